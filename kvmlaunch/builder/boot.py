@@ -1,0 +1,100 @@
+"""Firmware, or a kernel booted directly."""
+
+from pathlib import PurePosixPath
+
+from attrs import frozen
+
+from kvmlaunch.builder.option import Part, field, fixed, pairs, value
+from kvmlaunch.model.choice import Choice
+from kvmlaunch.model.definition import AUTO, Definition
+from kvmlaunch.model.finding import error
+from kvmlaunch.model.host import HostFacts
+from kvmlaunch.model.plan import Option, Place, PlannedFile
+
+VARIABLES = "uefi-variables.fd"
+
+
+@frozen(kw_only=True)
+class Firmware:
+    """UEFI code and the template of its variable store, as a distribution installs them."""
+
+    code: PurePosixPath
+    variables: PurePosixPath
+
+
+# Debian and Ubuntu (ovmf), Fedora and RHEL (edk2-ovmf), Arch (edk2-ovmf), openSUSE (qemu-ovmf-x86_64).
+FIRMWARES = tuple(
+    Firmware(code=PurePosixPath(code), variables=PurePosixPath(variables))
+    for code, variables in (
+        ("/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"),
+        ("/usr/share/OVMF/OVMF_CODE.fd", "/usr/share/OVMF/OVMF_VARS.fd"),
+        ("/usr/share/edk2/ovmf/OVMF_CODE.fd", "/usr/share/edk2/ovmf/OVMF_VARS.fd"),
+        ("/usr/share/edk2/x64/OVMF_CODE.4m.fd", "/usr/share/edk2/x64/OVMF_VARS.4m.fd"),
+        ("/usr/share/qemu/ovmf-x86_64-4m-code.bin", "/usr/share/qemu/ovmf-x86_64-4m-vars.bin"),
+    )
+)
+
+
+def firmware_paths(definition: Definition) -> tuple[PurePosixPath, ...]:
+    """Give the files to look for on the host, none with BIOS."""
+    if definition.boot.firmware != "uefi":
+        return ()
+    return tuple(path for firmware in FIRMWARES for path in (firmware.code, firmware.variables))
+
+
+def plan_firmware(definition: Definition, host: HostFacts) -> Firmware | None:
+    """Choose the first UEFI firmware that is installed; None with BIOS or where there is none."""
+    if definition.boot.firmware != "uefi":
+        return None
+    there = {path for path, facts in host.paths.items() if facts.kind == "file"}
+    return next((firmware for firmware in FIRMWARES if {firmware.code, firmware.variables} <= there), None)
+
+
+def uefi_options(firmware: Firmware, definition: Definition) -> tuple[Option, ...]:
+    """Give the two flash drives: the code read-only, and a variable store of the VM's own."""
+    source = "QEMU docs, system/i386/pc (pflash); OVMF README"
+    origin = definition.origin("boot.firmware")
+    code: Choice[PurePosixPath] = Choice(value=firmware.code, reason="UEFI code as the distribution installs it", source=source, origin=origin)
+    store: Choice[Place] = Choice(value=Place(root="state", tail=VARIABLES), reason="the VM's own variable store, kept between starts", source=source, origin=origin)
+    kind = fixed("pflash", "firmware is flash memory", source)
+    raw = fixed("raw", "flash images are raw", source)
+    return (
+        pairs("-drive", "boot", field("if", "boot.code.if", kind), field("unit", "boot.code.unit", fixed(0, "code is unit 0", source)),
+              field("format", "boot.code.format", raw), field("readonly", "boot.code.readonly", fixed(value=True, reason="shared by all VMs", source=source)),
+              field("file", "boot.firmware", code)),
+        pairs("-drive", "boot", field("if", "boot.variables.if", kind), field("unit", "boot.variables.unit", fixed(1, "variables are unit 1", source)),
+              field("format", "boot.variables.format", raw), field("file", "boot.variables", store)),
+    )
+
+
+def kernel_options(definition: Definition) -> tuple[Option, ...]:
+    """Give `-kernel`, `-initrd` and `-append`, whose values stand as they are: QEMU does not read commas there."""
+    written = {"kernel": definition.boot.kernel, "initrd": definition.boot.initrd, "append": definition.boot.append}
+    return tuple(
+        value(f"-{name}", "boot", f"boot.{name}", Choice(value=word, reason="", source="", origin=definition.origin(f"boot.{name}")))
+        for name, word in written.items() if word is not None)
+
+
+def build_boot(definition: Definition, host: HostFacts) -> Part:
+    """Give what starts the guest."""
+    if definition.boot.firmware != "uefi":
+        return Part(options=kernel_options(definition))
+    firmware = plan_firmware(definition, host)
+    if firmware is None:
+        missing = error(code="qemu.capability", message="no UEFI firmware is installed", key="boot.firmware",
+                        why="looked for " + ", ".join(str(each.code) for each in FIRMWARES), hint="apt install ovmf   (dnf install edk2-ovmf)")
+        return Part(options=kernel_options(definition), findings=(missing,))
+    return Part(options=(*uefi_options(firmware, definition), *kernel_options(definition)))
+
+
+def boot_files(definition: Definition) -> tuple[PlannedFile, ...]:
+    """Give the files that QEMU reads at the start, for the checks."""
+    written = (("boot.kernel", definition.boot.kernel), ("boot.initrd", definition.boot.initrd))
+    return tuple(PlannedFile(key=key, path=path) for key, path in written if path is not None)
+
+
+def firmware_choice(definition: Definition) -> Choice[str]:
+    """Give the decision on the firmware for `explain`."""
+    if definition.boot.firmware is not AUTO:
+        return Choice(value=definition.boot.firmware, reason="", source="", origin=definition.origin("boot.firmware"))
+    return Choice(value="bios", reason="SeaBIOS starts every guest that does not need UEFI", source="QEMU docs, system/i386/pc", origin=definition.origin("boot.firmware"))

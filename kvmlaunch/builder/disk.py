@@ -1,0 +1,305 @@
+"""Disks: a `-drive` and its device, with cache mode and aio chosen by where the image lies."""
+
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+
+from attrs import frozen
+
+from kvmlaunch.builder import names
+from kvmlaunch.builder.option import Part, field, fixed, pairs, wiring
+from kvmlaunch.model.choice import Choice, Origin
+from kvmlaunch.model.definition import AUTO, Aio, CacheMode, Definition, Disk
+from kvmlaunch.model.finding import Finding, error, warning
+from kvmlaunch.model.host import HostFacts, PathFacts
+from kvmlaunch.model.plan import DrivePromise, Field, Option, PlannedDisk
+from kvmlaunch.model.qemu import QemuCaps
+
+DIRECT = ("none", "directsync")
+WRITE_THROUGH = ("writethrough", "directsync")
+LONGEST_SERIAL = 20
+AIO_HEADROOM = 1024  # contexts that one busy QEMU may take
+URING_AVOIDS = ("zfs", "cifs", "smb3")  # hangs were reported there: Proxmox qemu-server Drive.pm, Incus ba320b8bc6
+SUFFIXES = {".img": "raw", ".raw": "raw", ".qcow2": "qcow2"}
+MEASURED = "kvmlaunch docs, performance"
+DEVICES = {"virtio-blk": "virtio-blk-pci", "virtio-scsi": "scsi-hd", "nvme": "nvme", "sata": "ide-hd", "ide": "ide-hd"}
+
+
+@frozen(kw_only=True)
+class DiskPlan:
+    """A disk with everything resolved that other parts ask for."""
+
+    name: str
+    disk: Disk
+    facts: PathFacts
+    format: Choice[str]
+    bus: Choice[str]
+    cache: Choice[CacheMode]
+    aio: Choice[Aio]
+
+    @property
+    def table(self) -> str:
+        """The definition's table."""
+        return f"disk.{self.name}"
+
+
+def plan_format(definition: Definition, name: str, disk: Disk, facts: PathFacts) -> Choice[str]:
+    """Choose the format by the kind and the suffix of the path, never by content; "" when neither tells."""
+    key = f"disk.{name}.format"
+    if disk.format is not AUTO:
+        return Choice(value=disk.format, reason="", source="", origin=definition.origin(key))
+    source = "QEMU security page: probing lets a guest choose its own format"
+    origin = definition.origin(f"disk.{name}.path")
+    if facts.kind == "block":
+        return Choice(value="raw", reason="a block device holds the guest's bytes as they are", source=source, origin=origin)
+    suffix = disk.path.suffix
+    return Choice(value=SUFFIXES.get(suffix, ""), reason=f"the suffix {suffix}; content is never probed", source=source, origin=origin)
+
+
+def plan_bus(definition: Definition, name: str, disk: Disk) -> Choice[str]:
+    """Choose the bus: virtio-blk; for Windows sata until the definition says that its driver is in."""
+    if disk.bus is not AUTO:
+        return Choice(value=disk.bus, reason="", source="", origin=definition.origin(f"disk.{name}.bus"))
+    if definition.os == "windows":
+        return Choice(value="sata", reason='Windows boots from it without a driver; write bus = "virtio-blk" once the virtio driver is installed',
+                      source="virtio-win", origin=definition.origin("os"))
+    return Choice(value="virtio-blk", reason="the shortest way between guest and host, one queue a vCPU", source="QEMU docs, devices/virtio", origin=definition.origin("os"))
+
+
+def plan_cache(definition: Definition, name: str, disk: Disk, facts: PathFacts) -> Choice[CacheMode]:
+    """Choose the cache mode: none where O_DIRECT works on this very path, else writeback; both honour a guest's flush."""
+    key = f"disk.{name}.cache"
+    if disk.cache is not AUTO:
+        origin = definition.origin(key)
+        reason = f"the profile {origin.place}" if origin.kind == "profile" else ""
+        return Choice(value=disk.cache, reason=reason, source="kvmlaunch: profiles" if reason else "", origin=origin)
+    where = f"{disk.path}" + (f" ({facts.filesystem})" if facts.filesystem else "")
+    fact = Origin(kind="host", place=f"O_DIRECT on {disk.path}", key=key)
+    source = "RHEL 10, virtualization guide (disk caching); kvmlaunch docs, performance"
+    if facts.o_direct:
+        return Choice(value="none", reason=f"O_DIRECT works on {where}; a guest's flush is honoured", source=source, origin=fact)
+    refusal = facts.refusal or "not tried"
+    return Choice(value="writeback", reason=f"no O_DIRECT on {where}: {refusal}; a guest's flush is honoured", source=source, origin=fact)
+
+
+def uring_trouble(facts: PathFacts, cache: str) -> str:
+    """Give why io_uring is avoided on this store, "" when it is not."""
+    if facts.filesystem in URING_AVOIDS:
+        return f"hangs were reported on {facts.filesystem}"
+    if facts.device.startswith("rbd"):
+        return "hangs were reported on krbd"
+    if facts.device.startswith("loop"):
+        return "hangs were reported on loop devices"
+    if facts.device.startswith("dm-") and cache == "writeback":
+        return "hangs were reported on LVM with writeback"
+    return ""
+
+
+def native_trouble(facts: PathFacts, host: HostFacts, cache: str, format_: str) -> str:
+    """Give why aio=native is not the best, "" when it is."""
+    if cache not in DIRECT:
+        return f"cache={cache} is not direct"
+    if format_ != "raw":
+        return f"{format_} allocates as it grows"
+    if not facts.fully_allocated:
+        return "the image is sparse: submitting would block while it allocates"
+    if host.aio.used + AIO_HEADROOM > host.aio.most:
+        return f"fs.aio-nr is {host.aio.used} of {host.aio.most}"
+    return ""
+
+
+def plan_aio(definition: Definition, name: str, host: HostFacts, facts: PathFacts, cache: str, format_: str, caps: QemuCaps) -> Choice[Aio]:
+    """Choose the engine: native for direct I/O on allocated storage, io_uring where it can be used, else threads."""
+    key, written = f"disk.{name}.aio", definition.disk[name].aio
+    if written is not AUTO:
+        return Choice(value=written, reason="", source="", origin=definition.origin(key))
+    fact = Origin(kind="host", place=f"{definition.disk[name].path}, aio limits", key=key)
+    against_native = native_trouble(facts, host, cache, format_)
+    if not against_native:
+        what = "a block device" if facts.kind == "block" else "the image is fully allocated"
+        return Choice(value="native", reason=f"cache={cache} and {what}", source=MEASURED, origin=fact)
+    against_uring = host.aio.io_uring_refusal or uring_trouble(facts, cache) or ("" if "io_uring" in caps.aio else "this QEMU was built without it")
+    if not against_uring:
+        return Choice(value="io_uring", reason=against_native, source=MEASURED, origin=fact)
+    return Choice(value="threads", reason=f"{against_native}; no io_uring: {against_uring}", source=MEASURED, origin=fact)
+
+
+def plan_disk(definition: Definition, name: str, host: HostFacts, caps: QemuCaps) -> DiskPlan:
+    """Resolve what stands at auto."""
+    disk = definition.disk[name]
+    facts = host.paths.get(disk.path) or PathFacts(path=disk.path, kind="missing")
+    format_ = plan_format(definition, name, disk, facts)
+    cache = plan_cache(definition, name, disk, facts)
+    return DiskPlan(name=name, disk=disk, facts=facts, format=format_, bus=plan_bus(definition, name, disk), cache=cache,
+                    aio=plan_aio(definition, name, host, facts, cache.value, format_.value, caps))
+
+
+def check_disk(plan: DiskPlan, host: HostFacts, caps: QemuCaps, machine: str) -> Iterator[Finding]:
+    """Check what was written by hand against the host and this QEMU, and say what is risky."""
+    yield from check_direct(plan)
+    yield from check_aio(plan, host, caps)
+    if not plan.format.value:
+        yield error(code="def.disk.format", message=f"the format of {plan.disk.path.name} is not known by its suffix", key=f"{plan.table}.path",
+                    why="content is never probed: a guest could choose its own format", hint=f'format = "raw"   (or "qcow2") in [{plan.table}]')
+    if plan.cache.value == "unsafe":
+        yield warning(code="disk.cache.unsafe", message=f"disk {plan.name}: cache=unsafe ignores the guest's flushes", key=f"{plan.table}.cache",
+                      why="a crash of the host, or of QEMU, loses data that the guest believes safe", hint='cache = "none"')
+    if plan.bus.value == "ide" and "q35" in machine:
+        yield error(code="qemu.capability", message="q35 has no IDE controller", key=f"{plan.table}.bus", why=f"the machine is {machine}", hint='bus = "sata"')
+
+
+def check_direct(plan: DiskPlan) -> Iterator[Finding]:
+    """Refuse a direct cache mode by hand on a path that refuses O_DIRECT (`disk.direct`), and native without direct I/O."""
+    cache, key = plan.cache.value, f"{plan.table}.cache"
+    readable = plan.facts.kind in {"file", "block"} and plan.facts.readable
+    if plan.disk.cache is not AUTO and cache in DIRECT and readable and not plan.facts.o_direct:
+        yield error(code="disk.direct", message=f"cache={cache} needs O_DIRECT, which {plan.disk.path} refuses", key=key,
+                    why=f"{plan.facts.filesystem or 'its store'}: {plan.facts.refusal}", hint='cache = "writeback"')
+    if plan.aio.value == "native" and cache not in DIRECT:
+        yield error(code="def.disk.aio", message=f"aio=native needs direct I/O, and cache is {cache}", key=f"{plan.table}.aio",
+                    why=plan.cache.reason, hint='cache = "none"   or   aio = "io_uring"')
+
+
+def check_aio(plan: DiskPlan, host: HostFacts, caps: QemuCaps) -> Iterator[Finding]:
+    """Refuse an engine by hand that the host or this QEMU refuses (`host.aio.refused`, `qemu.capability`)."""
+    written, key = plan.disk.aio, f"{plan.table}.aio"
+    if written == "io_uring" and "io_uring" not in caps.aio:
+        yield error(code="qemu.capability", message="this QEMU was built without io_uring", key=key, why=f"QEMU {caps.version_text}", hint='aio = "auto"')
+    elif written == "io_uring" and host.aio.io_uring_refusal:
+        yield error(code="host.aio.refused", message=f"io_uring may not be used by {host.user.name or host.user.uid}", key=key,
+                    why=host.aio.io_uring_refusal, hint='sysctl kernel.io_uring_disabled=0   or   aio = "auto"')
+    if written == "native" and host.aio.used + AIO_HEADROOM > host.aio.most:
+        yield error(code="host.aio.refused", message="the host's asynchronous I/O contexts are used up", key=key,
+                    why=f"fs.aio-nr is {host.aio.used} of fs.aio-max-nr {host.aio.most}", hint=f"sysctl fs.aio-max-nr={max(1 << 20, host.aio.most * 2)}")
+
+
+def drive_fields(plan: DiskPlan, definition: Definition) -> Iterator[Field]:
+    """Give the fields of `-drive`, the path first."""
+    table = plan.table
+    path: Choice[PurePosixPath] = Choice(value=plan.disk.path, reason="", source="", origin=definition.origin(f"{table}.path"))
+    yield field("file", f"{table}.path", path)
+    yield field("format", f"{table}.format", plan.format)
+    yield wiring("if", table, "none", "the device below is attached by hand")
+    yield wiring("id", table, names.drive_id(plan.name))
+    yield wiring("node-name", table, names.node_name(plan.name))
+    yield field("cache", f"{table}.cache", plan.cache)
+    yield field("aio", f"{table}.aio", plan.aio)
+    yield field("discard", f"{table}.discard", plan_discard(plan, definition))
+    if plan.disk.detect_zeroes != "off":
+        yield field("detect-zeroes", f"{table}.detect_zeroes", Choice(value=plan.disk.detect_zeroes, reason="", source="", origin=definition.origin(f"{table}.detect_zeroes")))
+    if plan.disk.readonly:
+        yield field("readonly", f"{table}.readonly", Choice(value=True, reason="", source="", origin=definition.origin(f"{table}.readonly")))
+    for name, number in (("iops", plan.disk.limits.iops), ("bandwidth", plan.disk.limits.bandwidth)):
+        if number is not None:
+            word = {"iops": "throttling.iops-total", "bandwidth": "throttling.bps-total"}[name]
+            key = f"{table}.limits.{name}"
+            yield field(word, key, Choice(value=int(number), reason="", source="", origin=definition.origin(key)))
+
+
+def plan_discard(plan: DiskPlan, definition: Definition) -> Choice[str]:
+    """Choose what a guest's trim does: free the blocks."""
+    key = f"{plan.table}.discard"
+    if plan.disk.discard is not AUTO:
+        return Choice(value=plan.disk.discard, reason="", source="", origin=definition.origin(key))
+    return Choice(value="unmap", reason="a guest's trim frees blocks on the host; a trimmed image is sparse, and aio may change at the next start",
+                  source="QEMU man page, -drive discard", origin=definition.origin(key))
+
+
+def device_fields(plan: DiskPlan, definition: Definition, caps: QemuCaps, threads: tuple[str, ...], bus: str, boot: Choice[int] | None) -> Iterator[Field]:
+    """Give the fields of the disk's `-device`."""
+    table = plan.table
+    yield field("", f"{table}.bus", Choice(value=DEVICES[plan.bus.value], reason=plan.bus.reason, source=plan.bus.source, origin=plan.bus.origin))
+    yield wiring("drive", table, names.drive_id(plan.name))
+    yield field("id", f"{table}.device", fixed(names.device_id(plan.name), "an id computed from the name", "kvmlaunch: names, not numbers"))
+    if bus:
+        yield wiring("bus", table, bus, "its place on the controller")
+    if boot:
+        yield field("bootindex", f"{table}.boot", boot)
+    yield field("serial", f"{table}.serial", plan_serial(plan, definition))
+    if plan.disk.queues is not AUTO and plan.bus.value == "virtio-blk":
+        yield field("num-queues", f"{table}.queues", Choice(value=plan.disk.queues, reason="", source="", origin=definition.origin(f"{table}.queues")))
+    yield from thread_fields(plan, threads)
+    if plan.facts.rotational is False and plan.bus.value in {"virtio-scsi", "sata", "ide"} and caps.device_has(DEVICES[plan.bus.value], "rotation_rate"):
+        origin = Origin(kind="host", place=f"queue/rotational of {plan.facts.device}")
+        yield field("rotation_rate", f"{table}.rotation_rate", Choice(value=1, reason="the store does not rotate, and the guest is told", source="QEMU, rotation_rate", origin=origin))
+    yield from error_fields(plan, definition)
+
+
+def thread_fields(plan: DiskPlan, threads: tuple[str, ...]) -> Iterator[Field]:
+    """Give the thread of a virtio-blk disk, or the list of threads that its queues are spread over."""
+    if plan.bus.value != "virtio-blk" or not threads:
+        return
+    key = f"{plan.table}.iothread"
+    if len(threads) == 1:
+        yield field("iothread", key, fixed(threads[0], "its I/O leaves QEMU's main thread", "qemu-devel 2025-11-04, aio_add_sqe v6 (20 % more IOPS)"))
+    else:
+        yield field("iothread-vq-mapping", key, fixed(threads, "its queues are spread over the threads", "QEMU 9.0, iothread-vq-mapping"))
+
+
+def error_fields(plan: DiskPlan, definition: Definition) -> Iterator[Field]:
+    """Give werror and rerror where the definition asks; auto is QEMU's own."""
+    if plan.disk.on_error is AUTO:
+        return
+    key = f"{plan.table}.on_error"
+    for name in ("werror", "rerror"):
+        word = "report" if name == "rerror" and plan.disk.on_error == "enospc" else plan.disk.on_error
+        yield field(name, key, Choice(value=word, reason="", source="", origin=definition.origin(key)))
+
+
+def plan_serial(plan: DiskPlan, definition: Definition) -> Choice[str]:
+    """Choose the serial number: the disk's name, by which the guest finds it under /dev/disk/by-id."""
+    key = f"{plan.table}.serial"
+    if plan.disk.serial is not AUTO:
+        return Choice(value=plan.disk.serial, reason="", source="", origin=definition.origin(key))
+    return Choice(value=plan.name[:LONGEST_SERIAL], reason="the disk's name: /dev/disk/by-id in the guest is stable", source="virtio 1.1, 5.2.6 (20 bytes)", origin=definition.origin(f"{plan.table}.path"))
+
+
+def plan_boot(definition: Definition, name: str, *, instead: str) -> Choice[int] | None:
+    """Choose the boot index: as written; 1 for the first disk when none is written; None for the others.
+
+    `instead` is the CD-ROM that this start boots from, "" for none.
+    """
+    written, key = definition.disk[name].boot, f"disk.{name}.boot"
+    if written is not AUTO:
+        return Choice(value=written, reason="", source="", origin=definition.origin(key))
+    taken = any(disk.boot is not AUTO for disk in definition.disk.values()) or any(cdrom.boot for cdrom in definition.cdrom.values())
+    if taken or name != next(iter(definition.disk)):
+        return None
+    reason = "the first disk, as no boot index is written" + (f"; this start boots from {instead}" if instead else "")
+    return Choice(value=1, reason=reason, source="QEMU docs, bootindex", origin=definition.origin(key))
+
+
+def planned(plan: DiskPlan) -> PlannedDisk:
+    """Give the disk as the checks want it."""
+    return PlannedDisk(
+        table=plan.table, path=plan.disk.path, format=plan.format.value, format_written=plan.disk.format is not AUTO, readonly=plan.disk.readonly,
+        cache=plan.cache.value, cache_written=plan.disk.cache is not AUTO, aio=plan.aio.value, aio_written=plan.disk.aio is not AUTO,
+    )
+
+
+def promise(plan: DiskPlan) -> DrivePromise:
+    """Give what query-block and fdinfo must say."""
+    cache, limits = plan.cache.value, plan.disk.limits
+    return DrivePromise(
+        id=names.drive_id(plan.name), path=plan.disk.path, format=plan.format.value, readonly=plan.disk.readonly, direct=cache in DIRECT,
+        no_flush=cache == "unsafe", writeback=cache not in WRITE_THROUGH, detect_zeroes=plan.disk.detect_zeroes, iops=limits.iops or 0, bandwidth=limits.bandwidth or 0, aio=plan.aio.value,
+    )
+
+
+def scsi_controller(plans: tuple[DiskPlan, ...], threads: tuple[str, ...]) -> tuple[Option, ...]:
+    """Give the one virtio-scsi controller where a disk wants it."""
+    if not any(plan.bus.value == "virtio-scsi" for plan in plans):
+        return ()
+    fields = [field("", "disk.controller", fixed("virtio-scsi-pci", "disks with bus virtio-scsi sit on it", "QEMU docs, devices/virtio")), wiring("id", "disk.controller", "scsi0")]
+    if threads:
+        fields.append(field("iothread", "disk.controller.iothread", fixed(threads[0], "its I/O leaves QEMU's main thread", "qemu-devel 2025-11-04, aio_add_sqe v6 (20 % more IOPS)")))
+    return (pairs("-device", "disk", *fields),)
+
+
+def build_disk(plan: DiskPlan, definition: Definition, host: HostFacts, caps: QemuCaps, *, machine: str, threads: tuple[str, ...], bus: str, boot: Choice[int] | None) -> Part:
+    """Give a disk's drive and device; `bus` is its place on a controller, "" where it has none."""
+    device = Option(
+        flag="-device", form="json" if len(threads) > 1 else "pairs", table=plan.table,
+        fields=tuple(device_fields(plan, definition, caps, threads, bus, boot)),
+    )
+    drive = pairs("-drive", plan.table, *drive_fields(plan, definition))
+    return Part(options=(drive, device), promises=(promise(plan),), findings=tuple(check_disk(plan, host, caps, machine)))

@@ -1,0 +1,239 @@
+"""RAM and what backs it: hugepages of a mount of the VM's own, or ordinary memory with THP."""
+
+from attrs import frozen
+
+from kvmlaunch.builder.option import BUILT_IN, Part, field, fixed, pairs, value, wiring
+from kvmlaunch.model.choice import Choice, Origin
+from kvmlaunch.model.definition import AUTO, Definition
+from kvmlaunch.model.finding import Finding, error, warning
+from kvmlaunch.model.host import HostFacts, HostNode
+from kvmlaunch.model.plan import Field, MemoryPlan, MemoryPromise, Option, Place
+from kvmlaunch.units import GIB, MIB, count, parse_size, render_size
+
+HUGE = 2 * MIB
+POLICY = "kvmlaunch docs, reference (memory)"
+HUGETLB = "kernel docs, admin-guide/mm/hugetlbpage.rst"
+
+
+@frozen(kw_only=True)
+class Backing:
+    """The decision about hugepages: the page size (None for ordinary memory), why, and is it a fallback."""
+
+    page_size: int | None
+    choice: Choice[str]
+    fell_back: bool = False
+
+
+def pages_needed(size: int, page_size: int) -> int:
+    """Give ⌈size / page size⌉."""
+    return -(-size // page_size)
+
+
+def obstacle(host: HostFacts, page_size: int, pages: int, host_numa_node: int | None) -> str:
+    """Give why hugepages cannot be had without asking anybody, "" when they can."""
+    pool = host.pool(page_size, host_numa_node)
+    if pool is None:
+        return f"this kernel has no pool of {render_size(page_size)} pages"
+    if host.holds_mount(page_size, pages):
+        return ""
+    if host.hugepages_refused:
+        return host.hugepages_refused
+    if not host.privileged:
+        if host.held.mount_size is not None:
+            return f"the prepared mount has {render_size(host.held.mount_size)} for uid {host.held.mount_uid}, not {render_size(pages * page_size)} for uid {host.user.uid}"
+        return "only root reserves them, and nothing is prepared"
+    missing = host.pages_short(page_size, pages, host_numa_node) * page_size
+    if missing and host.memory.available - missing < host.kept_memory:
+        return (f"{render_size(missing)} more would leave the host {render_size(max(0, host.memory.available - missing) // MIB * MIB)}"
+                f" of the {render_size(host.kept_memory // MIB * MIB)} that it keeps")
+    return ""
+
+
+def plan_backing(definition: Definition, host: HostFacts, host_numa_node: int | None) -> Backing:
+    """Choose the page size: as written; auto takes 2 MiB pages when they can be had, else says why not."""
+    written, origin = definition.memory.hugepages, definition.origin("memory.hugepages")
+    if written == "off":
+        return Backing(page_size=None, choice=Choice(value="off", reason="", source="", origin=origin))
+    if written is not AUTO:
+        return Backing(page_size=parse_size(written), choice=Choice(value=written, reason="", source="", origin=origin))
+    pages = pages_needed(definition.memory.size, HUGE)
+    fact = Origin(kind="host", place="hugepage pools", key="memory.hugepages")
+    problem = obstacle(host, HUGE, pages, host_numa_node)
+    if problem:
+        return Backing(page_size=None, fell_back=True, choice=Choice(value="off", reason=problem, source=HUGETLB, origin=fact))
+    reason = f"{count(pages, 'page')} of 2MiB cover {render_size(definition.memory.size)}"
+    return Backing(page_size=HUGE, choice=Choice(value="2MiB", reason=reason, source=HUGETLB, origin=fact))
+
+
+def plan_node(definition: Definition, host: HostFacts) -> Choice[int | None]:
+    """Choose the host NUMA node to bind to: none on a host with one; auto takes the freest that fits the VM whole."""
+    written, origin = definition.memory.numa, definition.origin("memory.numa")
+    if written == "none":
+        return Choice(value=None, reason="", source="", origin=origin)
+    if written is not AUTO:
+        return Choice(value=int(written), reason="", source="", origin=origin)
+    fact = Origin(kind="host", place="NUMA nodes", key="memory.numa")
+    source = "kernel docs, admin-guide/mm/numa_memory_policy.rst"
+    if len(host.nodes) < 2:  # noqa: PLR2004 - one node is no choice
+        return Choice(value=None, reason="the host has one NUMA node", source=source, origin=fact)
+    fitting = [node for node in host.nodes if fits(node, definition)]
+    if not fitting:
+        return Choice(value=None, reason="no NUMA node fits the whole VM", source=source, origin=fact)
+    best = max(fitting, key=lambda node: node.memory_free)
+    return Choice(value=best.number, reason=f"node {best.number} fits the VM whole, {render_size(best.memory_free // MIB * MIB)} free", source=source, origin=fact)
+
+
+def fits(node: HostNode, definition: Definition) -> bool:
+    """Have a node's free memory (pool included) and CPUs room for the whole VM."""
+    pooled = sum(pool.free * pool.page_size for pool in node.pools)
+    return node.memory_free + pooled >= definition.memory.size and len(node.cpus) >= definition.cpu.vcpus
+
+
+def plan_memory(definition: Definition, host: HostFacts) -> MemoryPlan:
+    """Give what backs the guest's RAM, with the number of pages."""
+    node = plan_node(definition, host).value
+    backing = plan_backing(definition, host, node)
+    pages = pages_needed(definition.memory.size, backing.page_size) if backing.page_size else 0
+    return MemoryPlan(
+        size=definition.memory.size,
+        backing="hugepages" if backing.page_size else "ordinary",
+        page_size=backing.page_size or 4096,
+        pages=pages,
+        host_numa_node=node,
+        asked=definition.memory.hugepages is not AUTO,
+        lock=definition.memory.lock,
+    )
+
+
+def check_backing(definition: Definition, host: HostFacts, memory: MemoryPlan) -> tuple[Finding, ...]:
+    """Say a fallback of auto (`host.hugepages.none`), a THP that is off, a node that is not there."""
+    backing = plan_backing(definition, host, memory.host_numa_node)
+    found: list[Finding] = []
+    if backing.fell_back:
+        pages = pages_needed(definition.memory.size, HUGE)
+        fix = f"sudo kvmlaunch preflight {definition.name} --apply --user {host.user.name or host.user.uid}" if not host.privileged else "--set memory.hugepages=2MiB  (an error in place of this fallback)"
+        found.append(warning(code="host.hugepages.none", message=f"ordinary memory in place of {count(pages, 'huge page')}", key="memory.hugepages",
+                             why=backing.choice.reason, hint=fix))
+    if memory.backing == "ordinary" and host.thp == "never":
+        found.append(warning(code="host.thp.never", message="ordinary memory without transparent huge pages", key="memory.hugepages",
+                             why="/sys/kernel/mm/transparent_hugepage/enabled is never", hint="echo madvise > /sys/kernel/mm/transparent_hugepage/enabled"))
+    if memory.host_numa_node is not None and host.node(memory.host_numa_node) is None:
+        there = ", ".join(str(node.number) for node in host.nodes) or "none"
+        found.append(error(code="def.value.range", message=f"host NUMA node {memory.host_numa_node} does not exist", key="memory.numa",
+                           why=f"nodes of this host: {there}", hint='memory.numa = "auto"'))
+    return tuple(found)
+
+
+def render_memory_size(size: int) -> str:
+    """Give `-m`'s spelling of a size in bytes, exact: a bare number there means MiB."""
+    for unit, length in (("G", GIB), ("M", MIB), ("K", 1024)):
+        if size % length == 0:
+            return f"{size // length}{unit}"
+    return f"{size}B"
+
+
+def size_field(definition: Definition) -> Choice[str]:
+    """Give the size as `-m` takes it."""
+    written = "memory.size" in definition.origins
+    return Choice(value=render_memory_size(definition.memory.size), reason="" if written else "the built-in default",
+                  source="" if written else "kvmlaunch: defaults", origin=definition.origin("memory.size"))
+
+
+def plan_prealloc(definition: Definition, memory: MemoryPlan) -> Choice[bool]:
+    """Choose preallocation: with hugepages, so that a shortage shows at the start and not later as SIGBUS."""
+    if definition.memory.prealloc is not AUTO:
+        return Choice(value=definition.memory.prealloc, reason="", source="", origin=definition.origin("memory.prealloc"))
+    if memory.backing == "hugepages":
+        return Choice(value=True, reason="a shortage shows at the start, not later as SIGBUS", source="QEMU man page, -mem-prealloc", origin=BUILT_IN)
+    return Choice(value=False, reason="ordinary memory comes when the guest touches it", source="QEMU man page, -mem-prealloc", origin=BUILT_IN)
+
+
+def backing_fields(definition: Definition, host: HostFacts, memory: MemoryPlan) -> Choice[Place]:
+    """Give the mount as the value of mem-path, with the decision on hugepages as its reason."""
+    backing = plan_backing(definition, host, memory.host_numa_node).choice
+    written = f"{count(memory.pages, 'page')} of {render_size(memory.page_size)}"
+    return Choice(value=Place(root="hugepages"), reason=backing.reason or written, source=backing.source or HUGETLB, origin=backing.origin)
+
+
+def bound_options(definition: Definition, host: HostFacts, memory: MemoryPlan, node: int) -> tuple[Option, ...]:
+    """Give an explicit backend bound to a host NUMA node, and the guest node that uses it."""
+    prealloc, bound = plan_prealloc(definition, memory), plan_node(definition, host)
+    kind: tuple[Field, ...]
+    if memory.backing == "hugepages":
+        kind = (field("", "memory.backend", fixed("memory-backend-file", "hugepages are files of hugetlbfs", "QEMU man page, -object")),
+                wiring("id", "memory", "mem0"), field("mem-path", "memory.hugepages", backing_fields(definition, host, memory)))
+    else:
+        kind = (field("", "memory.backend", fixed("memory-backend-ram", "ordinary memory, bound to a node", "QEMU man page, -object")), wiring("id", "memory", "mem0"))
+    nodes: Choice[int] = Choice(value=node, reason=bound.reason, source=bound.source, origin=bound.origin)
+    policy: Choice[str] = fixed("bind", "no page from a far node", "mbind(2)")  # type: ignore[assignment]
+    return (
+        pairs("-object", "memory", *kind, field("size", "memory.size", Choice(value=memory.size, reason="as -m", source="QEMU man page, -numa", origin=definition.origin("memory.size"))),
+              field("prealloc", "memory.prealloc", prealloc), field("host-nodes", "memory.numa", nodes), field("policy", "memory.numa.policy", policy)),
+        pairs("-numa", "memory", field("", "memory.guest-node", fixed("node", "one guest NUMA node on one host node", "QEMU man page, -numa")), wiring("memdev", "memory", "mem0")),
+    )
+
+
+def backing_options(definition: Definition, host: HostFacts, memory: MemoryPlan) -> tuple[Option, ...]:
+    """Give `-m` and what backs it."""
+    size = value("-m", "memory", "memory.size", size_field(definition))
+    if memory.host_numa_node is not None:
+        return (size, *bound_options(definition, host, memory, memory.host_numa_node))
+    options = [size]
+    if memory.backing == "hugepages":
+        options.append(value("-mem-path", "memory", "memory.hugepages", backing_fields(definition, host, memory)))
+    prealloc = plan_prealloc(definition, memory)
+    if prealloc.value:
+        options.append(Option(flag="-mem-prealloc", form="bare", table="memory", fields=(field("", "memory.prealloc", prealloc),)))
+    return tuple(options)
+
+
+def lock_options(definition: Definition) -> tuple[Option, ...]:
+    """Give `-overcommit mem-lock=on` where it is asked for."""
+    if not definition.memory.lock:
+        return ()
+    lock: Choice[bool] = Choice(value=True, reason="", source="", origin=definition.origin("memory.lock"))
+    return (pairs("-overcommit", "memory", field("mem-lock", "memory.lock", lock)),)
+
+
+def plan_balloon(definition: Definition, memory: MemoryPlan) -> Choice[str]:
+    """Choose the balloon: with ordinary memory, so that the guest's free pages return to the host; none with hugepages."""
+    if definition.memory.balloon is not AUTO:
+        return Choice(value=definition.memory.balloon, reason="", source="", origin=definition.origin("memory.balloon"))
+    if memory.backing == "hugepages":
+        return Choice(value="off", reason="hugepages are not given back page by page", source=POLICY, origin=BUILT_IN)
+    if definition.os == "windows":
+        return Choice(value="off", reason="Windows needs a driver for it", source=POLICY, origin=definition.origin("os"))
+    return Choice(value="on", reason="free pages of the guest return to the host", source="QEMU man page, virtio-balloon free-page-reporting", origin=BUILT_IN)
+
+
+def build_balloon(definition: Definition, memory: MemoryPlan) -> Part:
+    """Give the balloon device."""
+    balloon = plan_balloon(definition, memory)
+    if balloon.value == "off":
+        return Part()
+    device: Choice[str] = Choice(value="virtio-balloon-pci", reason=balloon.reason, source=balloon.source, origin=balloon.origin)
+    return Part(options=(pairs(
+        "-device", "memory", field("", "memory.balloon", device), wiring("id", "memory.balloon", "balloon0"),
+        field("free-page-reporting", "memory.balloon.free-page-reporting", fixed(value=True, reason="the guest names its free pages", source="QEMU virtio-balloon, 5.1")),
+        field("deflate-on-oom", "memory.balloon.deflate-on-oom", fixed(value=True, reason="a guest short of memory takes it back", source="virtio 1.1, 5.5.6")),
+    ),))
+
+
+def hugepage_choice(definition: Definition, host: HostFacts, memory: MemoryPlan) -> Field:
+    """Give the decision on hugepages for `explain`, also where it leaves no argument."""
+    backing = plan_backing(definition, host, memory.host_numa_node).choice
+    return field("", "memory.hugepages", backing)
+
+
+def build_memory(definition: Definition, host: HostFacts, memory: MemoryPlan) -> Part:
+    """Give `-m` and its backing, with the promise that smaps must keep."""
+    promise = MemoryPromise(
+        size=memory.size, page_size=memory.page_size, lock=memory.lock,
+        merge=definition.memory.ksm == "on" and memory.backing == "ordinary",
+        prealloc=plan_prealloc(definition, memory).value,
+    )
+    return Part(
+        options=(*backing_options(definition, host, memory), *lock_options(definition)),
+        promises=(promise,),
+        findings=check_backing(definition, host, memory),
+    )

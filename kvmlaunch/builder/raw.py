@@ -1,0 +1,56 @@
+"""Arguments by hand: they come last, and reuse no id of ours."""
+
+import re
+from collections.abc import Iterator
+
+from kvmlaunch.builder.option import Part, field
+from kvmlaunch.model.choice import Choice
+from kvmlaunch.model.definition import Definition
+from kvmlaunch.model.finding import Finding, error
+from kvmlaunch.model.plan import Field, Option
+
+IDENTITY = re.compile(r'(?:^|,)(?:id|node-name)=([^,]+)|"(?:id|node-name)"\s*:\s*"([^"]+)"')
+OWN_FIELDS = ("id", "node-name")
+
+
+def identities(text: str) -> tuple[str, ...]:
+    """Give the ids and node names in one argument, in key=value or JSON form."""
+    return tuple(first or second for first, second in IDENTITY.findall(text))
+
+
+def taken(options: tuple[Option, ...]) -> frozenset[str]:
+    """Give the ids and node names of the options that kvmlaunch made."""
+    return frozenset(str(part.choice.value) for option in options for part in option.fields if part.name in OWN_FIELDS)
+
+
+def check_raw(definition: Definition, options: tuple[Option, ...]) -> Iterator[Finding]:
+    """Refuse an id that is taken (`def.raw.id`)."""
+    ours = taken(options)
+    for argument in definition.raw.args:
+        for identity in identities(argument):
+            if identity in ours:
+                yield error(code="def.raw.id", message=f"the id {identity!r} is taken", key="raw.args", why=f"kvmlaunch made it, and {argument!r} uses it again",
+                            hint="choose another id")
+
+
+def by_hand(definition: Definition, word: str) -> Field:
+    """Give a value by hand."""
+    return field("", "raw.args", Choice(value=word, reason="", source="", origin=definition.origin("raw.args")))
+
+
+def group_options(definition: Definition) -> Iterator[Option]:
+    """Give the arguments as options: a word with a dash, and the words behind it."""
+    args = definition.raw.args
+    index = 0
+    while index < len(args):
+        has_value = args[index].startswith("-") and index + 1 < len(args) and not args[index + 1].startswith("-")
+        if has_value:
+            yield Option(flag=args[index], form="value", table="raw", fields=(by_hand(definition, args[index + 1]),))
+        else:
+            yield Option(flag=args[index], form="bare", table="raw", fields=(by_hand(definition, args[index]),))
+        index += 2 if has_value else 1
+
+
+def build_raw(definition: Definition, options: tuple[Option, ...]) -> Part:
+    """Give the arguments by hand, checked against the options that stand before them."""
+    return Part(options=tuple(group_options(definition)), findings=tuple(check_raw(definition, options)))

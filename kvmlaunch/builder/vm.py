@@ -1,0 +1,166 @@
+"""The whole VM: every part in argv's order.  The only module here that knows the parts."""
+
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+
+from kvmlaunch.builder import boot, cdrom, console, cpu, disk, display, iothreads, machine, memory, names, network, raw, security
+from kvmlaunch.builder.option import Part, field, wiring
+from kvmlaunch.model.definition import AUTO, Definition
+from kvmlaunch.model.finding import Finding, error
+from kvmlaunch.model.host import HostFacts
+from kvmlaunch.model.plan import Field, IdentityPromise, Plan, Promise
+from kvmlaunch.model.qemu import QemuCaps
+
+SATA_PORTS = 6  # of the ICH9 controller that is part of q35
+FAST_SCHEDULERS = ("none",)
+
+
+def wanted_paths(definition: Definition) -> tuple[PurePosixPath, ...]:
+    """Give every path of the host that a decision about this VM depends on."""
+    return (
+        *(each.path for each in definition.disk.values()),
+        *(each.path for each in definition.cdrom.values()),
+        *(each.path for each in boot.boot_files(definition)),
+        *boot.firmware_paths(definition),
+    )
+
+
+def needs_io_uring(definition: Definition, host: HostFacts, caps: QemuCaps) -> bool:
+    """Does a decision depend on whether io_uring can be used, so that it has to be tried."""
+    plans = [disk.plan_disk(definition, name, host, caps) for name in definition.disk]
+    return any(plan.disk.aio == "io_uring" or (plan.disk.aio is AUTO and plan.aio.value != "native") for plan in plans)
+
+
+def disk_loads(plans: tuple[disk.DiskPlan, ...]) -> tuple[iothreads.DiskLoad, ...]:
+    """Give what the decision on I/O threads needs to know of each disk."""
+    first_scsi = next((plan.name for plan in plans if plan.bus.value == "virtio-scsi"), "")
+    return tuple(
+        iothreads.DiskLoad(
+            name=plan.name, bus=plan.bus.value, aio=plan.aio.value, shares=plan.bus.value == "virtio-scsi" and plan.name != first_scsi,
+            fast=plan.facts.rotational is False and plan.facts.scheduler in FAST_SCHEDULERS,
+            written=None if plan.disk.iothread is AUTO else plan.disk.iothread,
+        )
+        for plan in plans
+    )
+
+
+def ports(definition: Definition, plans: tuple[disk.DiskPlan, ...], machine_name: str) -> dict[str, str]:
+    """Give the place on a controller of each disk and CD-ROM that needs one, by table."""
+    on_sata = [*(plan.table for plan in plans if plan.bus.value in {"sata", "ide"}), *(f"cdrom.{name}" for name in definition.cdrom)]
+    per_bus = 1 if "q35" in machine_name else 2
+    seats = {table: f"ide.{index // per_bus}" for index, table in enumerate(on_sata)}
+    return seats | {plan.table: "scsi0.0" for plan in plans if plan.bus.value == "virtio-scsi"}
+
+
+def check_ports(seats: dict[str, str], machine_name: str) -> Iterator[Finding]:
+    """Refuse more SATA or IDE drives than the machine has ports (`qemu.capability`), and sata where there is none."""
+    seated = [table for table, seat in seats.items() if seat.startswith("ide.")]
+    most = SATA_PORTS if "q35" in machine_name else 4
+    if len(seated) > most:
+        yield error(code="qemu.capability", message=f"machine {machine_name} has {most} ports for disks and CD drives", key=seated[most],
+                    why=f"{len(seated)} are asked for", hint='bus = "virtio-scsi"')
+
+
+def build_disks(definition: Definition, host: HostFacts, caps: QemuCaps, plans: tuple[disk.DiskPlan, ...], machine_name: str, boot_from: str) -> Iterator[Part]:
+    """Give threads, controller, disks and CD drives."""
+    loads = disk_loads(plans)
+    threads = iothreads.plan_iothreads(definition, host, caps, loads)
+    seats = ports(definition, plans, machine_name)
+    yield iothreads.build_iothreads(definition, host, threads, loads)
+    scsi_threads = next((threads.of_disk[plan.name] for plan in plans if plan.bus.value == "virtio-scsi" and plan.name in threads.of_disk), ())
+    yield Part(options=disk.scsi_controller(plans, scsi_threads), findings=tuple(check_ports(seats, machine_name)))
+    for plan in plans:
+        yield disk.build_disk(plan, definition, host, caps, machine=machine_name, threads=threads.of_disk.get(plan.name, ()),
+                              bus=seats.get(plan.table, ""), boot=disk.plan_boot(definition, plan.name, instead=boot_from))
+    for name in definition.cdrom:
+        yield cdrom.build_cdrom(definition, name, bus=seats[f"cdrom.{name}"], boot=cdrom.plan_boot(definition, name, instead=boot_from))
+
+
+def build_parts(definition: Definition, host: HostFacts, caps: QemuCaps, plans: tuple[disk.DiskPlan, ...], nets: tuple[network.NetworkPlan, ...], boot_from: str, *, paused: bool) -> Iterator[Part]:
+    """Give every part but the raw one, in argv's order."""
+    uuid = names.vm_uuid(host.machine_id, host.caller_uid, definition.name)
+    backing = memory.plan_memory(definition, host)
+    machine_name = machine.plan_machine(definition, caps).value
+    accelerator = machine.plan_accelerator(definition, host).value
+    yield machine.build_machine(definition, host, caps, uuid=uuid, hugepages=backing.backing == "hugepages")
+    yield boot.build_boot(definition, host)
+    yield cpu.build_cpu(definition, host, caps, accelerator=accelerator, machine=machine_name, paused=paused)
+    yield memory.build_memory(definition, host, backing)
+    yield from build_disks(definition, host, caps, plans, machine_name, boot_from)
+    for plan in nets:
+        yield network.build_network(plan, definition, host)
+    yield console.build_small_devices(definition)
+    yield memory.build_balloon(definition, backing)
+    yield console.build_console(definition)
+    yield display.build_display(definition)
+    yield console.build_monitors()
+    yield machine.build_panic(definition)
+    yield security.build_security(definition, host)
+
+
+def explained_only(definition: Definition, host: HostFacts, caps: QemuCaps, plans: tuple[disk.DiskPlan, ...]) -> tuple[Field, ...]:
+    """Give the decisions that are no argument, or that leave none."""
+    threads = iothreads.plan_iothreads(definition, host, caps, disk_loads(plans))
+    backing = memory.plan_memory(definition, host)
+    against = tuple(
+        wiring("", f"disk.{name}.iothread", "none", reason) for name, reason in threads.reasons.items() if reason)
+    return (
+        field("", "boot.firmware", boot.firmware_choice(definition)),
+        cpu.pin_choice(definition, host),
+        *([] if backing.backing == "hugepages" else [memory.hugepage_choice(definition, host, backing)]),
+        field("", "memory.balloon", memory.plan_balloon(definition, backing)),
+        *([] if threads.ids.value else [iothreads.count_choice(threads)]),
+        *against,
+        security.user_choice(definition, host),
+    )
+
+
+def identity(definition: Definition, host: HostFacts, caps: QemuCaps) -> Promise:
+    """Give what QEMU must say of itself."""
+    return IdentityPromise(name=definition.name, uuid=names.vm_uuid(host.machine_id, host.caller_uid, definition.name),
+                           machine=machine.plan_machine(definition, caps).value, vcpus=definition.cpu.vcpus, uid=host.user.uid)
+
+
+def check_boot_from(definition: Definition, boot_from: str) -> Iterator[Finding]:
+    """Refuse to boot from a CD-ROM that the definition does not have."""
+    if boot_from and boot_from not in {f"cdrom.{name}" for name in definition.cdrom}:
+        there = ", ".join(f"cdrom.{name}" for name in definition.cdrom) or "none"
+        yield error(code="def.value.choice", message=f"there is no {boot_from} to boot from", key="cdrom", why=f"CD drives of this VM: {there}", hint="up VM --boot cdrom.NAME")
+
+
+def build_vm(definition: Definition, host: HostFacts, caps: QemuCaps, *, boot_from: str = "", paused: bool = False) -> Plan:
+    """Give the plan of a VM: a pure function of its arguments.
+
+    `boot_from` is `cdrom.NAME` for a start that boots from it, `paused` one that waits for `resume`.  What was asked for by hand and cannot be
+    had is an error among the plan's findings; a fallback of auto is a warning there.
+    """
+    plans = tuple(disk.plan_disk(definition, name, host, caps) for name in definition.disk)
+    nets = tuple(network.plan_network(definition, name, each, host) for name, each in network.networks_of(definition).items())
+    parts = list(build_parts(definition, host, caps, plans, nets, boot_from, paused=paused))
+    parts.append(raw.build_raw(definition, tuple(option for part in parts for option in part.options)))
+    threads = iothreads.plan_iothreads(definition, host, caps, disk_loads(plans))
+    firmware = boot.plan_firmware(definition, host)
+    return Plan(
+        name=definition.name,
+        digest=definition.digest,
+        binary=caps.binary,
+        uuid=names.vm_uuid(host.machine_id, host.caller_uid, definition.name),
+        user=host.user.name or str(host.user.uid),
+        options=tuple(option for part in parts for option in part.options),
+        promises=(*(promise for part in parts for promise in part.promises), identity(definition, host, caps)),
+        findings=(*(finding for part in parts for finding in part.findings), *check_boot_from(definition, boot_from)),
+        choices=explained_only(definition, host, caps, plans),
+        memory=memory.plan_memory(definition, host),
+        vcpus=definition.cpu.vcpus,
+        accelerator=machine.plan_accelerator(definition, host).value,
+        disks=(*(disk.planned(plan) for plan in plans), *(cdrom.planned(definition, name) for name in definition.cdrom)),
+        networks=tuple(network.planned(plan) for plan in nets),
+        listeners=(*(each for plan in nets for each in network.listeners(plan)), *display.listeners(definition)),
+        files=boot.boot_files(definition),
+        variables=firmware.variables if firmware else None,
+        vcpu_pins=cpu.plan_pins(definition, host).value,
+        iothread_pins=cpu.plan_iothread_pins(definition),
+        iothreads=threads.ids.value,
+        serial=definition.console.serial,
+    )
+

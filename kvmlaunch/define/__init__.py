@@ -1,0 +1,1 @@
+"""Definition: TOML text becomes a VM as written, every mistake at once."""

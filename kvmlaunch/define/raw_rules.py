@@ -1,0 +1,117 @@
+"""Rules for `[raw] args`: what kvmlaunch itself writes or must be sure of is not written by hand.
+
+Ids are compared with the plan's by the builder.  No message repeats an argument that may hold a
+secret.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from kvmlaunch.define.mistake import Mistake, shown
+
+# Options that the builder writes, or that change what a VM promises, with what to write instead.
+CLASHES: Final = {
+    "-accel": 'accel = "…" says it',
+    "-enable-kvm": 'accel = "kvm" says it',
+    "-M": 'machine = "…" says it',
+    "-m": 'memory = "…" says it',
+    "-smp": "vcpus and cpu.topology say it",
+    "-cpu": "cpu.model and cpu.features say it",
+    "-name": "the VM's name is the name of its file",
+    "-uuid": "the UUID is computed from the VM's name",
+    "-mem-path": "memory.hugepages says it",
+    "-mem-prealloc": "memory.prealloc says it",
+    "-numa": "memory.numa says it",
+    "-kernel": "boot.kernel says it",
+    "-initrd": "boot.initrd says it",
+    "-append": "boot.append says it",
+    "-vnc": "[display] says it",
+    "-sandbox": "security.sandbox says it",
+    "-runas": "security.user says it",
+    "-chroot": "security.user and the sandbox take its place",
+    "-daemonize": "QEMU is left running without it; with the sandbox it dies of it",
+    "-S": "`kvmlaunch pause` stops a VM; `up` waits for one that runs",
+    "-qmp": "kvmlaunch holds the monitor; `kvmlaunch monitor` talks to it",
+    "-qmp-pretty": "kvmlaunch holds the monitor; `kvmlaunch monitor` talks to it",
+    "-monitor": "kvmlaunch holds the monitor; `kvmlaunch monitor` talks to it",
+    "-mon": "kvmlaunch holds the monitor; `kvmlaunch monitor` talks to it",
+    "-pidfile": "kvmlaunch keeps its own record",
+    "-nodefaults": "it is always there",
+    "-no-user-config": "it is always there",
+    "-readconfig": "what it reads could not be checked; write the options out",
+}
+MACHINE_TYPE: Final = re.compile(r"[^=,]*(?:,|$)|(?:.*,)?(?:type|accel)=")
+SECRET_IN: Final = {
+    "-object": re.compile(r"""secret.*[,{"]\s*"?data"?\s*[=:]|tls-creds.*password="""),
+    "-spice": re.compile(r"(?:^|,)password="),
+    "-iscsi": re.compile(r"(?:^|,)password="),
+}
+HIDDEN_FORWARD: Final = re.compile(r"hostfwd=(?:tcp|udp)?::|hostfwd=:")
+RUNS_A_PROGRAM: Final = re.compile(r"guestfwd=.*-cmd:|(?:^|,)helper=|(?:^|,)(?:down)?script=(?!no(?:,|$))")
+EVERYWHERE: Final = re.compile(r"tcp:(?:0|\[?::\]?)?:[0-9]")
+
+
+def check_raw(arguments: Sequence[str]) -> Iterator[tuple[int, Mistake]]:
+    """Give what is wrong with arguments by hand, each with the number of its argument."""
+    if arguments and not arguments[0].startswith("-"):
+        hint = "options begin with -; a bare word would be a disk"
+        yield 0, Mistake(code="def.raw.option", message=f"{shown(arguments[0])} is no option", hint=hint)
+    for index, option, value in options(arguments):
+        for mistake in check_option(option, value):
+            yield index, mistake
+
+
+def options(arguments: Sequence[str]) -> Iterator[tuple[int, str, str]]:
+    """Give every argument that looks like an option, with its number and the one behind it; `--x` is `-x`."""
+    for index, argument in enumerate(arguments):
+        if argument.startswith("-"):
+            name = argument[1:] if argument.startswith("--") else argument
+            yield index, name, arguments[index + 1] if index + 1 < len(arguments) else ""
+
+
+def check_option(option: str, value: str) -> Iterator[Mistake]:
+    """Give what is wrong with one option."""
+    if option in CLASHES:
+        message = f"{option} clashes with what kvmlaunch writes"
+        yield Mistake(code="def.raw.option", message=message, hint=f"remove it: {CLASHES[option]}")
+    elif option == "-machine" and MACHINE_TYPE.match(value):
+        message = "-machine with a type or an accelerator clashes with what kvmlaunch writes"
+        yield Mistake(code="def.raw.option", message=message, hint='remove it: machine = "…" and accel = "…" say it')
+    elif option == "-run-with" and "user=" in value:
+        message = "-run-with user= clashes with security.user"
+        yield Mistake(code="def.raw.option", message=message, hint="remove it: security.user says it")
+    elif option == "-incoming":
+        yield from check_incoming(value)
+    elif option == "-display" and value.startswith("vnc"):
+        yield Mistake(
+            code="def.raw.option", message="-display vnc clashes with [display]", hint="remove it: [display] says it"
+        )
+    if option in SECRET_IN and SECRET_IN[option].search(value):
+        message = f"{option} has a secret in it, which anybody can read in the process list"
+        hint = "put it into a file with mode 0600: -object secret,id=NAME,file=PATH"
+        yield Mistake(code="def.secret", message=message, hint=hint)
+    if option in {"-netdev", "-nic", "-net"}:
+        yield from check_netdev(option, value)
+
+
+def check_incoming(value: str) -> Iterator[Mistake]:
+    """Give what is wrong with a migration source."""
+    if re.search(r"\bexec:|\"exec\"|transport=exec", value):
+        message = "-incoming exec: runs a shell, and the sandbox kills QEMU for it"
+        yield Mistake(code="def.raw.option", message=message, hint="-incoming unix:PATH")
+    elif EVERYWHERE.match(value):
+        message = "-incoming has no address, so it would listen on all of them"
+        hint = "-incoming tcp:127.0.0.1:PORT with ssh -L, or unix:PATH"
+        yield Mistake(code="def.net.exposed", message=message, hint=hint)
+
+
+def check_netdev(option: str, value: str) -> Iterator[Mistake]:
+    """Give what is wrong with a network by hand."""
+    if HIDDEN_FORWARD.search(value):
+        message = f"{option} has a forward without a host address, so it would listen on all of them"
+        hint = 'in a [network.NAME]: forwards = ["tcp:127.0.0.1:8080:80"]'
+        yield Mistake(code="def.net.exposed", message=message, hint=hint)
+    if RUNS_A_PROGRAM.search(value):
+        message = f"{option} runs a program, and the sandbox kills QEMU for it"
+        yield Mistake(code="def.raw.option", message=message, hint="script=no,downscript=no, and no -cmd: or helper=")

@@ -1,0 +1,73 @@
+"""A mistake becomes a finding: its place with line and column, and the line to write instead."""
+
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+from typing import Literal
+
+from attrs import frozen
+
+from kvmlaunch.define.mistake import Placed
+from kvmlaunch.define.positions import locate
+from kvmlaunch.define.syntax import parse_toml
+from kvmlaunch.define.tree import join_path, split_path
+from kvmlaunch.model.finding import Finding, error
+
+Texts = Mapping[str, str | bytes]
+
+
+@frozen
+class Position:
+    """Where a mistake shows: the file, line and column (0 where they are not known), the key as written."""
+
+    place: str
+    line: int
+    column: int
+    key: str
+
+
+def findings_of(found: list[Placed], texts: Texts, first: PurePosixPath) -> tuple[Finding, ...]:
+    """Give the findings in the order of the texts, the VM's own file first; each once."""
+    placed = {(mistake.origin, mistake.key, mistake.mistake.message): mistake for mistake in found}
+    ordered = sorted(
+        ((position_of(mistake, texts), mistake) for mistake in placed.values()),
+        key=lambda pair: (pair[0].place != str(first), pair[0].place, pair[0].line, pair[0].column),
+    )
+    return tuple(finding_of(mistake, position) for position, mistake in ordered)
+
+
+def position_of(placed: Placed, texts: Texts) -> Position:
+    """Give the position of a mistake; the key's own when the value is not there."""
+    origin = placed.origin
+    if origin.kind == "set":
+        return Position("--set", 0, 0, origin.key)
+    if origin.kind == "profile":
+        return Position(f"profile {origin.place}", 0, 0, origin.key)
+    at: Literal["key", "value"] = "key" if placed.on_key else "value"
+    text = parse_toml(texts[origin.place]).text if origin.place in texts else ""
+    line, column = placed.position or (locate(text, origin.key, at=at) if origin.key else None) or (0, 0)
+    return Position(origin.place, line, column, origin.key)
+
+
+def finding_of(placed: Placed, position: Position) -> Finding:
+    """Give the finding of a mistake at its position."""
+    line = f":{position.line}:{position.column}" if position.line else ""
+    mistake = placed.mistake
+    return error(
+        code=mistake.code,
+        message=mistake.message,
+        key=placed.key,
+        where=f"{position.place}{line} {position.key}".rstrip(),
+        why=mistake.why,
+        hint="\n".join(part for part in (line_to_write(placed), mistake.hint) if part),
+    )
+
+
+def line_to_write(placed: Placed) -> str:
+    """Give the right value with its key, as it is pasted into the file or onto the command line."""
+    right, origin = placed.mistake.right, placed.origin
+    if not right:
+        return ""
+    if origin.kind == "set":
+        return f"--set {origin.key}={right.strip(chr(34))}"
+    last = split_path(origin.key)[-1] if origin.key else ""
+    return f"{join_path((last,))} = {right}" if last and isinstance(last, str) else right

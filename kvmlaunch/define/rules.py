@@ -1,0 +1,341 @@
+"""Rules across keys: what no single value shows.
+
+Every `check_` takes the definition and gives what is wrong with it; a value that is `auto` or comes
+from a profile is left to the builder, which may choose otherwise.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final
+
+from attrs import frozen
+
+from kvmlaunch.define.mistake import Mistake, shown
+from kvmlaunch.define.raw_rules import check_raw
+from kvmlaunch.define.tree import Path, quote
+from kvmlaunch.define.values import parse_host_port, render_forward
+from kvmlaunch.model.definition import AUTO, Definition, Disk, Network, Topology
+from kvmlaunch.units import GIB, MIB, count, render_size
+
+TABLE_NAME: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
+WORD: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,63}")
+INTERFACE: Final = re.compile(r"[^\s/:,=\x00-\x1f]{1,15}")
+USER: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,31}\$?")
+KNOWN_SUFFIXES: Final = {".img", ".raw", ".qcow2"}
+DIRECT: Final = ("none", "directsync")
+LONGEST_SERIAL: Final = 20
+FIRST_VNC_PORT: Final = 5900
+LOOPBACK: Final = ("127.", "::1")
+EVERYWHERE: Final = ("0.0.0.0", "::")  # noqa: S104 - compared with, not bound to
+
+
+@frozen
+class Broken:
+    """A rule that is broken: the key to show, what is wrong, and other keys it rests on.
+
+    A key that is wrong itself counts as not written here, so what rests on it is not reported.
+    """
+
+    key: Path
+    mistake: Mistake
+    needs: tuple[Path, ...] = ()
+
+
+Broke = Iterator[Broken]
+
+
+def check_rules(definition: Definition) -> Broke:
+    """Give every broken rule."""
+    for rule in RULES:
+        yield from rule(definition)
+
+
+def check_vm_name(name: str) -> Mistake | None:
+    """Give what is wrong with a VM's name."""
+    if TABLE_NAME.fullmatch(name):
+        return None
+    message = f"{shown(name)} is no name for a VM"
+    hint = "rename the file: lower-case letters, digits and -, at most 40, the first no -"
+    return Mistake(code="def.name", message=message, hint=hint)
+
+
+def by_hand(definition: Definition, key: str) -> bool:
+    """Tell a key that a file or `--set` wrote, not a profile or nobody."""
+    return definition.origin(key).kind in {"file", "set"}
+
+
+def choice(message: str, *, why: str = "", right: str = "", hint: str = "") -> Mistake:
+    """Give the mistake of values that do not go together."""
+    return Mistake(code="def.value.choice", message=message, why=why, right=right, hint=hint)
+
+
+def check_names(definition: Definition) -> Broke:
+    """Give names of tables that could be no id and no part of a file's name."""
+    for table in ("disk", "cdrom", "network"):
+        for name in getattr(definition, table):
+            if not TABLE_NAME.fullmatch(name):
+                message = f"{shown(name)} is no name for a {table}"
+                hint = "lower-case letters, digits and -, at most 40, the first no -"
+                yield Broken((table, name), Mistake(code="def.name", message=message, hint=hint))
+    for name in definition.cpu.features:
+        if not WORD.fullmatch(name):
+            hint = "`-cpu help` of the QEMU binary lists them"
+            mistake = Mistake(code="def.name", message=f"{shown(name)} is no name for a CPU feature", hint=hint)
+            yield Broken(("cpu", "features", name), mistake)
+
+
+def check_words(definition: Definition) -> Broke:
+    """Give names of QEMU's or the host's with a character that could mean more than a name."""
+    cpu, machine, user = definition.cpu.model, definition.machine, definition.security.user
+    if isinstance(cpu, str) and not WORD.fullmatch(cpu):
+        hint = "one name of `-cpu help`; features go to cpu.features"
+        yield Broken(("cpu", "model"), choice(f"{shown(cpu)} is no name of a CPU model", hint=hint))
+    if isinstance(machine, str) and not WORD.fullmatch(machine):
+        hint = "one name of `-machine help`"
+        yield Broken(("machine",), choice(f"{shown(machine)} is no name of a machine type", hint=hint))
+    if isinstance(user, str) and not USER.fullmatch(user):
+        yield Broken(("security", "user"), choice(f"{shown(user)} is no name of a user"))
+
+
+def check_cpu(definition: Definition) -> Broke:
+    """Give a topology and pins that do not fit the number of vCPUs."""
+    cpu = definition.cpu
+    if isinstance(cpu.topology, Topology):
+        sockets, cores, threads = cpu.topology.sockets, cpu.topology.cores, cpu.topology.threads
+        product = sockets * cores * threads
+        if product != cpu.vcpus:
+            message = f"the topology has {count(product, 'CPU')}, cpu.vcpus says {cpu.vcpus}"
+            why = f"sockets {sockets}, cores {cores}, threads {threads}: {product} in all"
+            mistake = Mistake(code="def.value.range", message=message, why=why, hint=f"vcpus = {product}")
+            yield Broken(("cpu", "topology"), mistake, needs=(("cpu", "vcpus"),))
+    yield from check_pin(("cpu", "pin"), cpu.pin, cpu.vcpus, "vCPU")
+    yield from check_pin(("iothreads", "pin"), definition.iothreads.pin, definition.iothreads.count, "I/O thread")
+
+
+def check_pin(key: tuple[str, ...], pin: object, wanted: object, what: str) -> Broke:
+    """Give a written list of CPUs that has not one for each thread."""
+    if isinstance(pin, tuple) and isinstance(wanted, int) and len(pin) != wanted:
+        message = f"{count(len(pin), 'host CPU')} for {count(wanted, what)}"
+        hint = f"name {wanted}, one for each" if wanted else f"without I/O threads, remove {key[-1]}"
+        yield Broken(key, Mistake(code="def.value.range", message=message, hint=hint), needs=(("cpu", "vcpus"),))
+
+
+def check_memory(definition: Definition) -> Broke:
+    """Give a size that does not fit the pages, and pages that do not fit what else is asked by hand."""
+    memory = definition.memory
+    page = GIB if memory.hugepages == "1GiB" else MIB
+    if memory.size % page:
+        least = -(-memory.size // page) * page
+        message = f"the guest's memory is no multiple of {render_size(page)}"
+        why = "every page of the backing has that size" if page == GIB else "QEMU would round it"
+        right = quote(render_size(least))
+        yield Broken(("memory", "size"), Mistake(code="def.value.range", message=message, why=why, right=right))
+    if memory.hugepages not in {"2MiB", "1GiB"} or not by_hand(definition, "memory.hugepages"):
+        return
+    for other in ("ksm", "balloon"):
+        if getattr(memory, other) == "on" and by_hand(definition, f"memory.{other}"):
+            message = f'hugepages = "{memory.hugepages}" and {other} = "on" exclude each other'
+            why = (
+                "the host cannot merge hugepages"
+                if other == "ksm"
+                else "a balloon gives back 4 KiB pages, no hugepages"
+            )
+            hint = f'{other} = "off", or hugepages = "off"'
+            yield Broken(("memory", other), choice(message, why=why, hint=hint))
+
+
+def check_boot(definition: Definition) -> Broke:
+    """Give what belongs to a kernel and has none, and two devices with one boot index."""
+    for name in ("initrd", "append"):
+        if getattr(definition.boot, name) is not None and definition.boot.kernel is None:
+            mistake = choice(f"boot.{name} needs boot.kernel", hint='kernel = "vmlinuz"')
+            yield Broken(("boot", name), mistake, needs=(("boot", "kernel"),))
+    taken: dict[int, str] = {}
+    for table in ("disk", "cdrom"):
+        for name, drive in getattr(definition, table).items():
+            first = taken.setdefault(drive.boot, f"{table}.{name}") if isinstance(drive.boot, int) else ""
+            if first not in {"", f"{table}.{name}"}:
+                message = f"{first} and {table}.{name} both have boot index {drive.boot}"
+                hint = f"boot = {next(free for free in range(1, 9999) if free not in taken)}"
+                yield Broken((table, name, "boot"), Mistake(code="def.disk.boot", message=message, hint=hint))
+
+
+def check_disks(definition: Definition) -> Broke:
+    """Give what is wrong with each disk, and two that are one file."""
+    taken: dict[object, str] = {}
+    for name, disk in definition.disk.items():
+        first = taken.setdefault(disk.path, name)
+        if first != name:
+            message = f"disk.{first} and disk.{name} are one file"
+            mistake = Mistake(
+                code="def.disk.same", message=message, why=str(disk.path), hint="give each disk a file of its own"
+            )
+            yield Broken(("disk", name, "path"), mistake)
+        yield from check_disk(name, disk, os=definition.os)
+
+
+def check_disk(name: str, disk: Disk, *, os: str) -> Broke:
+    """Give the keys of one disk that do not go together."""
+    bus = disk.bus if disk.bus != AUTO else "sata" if os == "windows" else "virtio-blk"
+    if disk.aio == "native" and isinstance(disk.cache, str) and disk.cache not in DIRECT:
+        message = f'aio = "native" does not go with cache = {quote(disk.cache)}'
+        why = "native aio needs O_DIRECT, which cache none and directsync use"
+        hint = f'cache = "none"\nor: aio = "{"threads" if disk.cache == "unsafe" else "io_uring"}"'
+        yield Broken(("disk", name, "aio"), Mistake(code="def.disk.aio", message=message, why=why, hint=hint))
+    if disk.detect_zeroes == "unmap" and disk.discard == "ignore":
+        message = 'detect_zeroes = "unmap" does not go with discard = "ignore"'
+        why = "QEMU accepts both, and its versions differ in what they free"
+        hint = 'discard = "unmap"\nor: detect_zeroes = "on"'
+        mistake = Mistake(code="def.disk.detect_zeroes", message=message, why=why, hint=hint)
+        yield Broken(("disk", name, "detect_zeroes"), mistake)
+    yield from check_bus(name, disk, bus)
+
+
+def check_formats(definition: Definition) -> Broke:
+    """Give disks whose format can be told neither from the name nor from /dev."""
+    for name, disk in definition.disk.items():
+        suffix = disk.path.suffix
+        if disk.format != AUTO or not suffix or suffix in KNOWN_SUFFIXES or disk.path.parts[1] == "dev":
+            continue
+        message = f"the format of {disk.path.name} cannot be told from its name"
+        why = "*.img and *.raw are raw, *.qcow2 is qcow2; content is never probed, as the guest can write it"
+        hint = 'format = "raw"\nor: format = "qcow2"'
+        if definition.origin(f"disk.{name}.path").key == "disk":
+            hint = f'[disk.{name}]\npath = {quote(disk.path.name)}\nformat = "raw"   # or "qcow2"'
+        mistake = Mistake(code="def.disk.format", message=message, why=why, hint=hint)
+        yield Broken(("disk", name, "path"), mistake, needs=(("disk", name, "format"),))
+
+
+def check_bus(name: str, disk: Disk, bus: str) -> Broke:
+    """Give what is asked of a bus that cannot do it."""
+    if bus in {"sata", "ide"}:
+        wrong = {"iothread": disk.iothread is True, "queues": disk.queues != AUTO, "readonly": disk.readonly}
+        for key in (key for key, asked in wrong.items() if asked):
+            message = f"{key} does not go with bus = {quote(bus)}"
+            hint = 'bus = "virtio-blk"' if disk.bus != AUTO else 'bus = "virtio-blk" (for Windows, sata is the default)'
+            needs = (("os",), ("disk", name, "bus"))
+            yield Broken(("disk", name, key), choice(message, hint=hint), needs=needs)
+    if isinstance(disk.serial, str) and bus != "virtio-scsi" and len(disk.serial.encode()) > LONGEST_SERIAL:
+        message = f"the serial number has {len(disk.serial.encode())} bytes, the guest sees {LONGEST_SERIAL}"
+        right = quote(disk.serial.encode()[:LONGEST_SERIAL].decode(errors="ignore"))
+        yield Broken(("disk", name, "serial"), Mistake(code="def.value.range", message=message, right=right))
+
+
+def check_networks(definition: Definition) -> Broke:
+    """Give what is wrong with each network, and with two of them."""
+    for name, network in definition.network.items():
+        for key, value in (("bridge", network.bridge), ("ifname", network.ifname)):
+            if value is not None and not INTERFACE.fullmatch(value):
+                hint = "at most 15 characters, no blank, /, :, comma or ="
+                yield Broken(("network", name, key), choice(f"{shown(value)} is no name of an interface", hint=hint))
+        yield from check_network(name, network)
+    yield from check_twins(definition)
+
+
+def check_network(name: str, network: Network) -> Broke:
+    """Give the keys of one network that do not go with its type."""
+    for kind, key in (("bridge", "bridge"), ("tap", "ifname")):
+        value = getattr(network, key)
+        if network.type == kind and value is None:
+            example = 'bridge = "br0"' if kind == "bridge" else 'ifname = "tap0"'
+            mistake = choice(f'type = "{kind}" needs {key}', hint=example)
+            yield Broken(("network", name, "type"), mistake, needs=(("network", name, key),))
+        elif value is not None and network.type not in {AUTO, kind}:
+            message = f"{key} does not go with type = {quote(str(network.type))}"
+            yield Broken(("network", name, key), choice(message, hint=f'type = "{kind}"'))
+    if network.type == AUTO and network.bridge is not None and network.ifname is not None:
+        message = "bridge and ifname exclude each other"
+        why = "with a bridge the tap is made and joined; ifname is a tap that exists"
+        yield Broken(("network", name, "ifname"), choice(message, why=why, hint="remove one of them"))
+    user = network.type == "user" or (network.type == AUTO and network.bridge is None and network.ifname is None)
+    if network.forwards and not user:
+        message = "forwards work with user networking only"
+        hint = 'type = "user", or reach the guest by its own address'
+        yield Broken(("network", name, "forwards"), choice(message, hint=hint), needs=(("network", name, "type"),))
+    if user:
+        needs = tuple(("network", name, key) for key in ("type", "bridge", "ifname"))
+        for key, asked in (("vhost", network.vhost is True), ("queues", network.queues not in {AUTO, 1})):
+            if asked:
+                message = f"{key} needs a tap, and this is user networking"
+                mistake = choice(message, hint='bridge = "br0", or remove it')
+                yield Broken(("network", name, key), mistake, needs=needs)
+
+
+def check_twins(definition: Definition) -> Broke:
+    """Give two networks with one MAC address, one tap, or one port of the host."""
+    taken: dict[Any, str] = {}
+    for name, network in definition.network.items():
+        held: Mapping[str, tuple[object, ...]] = {
+            "mac": (network.mac,) if network.mac != AUTO else (),
+            "ifname": (network.ifname,) if network.ifname is not None else (),
+            "forwards": tuple((forward.protocol, forward.address, forward.host_port) for forward in network.forwards),
+        }
+        for key, values in held.items():
+            for value in values:
+                first = taken.setdefault((key, value), name)
+                if first != name or values.count(value) > 1:
+                    what = {"mac": "MAC address", "ifname": "tap", "forwards": "port of the host"}[key]
+                    where = f"network.{first} and network.{name}" if first != name else f"network.{name}"
+                    yield Broken(("network", name, key), choice(f"{where}: one {what} is used twice"))
+                    break
+
+
+def check_display(definition: Definition) -> Broke:
+    """Give an address of the screen that others reach: VNC has no password."""
+    address = definition.display.address
+    if address is None or definition.display.type != "vnc":
+        return
+    key = ("display", "address")
+    try:
+        host, port = parse_host_port(address)
+    except Mistake as mistake:
+        yield Broken(key, mistake)
+        return
+    if not host.startswith(LOOPBACK):
+        message = f"{shown(address)} opens the screen to the network, without a password"
+        right = quote(f"127.0.0.1:{port}")
+        hint = f"from elsewhere: ssh -L {port}:127.0.0.1:{port} HOST"
+        yield Broken(key, Mistake(code="def.net.exposed", message=message, right=right, hint=hint))
+    if port < FIRST_VNC_PORT:
+        message = f"port {port} is below {FIRST_VNC_PORT}, the port of VNC's display 0"
+        yield Broken(key, Mistake(code="def.value.range", message=message, right=quote(f"{host or '127.0.0.1'}:5901")))
+
+
+def check_ready(definition: Definition) -> Broke:
+    """Give a condition that waits on a forward: QEMU itself accepts there, long before the guest listens."""
+    ready = definition.lifecycle.ready
+    if ready is None or ready.kind != "tcp":
+        return
+    host, port = parse_host_port(ready.target)
+    for name, network in definition.network.items():
+        for forward in network.forwards:
+            same = forward.address == host or forward.address in EVERYWHERE
+            if forward.protocol == "tcp" and forward.host_port == port and same:
+                message = f"tcp:{ready.target} is a forward of this VM, which QEMU accepts before the guest runs"
+                why = f"network.{name}.forwards has {render_forward(forward)}"
+                hint = f'ready = "http://{ready.target}/"\nor: ready = "console:login:"'
+                yield Broken(
+                    ("lifecycle", "ready"), Mistake(code="def.ready.forward", message=message, why=why, hint=hint)
+                )
+                return
+
+
+def check_arguments(definition: Definition) -> Broke:
+    """Give arguments by hand that undo or double what kvmlaunch answers for."""
+    for index, mistake in check_raw(definition.raw.args):
+        yield Broken(("raw", "args", index), mistake)
+
+
+RULES: Final[tuple[Callable[[Definition], Broke], ...]] = (
+    check_names,
+    check_words,
+    check_cpu,
+    check_memory,
+    check_boot,
+    check_disks,
+    check_formats,
+    check_networks,
+    check_display,
+    check_ready,
+    check_arguments,
+)

@@ -1,0 +1,150 @@
+"""Text of a definition becomes tables, or one fault with its line and column.
+
+The parser of record is tomli.  Besides its own error it lets RecursionError and UnicodeDecodeError
+through, and a text of many megabytes would keep it busy: all three are caught here, so that no
+text whatever raises.
+"""
+
+import re
+from functools import lru_cache
+from typing import Final
+
+import tomli
+from attrs import frozen
+
+from kvmlaunch.model.definition import SHORTHANDS
+from kvmlaunch.units import count
+
+LARGEST_TEXT: Final = 1 << 20
+DEEPEST: Final = 16
+SHORTHAND_LINE = re.compile(r"^[ \t]*(memory|disk|network|cdrom)[ \t]*=", re.MULTILINE)
+PATH_LINE = re.compile(r"[ \t]*(path|kernel|initrd|binary|disk|cdrom)[ \t]*=")
+OPENINGS = re.compile(r"[\[{][\[{ =A-Za-z]*")
+DOTTED = re.compile(r"(?:[A-Za-z0-9_-]+[ \t]*\.[ \t]*)+|[\[{][\[{ =A-Za-z]*")
+DIGITS = re.compile(r"[0-9_]+")
+KNOWN_ENDINGS = re.compile(r" \(at (?:line \d+, column \d+|end of document)\)$")
+
+
+@frozen(kw_only=True)
+class Fault:
+    """Why a text is no TOML; line and column count characters from 1."""
+
+    code: str = "def.toml.syntax"
+    line: int = 1
+    column: int = 1
+    message: str
+    why: str = ""
+    hint: str = ""
+
+
+@frozen(kw_only=True)
+class Parsed:
+    """The tables of a text; empty, with a fault, when it has none.  The table is shared: nobody changes it."""
+
+    table: dict[str, object]
+    text: str
+    fault: Fault | None = None
+
+
+@lru_cache(maxsize=64)
+def parse_toml(text: str | bytes) -> Parsed:
+    """Give the tables of a text, or its fault; never raises."""
+    if len(text) > LARGEST_TEXT:
+        message = f"the file is too large for a definition: {count(len(text), 'byte')}, at most {LARGEST_TEXT}"
+        return Parsed(table={}, text="", fault=Fault(message=message))
+    if isinstance(text, bytes):
+        try:
+            text = text.decode()
+        except UnicodeDecodeError as error:
+            return Parsed(table={}, text="", fault=fault_of_bytes(error))
+    return parse_text(text)
+
+
+def parse_text(text: str) -> Parsed:
+    """Give the tables of decoded text, or its fault."""
+    try:
+        table = tomli.loads(text)
+        if not is_too_deep(table):
+            return Parsed(table=table, text=text)
+        fault = fault_of_match("arrays or tables are nested too deep", text, DOTTED)
+    except tomli.TOMLDecodeError as error:
+        return Parsed(table={}, text=text, fault=fault_of_syntax(text, error))
+    except RecursionError:
+        fault = fault_of_match("arrays or tables are nested too deep", text, OPENINGS)
+    except ValueError:  # Python's own limit for the digits of an integer
+        fault = fault_of_match("a number has too many digits", text, DIGITS)
+    return Parsed(table={}, text=text, fault=fault)
+
+
+def is_too_deep(table: dict[str, object]) -> bool:
+    """Tell tables or arrays nested beyond all use; walked level by level, as recursion is what they would break."""
+    level: list[object] = [table]
+    for _ in range(DEEPEST):
+        inner = [node.values() if isinstance(node, dict) else node for node in level if isinstance(node, dict | list)]
+        level = [node for nodes in inner for node in nodes]
+        if not level:
+            return False
+    return True
+
+
+def fault_of_match(message: str, text: str, pattern: "re.Pattern[str]") -> Fault:
+    """Give a fault at the longest match of a pattern."""
+    match = max(pattern.finditer(text), key=lambda found: len(found[0]), default=None)
+    if match is None:
+        return Fault(message=message)
+    start = match.start()
+    return Fault(message=message, line=text.count("\n", 0, start) + 1, column=start - text.rfind("\n", 0, start))
+
+
+def fault_of_bytes(error: UnicodeDecodeError) -> Fault:
+    """Tell where a file stops being UTF-8, the bytes escaped; in a path's line it is the path that is refused."""
+    before = error.object[: error.start]
+    line_start = before.rfind(b"\n") + 1
+    lead = error.object[line_start : error.start].decode(errors="replace")
+    bad = "".join(f"\\x{byte:02x}" for byte in error.object[error.start : error.end])
+    line = before.count(b"\n") + 1
+    if PATH_LINE.match(lead):
+        tail = error.object[error.start :].split(b"\n", 1)[0].decode(errors="backslashreplace").rstrip()
+        return Fault(
+            code="def.path",
+            line=line,
+            column=len(lead) + 1,
+            message="a path that is not UTF-8 cannot be written in TOML",
+            why=f"the line reads: {lead}{tail}"[:200],
+            hint="rename the file, or reach it through a symbolic link with a name in UTF-8",
+        )
+    return Fault(line=line, column=len(lead) + 1, message=f"not UTF-8: {bad}", hint="save the file as UTF-8")
+
+
+def fault_of_syntax(text: str, error: tomli.TOMLDecodeError) -> Fault:
+    """Tell what tomli found, in our words where a shorthand meets its table."""
+    line, column = error.lineno, error.colno
+    if text.startswith("\ufeff"):
+        hint = "save the file as UTF-8 without a byte order mark"
+        return Fault(message="the file starts with a byte order mark", hint=hint)
+    shorthand = shorthand_clash(text, line) if error.msg.startswith("Cannot ") else None
+    if shorthand:
+        return Fault(code="def.shorthand", line=line, column=column, **shorthand)
+    return Fault(line=line, column=column, message=lowered(KNOWN_ENDINGS.sub("", error.msg)))
+
+
+def shorthand_clash(text: str, line: int) -> dict[str, str] | None:
+    """Give message and hint when the faulty line opens a table whose name is written as a shorthand above."""
+    faulty = text.splitlines()[line - 1] if line <= len(text.splitlines()) else ""
+    header = re.match(r"[ \t]*\[*[ \t]*\"?(memory|disk|network|cdrom)\b", faulty)
+    written = {match[1] for match in SHORTHAND_LINE.finditer(text)}
+    if header is None or header[1] not in written:
+        return None
+    key = header[1]
+    table, _, leaf = SHORTHANDS[key].rpartition(".")
+    value = re.search(rf"^[ \t]*{key}[ \t]*=[ \t]*(.+?)[ \t]*(?:#.*)?$", text, re.MULTILINE)
+    return {
+        "message": f"the shorthand `{key} = …` and the table {faulty.strip()} cannot stand in one file",
+        "why": f"`{key} = …` means {SHORTHANDS[key]}; TOML allows a name to be a value or a table, not both",
+        "hint": f"[{table}]\n{leaf} = {value[1] if value else '…'}",
+    }
+
+
+def lowered(message: str) -> str:
+    """Give a library's sentence with a small first letter, as ours begin."""
+    return message[:1].lower() + message[1:]

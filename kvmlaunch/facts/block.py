@@ -1,0 +1,180 @@
+"""What a definition's file is: its image header, its store, its locks.
+
+Sources: QEMU docs/interop/qcow2.rst, block/vmdk.c, vdi.c, vhdx.c, vpc.c, qed.c, parallels.c,
+block/file-posix.c (image locks); proc_locks(5).
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+from typing import TypeVar
+
+from attrs import evolve, frozen
+
+from kvmlaunch.model.host import Holder, PathFacts, PathKind
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+KINDS: tuple[PathKind, ...] = (
+    *("file", "block", "directory", "fifo"),
+    *("character", "socket", "missing", "denied"),
+)
+MAGICS = (
+    (b"QFI\xfb\x00\x00\x00\x01", "qcow"),
+    (b"QFI\xfb", "qcow2"),
+    (b"KDMV", "vmdk"),
+    (b"COWD", "vmdk"),
+    (b"# Disk DescriptorFile", "vmdk"),
+    (b"<<< ", "vdi"),
+    (b"vhdxfile", "vhdx"),
+    (b"conectix", "vpc"),
+    (b"QED\x00", "qed"),
+    (b"LUKS\xba\xbe", "luks"),
+    (b"WithoutFreeSpace", "parallels"),
+    (b"WithouFreSpacExt", "parallels"),
+)
+LONGEST_BACKING = 1023
+LONGEST_QCOW2_HEADER = 20
+CHOSEN = re.compile(r"\[([^\[\]\s]+)\]")
+LOCK = re.compile(
+    r"(?:OFDLCK|POSIX) +\S+ +(?:READ|WRITE) +-?[0-9]+ "
+    r"([0-9a-f]{1,8}):([0-9a-f]{1,8}):([0-9]{1,20}) ([0-9]{1,20}) ([0-9]{1,20}|EOF)",
+    re.ASCII,
+)
+# QEMU locks byte 100 + N of an image for a permission that it has taken; N of write is 1.
+WRITE_LOCK = 101
+
+
+@frozen(kw_only=True)
+class Disk:
+    """A block device at the bottom of a path's store."""
+
+    name: str = ""
+    scheduler: str = ""
+    rotational: bool | None = None
+    queues: int | None = None
+
+
+@frozen(kw_only=True)
+class Lock:
+    """A record lock: `inode` as in PathFacts, bytes `first` to `last`; `last` None is up to the end."""
+
+    inode: str
+    first: int
+    last: int | None
+
+    @property
+    def writes(self) -> bool:
+        """Does it cover the byte that stands for writing to an image."""
+        return self.first <= WRITE_LOCK and (self.last is None or self.last >= WRITE_LOCK)
+
+
+def parse_header(head: bytes) -> str:
+    """Give QEMU's name of the image format that a file begins as, "" for none that we know."""
+    return next((name for magic, name in MAGICS if head.startswith(magic)), "")
+
+
+def parse_backing_place(head: bytes) -> tuple[int, int]:
+    """Give offset and length of a qcow2 file's backing file name; length 0 is none.
+
+    ValueError for a length that QEMU refuses, as the file is then no sound image.
+    """
+    if parse_header(head) != "qcow2" or len(head) < LONGEST_QCOW2_HEADER:
+        return 0, 0
+    offset, length = int.from_bytes(head[8:16], "big"), int.from_bytes(head[16:20], "big")
+    if offset == 0:
+        return 0, 0
+    if length > LONGEST_BACKING or offset >= 1 << 62:
+        message = f"the qcow2 header places a backing file name of {length} bytes at {offset}"
+        raise ValueError(message)
+    return offset, length
+
+
+def parse_scheduler(text: str) -> str:
+    """Give the scheduler in use: the word in brackets, or the only word."""
+    match = CHOSEN.search(text)
+    return match[1] if match else text.strip()
+
+
+def parse_locks(text: str) -> tuple[Lock, ...]:
+    """Give the record locks of /proc/locks or of an fdinfo file; flocks and leases are left out."""
+    return tuple(
+        Lock(
+            inode=f"{int(major, 16)}:{int(minor, 16)}:{inode}",
+            first=int(first),
+            last=None if last == "EOF" else int(last),
+        )
+        for major, minor, inode, first, last in LOCK.findall(text)
+    )
+
+
+def parse_path(path: PurePosixPath, probe: object, *, filesystem: str, holders: tuple[Holder, ...]) -> PathFacts:
+    """Give the facts of one probe `path:/…`; `filesystem` is the type of the mount that it lies on."""
+    if not isinstance(probe, Mapping):
+        message = f"the probe of {path} is no table"
+        raise ValueError(message)  # noqa: TRY004 - a parser has one error: ValueError
+    disk = parse_disk(take(probe, "disks", list, []))
+    return PathFacts(
+        path=path,
+        kind=parse_kind(take(probe, "kind", str, "")),
+        size=take(probe, "size", int, 0),
+        allocated=take(probe, "allocated", int, 0),
+        readable=take(probe, "readable", bool, None) or False,
+        writable=take(probe, "writable", bool, None) or False,
+        o_direct=take(probe, "o_direct", bool, None),
+        refusal=take(probe, "refusal", str, ""),
+        filesystem=filesystem,
+        inode=take(probe, "inode", str, ""),
+        header=take(probe, "header", str, ""),
+        backing=take(probe, "backing", str, ""),
+        device=disk.name,
+        scheduler=disk.scheduler,
+        rotational=disk.rotational,
+        queues=disk.queues,
+        lock_holders=holders,
+        owner=take(probe, "owner", str, ""),
+        mode=take(probe, "mode", int, 0),
+    )
+
+
+def parse_kind(text: str) -> PathKind:
+    """Give the kind of a path."""
+    for kind in KINDS:
+        if text == kind:
+            return kind
+    message = f"{text[:40]!r} is no kind of a path"
+    raise ValueError(message)
+
+
+def parse_disk(probes: list[object]) -> Disk:
+    """Give the bottom device; of several (LVM, RAID) the first, which rotates when any of them does."""
+    disks = [parse_one_disk(probe) for probe in probes]
+    if not disks:
+        return Disk()
+    return evolve(disks[0], rotational=True) if any(disk.rotational for disk in disks) else disks[0]
+
+
+def parse_one_disk(probe: object) -> Disk:
+    """Give one block device of a probe."""
+    if not isinstance(probe, Mapping):
+        message = "a block device is no table"
+        raise ValueError(message)  # noqa: TRY004 - a parser has one error: ValueError
+    rotational = take(probe, "rotational", str, "").strip()
+    return Disk(
+        name=take(probe, "name", str, ""),
+        scheduler=parse_scheduler(take(probe, "scheduler", str, "")),
+        rotational=rotational != "0" if rotational else None,
+        queues=take(probe, "queues", int, None),
+    )
+
+
+def take(probe: Mapping[object, object], name: str, kind: type[T], absent: U) -> T | U:
+    """Give a value of a probe; ValueError when it is of another kind (a bool is no int)."""
+    value = probe.get(name)
+    if value is None:
+        return absent
+    if type(value) is not kind:
+        message = f"{name} of a path is {type(value).__name__}, not {kind.__name__}"
+        raise ValueError(message)
+    return value

@@ -1,0 +1,23 @@
+"""What is known of KVM: its device, as the VM's user found it, and its modules."""
+
+from typing import Literal
+
+from kvmlaunch.model.host import KvmFacts
+
+# The outcome of opening /dev/kvm, by errno's name: no node, or a node without a driver behind it.
+ABSENT = frozenset({"ENOENT", "ENODEV", "ENXIO", "ENOTDIR"})
+
+
+def parse_kvm(device: object, modules: object) -> KvmFacts:
+    """Give KVM from the probes `kvm` (an errno's name, "" when it opened) and `modules` (names under /sys/module)."""
+    if not isinstance(device, str) or not isinstance(modules, list):
+        message = "the probes kvm and modules are no text and list"
+        raise ValueError(message)  # noqa: TRY004 - a parser has one error: ValueError
+    return KvmFacts(device=parse_device(device), modules=tuple(sorted(str(module) for module in modules)))
+
+
+def parse_device(refusal: str) -> Literal["usable", "denied", "missing"]:
+    """Give what an errno's name says of a device; "" is usable."""
+    if not refusal:
+        return "usable"
+    return "missing" if refusal in ABSENT else "denied"

@@ -1,0 +1,340 @@
+"""Makes and takes back the changes of the host.  Every function here runs under the host-wide lock."""
+
+import contextlib
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+from typing import assert_never
+
+from attrs import evolve
+
+from kvmlaunch.errors import Busy, HostFailed, KvmlaunchError, PreflightFailed, Report
+from kvmlaunch.facts.mounts import parse_mount
+from kvmlaunch.host import journal as journals
+from kvmlaunch.host.files import read_number, write_control
+from kvmlaunch.host.mount import mount_at, unmount_at
+from kvmlaunch.host.places import RUN
+from kvmlaunch.host.rights import rights_of
+from kvmlaunch.host.tap import make_tap, remove_tap, tap_exists
+from kvmlaunch.host.tree import entered, make_owned, remove_empty
+from kvmlaunch.model.change import (
+    Change,
+    DirectoryChange,
+    Entry,
+    Journal,
+    LogMountChange,
+    MountChange,
+    PoolChange,
+    TapChange,
+    render_change,
+)
+from kvmlaunch.model.host import Mount, UserFacts
+from kvmlaunch.units import count, render_size
+
+Tell = Callable[[str, str], None]
+
+OWN_FILES = ("qmp.sock", "qmp-own.sock", "events.sock", "events.log", "console.sock", "vnc.sock", "record.json")
+
+
+def pool_path(change: PoolChange, name: str, root: Path = Path("/")) -> Path:
+    """Give a file of the pool that a change is about."""
+    size = f"hugepages-{change.page_size >> 10}kB"
+    if change.host_numa_node is None:
+        return root / "sys/kernel/mm/hugepages" / size / name
+    return root / f"sys/devices/system/node/node{change.host_numa_node}/hugepages" / size / name
+
+
+def reserved_pages(change: PoolChange, root: Path) -> int:
+    """Give the pages promised to mappings and mounts; the kernel counts them for the whole host only."""
+    return read_number(pool_path(evolve(change, host_numa_node=None), "resv_hugepages", root))
+
+
+def set_pool(change: PoolChange, wanted: int, root: Path) -> int:
+    """Write a pool's total and give what is there afterwards: the kernel may grant less without an error."""
+    path = pool_path(change, "nr_hugepages", root)
+    try:
+        write_control(path, str(wanted))
+        return read_number(path)
+    except OSError as error:
+        raise HostFailed(
+            Report(
+                code="host.failed", message=f"{path}: {error.strerror}", where=str(path), why=f"the value was {wanted}"
+            )
+        ) from error
+
+
+def compact_memory(root: Path) -> None:
+    """Ask the kernel to make large blocks of free memory; a kernel without it is fine."""
+    with contextlib.suppress(OSError):
+        write_control(root / "proc/sys/vm/compact_memory", "1")
+
+
+def apply_pool(change: PoolChange, before: int, root: Path = Path("/")) -> int:
+    """Raise a pool and give its new total; granted in part is rolled back and refused.
+
+    Raises PreflightFailed `host.hugepages.short` when nothing was granted, `.partial` when some was.
+    """
+    wanted = before + change.pages
+    got = first = set_pool(change, wanted, root)
+    if got < wanted and change.compact:
+        compact_memory(root)
+        got = set_pool(change, wanted, root)
+    if got >= wanted:
+        return got
+    set_pool(change, before, root)
+    gained, by_compaction = max(0, got - before), max(0, got - first)
+    why = f"{count(change.pages, 'page')} were asked for beside the {before} there, the kernel granted {gained}"
+    if change.compact:
+        why += f"\nmemory is fragmented: compaction freed {by_compaction} more"
+    raise PreflightFailed(
+        Report(
+            code="host.hugepages.partial" if gained else "host.hugepages.short",
+            where=str(pool_path(change, "nr_hugepages")),
+            why=why,
+            message=f"{count(change.pages, 'huge page')} of {render_size(change.page_size)} more are needed, {gained} can be had",
+            hint=f"lasting:  put hugepages={before + change.pages} on the host's kernel command line\nwithout:  --set memory.hugepages=auto",
+        )
+    )
+
+
+def undo_pool(entry: Entry, change: PoolChange, root: Path = Path("/")) -> int:
+    """Lower a pool by what this change gained, never by a page that is in use or promised; gives the pages given back."""
+    total = read_number(pool_path(change, "nr_hugepages", root))
+    before = entry.before or 0
+    gained = (total if entry.after is None else entry.after) - before
+    own = max(0, min(gained, change.pages))
+    free = read_number(pool_path(change, "free_hugepages", root))
+    idle = max(0, free - reserved_pages(change, root))
+    back = min(own, idle, total)
+    if back:
+        set_pool(change, total - back, root)
+    return back
+
+
+def mounts_on(path: str) -> tuple[Mount, ...]:
+    """Give what is mounted on a path, the topmost last, as this mount namespace sees it."""
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        mounts = [parse_mount(line) for line in file if f" {path} " in line]
+    return tuple(mount for mount in mounts if str(mount.path) == path)
+
+
+def mount_options(change: MountChange) -> str:
+    """Give the mount options: `min_size` makes the kernel reserve every page at the mount, or refuse."""
+    return f"pagesize={change.page_size >> 10}K,size={change.size},min_size={change.size},uid={change.uid},gid={change.gid},mode=0700"
+
+
+def is_ours(mount: Mount, change: MountChange) -> bool:
+    """Is a mount the one that this change makes; the kernel leaves out a uid of 0."""
+    return (
+        mount.type == "hugetlbfs"
+        and mount.option("min_size") == str(change.size)
+        and (mount.option("uid") or "0") == str(change.uid)
+    )
+
+
+def apply_mount(change: MountChange) -> None:
+    """Mount hugetlbfs for a VM; its own mount already there is fine, another one is replaced unless it is in use."""
+    there, path = mounts_on(change.path), PurePosixPath(change.path)
+    if len(there) == 1 and is_ours(there[0], change):
+        return
+    for _ in there:
+        release_mount(path)
+    with entered(path, 0, make=True):
+        pass
+    try:
+        mount_at(path, "hugetlbfs", mount_options(change))
+    except OSError as error:
+        remove_empty(path, 0, up_to=RUN)
+        raise mount_refused(path, error) from error
+
+
+def mount_refused(path: PurePosixPath, error: OSError) -> PreflightFailed:
+    """Give the refusal of a mount: pages that are gone since they were counted, or no hugetlbfs."""
+    short = error.errno == errno.ENOMEM
+    why = "somebody took pages from the pool since they were counted" if short else f"mount: {error.strerror}"
+    hint = "grep -i huge /proc/meminfo   then start it again" if short else "zgrep HUGETLBFS /proc/config.gz"
+    return PreflightFailed(
+        Report(
+            code="host.hugepages.short" if short else "host.hugetlbfs.missing",
+            message=f"hugetlbfs could not be mounted on {path}",
+            where=str(path),
+            why=why,
+            hint=hint,
+        )
+    )
+
+
+def release_mount(path: PurePosixPath, uid: int = 0) -> None:
+    """Unmount; raises Busy `host.hugetlbfs.busy` when a process still uses it; not mounted is fine."""
+    try:
+        unmount_at(path, uid=uid)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        if error.errno == errno.EINVAL:
+            return
+        raise Busy(
+            Report(
+                code="host.hugetlbfs.busy",
+                message=f"{path} is in use",
+                where=str(path),
+                why=f"umount: {error.strerror}{user_text(path)}",
+                hint="end that process, then run the command again",
+            )
+        ) from error
+
+
+def user_text(path: PurePosixPath) -> str:
+    """Give who maps files of a mount, as `, by pid N (comm)`; "" when nobody is seen."""
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            maps = Path(f"/proc/{pid}/maps").read_text(encoding="utf-8", errors="replace")
+            if f" {path}/" in maps:
+                return f", by pid {pid} ({Path(f'/proc/{pid}/comm').read_text(encoding='utf-8').strip()})"
+    return ""
+
+
+def undo_mount(path: PurePosixPath, type_: str, uid: int = 0) -> None:
+    """Unmount what was mounted there, as long as it is of the type that we mount, and remove its empty directories."""
+    for mount in mounts_on(str(path)):
+        if mount.type == type_:
+            release_mount(path, uid)
+    remove_empty(path, uid, up_to=RUN)
+
+
+def apply_log_mount(change: LogMountChange) -> None:
+    """Mount a tmpfs for the console log."""
+    if mounts_on(change.path):
+        return
+    options = f"size={change.size},nr_inodes=64,uid={change.uid},gid={change.gid},mode=0700"
+    try:
+        mount_at(PurePosixPath(change.path), "tmpfs", options, uid=change.uid)
+    except OSError as error:
+        raise HostFailed(
+            Report(
+                code="host.failed",
+                message=f"tmpfs could not be mounted on {change.path}",
+                where=change.path,
+                why=error.strerror or "",
+            )
+        ) from error
+
+
+def apply_directory(change: DirectoryChange) -> None:
+    """Make a directory for a user, with his own rights where it lies in his tree."""
+    path = PurePosixPath(change.path)
+    if RUN in path.parents or path.parent == PurePosixPath("/run/user"):
+        make_owned(path, change.uid, change.gid, change.mode)
+        return
+    with rights_of(UserFacts(uid=change.uid, gid=change.gid)):
+        make_owned(path, change.uid, change.gid, change.mode)
+
+
+def undo_directory(change: DirectoryChange) -> None:
+    """Remove a directory when it is empty but for sockets of a QEMU that is gone."""
+    path = PurePosixPath(change.path)
+    with (
+        contextlib.suppress(FileNotFoundError, PreflightFailed),
+        rights_of(UserFacts(uid=change.uid if RUN not in path.parents else 0, gid=change.gid)),
+    ):
+        with entered(path, change.uid) as fd:
+            for name in OWN_FILES:
+                with contextlib.suppress(FileNotFoundError, IsADirectoryError):
+                    os.unlink(name, dir_fd=fd)
+        with entered(path.parent, change.uid) as parent, contextlib.suppress(OSError):
+            os.rmdir(path.name, dir_fd=parent)
+
+
+def read_before(change: Change) -> int | None:
+    """Give what a change is counted from: a pool's total; None for everything else."""
+    return read_number(pool_path(change, "nr_hugepages")) if isinstance(change, PoolChange) else None
+
+
+def is_there(change: Change) -> bool:
+    """Is what a change makes there already, so that it is not ours to take back."""
+    match change:
+        case DirectoryChange():
+            return os.path.isdir(change.path)
+        case TapChange():
+            return tap_exists(change.ifname)
+        case PoolChange() | MountChange() | LogMountChange():
+            return False
+        case _:
+            assert_never(change)
+
+
+def apply_entry(entry: Entry) -> Entry:
+    """Make one change; gives the entry with what was read afterwards."""
+    change = entry.change
+    match change:
+        case PoolChange():
+            return evolve(entry, after=apply_pool(change, entry.before or 0))
+        case MountChange():
+            apply_mount(change)
+        case LogMountChange():
+            apply_log_mount(change)
+        case DirectoryChange():
+            apply_directory(change)
+        case TapChange():
+            make_tap(change)
+        case _:
+            assert_never(change)
+    return entry
+
+
+def undo_entry(entry: Entry) -> None:
+    """Take one change back; may be repeated, and takes back only what is still there and ours."""
+    change = entry.change
+    match change:
+        case PoolChange():
+            undo_pool(entry, change)
+        case MountChange():
+            undo_mount(PurePosixPath(change.path), "hugetlbfs")
+        case LogMountChange():
+            undo_mount(PurePosixPath(change.path), "tmpfs", change.uid)
+        case DirectoryChange():
+            undo_directory(change)
+        case TapChange():
+            remove_tap(change)
+        case _:
+            assert_never(change)
+
+
+def apply_changes(head: Journal, changes: tuple[Change, ...], tell: Tell) -> Journal:
+    """Make changes in order, journalled before the first; on any failure all of them are taken back.
+
+    `head` is the VM's journal so far: what it holds already stays in it.
+    """
+    fresh = tuple(Entry(change=change, before=read_before(change)) for change in changes if not is_there(change))
+    if not fresh:
+        return head
+    journal = evolve(head, state="intent", entries=(*head.entries, *fresh))
+    journals.write_journal(journal)
+    made: list[Entry] = []
+    try:
+        for entry in fresh:
+            made.append(apply_entry(entry))
+            tell("change", render_change(entry.change))
+        done = evolve(journal, state="done", entries=(*head.entries, *made))
+        journals.write_journal(done)
+    except BaseException:
+        undo_entries(journal, fresh)
+        raise
+    return done
+
+
+def undo_entries(journal: Journal, entries: tuple[Entry, ...]) -> Journal:
+    """Take entries of a journal back, the last first, and write down what is left; raises the first failure at the end."""
+    failure: KvmlaunchError | None = None
+    for entry in reversed(entries):
+        try:
+            undo_entry(entry)
+        except KvmlaunchError as error:
+            failure = failure or error
+            continue
+        journal = journals.without(journal, entry)
+    journals.write_journal(evolve(journal, state="done") if journal.state == "intent" and not failure else journal)
+    if failure:
+        raise failure
+    return journal

@@ -1,0 +1,301 @@
+"""Look at the host machine: text and probes for `facts/sources.py`, under a root, saved and loaded.
+
+Reads /proc and /sys directly and starts nothing.  What depends on rights is tried with those of
+the VM's user.  No environment, serial number or hardware address is read; the machine's id is
+replaced by one that only we know the way to, as machine-id(5) asks.  Paths are strings here: Path
+takes ten times as long, and this runs before every print-cmd.
+"""
+
+# ruff: noqa: PTH110, PTH112, PTH113, PTH116, PTH119, PTH120
+
+import errno
+import hashlib
+import mmap
+import os
+import stat
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from fnmatch import filter as matching
+from pathlib import Path, PurePosixPath
+
+from kvmlaunch.facts import block, cpu, limits, mounts, sources
+from kvmlaunch.facts.sources import Captured, Wanted
+from kvmlaunch.host.holders import capture_lock_holders, capture_socket_holders
+from kvmlaunch.host.readers import device_number, link_target, names_in, read_text
+from kvmlaunch.host.rights import capture_user, rights_of, user_name
+from kvmlaunch.host.sockets import capture_sockets
+from kvmlaunch.model.host import UserFacts
+
+SEARCH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+BLOCK = 4096
+DEEPEST_STORE = 16
+IO_URING_SETUP = 425
+SIZE_OF_IO_URING_PARAMS = 120
+# The first paragraph of /proc/cpuinfo is enough, and the kernel writes the rest only when it is read.
+LONGEST_CPU = 1 << 14
+
+
+def capture_host(
+    wanted: Wanted, *, root: Path = Path("/"), user: UserFacts | None = None, search: str | None = None
+) -> Captured:
+    """Look at the host under `root`; with `user`, as root, what needs rights is tried with that user's.
+
+    `search` is the PATH for tools, the caller's own by default.
+    """
+    base = str(root).rstrip("/")
+    subject = user or capture_user()
+    files = capture_files(base, wanted)
+    set_up_ring = load_io_uring() if wanted.io_uring else None
+    with rights_of(subject):
+        tried = capture_rights(base, set_up_ring)
+        paths = {str(path): capture_path(base, str(path)) for path in wanted.paths}
+    for path in paths.values():
+        path["disks"] = capture_disks(base, find_device(base, files, path))
+    for inode, holders in capture_lock_holders(base, {str(path.get("inode", "")) for path in paths.values()}).items():
+        for path in paths.values():
+            path.update({"holders": holders} if path.get("inode") == inode else {})
+    probes = {
+        "caller": {"uid": os.getuid()},
+        "user": {"uid": subject.uid, "gid": subject.gid, "name": subject.name, "groups": list(subject.groups)},
+        **tried,
+        "modules": sorted(matching(names_in(f"{base}/sys/module"), "kvm*")),
+        "tools": capture_tools(base, os.environ.get("PATH", "") if search is None else search),
+        "masters": capture_masters(base) if wanted.network_devices else {},
+        "sockets": capture_socket_holders(base, files, wanted.ports),
+        **{f"{sources.PATH}{path}": probe for path, probe in paths.items()},
+    }
+    return Captured(files=files, probes=probes)
+
+
+def capture_files(base: str, wanted: Wanted) -> dict[str, str]:
+    """Give the text of every file that is there, by its path on the host."""
+    files = dict(read_all(base, wanted.files))
+    files.update(capture_sockets(base, wanted.sockets))
+    limit_files = (
+        f"{directory}/{name}" for directory in limits.parse_cgroup_directories(files) for name in limits.HUGETLB_FILES
+    )
+    files.update(read_all(base, limit_files))
+    if sources.MACHINE_ID in files:
+        files[sources.MACHINE_ID] = own_machine_id(files[sources.MACHINE_ID])
+    return files
+
+
+def own_machine_id(machine_id: str) -> str:
+    """Give an id of this machine that is ours alone: the real one is not to be shown to others (machine-id(5))."""
+    secret = machine_id.strip().encode(errors="surrogateescape")
+    return hashlib.blake2b(secret, key=b"kvmlaunch", digest_size=16).hexdigest() + "\n"
+
+
+def read_all(base: str, patterns: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Give path and text of the files of these patterns that can be read."""
+    for pattern in patterns:
+        for path in expand(base, pattern):
+            text = read_text(base + path, LONGEST_CPU if path == cpu.CPUINFO else None)
+            if text is not None:
+                yield path, text.partition("\n\n")[0] + "\n" if path == cpu.CPUINFO else text
+
+
+def expand(base: str, pattern: str) -> list[str]:
+    """Give the paths below `base` that a pattern names; one without `*` as it is, there or not."""
+    before, star, _ = pattern.partition("*")
+    if not star:
+        return [pattern]
+    parent = before.rpartition("/")[0]
+    component, slash, rest = pattern[len(parent) + 1 :].partition("/")
+    names = sorted(matching(names_in(base + parent), component))
+    return [path for name in names for path in expand(base, f"{parent}/{name}{slash}{rest}")]
+
+
+def capture_rights(base: str, set_up_ring: Callable[[], str] | None) -> dict[str, object]:
+    """Give what the user is let to use."""
+    return {
+        "kvm": try_open(f"{base}/dev/kvm"),
+        "vhost": try_open(f"{base}/dev/vhost-net"),
+        "io_uring": set_up_ring() if set_up_ring else None,
+    }
+
+
+def try_open(path: str) -> str:
+    """Give the name of the errno of opening a device for reading and writing, "" when it opens."""
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK))
+    except OSError as error:
+        return errno.errorcode.get(error.errno or 0, str(error.errno))
+    return ""
+
+
+def load_io_uring() -> Callable[[], str]:
+    """Give the trial of io_uring_setup: what the system says to it, "" when it makes a ring (which is closed again).
+
+    Loaded before the user's rights are taken on, as those may not reach Python's own files.
+    """
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def set_up_ring() -> str:
+        params = ctypes.create_string_buffer(SIZE_OF_IO_URING_PARAMS)
+        handle = libc.syscall(ctypes.c_long(IO_URING_SETUP), ctypes.c_uint(1), params)
+        if handle < 0:
+            return os.strerror(ctypes.get_errno())
+        os.close(handle)
+        return ""
+
+    return set_up_ring
+
+
+def capture_path(base: str, path: str) -> dict[str, object]:
+    """Give what can be seen of a file that a definition names, without its content."""
+    real = os.path.realpath(base + path)
+    probe: dict[str, object] = {"real": real.removeprefix(base) or "/"}
+    try:
+        seen = os.stat(real)
+    except OSError as error:
+        missing = error.errno in {errno.ENOENT, errno.ENOTDIR}
+        return {**probe, "kind": "missing" if missing else "denied", "refusal": error.strerror}
+    kind = kind_of(seen.st_mode)
+    device = seen.st_rdev if kind == "block" else seen.st_dev
+    return {
+        **probe,
+        "kind": kind,
+        "size": seen.st_size,
+        "allocated": seen.st_blocks * 512,
+        "inode": f"{device_number(seen.st_dev)}:{seen.st_ino}",
+        "device": device_number(device),
+        "owner": user_name(seen.st_uid),
+        "mode": stat.S_IMODE(seen.st_mode),
+        "readable": os.access(real, os.R_OK, effective_ids=True),
+        "writable": os.access(real, os.W_OK, effective_ids=True),
+        **(capture_store(real, kind) if kind in {"file", "block"} else {}),
+    }
+
+
+def kind_of(mode: int) -> str:
+    """Give the kind of a path from its mode."""
+    kinds = {
+        stat.S_IFREG: "file",
+        stat.S_IFBLK: "block",
+        stat.S_IFDIR: "directory",
+        stat.S_IFIFO: "fifo",
+        stat.S_IFCHR: "character",
+    }
+    return kinds.get(stat.S_IFMT(mode), "socket")
+
+
+def capture_store(path: str, kind: str) -> dict[str, object]:
+    """Give format, size of a device, and the outcome of reading a file or block device as we are."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        return {"readable": False, "refusal": error.strerror}
+    try:
+        head = os.pread(handle, BLOCK, 0)
+        size = os.lseek(handle, 0, os.SEEK_END)
+        seen = {"readable": True, "header": block.parse_header(head), "backing": read_backing(handle, head)}
+    except OSError as error:
+        return {"refusal": error.strerror}
+    finally:
+        os.close(handle)
+    refusal = try_o_direct(path)
+    sizes = {"size": size, "allocated": size} if kind == "block" else {}
+    return {**seen, **sizes, "o_direct": not refusal, "refusal": refusal}
+
+
+def try_o_direct(path: str) -> str:
+    """Give what the system says to one aligned read past the page cache, "" when it works.
+
+    Only the read tells: some file systems take the flag and refuse the read.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_DIRECT)
+    except OSError as error:
+        return f"open: {error.strerror}"
+    try:
+        with mmap.mmap(-1, BLOCK) as page:
+            os.preadv(handle, [page], 0)
+    except OSError as error:
+        return f"read: {error.strerror}"
+    finally:
+        os.close(handle)
+    return ""
+
+
+def read_backing(handle: int, head: bytes) -> str:
+    """Give the backing file's name as a qcow2 file has it; "" when there is none, or none that is sound."""
+    try:
+        offset, length = block.parse_backing_place(head)
+    except ValueError:
+        return ""
+    return os.fsdecode(os.pread(handle, length, offset)) if length else ""
+
+
+def find_device(base: str, files: Mapping[str, str], path: Mapping[str, object]) -> str:
+    """Give `major:minor` of the device below a path, "" when there is none.
+
+    btrfs, overlay and their like report a number of their own (major 0): there the mount names the device.
+    """
+    device = str(path.get("device", ""))
+    if not device.startswith("0:"):
+        return device
+    mount = mounts.find_mount(mounts.parse_mounts(files), PurePosixPath(str(path["real"])))
+    if mount is None or not mount.source.startswith("/dev/"):
+        return ""
+    try:
+        number = os.stat(base + mount.source).st_rdev
+    except OSError:
+        return ""
+    return device_number(number)
+
+
+def capture_disks(base: str, device: str, depth: int = 0) -> list[dict[str, object]]:
+    """Give the devices at the bottom of one: a partition's disk, the parts of LVM, a loop's file."""
+    place = os.path.realpath(f"{base}/sys/dev/block/{device}")
+    if not device or depth > DEEPEST_STORE or not os.path.isdir(place):
+        return []
+    if os.path.exists(f"{place}/partition"):
+        place = os.path.dirname(place)
+    below = [read_text(f"{place}/slaves/{name}/dev") for name in sorted(names_in(f"{place}/slaves"))]
+    below.extend(device_of_file(base, read_text(f"{place}/loop/backing_file")))
+    if not below:
+        return [capture_disk(place)]
+    return [disk for number in below if number for disk in capture_disks(base, number.strip(), depth + 1)]
+
+
+def device_of_file(base: str, path: str | None) -> list[str]:
+    """Give the device that a loop's file lies on, as a list of at most one."""
+    try:
+        number = os.stat(base + path.rstrip("\n")).st_dev if path else 0
+    except OSError:
+        return []
+    return [device_number(number)] if number else []
+
+
+def capture_disk(place: str) -> dict[str, object]:
+    """Give the queue of one disk."""
+    return {
+        "name": os.path.basename(place).replace("!", "/"),
+        "scheduler": (read_text(f"{place}/queue/scheduler") or "").strip(),
+        "rotational": (read_text(f"{place}/queue/rotational") or "").strip(),
+        "queues": len(names_in(f"{place}/mq")) or None,
+    }
+
+
+def capture_tools(base: str, search: str) -> dict[str, str]:
+    """Give the tools found on the search path, or in the system's own directories, which a user's PATH may lack."""
+    directories = dict.fromkeys(place for place in f"{search}:{SEARCH}".split(":") if place.startswith("/"))
+    found = {}
+    for name in sources.TOOLS:
+        places = (f"{directory}/{name}" for directory in directories)
+        hit = next((place for place in places if is_program(base + place)), "")
+        found.update({name: hit} if hit else {})
+    return found
+
+
+def is_program(path: str) -> bool:
+    """Is this a file that we may run."""
+    return os.access(path, os.X_OK) and os.path.isfile(path)
+
+
+def capture_masters(base: str) -> dict[str, str]:
+    """Give the bridge of every network device that belongs to one."""
+    links = {name: f"{base}/sys/class/net/{name}/brport/bridge" for name in sorted(names_in(f"{base}/sys/class/net"))}
+    return {name: target.rpartition("/")[2] for name, link in links.items() if (target := link_target(link))}

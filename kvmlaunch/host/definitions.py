@@ -1,0 +1,96 @@
+"""Definition files: found by name, read once, and refused when somebody else could have written them."""
+
+import os
+import stat
+from collections.abc import Iterable, Mapping
+from pathlib import Path, PurePosixPath
+
+from attrs import frozen
+
+from kvmlaunch.errors import DefinitionInvalid, Report, UnknownVm
+
+SUFFIX = ".toml"
+LONGEST = (1 << 20) + 1  # one byte beyond what load_definition accepts, so that it is the one who refuses
+PROFILES = Path(__file__).parent.parent / "define" / "profiles"
+
+
+@frozen(kw_only=True)
+class Trust:
+    """Whose files are believed: root's and those of `uids`; an ordinary user believes what he can read."""
+
+    checked: bool
+    uids: frozenset[int]
+
+
+def search_path(written: Iterable[str], environment: Mapping[str, str], home: PurePosixPath, here: PurePosixPath) -> tuple[Path, ...]:
+    """Give the directories that are searched, first hit wins."""
+    listed = [part for part in environment.get("KVMLAUNCH_PATH", "").split(":") if part]
+    asked = [here / part for part in (*written, *listed)]
+    fixed = [here / "vmdefs", home / ".config/kvmlaunch/vmdefs", PurePosixPath("/etc/kvmlaunch/vmdefs")]
+    return tuple(Path(path) for path in (*asked, *fixed))
+
+
+def find_definition(name: str, places: tuple[Path, ...]) -> Path:
+    """Give the file of a VM's name; raises UnknownVm with the nearest names and the places searched."""
+    for place in places:
+        path = place / f"{name}{SUFFIX}"
+        if path.exists():
+            return path
+    import difflib  # noqa: PLC0415 - on this error only
+
+    near = difflib.get_close_matches(name, sorted(names_in(places)), n=3)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"kvmlaunch init {name}"
+    raise UnknownVm(Report(code="vm.unknown", message=f"there is no VM {name!r}", where=", ".join(map(str, places)), why=f"no {name}{SUFFIX} in these directories", hint=hint))
+
+
+def definition_files(places: tuple[Path, ...]) -> dict[str, Path]:
+    """Give every definition by name, the first hit of each."""
+    found: dict[str, Path] = {}
+    for place in places:
+        for path in sorted(place.glob(f"*{SUFFIX}")) if place.is_dir() else ():
+            found.setdefault(path.stem, path)
+    return found
+
+
+def names_in(places: tuple[Path, ...]) -> frozenset[str]:
+    """Give the names of all definitions."""
+    return frozenset(definition_files(places))
+
+
+def read_file(path: Path, trust: Trust) -> bytes:
+    """Give a definition's bytes; raises DefinitionInvalid `def.path`, `def.untrusted`."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise DefinitionInvalid(Report(code="def.path", message=f"{path} cannot be read", where=str(path), why=error.strerror or "", hint="")) from error
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise DefinitionInvalid(Report(code="def.path", message=f"{path} is no regular file", where=str(path), hint="name a file that ends in .toml"))
+        if trust.checked:
+            check_trust(path, status, trust)
+        return os.read(fd, LONGEST)
+    finally:
+        os.close(fd)
+
+
+def check_trust(path: Path, status: os.stat_result, trust: Trust) -> None:
+    """Refuse a file, or a directory above it, that somebody else may write; a sticky directory is allowed."""
+    refuse_unless_trusted(path, status, trust, sticky=False)
+    for parent in path.resolve().parents:
+        refuse_unless_trusted(parent, parent.stat(), trust, sticky=True)
+
+
+def refuse_unless_trusted(path: Path, status: os.stat_result, trust: Trust, *, sticky: bool) -> None:
+    """Refuse one file or directory."""
+    foreign = status.st_uid not in trust.uids | {0}
+    open_to_others = status.st_mode & 0o022 and not (sticky and status.st_mode & stat.S_ISVTX)
+    if foreign or open_to_others:
+        why = f"it belongs to uid {status.st_uid}, mode {status.st_mode & 0o7777:04o}"
+        hint = f"chown root {path}" if foreign else f"chmod go-w {path}"
+        raise DefinitionInvalid(Report(code="def.untrusted", message="root does not run what others can write", where=str(path), why=why, hint=hint))
+
+
+def load_profiles() -> dict[str, str]:
+    """Give the texts of the built-in profiles by name."""
+    return {path.stem: path.read_text(encoding="utf-8") for path in PROFILES.glob(f"*{SUFFIX}")}

@@ -1,0 +1,70 @@
+"""Files written so that a reader, or a crash, sees the old text or the new, never a part."""
+
+import os
+from pathlib import Path, PurePosixPath
+
+from kvmlaunch.host.tree import failed
+
+FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def write_atomically(directory_fd: int, name: str, text: str, *, durable: bool = True) -> None:
+    """Write a file of mode 0600 in an opened directory: temp, fsync, rename, fsync of the directory; raises HostFailed."""
+    temporary = f".{name}.{os.getpid()}"
+    try:
+        fd = os.open(temporary, FILE, 0o600, dir_fd=directory_fd)
+        try:
+            write_all(fd, text.encode())
+            if durable:
+                os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.rename(temporary, name, src_dir_fd=directory_fd, dst_dir_fd=directory_fd)
+        if durable:
+            os.fsync(directory_fd)
+    except OSError as error:
+        remove_if_there(directory_fd, temporary)
+        raise failed(name, error) from error
+
+
+def write_all(fd: int, content: bytes) -> None:
+    """Write every byte: a short write goes on."""
+    while content:
+        content = content[os.write(fd, content) :]
+
+
+def remove_if_there(directory_fd: int, name: str) -> None:
+    """Remove a file of an opened directory; not there is fine."""
+    try:
+        os.unlink(name, dir_fd=directory_fd)
+    except FileNotFoundError:
+        return
+
+
+def read_text_at(directory_fd: int, name: str, most: int = 1 << 20) -> str | None:
+    """Give the text of a regular file in an opened directory, None when it is not there or no such file."""
+    try:
+        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory_fd)
+    except OSError:
+        return None
+    try:
+        return os.read(fd, most).decode(errors="replace")
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
+
+
+def write_control(path: Path | PurePosixPath, text: str) -> None:
+    """Write a control file of the kernel in one write; raises OSError, also for the errors that come with it."""
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, text.encode())
+    finally:
+        os.close(fd)
+
+
+def read_number(path: Path | PurePosixPath) -> int:
+    """Give the number in a control file of the kernel; raises OSError."""
+    with open(path, encoding="ascii") as file:
+        return int(file.read())

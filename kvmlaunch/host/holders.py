@@ -1,0 +1,72 @@
+"""Who holds what a VM wants: an image by its locks, a port by its socket.
+
+The open files of all processes are looked through, which takes long on a busy host: only when
+something is held, and only what we may see.
+"""
+
+from collections.abc import Mapping
+
+from kvmlaunch.facts import block, network, process
+from kvmlaunch.host.readers import inode_of, link_target, names_in, read_text
+
+
+def capture_lock_holders(base: str, inodes: set[str]) -> dict[str, list[dict[str, object]]]:
+    """Give who holds a record lock on one of these files, by inode.
+
+    /proc/locks says that there is one, and nothing of the process: QEMU's locks belong to an open
+    file, not to a process.  Only then are the open files of all processes looked through.
+    """
+    locks = [lock for lock in block.parse_locks(read_text(f"{base}/proc/locks") or "") if lock.inode in inodes]
+    found: dict[str, list[dict[str, object]]] = {lock.inode: [] for lock in locks}
+    for pid in processes(base) if locks else ():
+        for inode, writes in locks_of(f"{base}/proc/{pid}", set(found)).items():
+            found[inode].append(capture_holder(base, pid, writes=writes))
+    for lock in locks:
+        if not found[lock.inode]:
+            found[lock.inode] = [unseen_holder(lock.inode, locks)]
+    return found
+
+
+def unseen_holder(inode: str, locks: list[block.Lock]) -> dict[str, object]:
+    """Give a holder that we may not see: another user's process."""
+    writes = any(lock.writes for lock in locks if lock.inode == inode)
+    return {"pid": 0, "command": "", "vm": "", "writes": writes}
+
+
+def processes(base: str) -> list[str]:
+    """Give the pids, as text, in order."""
+    return sorted((name for name in names_in(f"{base}/proc") if name.isdecimal()), key=int)
+
+
+def locks_of(process_place: str, inodes: set[str]) -> dict[str, bool]:
+    """Give the wanted files that a process has locked, and whether for writing."""
+    found: dict[str, bool] = {}
+    for number in names_in(f"{process_place}/fd"):
+        if inode_of(f"{process_place}/fd/{number}") in inodes:
+            for lock in block.parse_locks(read_text(f"{process_place}/fdinfo/{number}") or ""):
+                found[lock.inode] = found.get(lock.inode, False) or lock.writes
+    return {inode: writes for inode, writes in found.items() if inode in inodes}
+
+
+def capture_holder(base: str, pid: str, *, writes: bool) -> dict[str, object]:
+    """Give a process as a holder: its command, and the VM that a QEMU's arguments name."""
+    command = (read_text(f"{base}/proc/{pid}/comm") or "").strip()
+    name = process.parse_vm_name(read_text(f"{base}/proc/{pid}/cmdline") or "")
+    return {"pid": int(pid), "command": command, "vm": name, "writes": writes}
+
+
+def capture_socket_holders(base: str, files: Mapping[str, str], ports: tuple[int, ...]) -> dict[str, dict[str, object]]:
+    """Give who has bound one of these ports, by the socket's inode; whom we may not see is absent."""
+    tables = (files.get(path, "") for path in network.SOCKET_FILES)
+    bound = (found for table in tables for found in network.parse_sockets(table))
+    wanted = {f"socket:[{inode}]": inode for _, port, _, inode in bound if int(port, 16) in ports}
+    found: dict[str, dict[str, object]] = {}
+    for pid in processes(base) if wanted else ():
+        for target in open_files(f"{base}/proc/{pid}/fd") & wanted.keys():
+            found.setdefault(wanted[target], capture_holder(base, pid, writes=False))
+    return found
+
+
+def open_files(directory: str) -> set[str]:
+    """Give what the descriptors of a process point to."""
+    return {target for number in names_in(directory) if (target := link_target(f"{directory}/{number}"))}

@@ -1,0 +1,129 @@
+"""The journal of host changes: written before a change is made, read after a crash.
+
+One file a VM, `UID-NAME.json`, in a directory of root's with mode 0700.  What cannot be read is put
+aside under another name and said; nothing is ever undone on a guess.
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+
+from attrs import asdict, evolve
+
+from kvmlaunch.host.files import read_text_at, remove_if_there, write_atomically
+from kvmlaunch.host.places import JOURNAL
+from kvmlaunch.host.tree import entered
+from kvmlaunch.model.change import (
+    Change,
+    DirectoryChange,
+    Entry,
+    Journal,
+    LogMountChange,
+    MountChange,
+    PoolChange,
+    TapChange,
+)
+
+SCHEMA = 1
+KINDS: dict[str, type[Change]] = {
+    "pool": PoolChange,
+    "mount": MountChange,
+    "log": LogMountChange,
+    "directory": DirectoryChange,
+    "tap": TapChange,
+}
+WORDS = {kind: word for word, kind in KINDS.items()}
+
+
+def file_name(uid: int, vm: str) -> str:
+    """Give the journal's file name of a VM."""
+    return f"{uid}-{vm}.json"
+
+
+def render_journal(journal: Journal) -> str:
+    """Give the JSON text of a journal."""
+    entries = [
+        {
+            "kind": WORDS[type(entry.change)],
+            "change": asdict(entry.change),
+            "before": entry.before,
+            "after": entry.after,
+        }
+        for entry in journal.entries
+    ]
+    head = {name: getattr(journal, name) for name in ("vm", "uid", "run", "owner", "boot_id", "time", "state")}
+    return json.dumps({"schema": SCHEMA, **head, "entries": entries}, indent=1)
+
+
+def parse_journal(text: str) -> Journal:
+    """Give the journal of a JSON text; raises ValueError for anything that is none of ours."""
+    try:
+        document = json.loads(text)
+        if document.pop("schema") != SCHEMA:
+            message = "another version of the journal"
+            raise ValueError(message)
+        entries = tuple(
+            Entry(change=KINDS[each["kind"]](**each["change"]), before=each["before"], after=each["after"])
+            for each in document.pop("entries")
+        )
+        return Journal(entries=entries, **document)
+    except (TypeError, KeyError, AttributeError, RecursionError) as error:
+        message = f"no journal of ours: {error!r}"
+        raise ValueError(message) from error
+
+
+@contextlib.contextmanager
+def journal_directory(*, make: bool = False) -> Iterator[int]:
+    """Open the journal's directory; raises FileNotFoundError where there never was one."""
+    if make:
+        with entered(JOURNAL.parent, 0, make=True):
+            pass
+    with entered(JOURNAL, 0, make=make, mode=0o700) as fd:
+        yield fd
+
+
+def write_journal(journal: Journal) -> None:
+    """Write a VM's journal so that it survives a crash; an empty one is removed."""
+    with journal_directory(make=True) as fd:
+        name = file_name(journal.uid, journal.vm)
+        if journal.entries:
+            write_atomically(fd, name, render_journal(journal))
+        else:
+            remove_if_there(fd, name)
+
+
+def read_journal(uid: int, vm: str) -> Journal | None:
+    """Give a VM's journal, None when there is none; an unreadable one is put aside."""
+    try:
+        with journal_directory() as fd:
+            return read_one(fd, file_name(uid, vm))
+    except FileNotFoundError:
+        return None
+
+
+def read_one(directory_fd: int, name: str) -> Journal | None:
+    """Give one journal; one that cannot be parsed is renamed to `NAME.unreadable`."""
+    text = read_text_at(directory_fd, name)
+    if text is None:
+        return None
+    try:
+        return parse_journal(text)
+    except ValueError:
+        os.rename(name, f"{name}.unreadable", src_dir_fd=directory_fd, dst_dir_fd=directory_fd)
+        return None
+
+
+def read_all_journals() -> tuple[Journal, ...]:
+    """Give every journal, in the order of their names."""
+    try:
+        with journal_directory() as fd:
+            names = sorted(name for name in os.listdir(fd) if name.endswith(".json") and not name.startswith("."))
+            return tuple(journal for name in names if (journal := read_one(fd, name)))
+    except FileNotFoundError:
+        return ()
+
+
+def without(journal: Journal, entry: Entry) -> Journal:
+    """Give a journal without an entry that was taken back."""
+    return evolve(journal, entries=tuple(each for each in journal.entries if each is not entry))

@@ -1,0 +1,65 @@
+"""Kept logs: QEMU's own words, and the console of a guest, rotated by copy and truncate."""
+
+import contextlib
+import os
+from pathlib import PurePosixPath
+
+from kvmlaunch.host.files import write_all
+from kvmlaunch.host.tree import DIRECTORY, entered
+
+QEMU_LOG = "qemu.log"
+QEMU_LOG_LIMIT = 1 << 20
+CONSOLE_LOG = "console.log"
+CONSOLE_LIMIT = 4 << 20  # bytes that are kept while the VM runs; the older half goes to the kept log
+CHUNK = 1 << 16
+
+
+def open_qemu_log(directory: PurePosixPath, uid: int, heading: str) -> tuple[int, int]:
+    """Open QEMU's own log for appending and give its descriptor and size; beyond 1 MiB the old text goes to `.1`.
+
+    The descriptor is open for reading too.  `uid` owns the directory's tree.
+    """
+    with entered(directory, uid, make=True, mode=0o711 if uid == 0 else 0o700) as fd:
+        log = os.open(QEMU_LOG, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=fd)
+        if os.fstat(log).st_size > QEMU_LOG_LIMIT:
+            os.close(log)
+            os.rename(QEMU_LOG, f"{QEMU_LOG}.1", src_dir_fd=fd, dst_dir_fd=fd)
+            log = os.open(QEMU_LOG, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600, dir_fd=fd)
+    write_all(log, f"{heading}\n".encode())
+    return log, os.fstat(log).st_size
+
+
+def rotate_console(run: PurePosixPath, kept: PurePosixPath, uid: int, log_uid: int, *, everything: bool = False) -> None:
+    """Move what a guest has printed to the kept log once it is more than 4 MiB, or `everything` at the end.
+
+    By copy and truncate: QEMU keeps its inode, and appends.  The kept log holds the last 8 MiB in two files.
+    """
+    with contextlib.suppress(FileNotFoundError, OSError), entered(run, uid) as run_fd:
+        log_fd = os.open("log", DIRECTORY, dir_fd=run_fd)
+        try:
+            source = os.open(CONSOLE_LOG, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=log_fd)
+        finally:
+            os.close(log_fd)
+        try:
+            size = os.fstat(source).st_size
+            if size and (everything or size > CONSOLE_LIMIT):
+                keep_console(source, size, kept, log_uid)
+                os.ftruncate(source, 0)
+        finally:
+            os.close(source)
+
+
+def keep_console(source: int, size: int, kept: PurePosixPath, log_uid: int) -> None:
+    """Append the last 4 MiB of a console to the kept log; a full one becomes `.1` first."""
+    with entered(kept, log_uid, make=True, mode=0o711 if log_uid == 0 else 0o700) as fd:
+        with contextlib.suppress(FileNotFoundError):
+            if os.stat(CONSOLE_LOG, dir_fd=fd, follow_symlinks=False).st_size + min(size, CONSOLE_LIMIT) > CONSOLE_LIMIT:
+                os.rename(CONSOLE_LOG, f"{CONSOLE_LOG}.1", src_dir_fd=fd, dst_dir_fd=fd)
+        target = os.open(CONSOLE_LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=fd)
+        try:
+            offset = max(0, size - CONSOLE_LIMIT)
+            while offset < size and (chunk := os.pread(source, min(CHUNK, size - offset), offset)):
+                write_all(target, chunk)
+                offset += len(chunk)
+        finally:
+            os.close(target)

@@ -1,0 +1,176 @@
+"""The run directory of a VM: its lock, its record, its sockets.
+
+"Is it running?" is the flock on the directory that QEMU inherited: held after the launcher ends,
+released by kill -9, not held by a zombie, gone after a reboot.  Nobody probes by locking: a
+question reads /proc/locks.
+"""
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from attrs import frozen
+
+from kvmlaunch.errors import Busy, PreflightFailed, Report
+from kvmlaunch.facts.record import parse_last_end, parse_locked, parse_record, render_record
+from kvmlaunch.host.files import read_text_at, remove_if_there, write_atomically
+from kvmlaunch.host.tree import DIRECTORY, entered, make_owned, unsafe
+from kvmlaunch.model.record import Record
+
+RECORD = "record.json"
+QMP, QMP_OWN, EVENTS, EVENTS_LOG, CONSOLE, VNC = "qmp.sock", "qmp-own.sock", "events.sock", "events.log", "console.sock", "vnc.sock"
+LOG = "log"
+OWN_FILES = (RECORD, QMP, QMP_OWN, EVENTS, EVENTS_LOG, CONSOLE, VNC)
+
+
+@frozen(kw_only=True)
+class Claim:
+    """A run directory that this process holds the lock of, by its descriptor."""
+
+    path: PurePosixPath
+    fd: int
+    uid: int
+
+
+def holder_text(fd: int) -> str:
+    """Give who claims a run directory, from its record: pid and state, as far as they can be told."""
+    text = read_text_at(fd, RECORD)
+    with contextlib.suppress(ValueError):
+        record = parse_record(text or "")
+        return f"pid {record.pid}" if record.pid else f"pid {record.launcher}, kvmlaunch, starting it"
+    return "another kvmlaunch, starting it"
+
+
+def lock_directory(fd: int, path: PurePosixPath) -> None:
+    """Take the flock or refuse at once (`vm.locked`)."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise Busy(Report(code="vm.locked", message=f"{path.name} is held by somebody else", where=str(path), why=holder_text(fd), hint=f"kvmlaunch status {path.name}")) from error
+
+
+def is_the_same(fd: int, parent: int, name: str) -> bool:
+    """Is the locked directory still the one of that name: it may have been removed and made again."""
+    with contextlib.suppress(FileNotFoundError):
+        there, locked = os.stat(name, dir_fd=parent, follow_symlinks=False), os.fstat(fd)
+        return (there.st_dev, there.st_ino) == (locked.st_dev, locked.st_ino)
+    return False
+
+
+@contextlib.contextmanager
+def claimed(path: PurePosixPath, uid: int, gid: int) -> Iterator[Claim]:
+    """Make a run directory for the VM's user and hold its lock; leaving lets go of our descriptor only.
+
+    QEMU, which inherits the descriptor, keeps the lock.  Raises Busy `vm.locked`, PreflightFailed
+    `host.dir.unsafe`.
+    """
+    fd = claim_directory(path, uid, gid)
+    try:
+        yield Claim(path=path, fd=fd, uid=uid)
+    finally:
+        os.close(fd)
+
+
+def claim_directory(path: PurePosixPath, uid: int, gid: int) -> int:
+    """Give the descriptor of a run directory with its lock held; one removed meanwhile is made again."""
+    while True:
+        make_owned(path, uid, gid, 0o700)
+        with entered(path.parent, uid) as parent:
+            try:
+                fd = os.open(path.name, DIRECTORY, dir_fd=parent)
+            except FileNotFoundError:
+                continue
+            try:
+                if os.fstat(fd).st_uid != uid:
+                    raise unsafe(path, f"it belongs to uid {os.fstat(fd).st_uid}")
+                lock_directory(fd, path)
+                if is_the_same(fd, parent, path.name):
+                    return fd
+            except BaseException:
+                os.close(fd)
+                raise
+            os.close(fd)
+
+
+def write_record(claim: Claim, record: Record) -> None:
+    """Write the record, the old text or the new in a crash; not fsynced: a host that dies takes the VM along."""
+    write_atomically(claim.fd, RECORD, render_record(record), durable=False)
+
+
+def make_log_directory(claim: Claim, gid: int) -> None:
+    """Make the directory of the console log."""
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(LOG, 0o700, dir_fd=claim.fd)
+    fd = os.open(LOG, DIRECTORY, dir_fd=claim.fd)
+    try:
+        if os.fstat(fd).st_uid not in {os.geteuid(), claim.uid}:
+            raise unsafe(claim.path / LOG, "it belongs to another user")
+        os.fchown(fd, claim.uid, gid)
+    finally:
+        os.close(fd)
+
+
+def link_socket(claim: Claim) -> None:
+    """Give the QMP socket a second name: a pasted second QEMU replaces the first one and cannot reach this."""
+    remove_if_there(claim.fd, QMP_OWN)
+    with contextlib.suppress(OSError):
+        os.link(QMP, QMP_OWN, src_dir_fd=claim.fd, dst_dir_fd=claim.fd, follow_symlinks=False)
+
+
+def remove_contents(claim: Claim) -> None:
+    """Remove our own files from a claimed run directory, and nothing that we do not know."""
+    for name in OWN_FILES:
+        remove_if_there(claim.fd, name)
+    with contextlib.suppress(OSError):
+        fd = os.open(LOG, DIRECTORY, dir_fd=claim.fd)
+        try:
+            for name in ("console.log", "console.log.1"):
+                remove_if_there(fd, name)
+        finally:
+            os.close(fd)
+        os.rmdir(LOG, dir_fd=claim.fd)
+
+
+def remove_claimed(claim: Claim) -> None:
+    """Remove a run directory whose lock is held."""
+    remove_contents(claim)
+    with contextlib.suppress(OSError, PreflightFailed), entered(claim.path.parent, claim.uid) as parent:
+        os.rmdir(claim.path.name, dir_fd=parent)
+
+
+def is_locked(path: PurePosixPath) -> bool:
+    """Does a process hold the lock of a run directory; asks /proc/locks, so that nobody is disturbed."""
+    try:
+        status = os.stat(path, follow_symlinks=False)
+    except OSError:
+        return False
+    device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}"
+    return parse_locked(Path("/proc/locks").read_text(encoding="ascii"), device, status.st_ino)
+
+
+@frozen(kw_only=True)
+class Contents:
+    """What lies in a run directory: the record, or why it cannot be read, and how the last run ended."""
+
+    exists: bool
+    record: Record | None = None
+    unreadable: str = ""
+    last_end: str = ""
+
+
+def read_contents(path: PurePosixPath, uid: int) -> Contents:
+    """Give what lies in a run directory, entered by descriptor."""
+    try:
+        with entered(path, uid) as fd:
+            text, events = read_text_at(fd, RECORD), read_text_at(fd, EVENTS_LOG)
+    except FileNotFoundError:
+        return Contents(exists=False)
+    last_end = parse_last_end(events or "")
+    if text is None:
+        return Contents(exists=True, last_end=last_end)
+    try:
+        return Contents(exists=True, record=parse_record(text), last_end=last_end)
+    except ValueError as error:
+        return Contents(exists=True, unreadable=str(error), last_end=last_end)

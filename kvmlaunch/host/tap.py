@@ -1,0 +1,49 @@
+"""Taps of ours: made with `ip`, joined to their bridge, removed."""
+
+import os
+
+from kvmlaunch.errors import HostFailed, Report
+from kvmlaunch.host.command import run_tool
+from kvmlaunch.model.change import TapChange
+
+
+def tap_exists(ifname: str) -> bool:
+    """Is there a network device of this name."""
+    return os.path.exists(f"/sys/class/net/{ifname}")
+
+
+def run_ip(*arguments: str) -> None:
+    """Run `ip`; raises HostFailed with its own text."""
+    result = run_tool(("ip", *arguments))
+    if result.status:
+        raise HostFailed(
+            Report(
+                code="host.failed",
+                message=f"ip {' '.join(arguments)} failed",
+                where=arguments[0],
+                why=result.err.strip(),
+            )
+        )
+
+
+def make_tap(change: TapChange) -> None:
+    """Make a persistent tap owned by the VM's user, with its MTU, joined to its bridge and up; removed again when a step fails."""
+    if not tap_exists(change.ifname):
+        queues = ("multi_queue",) if change.multi_queue else ()
+        run_ip("tuntap", "add", "dev", change.ifname, "mode", "tap", "user", str(change.uid), *queues)
+    try:
+        mtu = ("mtu", str(change.mtu)) if change.mtu else ()
+        run_ip("link", "set", "dev", change.ifname, "master", change.bridge, *mtu, "up")
+    except HostFailed:
+        remove_tap(change)
+        raise
+
+
+def remove_tap(change: TapChange) -> None:
+    """Remove a tap of ours; gone already is fine, one that is joined elsewhere is somebody else's now."""
+    if not tap_exists(change.ifname):
+        return
+    master = os.path.realpath(f"/sys/class/net/{change.ifname}/master").rpartition("/")[2]
+    joined_elsewhere = os.path.exists(f"/sys/class/net/{change.ifname}/master") and master != change.bridge
+    if not joined_elsewhere:
+        run_ip("tuntap", "del", "dev", change.ifname, "mode", "tap", *(("multi_queue",) if change.multi_queue else ()))

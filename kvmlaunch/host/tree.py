@@ -1,0 +1,117 @@
+"""Directories made and removed by descriptor, never along a path that somebody else can change.
+
+Root's trees (/run/kvmlaunch, /var/lib/kvmlaunch, /var/log/kvmlaunch) are root's from top to bottom,
+so what lies in them can be named; what lies in a user's directory is entered with O_NOFOLLOW.
+"""
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+
+from kvmlaunch.errors import HostFailed, PreflightFailed, Report
+
+PARENT_MODE = 0o711  # others pass through and cannot list
+DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def unsafe(path: PurePosixPath | str, why: str) -> PreflightFailed:
+    """Give the refusal of a directory that somebody else could change under us."""
+    return PreflightFailed(
+        Report(
+            code="host.dir.unsafe",
+            message="a directory is not safe",
+            where=str(path),
+            why=why,
+            hint=f"ls -ld {path}   then remove it or give it to its owner",
+        )
+    )
+
+
+def failed(path: PurePosixPath | str, error: OSError) -> HostFailed:
+    """Give the failure of a system call on a path, as a full or read-only file system where it is one."""
+    code = "host.space" if error.errno in {28, 30, 122} else "host.failed"
+    return HostFailed(
+        Report(code=code, message=f"{path}: {error.strerror}", where=str(path), why=f"errno {error.errno}")
+    )
+
+
+def check_directory(fd: int, path: PurePosixPath | str, uid: int) -> None:
+    """Refuse an opened directory that is not `uid`'s or root's, or that others may write (a sticky one is allowed)."""
+    status = os.fstat(fd)
+    if status.st_uid not in {0, uid}:
+        raise unsafe(path, f"it belongs to uid {status.st_uid}")
+    if status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX:
+        raise unsafe(path, f"others may write it: mode {status.st_mode & 0o7777:04o}")
+
+
+@contextlib.contextmanager
+def entered(path: PurePosixPath, uid: int, *, make: bool = False, mode: int = PARENT_MODE) -> Iterator[int]:
+    """Open a directory step by step without following links, each step checked; `make` makes what is missing.
+
+    Raises PreflightFailed `host.dir.unsafe`, FileNotFoundError where it is not there, HostFailed.
+    """
+    fd = os.open("/", DIRECTORY)
+    try:
+        for index, part in enumerate(path.parts[1:], start=2):
+            here = PurePosixPath(*path.parts[:index])
+            if make:
+                make_at(fd, part, here, mode)
+            fd = step(fd, part, here)
+            check_directory(fd, here, uid)
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def step(fd: int, name: str, here: PurePosixPath) -> int:
+    """Open a directory within an opened one, which is closed when that worked."""
+    try:
+        below = os.open(name, DIRECTORY, dir_fd=fd)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise unsafe(
+            here, "it is a link or no directory" if error.errno in {20, 40} else error.strerror or ""
+        ) from error
+    os.close(fd)
+    return below
+
+
+def make_at(fd: int, name: str, here: PurePosixPath, mode: int) -> None:
+    """Make a directory within an opened one, with exactly this mode whatever the umask; there already is fine."""
+    try:
+        os.mkdir(name, mode, dir_fd=fd)
+        os.chmod(name, mode, dir_fd=fd)
+    except FileExistsError:
+        return
+    except OSError as error:
+        raise failed(here, error) from error
+
+
+def make_owned(path: PurePosixPath, uid: int, gid: int, mode: int) -> None:
+    """Make a directory for a VM's user within a tree of root's or his own; one of another user is refused."""
+    with entered(path.parent, uid, make=True) as parent:
+        make_at(parent, path.name, path, mode)
+        fd = os.open(path.name, DIRECTORY, dir_fd=parent)
+        try:
+            owner = os.fstat(fd).st_uid
+            if owner not in {os.geteuid(), uid}:
+                raise unsafe(path, f"it belongs to uid {owner}")
+            if owner != uid or os.geteuid() == 0:
+                os.fchown(fd, uid, gid)
+            os.fchmod(fd, mode)
+        finally:
+            os.close(fd)
+
+
+def remove_empty(path: PurePosixPath, uid: int, *, up_to: PurePosixPath) -> None:
+    """Remove a directory and its parents below `up_to`, as long as they are empty."""
+    while path != up_to and up_to in path.parents:
+        try:
+            with entered(path.parent, uid) as parent:
+                os.rmdir(path.name, dir_fd=parent)
+        except (OSError, PreflightFailed):
+            return
+        path = path.parent

@@ -1,0 +1,113 @@
+"""One thing to alter on the host, and how to take it back.
+
+Each change is applied and undone by `host/apply.py`; each can be applied twice.  Its JSON form is
+what the journal keeps, so a field never changes its meaning.
+"""
+
+from typing import Literal
+
+from attrs import frozen
+
+
+@frozen(kw_only=True)
+class PoolChange:
+    """Raise a hugepage pool by `pages`, of one host NUMA node or (None) of the host.
+
+    Undone by delta: min(what was gained, free − reserved), so that pages of the administrator and
+    of other VMs stay.
+    """
+
+    page_size: int
+    pages: int
+    host_numa_node: int | None = None
+    compact: bool = False
+
+
+@frozen(kw_only=True)
+class MountChange:
+    """Mount hugetlbfs for one VM; `size` bytes are reserved at the mount, for `uid` and `gid` alone."""
+
+    path: str
+    page_size: int
+    size: int
+    uid: int
+    gid: int
+    host_numa_node: int | None = None
+
+
+@frozen(kw_only=True)
+class LogMountChange:
+    """Mount a tmpfs of `size` bytes for what a guest prints, so that it can fill only that."""
+
+    path: str
+    size: int
+    uid: int
+    gid: int
+
+
+@frozen(kw_only=True)
+class DirectoryChange:
+    """Make a directory for `uid`; taken back only when it is empty but for our sockets."""
+
+    path: str
+    mode: int
+    uid: int
+    gid: int
+
+
+@frozen(kw_only=True)
+class TapChange:
+    """Make a persistent tap, join it to a bridge and set it up; its owner is `uid`."""
+
+    ifname: str
+    bridge: str
+    uid: int
+    multi_queue: bool
+    mtu: int | None
+
+
+Change = PoolChange | MountChange | LogMountChange | DirectoryChange | TapChange
+ChangeOwner = Literal["up", "prepared"]
+
+
+@frozen(kw_only=True)
+class Entry:
+    """A change in the journal; `before` and `after` are a pool's total as read then, None where nothing is counted."""
+
+    change: Change
+    before: int | None = None
+    after: int | None = None
+
+
+@frozen(kw_only=True)
+class Journal:
+    """The host changes of one VM.
+
+    `state` is `intent` before the first is made, `done` after the last.  `run` is the run directory, whose
+    lock tells whether the VM lives.  A journal of another boot is void: its changes died with that boot.
+    """
+
+    vm: str
+    uid: int
+    run: str
+    owner: ChangeOwner
+    boot_id: str
+    time: str
+    state: Literal["intent", "done"]
+    entries: tuple[Entry, ...]
+
+
+def render_change(change: Change) -> str:
+    """Give one line for people."""
+    match change:
+        case PoolChange():
+            where = "" if change.host_numa_node is None else f" on NUMA node {change.host_numa_node}"
+            return f"raise the pool of {change.page_size >> 10} KiB pages by {change.pages}{where}"
+        case MountChange():
+            return f"mount hugetlbfs, {change.size >> 20} MiB of {change.page_size >> 10} KiB pages, on {change.path}"
+        case LogMountChange():
+            return f"mount a tmpfs of {change.size >> 20} MiB for the console log on {change.path}"
+        case DirectoryChange():
+            return f"make the directory {change.path} ({change.mode:04o}, uid {change.uid})"
+        case TapChange():
+            return f"make the tap {change.ifname} for uid {change.uid} and join it to {change.bridge}"

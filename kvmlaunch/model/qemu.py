@@ -1,0 +1,56 @@
+"""What a QEMU binary can do, as it answered itself."""
+
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+
+from attrs import field, frozen
+
+
+@frozen(kw_only=True)
+class MachineType:
+    """A row of query-machines."""
+
+    name: str
+    alias: str = ""
+    cpu_max: int = 1
+    deprecated: bool = False
+    default: bool = False
+
+
+@frozen(kw_only=True)
+class QemuCaps:
+    """The capabilities of one binary.
+
+    `devices` maps the devices that kvmlaunch may emit to their properties, without those that this
+    QEMU lacks; `objects` are the object types of query-qmp-schema, `aio` the members of its BlockdevAioOptions,
+    `qcow2` the members of its qcow2 options; `options` maps a group of query-command-line-options to its
+    parameters with their types; `bare_options` are the words of `-help` (without the dash);
+    `machine_properties` those of the newest q35.
+    """
+
+    binary: PurePosixPath
+    version: tuple[int, int, int]
+    package: str = ""
+    machines: tuple[MachineType, ...]
+    cpu_models: tuple[str, ...]
+    devices: Mapping[str, frozenset[str]]
+    objects: frozenset[str]
+    aio: frozenset[str]
+    qcow2: frozenset[str]
+    options: Mapping[str, Mapping[str, str]]
+    bare_options: frozenset[str]
+    machine_properties: frozenset[str] = frozenset()
+    accelerators: frozenset[str] = field(default=frozenset({"kvm", "tcg"}))
+
+    @property
+    def version_text(self) -> str:
+        """The version as people write it: `7.2.22`."""
+        return ".".join(str(part) for part in self.version)
+
+    def machine(self, name: str) -> MachineType | None:
+        """Give a machine type by name or alias."""
+        return next((machine for machine in self.machines if name in {machine.name, machine.alias}), None)
+
+    def device_has(self, device: str, prop: str) -> bool:
+        """Has this device this property."""
+        return prop in self.devices.get(device, frozenset())

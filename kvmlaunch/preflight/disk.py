@@ -1,0 +1,119 @@
+"""Disks and the files that QEMU reads: there, readable, nobody else's, and what they claim to be."""
+
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+
+from kvmlaunch.model.finding import Finding, error, warning
+from kvmlaunch.model.host import Holder, HostFacts, PathFacts
+from kvmlaunch.model.plan import PlannedDisk, Plan
+
+KINDS = {"directory": "a directory", "fifo": "a FIFO", "character": "a character device", "socket": "a socket"}
+
+
+def user_of(host: HostFacts) -> str:
+    """Give whom QEMU runs as, for a message."""
+    return host.user.name or str(host.user.uid)
+
+
+def holder_text(holder: Holder) -> str:
+    """Give a holder in words."""
+    vm = f", VM {holder.vm}" if holder.vm else ""
+    return f"pid {holder.pid} ({holder.command}{vm})" if holder.pid > 0 else "a process of another user"
+
+
+def facts_of(host: HostFacts, path: PurePosixPath) -> PathFacts:
+    """Give what is known of a path; not looked at counts as missing."""
+    return host.paths.get(path) or PathFacts(path=path, kind="missing")
+
+
+def check_kind(disk: PlannedDisk, facts: PathFacts, host: HostFacts) -> Iterator[Finding]:
+    """Check that the path is a file or block device that the VM's user reaches."""
+    key, path = f"{disk.table}.path", disk.path
+    if facts.kind == "missing":
+        create = f"qemu-img create -f {disk.format or 'raw'} {path} 40G" if disk.table.startswith("disk.") else ""
+        yield error(code="disk.missing", message=f"{path} does not exist", key=key, why=facts.refusal, hint=create)
+    elif facts.kind == "denied":
+        yield error(code="disk.permission", message=f"{path} is out of reach of {user_of(host)}", key=key, why=facts.refusal or "a directory above it may not be searched",
+                    hint=f"namei -l {path}   shows which directory; setfacl -m u:{user_of(host)}:x THAT")
+    elif facts.kind in KINDS:
+        yield error(code="disk.type", message=f"{path} is {KINDS[facts.kind]}", key=key, why="a disk is a regular file or a block device", hint="")
+    else:
+        yield from check_permission(disk, facts, host)
+
+
+def check_permission(disk: PlannedDisk, facts: PathFacts, host: HostFacts) -> Iterator[Finding]:
+    """Check that the VM's user may read the image, and write it unless it is read-only (`disk.permission`)."""
+    lacking = [word for word, has in (("read", facts.readable), ("write", facts.writable or disk.readonly)) if not has]
+    if lacking:
+        rights = "r" if disk.readonly else "rw"
+        yield error(code="disk.permission", message=f"{user_of(host)} may not {' or '.join(lacking)} {disk.path}", key=f"{disk.table}.path",
+                    why=f"it belongs to {facts.owner}, mode {facts.mode & 0o7777:04o}", hint=f"setfacl -m u:{user_of(host)}:{rights} {disk.path}")
+
+
+def check_format(disk: PlannedDisk, facts: PathFacts) -> Iterator[Finding]:
+    """Check that the image is what the definition says (`disk.header`); content never decides a format."""
+    if not facts.readable or not disk.format:
+        return
+    key, header = f"{disk.table}.format", facts.header
+    if disk.format == "raw" and header not in {"", "raw"}:
+        why = "as raw the guest would see the container, and could write another one into it"
+        if disk.format_written:
+            yield warning(code="disk.header", message=f"{disk.path} has a {header} header and is opened raw", key=key, why=why, hint=f'format = "{header}"')
+        else:
+            yield error(code="disk.header", message=f"{disk.path} has a {header} header, and its name says raw", key=key, why=why,
+                        hint=f'format = "{header}"   or, to open it raw all the same, format = "raw"')
+    elif disk.format != "raw" and header != disk.format:
+        yield error(code="disk.header", message=f"{disk.path} is no {disk.format} image", key=key, why=f"its header is {header or 'of no known format'}", hint='format = "raw"')
+
+
+def check_backing(disk: PlannedDisk, facts: PathFacts) -> Iterator[Finding]:
+    """Refuse a backing file outside the image's directory (`disk.backing`): the image's header chooses it."""
+    if disk.format != "qcow2" or not facts.backing:
+        return
+    backing = PurePosixPath(facts.backing)
+    beneath = not backing.is_absolute() and ".." not in backing.parts and ":" not in facts.backing
+    if not beneath and disk.path.parent not in backing.parents:
+        yield error(code="disk.backing", message=f"the backing file of {disk.path.name} lies elsewhere: {facts.backing}", key=f"{disk.table}.path",
+                    why="who can write the image can make QEMU open any file", hint=f"qemu-img rebase -u -b NAME -F FORMAT {disk.path}   with a name in {disk.path.parent}")
+
+
+def check_holders(disk: PlannedDisk, facts: PathFacts, host: HostFacts) -> Iterator[Finding]:
+    """Refuse an image that somebody else has locked (`disk.locked`)."""
+    others = [holder for holder in facts.lock_holders if not (host.held.running and holder.pid == host.held.pid) and (holder.writes or not disk.readonly)]
+    if others:
+        yield error(code="disk.locked", message=f"{disk.path} is in use", key=f"{disk.table}.path", why="locked by " + ", ".join(map(holder_text, others)),
+                    hint=f"kvmlaunch down {others[0].vm}" if others[0].vm else "")
+
+
+def check_disks(plan: Plan, host: HostFacts) -> Iterator[Finding]:
+    """Check every disk and CD-ROM of a plan."""
+    for disk in plan.disks:
+        facts = facts_of(host, disk.path)
+        yield from check_kind(disk, facts, host)
+        yield from check_format(disk, facts)
+        yield from check_backing(disk, facts)
+        yield from check_holders(disk, facts, host)
+
+
+def check_same(plan: Plan, host: HostFacts) -> Iterator[Finding]:
+    """Refuse two disks of one VM with one inode (`def.disk.same`): other spellings and hard links are found too."""
+    first: dict[str, PlannedDisk] = {}
+    for disk in plan.disks:
+        inode = facts_of(host, disk.path).inode
+        if not inode:
+            continue
+        other = first.setdefault(inode, disk)
+        if other is not disk and not (other.readonly and disk.readonly):
+            yield error(code="def.disk.same", message=f"{disk.table} and {other.table} are one file", key=f"{disk.table}.path",
+                        why=f"{disk.path} and {other.path} have one inode, {inode}", hint="give each disk a file of its own")
+
+
+def check_files(plan: Plan, host: HostFacts) -> Iterator[Finding]:
+    """Check kernel and initrd: regular files that the VM's user can read (`boot.missing`)."""
+    for planned in plan.files:
+        facts = facts_of(host, planned.path)
+        if facts.kind == "missing":
+            yield error(code="boot.missing", message=f"{planned.path} does not exist", key=planned.key, why=facts.refusal, hint="")
+        elif facts.kind != "file" or not facts.readable:
+            yield error(code="boot.missing", message=f"{user_of(host)} may not read {planned.path}", key=planned.key,
+                        why=facts.refusal or f"it is of kind {facts.kind}, belongs to {facts.owner}, mode {facts.mode & 0o7777:04o}", hint=f"setfacl -m u:{user_of(host)}:r {planned.path}")

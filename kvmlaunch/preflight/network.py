@@ -1,0 +1,76 @@
+"""Networks: bridges and taps are there, ports are free; which taps must be made."""
+
+from collections.abc import Iterator
+
+from kvmlaunch.model.change import Change, TapChange
+from kvmlaunch.model.finding import Finding, error
+from kvmlaunch.model.host import HostFacts, Listener
+from kvmlaunch.model.plan import PlannedListener, PlannedNetwork, Plan
+
+EVERYWHERE = {"0.0.0.0", "::", "*", ""}  # noqa: S104 - compared with, not bound to
+
+
+def overlaps(wanted: PlannedListener, there: Listener) -> bool:
+    """Would binding fail: the same port, and the same address or one of them every address."""
+    same_port = wanted.protocol == there.protocol and wanted.port == there.port
+    return same_port and (wanted.address == there.address or bool(EVERYWHERE & {wanted.address, there.address}))
+
+
+def check_ports(plan: Plan, host: HostFacts) -> Iterator[Finding]:
+    """Refuse a port that is taken (`host.port.used`), naming who has it; the VM's own does not count."""
+    if host.held.running:
+        return
+    for wanted in plan.listeners:
+        for there in host.listeners:
+            if overlaps(wanted, there):
+                holder = there.holder
+                who = f"pid {holder.pid} ({holder.command})" if holder else "a process of another user"
+                yield error(code="host.port.used", message=f"{wanted.protocol} port {wanted.port} of {wanted.address} is taken", key=wanted.key,
+                            why=f"{who} listens on {there.address or 'every address'}", hint=f"ss -lpn 'sport = :{wanted.port}'   shows who; choose another host port")
+                break
+
+
+def check_bridge(network: PlannedNetwork, host: HostFacts) -> Iterator[Finding]:
+    """Check that the bridge is there (`host.bridge.missing`)."""
+    device = host.network_devices.get(network.bridge)
+    if network.type == "bridge" and network.bridge and (device is None or device.kind != "bridge"):
+        bridges = ", ".join(name for name, each in host.network_devices.items() if each.kind == "bridge") or "none"
+        what = "is no bridge" if device else "does not exist"
+        yield error(code="host.bridge.missing", message=f"{network.bridge} {what}", key=f"{network.table}.bridge", why=f"bridges of this host: {bridges}",
+                    hint=f"ip link add {network.bridge} type bridge && ip link set {network.bridge} up")
+
+
+def check_tap(network: PlannedNetwork, host: HostFacts) -> Iterator[Finding]:
+    """Check a tap: an existing one is there and the VM's user may open it, ours can be made or is prepared (`host.tap.missing`)."""
+    device = host.network_devices.get(network.ifname)
+    if network.type == "tap" and (device is None or device.kind != "tap"):
+        yield error(code="host.tap.missing", message=f"{network.ifname} {'is no tap' if device else 'does not exist'}", key=f"{network.table}.ifname", why="type tap uses an existing one",
+                    hint=f"ip tuntap add {network.ifname} mode tap user {host.user.name or host.user.uid}")
+    elif device and device.kind == "tap" and host.user.uid != 0 and device.owner_uid != host.user.uid:
+        yield error(code="host.tap.missing", message=f"{network.ifname} belongs to another user", key=f"{network.table}.ifname",
+                    why=f"its owner is uid {device.owner_uid}, QEMU runs as {host.user.uid}", hint=f"ip tuntap add {network.ifname} mode tap user {host.user.name or host.user.uid}")
+
+
+def check_own_tap(plan: Plan, network: PlannedNetwork, host: HostFacts) -> Iterator[Finding]:
+    """Check that a tap of ours is there or can be made: only root makes one (`host.privilege`)."""
+    device = host.network_devices.get(network.ifname)
+    if network.owned and device is None and not host.privileged:
+        user = host.user.name or str(host.user.uid)
+        yield error(code="host.privilege", message=f"only root makes a tap on {network.bridge}", key=f"{network.table}.bridge", why="nothing is prepared",
+                    hint=f"sudo kvmlaunch preflight {plan.name} --apply --user {user}")
+    elif network.owned and device is not None:
+        yield from check_tap(network, host)
+
+
+def check_networks(plan: Plan, host: HostFacts) -> Iterator[Finding]:
+    """Check every network of a plan."""
+    for network in plan.networks:
+        yield from check_bridge(network, host)
+        yield from check_own_tap(plan, network, host) if network.owned else check_tap(network, host)
+
+
+def plan_network_changes(plan: Plan, host: HostFacts) -> tuple[Change, ...]:
+    """Give the taps that must be made."""
+    return tuple(
+        TapChange(ifname=network.ifname, bridge=network.bridge, uid=host.user.uid, multi_queue=network.queues > 1, mtu=network.mtu)
+        for network in plan.networks if network.owned and network.ifname not in host.network_devices)

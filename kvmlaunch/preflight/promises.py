@@ -1,0 +1,96 @@
+"""Is every promise of the plan kept by the live QEMU?"""
+
+import re
+from collections.abc import Iterator
+from typing import assert_never
+
+from kvmlaunch.model.finding import Finding, error
+from kvmlaunch.model.plan import AcceleratorPromise, DriveEvidence, DrivePromise, Evidence, IdentityPromise, MemoryPromise, Plan, Promise, SandboxPromise
+from kvmlaunch.units import render_size
+
+O_DIRECT = 0o40000
+FELL_BACK = re.compile(r".*falling back.*", re.IGNORECASE)
+
+
+def broken(what: str, planned: object, seen: object, key: str) -> Finding:
+    """Give the finding of a promise that is not kept."""
+    return error(code="qemu.promise", message=f"{what} is not as planned", key=key, why=f"planned: {planned}; the live QEMU has: {seen}",
+                 hint="kvmlaunch explain NAME shows the plan; please report it when no raw.args interferes")
+
+
+def compare(what: str, planned: object, seen: object, key: str) -> Iterator[Finding]:
+    """Give a finding when two values differ."""
+    if planned != seen:
+        yield broken(what, planned, seen, key)
+
+
+def check_memory(promise: MemoryPromise, evidence: Evidence) -> Iterator[Finding]:
+    """Check the RAM mappings: their sum, their page size, no `mg` where merging is off, all there when preallocated."""
+    size = sum(mapping.size for mapping in evidence.ram)
+    if size < promise.size:
+        yield broken("the size of the RAM mapping", render_size(promise.size), render_size(size), "memory.size")
+    for mapping in evidence.ram:
+        yield from compare("the page size of the RAM mapping", promise.page_size, mapping.page_size, "memory.hugepages")
+        if not promise.merge and "mg" in mapping.flags:
+            yield broken("merging of the guest's pages", "off", "on (VmFlags mg)", "memory.ksm")
+    if promise.lock and evidence.locked_bytes < promise.size:
+        yield broken("locked memory", render_size(promise.size), render_size(evidence.locked_bytes), "memory.lock")
+
+
+def check_drive(promise: DrivePromise, evidence: Evidence) -> Iterator[Finding]:
+    """Check a drive: file, format, read-only, cache mode, limits, and O_DIRECT on its descriptors."""
+    table = promise.id.replace("disk-", "disk.", 1).replace("cdrom-", "cdrom.", 1)
+    seen = next((drive for drive in evidence.drives if drive.id == promise.id), None)
+    if seen is None:
+        yield broken(f"drive {promise.id}", str(promise.path), "no such drive", table)
+        return
+    for name in ("format", "readonly", "direct", "no_flush", "writeback", "detect_zeroes", "iops", "bandwidth"):
+        key = {"direct": "cache", "no_flush": "cache", "writeback": "cache", "iops": "limits", "bandwidth": "limits"}.get(name, name)
+        yield from compare(f"{name} of drive {promise.id}", getattr(promise, name), getattr(seen, name), f"{table}.{key}")
+    yield from compare(f"the file of drive {promise.id}", str(promise.path), seen.path, f"{table}.path")
+    yield from check_descriptors(promise, seen, table)
+
+
+def check_descriptors(promise: DrivePromise, seen: DriveEvidence, table: str) -> Iterator[Finding]:
+    """Check O_DIRECT in fdinfo: on every descriptor of the image when it is promised, on none when not."""
+    if not seen.open_flags:
+        yield broken(f"the descriptor of drive {promise.id}", "open", "not open", f"{table}.path")
+    for flags in seen.open_flags:
+        yield from compare(f"O_DIRECT of drive {promise.id}", promise.direct, bool(flags & O_DIRECT), f"{table}.cache")
+
+
+def check_identity(promise: IdentityPromise, evidence: Evidence) -> Iterator[Finding]:
+    """Check name, UUID, number of vCPUs and uid; no capability is left to anybody but root."""
+    yield from compare("the name", promise.name, evidence.name, "name")
+    yield from compare("the UUID", promise.uuid, evidence.uuid, "uuid")
+    yield from compare("the number of vCPUs", promise.vcpus, evidence.vcpus, "cpu.vcpus")
+    yield from compare("the uid of QEMU", promise.uid, evidence.uid, "security.user")
+    if promise.uid != 0 and evidence.cap_eff:
+        yield broken("capabilities of QEMU", "none", f"CapEff {evidence.cap_eff:#x}", "security.user")
+
+
+def check_promise(promise: Promise, evidence: Evidence) -> Iterator[Finding]:
+    """Check one promise."""
+    match promise:
+        case AcceleratorPromise():
+            yield from compare("KVM", promise.kvm, evidence.kvm_enabled, "accel")
+        case MemoryPromise():
+            yield from check_memory(promise, evidence)
+        case DrivePromise():
+            yield from check_drive(promise, evidence)
+        case SandboxPromise():
+            if promise.seccomp:
+                yield from compare("the seccomp filter (Seccomp)", 2, evidence.seccomp, "security.sandbox")
+                yield from compare("NoNewPrivs", 1, evidence.no_new_privs, "security.sandbox")
+        case IdentityPromise():
+            yield from check_identity(promise, evidence)
+        case _:
+            assert_never(promise)
+
+
+def check_promises(plan: Plan, argv: tuple[str, ...], evidence: Evidence) -> tuple[Finding, ...]:
+    """Check every promise, that the process has the planned argv, and that QEMU fell back on nothing."""
+    found = [finding for promise in plan.promises for finding in check_promise(promise, evidence)]
+    found += compare("/proc/PID/cmdline", argv, evidence.cmdline, "raw.args")
+    found += [broken("an engine of QEMU's", "no fallback", line, "") for line in FELL_BACK.findall(evidence.log)]
+    return tuple(found)

@@ -1,0 +1,1 @@
+"""The QEMU processes: started, asked, watched, ended."""

@@ -1,0 +1,90 @@
+"""A process, known by more than its pid: start time, boot, and the VM's UUID on its command line.
+
+A pid alone is no identity: a reused one had the same start time within a tick.  Who acts opens a
+pidfd first and verifies after, so what is verified is what is signalled.
+"""
+
+import contextlib
+import os
+import select
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+from attrs import frozen
+
+from kvmlaunch.facts.record import parse_cmdline, parse_start_time
+from kvmlaunch.model.record import Record
+
+
+@frozen(kw_only=True)
+class Process:
+    """A verified process, held by a pidfd."""
+
+    pid: int
+    fd: int
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal; ended already is fine."""
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.fd, number)
+
+    def wait(self, seconds: float) -> bool:
+        """Wait until it has ended, at most `seconds`; tells whether it has."""
+        poller = select.poll()
+        poller.register(self.fd, select.POLLIN)
+        return bool(poller.poll(max(0, seconds * 1000)))
+
+
+def read_boot_id() -> str:
+    """Give the id of this boot."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+
+
+def read_start_time(pid: int) -> int:
+    """Give when a process started, in clock ticks since boot; raises OSError, ValueError."""
+    return parse_start_time(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace"))
+
+
+def read_cmdline(pid: int) -> tuple[str, ...]:
+    """Give the argv of a process; empty when it is gone or a zombie."""
+    with contextlib.suppress(OSError):
+        return parse_cmdline(Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="surrogateescape"))
+    return ()
+
+
+def carries_uuid(argv: tuple[str, ...], uuid: str) -> bool:
+    """Does an argv name this VM's UUID as ours do."""
+    return any(word == "-uuid" and argv[index + 1 : index + 2] == (uuid,) for index, word in enumerate(argv))
+
+
+def is_of_record(pid: int, record: Record) -> bool:
+    """Is a live process the one that a record tells of."""
+    with contextlib.suppress(OSError, ValueError):
+        same_start = read_boot_id() == record.boot_id and read_start_time(pid) == record.start_time
+        return same_start and carries_uuid(read_cmdline(pid), record.uuid)
+    return False
+
+
+@contextlib.contextmanager
+def held(pid: int) -> Iterator[Process | None]:
+    """Hold a process by pidfd; None when there is none of that pid."""
+    try:
+        fd = os.pidfd_open(pid)
+    except (OSError, OverflowError, ValueError):
+        yield None
+        return
+    try:
+        yield Process(pid=pid, fd=fd)
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def verified(record: Record) -> Iterator[Process | None]:
+    """Hold the process of a record, verified after its pidfd was opened; None when it is gone or another."""
+    if record.state != "running":
+        yield None
+        return
+    with held(record.pid) as process:
+        yield process if process and is_of_record(record.pid, record) else None

@@ -1,0 +1,55 @@
+"""Starts one lasting process; the only door to subprocess."""
+
+import contextlib
+import os
+import resource
+import subprocess
+from collections.abc import Iterator, Mapping
+
+from attrs import frozen
+
+from kvmlaunch.errors import QemuFailed, Report
+
+ENVIRONMENT: Mapping[str, str] = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C", "HOME": "/"}
+
+
+@frozen(kw_only=True)
+class Owner:
+    """Whom a process runs as; `drop` tells whether the caller is root and gives its rights up."""
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...] = ()
+    drop: bool = False
+
+
+@contextlib.contextmanager
+def raised_memlock(size: int) -> Iterator[None]:
+    """Raise our own limit of locked memory around a spawn, so that the child inherits it; 0 leaves it alone."""
+    if not size:
+        yield
+        return
+    before = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    hard = size if before[1] != resource.RLIM_INFINITY and os.geteuid() == 0 else before[1]
+    resource.setrlimit(resource.RLIMIT_MEMLOCK, (size if hard == resource.RLIM_INFINITY else min(size, hard), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, before)
+
+
+def spawn(argv: tuple[str, ...], owner: Owner, *, lock_fd: int, log_fd: int, memlock: int = 0) -> "subprocess.Popen[bytes]":
+    """Start a process in a session of its own that inherits the lock and nothing else of ours.
+
+    Its standard input is /dev/null and its output a file, as a pipe would die with us; `memlock` is in bytes.
+    Raises QemuFailed `qemu.exit` when it cannot be executed.
+    """
+    try:
+        with raised_memlock(memlock):
+            return subprocess.Popen(  # noqa: S603 - argv is a tuple of words, no shell
+                argv, stdin=subprocess.DEVNULL, stdout=log_fd, stderr=log_fd, pass_fds=(lock_fd,), env=dict(ENVIRONMENT),
+                cwd="/", umask=0o077, start_new_session=True,
+                user=owner.uid if owner.drop else None, group=owner.gid if owner.drop else None, extra_groups=owner.groups if owner.drop else None,
+            )
+    except OSError as error:
+        raise QemuFailed(Report(code="qemu.exit", message=f"{argv[0]} could not be started", where=argv[0], why=error.strerror or str(error))) from error

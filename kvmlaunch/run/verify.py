@@ -1,0 +1,79 @@
+"""Collects evidence from the live QEMU: its monitor, and what the kernel says of it."""
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from attrs import evolve
+
+from kvmlaunch.errors import KvmlaunchError, QemuFailed, Report
+from kvmlaunch.facts.evidence import guest_ram, parse_drives, parse_open_flags, parse_smaps, parse_status
+from kvmlaunch.model.plan import DriveEvidence, Evidence
+from kvmlaunch.run.process import read_cmdline
+from kvmlaunch.run.qmp import Query, Target, ask
+
+QUERIES: tuple[Query, ...] = (
+    ("query-kvm", {}),
+    ("query-name", {}),
+    ("query-uuid", {}),
+    ("query-cpus-fast", {}),
+    ("query-block", {}),
+    ("qom-get", {"path": "/machine", "property": "type"}),
+)
+
+
+def file_flags(pid: int) -> dict[tuple[int, int], list[int]]:
+    """Give the open flags of every descriptor of a process, by device and inode of what it is open on."""
+    flags: dict[tuple[int, int], list[int]] = {}
+    for name in os.listdir(f"/proc/{pid}/fd"):
+        try:
+            status = os.stat(f"/proc/{pid}/fd/{name}")
+            opened = parse_open_flags(Path(f"/proc/{pid}/fdinfo/{name}").read_text(encoding="ascii"))
+        except (OSError, ValueError):
+            continue
+        flags.setdefault((status.st_dev, status.st_ino), []).append(opened)
+    return flags
+
+
+def with_flags(drives: tuple[DriveEvidence, ...], pid: int) -> Iterator[DriveEvidence]:
+    """Give each drive with the flags of the descriptors on its file."""
+    flags = file_flags(pid)
+    for drive in drives:
+        try:
+            status = os.stat(drive.path)
+        except OSError:
+            yield drive
+            continue
+        yield evolve(drive, open_flags=tuple(flags.get((status.st_dev, status.st_ino), ())))
+
+
+def kernel_view(pid: int) -> Mapping[str, str]:
+    """Give /proc/PID/status by field."""
+    return parse_status(Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace"))
+
+
+def collect_evidence(pid: int, target: Target, ram_size: int, log: str, *, seconds: float) -> Evidence:
+    """Read everything that a promise can be held against.
+
+    `ram_size` in bytes tells the RAM mapping from others; `log` is what QEMU has printed.  Raises QemuFailed
+    `qemu.promise` when the process cannot be looked at.
+    """
+    answers = [cast("Any", answer) for answer in ask(target, QUERIES, seconds=seconds)]
+    kvm, name, uuid, cpus, blocks, machine = answers
+    try:
+        status = kernel_view(pid)
+        mappings = tuple(parse_smaps(Path(f"/proc/{pid}/smaps").read_text(encoding="utf-8", errors="replace")))
+        drives = tuple(with_flags(parse_drives(blocks), pid))
+    except (OSError, ValueError) as error:
+        raise unseen(pid, error) from error
+    return Evidence(
+        kvm_enabled=kvm["enabled"], name=name.get("name", ""), uuid=uuid["UUID"], machine=machine, vcpus=len(cpus), ram=guest_ram(mappings, ram_size), drives=drives,
+        seccomp=int(status.get("Seccomp", "0")), no_new_privs=int(status.get("NoNewPrivs", "0")), uid=int(status["Uid"].split()[1]),
+        cap_eff=int(status["CapEff"], 16), locked_bytes=int(status.get("VmLck", "0 kB").split()[0]) * 1024, cmdline=read_cmdline(pid), log=log,
+    )
+
+
+def unseen(pid: int, error: Exception) -> KvmlaunchError:
+    """Give the error of a QEMU that cannot be looked at, so nothing that was promised can be read back."""
+    return QemuFailed(Report(code="qemu.promise", message="the live QEMU cannot be read back", where=f"pid {pid}", why=str(error), hint="run as root, or as the user that QEMU runs as"))

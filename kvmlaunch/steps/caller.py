@@ -1,0 +1,75 @@
+"""Who asks, from where, and with which options: values that every step takes."""
+
+import os
+import pwd
+from collections.abc import Callable, Mapping
+from pathlib import Path, PurePosixPath
+
+from attrs import field, frozen
+
+from kvmlaunch.host.definitions import Trust, search_path
+from kvmlaunch.host.places import cache_directory, places_for, prepared_places
+from kvmlaunch.model.plan import Places
+
+Tell = Callable[[str, str], None]  # the word of a step (`hugepages`) and what was done
+
+
+def tell_nobody(_word: str, _text: str) -> None:
+    """Tell nothing to anybody."""
+
+
+@frozen(kw_only=True)
+class Caller:
+    """Who asks.
+
+    `uid` is the effective one; `for_user` the user that root prepares for, None otherwise.  `file` is `-f`,
+    `directories` are `--defs`, `overrides` the KEY=VALUE of `--set`, `facts` a saved capture to build for.
+    """
+
+    uid: int
+    gid: int
+    environment: Mapping[str, str]
+    here: PurePosixPath
+    home: PurePosixPath
+    directories: tuple[str, ...] = ()
+    file: str = ""
+    overrides: tuple[str, ...] = ()
+    facts: Path | None = None
+    for_user: str | None = None
+    standard_input: bytes = field(default=b"", repr=False)
+
+    @property
+    def owner_uid(self) -> int:
+        """The uid that the VM belongs to."""
+        return pwd.getpwnam(self.for_user).pw_uid if self.for_user else self.uid
+
+    @property
+    def trust(self) -> Trust:
+        """Whose definition files are believed."""
+        sudo = self.environment.get("SUDO_UID", "")
+        uids = {self.owner_uid, *([int(sudo)] if sudo.isdecimal() else [])}
+        return Trust(checked=self.uid == 0, uids=frozenset(uids))
+
+    @property
+    def search(self) -> tuple[Path, ...]:
+        """The directories where definitions are searched."""
+        return search_path(self.directories, self.environment, self.home, self.here)
+
+    @property
+    def cache(self) -> Path:
+        """Where QEMU's answers are kept."""
+        return cache_directory(self.uid, self.environment)
+
+    def places(self, vm: str) -> Places:
+        """Give the directories of a VM."""
+        if self.for_user:
+            return prepared_places(self.owner_uid, vm, str(self.home))
+        return places_for(self.uid, vm, self.environment)
+
+
+def current_caller(**options: object) -> Caller:
+    """Give the caller of this process: the one place where environment, ids and directory are read."""
+    environment = dict(os.environ)
+    user = options.get("for_user")
+    home = pwd.getpwnam(str(user)).pw_dir if user else environment.get("HOME") or "/"
+    return Caller(uid=os.geteuid(), gid=os.getegid(), environment=environment, here=PurePosixPath(os.getcwd()), home=PurePosixPath(home), **options)  # type: ignore[arg-type]

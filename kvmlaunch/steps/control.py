@@ -1,0 +1,43 @@
+"""`pause`, `resume`, `reset`, `monitor`: one question to a live VM."""
+
+from collections.abc import Mapping
+
+from kvmlaunch.errors import Busy, NotRunning, Report
+from kvmlaunch.model.lifecycle import Answer, Verb, VmState, plan_transition
+from kvmlaunch.run.qmp import Query, Target, ask
+from kvmlaunch.steps.caller import Caller
+from kvmlaunch.steps.observe import Seen, monitor_path, observe
+
+COMMANDS: Mapping[Verb, str] = {Verb.PAUSE: "stop", Verb.RESUME: "cont", Verb.RESET: "system_reset"}
+
+
+def live(caller: Caller, name: str) -> Seen:
+    """Give a VM that runs; raises NotRunning `vm.stopped`, Busy `vm.state` while it starts."""
+    seen = observe(name, caller.places(name))
+    if seen.state is VmState.STARTING:
+        raise Busy(Report(code="vm.state", message=f"{name} is starting", where=str(seen.places.run), why="another command starts it", hint=f"kvmlaunch status {name}"))
+    if not seen.lives:
+        raise NotRunning(Report(code="vm.stopped", message=f"{name} is not running", where=str(seen.places.run), why=seen.state.value, hint=f"kvmlaunch up {name}"))
+    return seen
+
+
+def query(seen: Seen, *queries: Query, seconds: float = 5.0) -> list[object]:
+    """Ask a live VM's monitor."""
+    return ask(Target(path=monitor_path(seen), pid=seen.pid), queries, seconds=seconds)
+
+
+def control(caller: Caller, name: str, verb: Verb) -> bool:
+    """Pause, resume or reset a VM; tells whether anything changed.  Raises NotRunning, Busy, TimedOut."""
+    seen = live(caller, name)
+    status = query(seen, ("query-status", {}))[0]
+    paused = isinstance(status, dict) and not status.get("running")
+    state = VmState.PAUSED if paused else VmState.RUNNING
+    if plan_transition(state, verb) is Answer.ALREADY:
+        return False
+    query(seen, (COMMANDS[verb], {}))
+    return True
+
+
+def send_command(caller: Caller, name: str, command: str, arguments: Mapping[str, object]) -> object:
+    """Send one QMP command to a VM and give its answer."""
+    return query(live(caller, name), (command, arguments), seconds=30.0)[0]

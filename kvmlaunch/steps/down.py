@@ -1,0 +1,108 @@
+"""`down`: ask the guest to power down, wait, and only with force end QEMU; then give everything back."""
+
+import time
+from signal import SIGKILL, SIGTERM
+
+from attrs import frozen
+
+from kvmlaunch.errors import Busy, KvmlaunchError, Report, TimedOut
+from kvmlaunch.host import journal as journals
+from kvmlaunch.model.lifecycle import Answer, Verb, VmState, plan_transition
+from kvmlaunch.run.process import Process, carries_uuid, held, is_of_record, read_cmdline
+from kvmlaunch.steps.caller import Caller, Tell
+from kvmlaunch.steps.heal import clean_up
+from kvmlaunch.steps.observe import Seen, monitor_path, observe
+
+TERM_SECONDS = 10.0  # how long QEMU may take to flush and close its images
+
+
+@frozen(kw_only=True)
+class Ended:
+    """What `down` did.  `forced` names the signal that ended it, "" when the guest powered down by itself."""
+
+    name: str
+    already: bool = False
+    seconds: float = 0.0
+    forced: str = ""
+    still_prepared: bool = False
+
+
+def verified_process(seen: Seen, process: Process | None) -> Process | None:
+    """Give the process when it is this VM's beyond doubt, verified after its pidfd was opened."""
+    if process is None:
+        return None
+    if seen.record is not None and seen.record.state == "running":
+        return process if is_of_record(process.pid, seen.record) else None
+    return process if seen.record is None or carries_uuid(read_cmdline(process.pid), seen.record.uuid) else None
+
+
+def ask_powerdown(seen: Seen, *, force: bool) -> None:
+    """Press the guest's power button; a monitor that does not answer is an error unless force goes on without it."""
+    from kvmlaunch.run.qmp import Target, ask  # noqa: PLC0415 - only when something runs
+
+    target = Target(path=monitor_path(seen), pid=seen.pid)
+    try:
+        status, _ = ask(target, (("query-status", {}), ("system_powerdown", {})))
+        if isinstance(status, dict) and status.get("status") in {"paused", "prelaunch"}:
+            ask(target, (("cont", {}), ("system_powerdown", {})))
+    except KvmlaunchError:
+        if not force:
+            raise
+
+
+def end_by_force(process: Process, tell: Tell) -> str:
+    """End QEMU by SIGTERM, then SIGKILL; gives the signal that did it.  Unflushed data of a qcow2 image is lost."""
+    for number, name in ((SIGTERM, "SIGTERM"), (SIGKILL, "SIGKILL")):
+        tell("down", f"the guest did not power down: {name} to pid {process.pid}")
+        process.send(number)
+        if process.wait(TERM_SECONDS):
+            return name
+    raise TimedOut(Report(code="vm.stop.timeout", message="QEMU does not end", where=f"pid {process.pid}", why=f"it survived SIGKILL for {TERM_SECONDS:g} s: it waits in the kernel",
+                          hint="dmesg | tail   may tell for which device"))
+
+
+def end_process(seen: Seen, process: Process, timeout: float, tell: Tell, *, force: bool) -> str:
+    """Ask, wait, and with force end; gives the signal that ended it, "" for none.  Raises TimedOut `vm.stop.timeout`."""
+    ask_powerdown(seen, force=force)
+    tell("powerdown", f"pid {process.pid} was asked, waiting {timeout:g} s")
+    if process.wait(timeout):
+        return ""
+    if force:
+        return end_by_force(process, tell)
+    raise TimedOut(Report(code="vm.stop.timeout", message=f"{seen.name} did not power down", where=f"pid {process.pid}", why=f"the guest ignored the power button for {timeout:g} s; it runs on, untouched",
+                          hint=f"kvmlaunch down {seen.name} --force   ends it: TERM, then KILL; what it has not flushed is lost"))
+
+
+def end_seen(seen: Seen, timeout: float | None, tell: Tell, *, force: bool) -> str:
+    """End the QEMU that was seen; gone meanwhile is fine."""
+    if seen.pid is None:
+        return ""
+    default = seen.record.stop_timeout if seen.record else 90.0
+    with held(seen.pid) as candidate:
+        process = verified_process(seen, candidate)
+        if process is None:
+            return ""
+        if seen.state is VmState.HALF:
+            process.send(SIGKILL)
+            process.wait(TERM_SECONDS)
+            return "SIGKILL"
+        return end_process(seen, process, default if timeout is None else timeout, tell, force=force)
+
+
+def down(caller: Caller, name: str, tell: Tell, *, timeout: float | None = None, force: bool = False, dry_run: bool = False) -> Ended:
+    """End a VM and give back what its start took; stopped already is fine.
+
+    `timeout` is in seconds, None for the definition's.  Raises TimedOut, Busy, NotRunning.
+    """
+    begun = time.monotonic()
+    places = caller.places(name)
+    seen = observe(name, places)
+    answer = plan_transition(seen.state, Verb.DOWN)
+    if answer is Answer.BUSY and not force:
+        raise Busy(Report(code="vm.state", message=f"{name} is {seen.state.value}", where=str(places.run), why="another command starts it", hint=f"kvmlaunch down {name}   once that has ended"))
+    if dry_run:
+        return Ended(name=name, already=answer is Answer.ALREADY)
+    forced = end_seen(seen, timeout, tell, force=force)
+    leftovers = seen.leftovers or (caller.uid == 0 and journals.read_journal(0, name) is not None)
+    prepared = clean_up(caller, name, places, tell) if leftovers else False
+    return Ended(name=name, already=not seen.lives, seconds=time.monotonic() - begun, forced=forced, still_prepared=prepared)

@@ -1,0 +1,99 @@
+"""Puts right what a dead command or a dead QEMU left: the run directory, and the host changes it had made.
+
+Runs under the host-wide lock.  Only what a dead `up` left is taken back; what was prepared stays.
+"""
+
+import contextlib
+import os
+from pathlib import PurePosixPath
+
+from attrs import evolve
+
+from kvmlaunch.errors import Busy, KvmlaunchError
+from kvmlaunch.host import journal as journals
+from kvmlaunch.host.apply import apply_directory, mounts_on, undo_entries
+from kvmlaunch.host.lock import host_lock
+from kvmlaunch.host.logs import rotate_console
+from kvmlaunch.host.rundir import claimed, is_locked, remove_claimed, remove_contents
+from kvmlaunch.model.change import DirectoryChange, Journal
+from kvmlaunch.model.plan import Places
+from kvmlaunch.run.process import read_boot_id
+from kvmlaunch.steps.caller import Caller, Tell
+from kvmlaunch.steps.observe import owner_of
+
+
+def heal_journals(boot_id: str, tell: Tell, *, but: str = "") -> None:
+    """Take back what VMs that are gone left on the host; a journal of another boot is void.  Root only.
+
+    `but` is the run directory that the caller holds himself.
+    """
+    for journal in journals.read_all_journals():
+        if journal.boot_id != boot_id:
+            journals.write_journal(evolve(journal, entries=()))
+        elif journal.run != but and journal.owner == "up" and not is_locked(PurePosixPath(journal.run)):
+            try:
+                undo_entries(journal, journal.entries)
+                tell("healed", f"{journal.vm}: what a dead start left on the host was taken back")
+            except Busy as error:
+                tell("warn", f"{journal.vm}: {error.report.message}: {error.report.why}")
+
+
+def give_back(uid: int, vm: str, tell: Tell) -> str:
+    """Take the host changes of a VM's own start back; gives what stays because it was prepared, "" for nothing.
+
+    Raises Busy when a process still uses them.
+    """
+    journal = journals.read_journal(uid, vm)
+    if journal is None:
+        return ""
+    if journal.owner == "prepared":
+        return "prepared"
+    undo_entries(journal, journal.entries)
+    for entry in journal.entries:
+        tell("given back", type(entry.change).__name__.removesuffix("Change").lower())
+    return ""
+
+
+def prepared_directories(journal: Journal | None) -> tuple[DirectoryChange, ...]:
+    """Give the directories that were prepared, so that a printed command still runs after `down`."""
+    if journal is None or journal.owner != "prepared":
+        return ()
+    return tuple(entry.change for entry in journal.entries if isinstance(entry.change, DirectoryChange))
+
+
+def clean_up(caller: Caller, vm: str, places: Places, tell: Tell) -> bool:
+    """Clean up after a VM that is gone: keep its console, empty its run directory, give back what its start took.
+
+    Tells whether something stays because it was prepared.  Raises Busy `vm.locked` when it is started right now.
+    """
+    uid = owner_of(places.run)
+    prepared = False
+    if os.path.isdir(places.run):
+        gid = os.stat(places.run).st_gid
+        with claimed(places.run, uid, gid) as claim:
+            rotate_console(places.run, places.logs, uid, caller.uid, everything=True)
+            remove_contents(claim)
+            prepared = give_back_under_lock(caller, vm, tell)
+            if not prepared:
+                remove_claimed(claim)
+    else:
+        prepared = give_back_under_lock(caller, vm, tell)
+    for change in prepared_directories(journals.read_journal(caller.owner_uid, vm)) if caller.uid == 0 else ():
+        with contextlib.suppress(KvmlaunchError):
+            apply_directory(change)
+    return prepared
+
+
+def give_back_under_lock(caller: Caller, vm: str, tell: Tell) -> bool:
+    """Give back what a start took, under the host-wide lock; an ordinary user takes nothing and may have been prepared for."""
+    if caller.uid != 0:
+        return bool(mounts_on(str(caller.places(vm).hugepages)))
+    if journals.read_journal(0, vm) is None:
+        return False
+    with host_lock():
+        return bool(give_back(0, vm, tell))
+
+
+def heal_host(tell: Tell, *, but: str = "") -> None:
+    """Heal every VM's leftovers; under the host-wide lock, which the caller holds."""
+    heal_journals(read_boot_id(), tell, but=but)

@@ -1,0 +1,120 @@
+"""A name or a file becomes a definition, with every text that took part."""
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path, PurePosixPath
+
+from attrs import evolve, frozen
+
+from kvmlaunch.define.layers import Source, wanted_files
+from kvmlaunch.define.load import Loaded, Surroundings, load_definition
+from kvmlaunch.define.positions import locate
+from kvmlaunch.errors import DefinitionInvalid
+from kvmlaunch.host.definitions import SUFFIX, find_definition, load_profiles, read_file
+from kvmlaunch.model.definition import SHORTHANDS, Definition
+from kvmlaunch.model.finding import Finding, errors_of
+from kvmlaunch.steps.caller import Caller
+
+STANDARD_INPUT = "-"
+STANDARD_INPUT_NAME = "stdin"
+MOST_FILES = 64
+
+
+@frozen(kw_only=True)
+class Subject:
+    """A definition with the texts that it was made of, by absolute path, and its warnings."""
+
+    definition: Definition
+    texts: Mapping[str, str]
+    findings: tuple[Finding, ...] = ()
+
+
+@cache
+def profiles() -> Mapping[str, str]:
+    """Give the built-in profiles, read once."""
+    return load_profiles()
+
+
+def is_file(word: str) -> bool:
+    """Is an argument a file and not a VM's name."""
+    return "/" in word or word.endswith(SUFFIX)
+
+
+def first_source(caller: Caller, word: str) -> tuple[str, Source]:
+    """Give the name of a VM and its own text; `word` is a name, a file, or `-`."""
+    if word == STANDARD_INPUT:
+        return STANDARD_INPUT_NAME, Source(path=caller.here / STANDARD_INPUT_NAME, text=caller.standard_input)
+    if caller.file or is_file(word):
+        path = Path(caller.here / (caller.file or word))
+    else:
+        path = find_definition(word, caller.search)
+    path = path.absolute()
+    return path.name.removesuffix(SUFFIX), Source(path=PurePosixPath(path), text=read_file(path, caller.trust))
+
+
+def all_sources(caller: Caller, first: Source) -> tuple[Source, ...]:
+    """Give a text and every text that it extends, each once; one that cannot be read is left for the loader to name."""
+    found = {first.path: first}
+    waiting = list(wanted_files(first, caller.home))
+    while waiting and len(found) < MOST_FILES:
+        path = waiting.pop(0)
+        if path in found or not Path(path).is_file():
+            continue
+        found[path] = Source(path=path, text=read_file(Path(path), caller.trust))
+        waiting += wanted_files(found[path], caller.home)
+    return tuple(found.values())
+
+
+def load(caller: Caller, word: str) -> tuple[str, Loaded, tuple[Source, ...]]:
+    """Load a VM; the mistakes are in what is given."""
+    name, first = first_source(caller, word)
+    sources = all_sources(caller, first)
+    surroundings = Surroundings(environment=caller.environment, home=caller.home, working_directory=caller.here)
+    return name, load_definition(name, sources, caller.overrides, surroundings, profiles()), sources
+
+
+def load_subject(caller: Caller, word: str) -> Subject:
+    """Load a VM; raises DefinitionInvalid with every mistake."""
+    name, loaded, sources = load(caller, word)
+    errors = errors_of(loaded.findings)
+    if loaded.definition is None or errors:
+        raise invalid(name, errors)
+    texts = {str(source.path): text_of(source) for source in sources}
+    return Subject(definition=loaded.definition, texts=texts, findings=loaded.findings)
+
+
+def invalid(name: str, errors: tuple[Finding, ...]) -> DefinitionInvalid:
+    """Give the refusal of a definition."""
+    reports = tuple(finding.report for finding in errors)
+    summary = reports[0] if len(reports) == 1 else evolve(reports[0], message=f"{name} has {len(reports)} mistakes", where="", why="", hint="")
+    return DefinitionInvalid(summary, reports)
+
+
+def text_of(source: Source) -> str:
+    """Give a source as text."""
+    return source.text if isinstance(source.text, str) else source.text.decode(errors="replace")
+
+
+def written_key(key: str, text: str) -> tuple[int, int] | None:
+    """Give line and column of a key path, or of the shorthand or the table that stands for it."""
+    shorthand = next((word for word, path in SHORTHANDS.items() if path == key), None)
+    return locate(text, key) or (locate(text, shorthand) if shorthand else None)
+
+
+def place_finding(subject: Subject, finding: Finding) -> Finding:
+    """Give a finding with the file, line and column of its key, where it was written at all."""
+    if not finding.key or finding.report.where:
+        return finding
+    origin = subject.definition.origin(finding.key)
+    where = finding.key
+    if origin.kind == "file":
+        position = written_key(finding.key, subject.texts.get(origin.place, ""))
+        where = f"{origin.place}{f':{position[0]}:{position[1]}' if position else ''} {finding.key}"
+    elif origin.kind in {"set", "profile"}:
+        where = f"--set {finding.key}" if origin.kind == "set" else f"profile {origin.place}: {finding.key}"
+    return evolve(finding, report=evolve(finding.report, where=where))
+
+
+def place_findings(subject: Subject, findings: tuple[Finding, ...]) -> tuple[Finding, ...]:
+    """Give findings with their places."""
+    return tuple(place_finding(subject, finding) for finding in findings)

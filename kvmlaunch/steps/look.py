@@ -1,0 +1,117 @@
+"""`status` and `ls`: what VMs there are and how they are."""
+
+import contextlib
+import os
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from attrs import evolve, frozen
+
+from kvmlaunch.errors import KvmlaunchError
+from kvmlaunch.host.definitions import definition_files
+from kvmlaunch.host.places import run_parent
+from kvmlaunch.model.lifecycle import VmState
+from kvmlaunch.steps.caller import Caller
+from kvmlaunch.steps.observe import Seen, monitor_path, observe
+
+ENDS = {
+    "guest-shutdown": "the guest powered down",
+    "guest-reset": "the guest reset, and QEMU was told to end then",
+    "guest-panic": "the guest panicked",
+    "host-signal": "QEMU was ended by a signal",
+    "host-qmp-quit": "QEMU was told to quit on its monitor",
+    "host-qmp-system-reset": "it was reset on its monitor",
+    "host-ui": "the display was closed",
+    "host-error": "an error of the host ended it",
+}
+
+
+@frozen(kw_only=True)
+class Status:
+    """How a VM is.  `run_state` is QEMU's own word (`running`, `paused`, `io-error`), "" when it does not answer."""
+
+    name: str
+    state: str
+    run_state: str = ""
+    pid: int | None = None
+    started: str = ""
+    seconds: float = 0.0
+    accelerator: str = ""
+    memory: str = ""
+    resident: int = 0
+    user: int | None = None
+    definition: str = ""
+    notes: tuple[str, ...] = ()
+    last_end: str = ""
+
+
+def end_text(seen: Seen) -> str:
+    """Give how the last run ended, in words."""
+    if seen.state is not VmState.ENDED:
+        return ""
+    if not seen.last_end:
+        return "it ended without shutting down: killed, or the host went away"
+    return ENDS.get(seen.last_end, seen.last_end)
+
+
+def age(started: str) -> float:
+    """Give the seconds since an ISO 8601 time, 0 when it is none."""
+    try:
+        return max(0.0, (datetime.now(UTC) - datetime.fromisoformat(started)).total_seconds())
+    except (ValueError, TypeError):
+        return 0.0
+
+
+def resident_memory(pid: int) -> int:
+    """Give the bytes of RAM that a process holds, huge pages included; 0 when it cannot be seen."""
+    with contextlib.suppress(OSError, ValueError):
+        fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace").splitlines() if ":" in line)
+        return sum(int(fields.get(name, "0").split()[0]) for name in ("VmRSS", "HugetlbPages")) * 1024
+    return 0
+
+
+def build_status(seen: Seen, answer: object) -> Status:
+    """Give the status of what was seen, with QEMU's answer to query-status (None when it was not asked)."""
+    record = seen.record
+    run_state = str(answer.get("status", "")) if isinstance(answer, dict) else ""
+    state = seen.state.value
+    if seen.state is VmState.RUNNING and run_state in {"paused", "prelaunch", "io-error", "suspended", "internal-error", "guest-panicked"}:
+        state = VmState.PAUSED.value
+    if seen.lives and isinstance(answer, KvmlaunchError) and seen.state is not VmState.FOREIGN:
+        state = VmState.HUNG.value
+    quarantined = (f"[state.quarantined] {seen.unreadable}",) if seen.unreadable else ()
+    notes = (*(record.notes if record and seen.lives else ()), *quarantined)
+    head = Status(name=seen.name, state=state, run_state=run_state, pid=seen.pid, notes=notes, last_end=end_text(seen))
+    if record is None:
+        return head
+    return evolve(head, started=record.started, seconds=age(record.started) if seen.lives else 0.0, accelerator=record.accelerator, memory=record.memory,
+                  resident=resident_memory(seen.pid) if seen.pid else 0, user=record.uid, definition=record.definition)
+
+
+def status_of(caller: Caller, names: Sequence[str], uuids: dict[str, str]) -> tuple[Status, ...]:
+    """Look at VMs, all monitors at once; `uuids` by name lets a QEMU be recognised that kvmlaunch did not start."""
+    seen = [observe(name, caller.places(name), uuids.get(name, "")) for name in names]
+    living = [each for each in seen if each.lives]
+    answers: dict[str, object] = {}
+    if living:
+        from kvmlaunch.run.qmp import Target, ask_all  # noqa: PLC0415 - only when something runs
+
+        targets = [Target(path=monitor_path(each), pid=each.pid) for each in living]
+        for each, answer in zip(living, ask_all(targets, (("query-status", {}),)), strict=True):
+            answers[each.name] = answer[0] if isinstance(answer, list) else answer
+    return tuple(build_status(each, answers.get(each.name)) for each in seen)
+
+
+def known_names(caller: Caller) -> tuple[str, ...]:
+    """Give every VM that has a definition or a run directory, sorted."""
+    names = set(definition_files(caller.search))
+    with contextlib.suppress(OSError, KvmlaunchError):
+        parent = run_parent(caller.uid, caller.environment)
+        names |= {entry for entry in os.listdir(parent) if os.path.isdir(parent / entry)}
+    return tuple(sorted(names))
+
+
+def running_names(caller: Caller) -> tuple[str, ...]:
+    """Give every VM that has a live QEMU."""
+    return tuple(name for name in known_names(caller) if observe(name, caller.places(name)).lives)

@@ -1,0 +1,171 @@
+"""A definition meets this host and its QEMU: facts captured, the plan built, everything checked."""
+
+from pathlib import Path, PurePosixPath
+
+from attrs import evolve, frozen
+
+from kvmlaunch.builder.vm import build_vm, needs_io_uring, wanted_paths
+from kvmlaunch.builder.security import SYSTEM_USER
+from kvmlaunch.errors import HostFailed, PreflightFailed, PrivilegeMissing, Report
+from kvmlaunch.facts.sources import Wanted, parse_captured
+from kvmlaunch.host.capture import capture_host
+from kvmlaunch.host.qemu_probe import load_answers, probe_qemu
+from kvmlaunch.host.rights import capture_user
+from kvmlaunch.host.saved import load_capture
+from kvmlaunch.facts.qemu import parse_answers
+from kvmlaunch.model.change import Change
+from kvmlaunch.model.definition import AUTO, Definition
+from kvmlaunch.model.finding import Finding, errors_of
+from kvmlaunch.model.host import HeldByVm, HostFacts, UserFacts
+from kvmlaunch.model.plan import Places, Plan
+from kvmlaunch.model.qemu import QemuCaps
+from kvmlaunch.preflight.checks import check_plan, plan_changes
+from kvmlaunch.steps.caller import Caller
+from kvmlaunch.steps.load import Subject, place_findings
+from kvmlaunch.units import parse_size
+
+BINARIES = ("qemu-system-x86_64", "kvm")
+QEMU_ANSWERS = "qemu"  # beneath a saved capture
+NEVER = "host.privilege"
+
+
+@frozen(kw_only=True)
+class Resolved:
+    """A VM as planned on this host."""
+
+    subject: Subject
+    host: HostFacts
+    caps: QemuCaps
+    plan: Plan
+    places: Places
+
+    @property
+    def name(self) -> str:
+        """The VM's name."""
+        return self.subject.definition.name
+
+    def findings(self) -> tuple[Finding, ...]:
+        """Check the plan on this host; every finding with its place."""
+        found = (*self.subject.findings, *check_plan(self.plan, self.host, self.caps, self.places))
+        return place_findings(self.subject, found)
+
+    def changes(self) -> tuple[Change, ...]:
+        """Give what of the host must change first."""
+        return plan_changes(self.plan, self.host, self.places)
+
+
+def find_binary(definition: Definition, caller: Caller) -> Path:
+    """Give the QEMU to use; raises PreflightFailed `qemu.missing`."""
+    if definition.qemu.binary is not AUTO:
+        return Path(definition.qemu.binary)
+    for directory in caller.environment.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").split(":"):
+        for name in BINARIES:
+            path = Path(directory) / name
+            if directory.startswith("/") and path.is_file():
+                return path
+    raise PreflightFailed(Report(code="qemu.missing", message="QEMU is not installed", where="qemu.binary", why=f"neither {' nor '.join(BINARIES)} is on PATH",
+                                 hint="apt install qemu-system-x86   (dnf install qemu-kvm)"))
+
+
+def read_caps(definition: Definition, caller: Caller) -> QemuCaps:
+    """Give what QEMU can do: asked once a binary, or from a saved capture that holds its answers."""
+    if caller.facts and (caller.facts / QEMU_ANSWERS).is_dir():
+        return parse_answers(load_answers(caller.facts / QEMU_ANSWERS))
+    return probe_qemu(find_binary(definition, caller), cache=caller.cache)
+
+
+def mount_held(host: HostFacts, places: Places) -> HeldByVm:
+    """Give the hugetlbfs mount that a VM has already."""
+    found = [mount for mount in host.mounts if mount.path == places.hugepages and mount.type == "hugetlbfs"]
+    if not found:
+        return HeldByVm()
+    mount = found[-1]
+    size, page = mount.option("min_size") or "0", mount.option("pagesize")
+    return HeldByVm(mount_size=int(size) if size.isdecimal() else 0, mount_page_size=parse_size(page) if page else None, mount_uid=int(mount.option("uid") or 0))
+
+
+def read_host(definition: Definition, caller: Caller, user: UserFacts | None, *, everything: bool, io_uring: bool) -> HostFacts:
+    """Give the host's facts, seen with the rights of a user; `everything` looks at ports and network devices too."""
+    if caller.facts:
+        facts = parse_captured(load_capture(caller.facts))
+        return evolve(facts, privileged=facts.caller_uid == 0)
+    wanted = Wanted(paths=tuple(dict.fromkeys(wanted_paths(definition))), ports=forwarded_ports(definition) if everything else (),
+                    listeners=everything, network_devices=everything, io_uring=io_uring)
+    facts = parse_captured(capture_host(wanted, user=user))
+    return evolve(facts, caller_uid=caller.owner_uid, privileged=caller.uid == 0)
+
+
+def forwarded_ports(definition: Definition) -> tuple[int, ...]:
+    """Give the host ports that a VM forwards, whose holders are looked for."""
+    return tuple(forward.host_port for network in definition.network.values() for forward in network.forwards)
+
+
+def lacking(definition: Definition, host: HostFacts) -> str:
+    """Give what the system user cannot reach of a VM, "" when it reaches everything."""
+    writable = {disk.path for disk in definition.disk.values() if not disk.readonly}
+    for path, facts in host.paths.items():
+        if facts.kind == "denied" or (facts.kind in {"file", "block"} and not facts.readable):
+            return f"{host.user.name} may not read {path}"
+        if facts.kind in {"file", "block"} and path in writable and not facts.writable:
+            return f"{host.user.name} may not write {path}"
+    return f"{host.user.name} may not open /dev/kvm" if host.kvm.device == "denied" else ""
+
+
+def read_host_for(definition: Definition, caller: Caller, *, everything: bool, io_uring: bool) -> HostFacts:
+    """Give the facts as the user sees them whom QEMU will run as; root gives way to `kvmlaunch` where that reaches every file."""
+    written = definition.security.user
+    if caller.facts or caller.uid != 0:
+        return read_host(definition, caller, None, everything=everything, io_uring=io_uring)
+    if caller.for_user or written is not AUTO:
+        user = capture_user(caller.for_user or str(written))
+        return read_host(definition, caller, user, everything=everything, io_uring=io_uring)
+    try:
+        user = capture_user(SYSTEM_USER)
+    except HostFailed:
+        missing = f"there is no system user {SYSTEM_USER}"
+    else:
+        facts = read_host(definition, caller, user, everything=everything, io_uring=io_uring)
+        missing = lacking(definition, facts)
+        if not missing:
+            return facts
+    return evolve(read_host(definition, caller, None, everything=everything, io_uring=io_uring), user_missing=missing)
+
+
+def resolve(caller: Caller, subject: Subject, *, everything: bool, running: int | None = None, refused: str = "", boot_from: str = "", paused: bool = False) -> Resolved:
+    """Look at the host, ask QEMU, build the plan.
+
+    `everything` also looks at ports and network devices; `running` is the pid of this VM's QEMU, whose ports and locks
+    are its own; `refused` is what the kernel said when hugepages were tried for.
+    """
+    definition = subject.definition
+    caps = read_caps(definition, caller)
+    places = caller.places(definition.name) if not caller.facts else facts_places(caller, definition)
+    host = read_host_for(definition, caller, everything=everything, io_uring=False)
+    if not caller.facts and needs_io_uring(definition, host, caps):
+        host = read_host_for(definition, caller, everything=everything, io_uring=True)
+    held = evolve(mount_held(host, places), running=running is not None, pid=running)
+    host = evolve(host, held=held, hugepages_refused=refused)
+    plan = build_vm(definition, host, caps, boot_from=boot_from, paused=paused)
+    return Resolved(subject=subject, host=host, caps=caps, plan=plan, places=places)
+
+
+def facts_places(caller: Caller, definition: Definition) -> Places:
+    """Give the directories as they would be on the captured host, for its user."""
+    from kvmlaunch.host.places import root_places, user_places  # noqa: PLC0415 - `--facts` only
+
+    assert caller.facts is not None
+    facts = parse_captured(load_capture(caller.facts))
+    if facts.caller_uid == 0:
+        return root_places(definition.name)
+    return user_places(facts.caller_uid, definition.name, {"HOME": f"/home/{facts.user.name}"}, PurePosixPath(f"/run/user/{facts.caller_uid}"))
+
+
+def refuse_errors(name: str, findings: tuple[Finding, ...]) -> None:
+    """Raise what the errors among findings call for: PrivilegeMissing when a privilege is all that lacks, else PreflightFailed."""
+    errors = tuple(finding.report for finding in errors_of(findings))
+    if not errors:
+        return
+    summary = errors[0] if len(errors) == 1 else evolve(errors[0], message=f"{name} cannot run here: {len(errors)} problems", where="", why="", hint="")
+    if all(report.code == NEVER for report in errors):
+        raise PrivilegeMissing(summary, errors)
+    raise PreflightFailed(summary, errors)

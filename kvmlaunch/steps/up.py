@@ -1,0 +1,334 @@
+"""`up`: a definition becomes a running VM whose every promise was read back, or nothing at all.
+
+In order: load · look whether it runs · capture facts, plan · check · claim the run directory · under the
+host-wide lock heal, look again, change the host · launch · read every promise back.  Whatever fails
+after the claim is undone in reverse order.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from attrs import evolve, frozen
+
+from kvmlaunch.builder.render import render_argv
+from kvmlaunch.errors import Busy, PreflightFailed, QemuFailed, Report
+from kvmlaunch.host import journal as journals
+from kvmlaunch.host.apply import apply_changes
+from kvmlaunch.host.lock import host_lock
+from kvmlaunch.host.logs import QEMU_LOG, open_qemu_log
+from kvmlaunch.host.rights import group_numbers
+from kvmlaunch.host.rundir import EVENTS, QMP, QMP_OWN, Claim, claimed, link_socket, make_log_directory, remove_claimed, remove_contents, write_record
+from kvmlaunch.host.tree import entered, make_owned
+from kvmlaunch.model.change import Change, Journal, LogMountChange, MountChange, PoolChange, TapChange
+from kvmlaunch.model.finding import Finding
+from kvmlaunch.model.lifecycle import Answer, Verb, VmState, plan_transition
+from kvmlaunch.model.plan import MemoryPlan, Place
+from kvmlaunch.model.record import Record
+from kvmlaunch.run.process import read_boot_id, read_start_time
+from kvmlaunch.steps.caller import Caller, Tell
+from kvmlaunch.steps.heal import clean_up, heal_host
+from kvmlaunch.steps.load import Subject, load_subject
+from kvmlaunch.steps.observe import Seen, observe
+from kvmlaunch.steps.resolve import Resolved, refuse_errors, resolve
+from kvmlaunch.units import GIB, count, render_size
+
+if TYPE_CHECKING:
+    from kvmlaunch.run.launch import RunningVm
+
+LOG_SIZE = 16 << 20  # bytes that a guest can fill with what it prints, for root's VMs
+SHORT = ("host.hugepages.short", "host.hugepages.partial")
+
+
+@frozen(kw_only=True)
+class Wishes:
+    """How a VM is to be started; times in seconds, None for the definition's."""
+
+    dry_run: bool = False
+    ready: bool = False
+    timeout: float | None = None
+    paused: bool = False
+    boot_from: str = ""
+
+
+@frozen(kw_only=True)
+class Started:
+    """What `up` did.  `changes` are those made on the host, or with a dry run those that would be."""
+
+    name: str
+    pid: int | None
+    already: bool = False
+    seconds: float = 0.0
+    argv: tuple[str, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    changes: tuple[Change, ...] = ()
+
+
+def memory_text(memory: MemoryPlan) -> str:
+    """Give what backs a guest, in words."""
+    if memory.backing == "hugepages":
+        return f"{count(memory.pages, 'page')} of {render_size(memory.page_size)}"
+    return "ordinary"
+
+
+def notes_of(resolved: Resolved) -> tuple[str, ...]:
+    """Give what `status` has to repeat as long as the VM runs."""
+    unsafe = tuple(f"{disk.table}: cache=unsafe, data is lost when the host or QEMU crashes" for disk in resolved.plan.disks if disk.cache == "unsafe")
+    root = ("QEMU runs as root",) if resolved.host.user.uid == 0 else ()
+    tcg = ("TCG: slow, and no security boundary",) if resolved.plan.accelerator == "tcg" else ()
+    return (*unsafe, *root, *tcg)
+
+
+def all_changes(resolved: Resolved) -> tuple[Change, ...]:
+    """Give every host change of a start: the plan's, and for root's VMs the bounded place of the console log."""
+    user = resolved.host.user
+    bounded = resolved.host.caller_uid == 0 and resolved.host.privileged and uses_log(resolved)
+    log = (LogMountChange(path=str(resolved.places.run / "log"), size=LOG_SIZE, uid=user.uid, gid=user.gid),) if bounded else ()
+    return (*resolved.changes(), *log)
+
+
+def uses_log(resolved: Resolved) -> bool:
+    """Does the console keep a log."""
+    return any(part.choice.value == Place(root="run", tail="log/console.log") for option in resolved.plan.options for part in option.fields)
+
+
+def journal_head(resolved: Resolved) -> Journal:
+    """Give the VM's journal so far, or an empty one."""
+    owner_uid = resolved.host.caller_uid
+    found = journals.read_journal(owner_uid, resolved.name)
+    boot_id = read_boot_id()
+    if found is not None and found.boot_id == boot_id:
+        return found
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return Journal(vm=resolved.name, uid=owner_uid, run=str(resolved.places.run), owner="up", boot_id=boot_id, time=now, state="done", entries=())
+
+
+def check_running(seen: Seen, subject: Subject, resolved_digest: str) -> tuple[Finding, ...]:
+    """Check a VM that runs already against the definition: another file is refused (`vm.other`), an older text is said."""
+    from kvmlaunch.model.finding import warning  # noqa: PLC0415 - beside its only use
+
+    record, definition = seen.record, subject.definition
+    if record is None:
+        return ()
+    if record.definition != str(definition.file):
+        raise Busy(Report(code="vm.other", message=f"{seen.name} runs from another file", where=str(definition.file), why=f"pid {seen.pid} was started from {record.definition}",
+                          hint=f"kvmlaunch down {seen.name}   or give one of the files another name"))
+    if record.digest != resolved_digest:
+        return (warning(code="vm.changed", message="changed since the start", where=str(definition.file), why="the running VM has the older text", hint=f"kvmlaunch diff {seen.name} --running"),)
+    return ()
+
+
+def settle(caller: Caller, seen: Seen, subject: Subject, tell: Tell) -> Started | None:
+    """Deal with what is there already: running is fine, starting is busy, leftovers are cleaned up; None to go on."""
+    match plan_transition(seen.state, Verb.UP):
+        case Answer.ALREADY:
+            findings = check_running(seen, subject, subject.definition.digest)
+            return Started(name=seen.name, pid=seen.pid, already=True, findings=findings)
+        case Answer.BUSY:
+            who = f"pid {seen.pid}" if seen.pid else f"pid {seen.record.launcher}" if seen.record else "another command"
+            raise Busy(Report(code="vm.locked", message=f"{seen.name} is {seen.state.value}", where=str(seen.places.run), why=f"{who} holds it", hint=f"kvmlaunch status {seen.name}"))
+        case Answer.HEAL_THEN_ACT:
+            end_half_started(seen, tell)
+            clean_up(caller, seen.name, seen.places, tell)
+            tell("healed", f"{seen.state.value} before: cleaned up")
+        case Answer.ACT | Answer.NOT_RUNNING:
+            if seen.unreadable:
+                tell("warn", f"[state.quarantined] the record is unreadable: {seen.unreadable}")
+    return None
+
+
+def end_half_started(seen: Seen, tell: Tell) -> None:
+    """End a QEMU whose launcher died before it could verify it: nobody was promised anything of it."""
+    if seen.state is not VmState.HALF or seen.pid is None or seen.record is None:
+        return
+    from signal import SIGKILL  # noqa: PLC0415 - this path only
+
+    from kvmlaunch.run.process import carries_uuid, held, read_cmdline  # noqa: PLC0415
+
+    with held(seen.pid) as process:
+        if process and carries_uuid(read_cmdline(seen.pid), seen.record.uuid):
+            process.send(SIGKILL)
+            process.wait(10)
+            tell("healed", f"pid {seen.pid} was left half started and was ended")
+
+
+def resolve_again(caller: Caller, resolved: Resolved, wishes: Wishes, refused: str) -> Resolved:
+    """Plan again from what is seen under the lock: the same pure functions decide."""
+    return resolve(caller, resolved.subject, everything=True, refused=refused, boot_from=wishes.boot_from, paused=wishes.paused)
+
+
+def change_host(caller: Caller, resolved: Resolved, wishes: Wishes, tell: Tell) -> Resolved:
+    """Heal, look again and change the host, all under the host-wide lock; gives the plan that holds.
+
+    When `auto` hugepages are refused by the kernel the VM gets ordinary memory, which is said.
+    """
+    if caller.uid != 0:
+        return resolved
+    with host_lock():
+        heal_host(tell, but=str(resolved.places.run))
+        fresh = resolve_again(caller, resolved, wishes, "")
+        refuse_errors(fresh.name, fresh.findings())
+        if not any(isinstance(change, PoolChange | MountChange | TapChange | LogMountChange) for change in all_changes(fresh)):
+            return fresh
+        try:
+            apply_changes(journal_head(fresh), all_changes(fresh), tell)
+        except PreflightFailed as error:
+            if fresh.plan.memory.asked or error.report.code not in SHORT:
+                raise
+            fresh = resolve_again(caller, resolved, wishes, error.report.why.splitlines()[0])
+            apply_changes(journal_head(fresh), all_changes(fresh), tell)
+        return fresh
+
+
+def make_variables(resolved: Resolved) -> None:
+    """Give the VM its own UEFI variable store, copied once from the template."""
+    template, user = resolved.plan.variables, resolved.host.user
+    if template is None:
+        return
+    store = resolved.places.state / "uefi-variables.fd"
+    make_owned(resolved.places.state, user.uid, user.gid, 0o700)
+    if os.path.exists(store):
+        return
+    with entered(resolved.places.state, user.uid) as fd:
+        temporary = f".{store.name}.{os.getpid()}"
+        file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=fd)
+        try:
+            os.write(file, Path(template).read_bytes())
+            os.fchown(file, user.uid, user.gid)
+            os.fsync(file)
+        finally:
+            os.close(file)
+        os.rename(temporary, store.name, src_dir_fd=fd, dst_dir_fd=fd)
+
+
+def record_of(resolved: Resolved, argv: tuple[str, ...], pid: int, state: str) -> Record:
+    """Give the record of a start."""
+    definition = resolved.subject.definition
+    return Record(
+        vm=resolved.name, uuid=resolved.plan.uuid, state="running" if state == "running" else "intent", pid=pid, start_time=read_start_time(pid) if pid else 0,
+        boot_id=read_boot_id(), launcher=os.getpid(), launcher_start=read_start_time(os.getpid()), uid=resolved.host.user.uid, definition=str(definition.file), digest=definition.digest,
+        started=datetime.now(UTC).isoformat(timespec="milliseconds"), argv=argv, accelerator=resolved.plan.accelerator, memory=memory_text(resolved.plan.memory),
+        stop_timeout=float(definition.lifecycle.stop_timeout), notes=notes_of(resolved),
+    )
+
+
+def launch(caller: Caller, resolved: Resolved, claim: Claim, argv: tuple[str, ...], deadline: float) -> "RunningVm":
+    """Start QEMU and wait until its monitor has negotiated; what QEMU wants at once is imported first, the rest meanwhile."""
+    from kvmlaunch.run.launch import launch_qemu, wait_for_greeting, wait_for_socket  # noqa: PLC0415 - late on purpose
+    from kvmlaunch.run.spawn import Owner  # noqa: PLC0415
+
+    user, logs = resolved.host.user, resolved.places.logs
+    groups = tuple(sorted(group_numbers(user.groups))) if caller.uid == 0 and user.uid != 0 else ()
+    owner = Owner(uid=user.uid, gid=user.gid, groups=groups, drop=caller.uid == 0 and user.uid != 0)
+    log_fd, log_start = open_qemu_log(logs, caller.uid, f"# {datetime.now(UTC).isoformat(timespec='seconds')} {resolved.name}")
+    memlock = resolved.plan.memory.size + GIB if resolved.plan.memory.lock else 0
+    vm = launch_qemu(argv, owner, lock_fd=claim.fd, log=logs / QEMU_LOG, log_fd=log_fd, log_start=log_start, memlock=memlock)
+    try:
+        write_record(claim, record_of(resolved, argv, vm.pid, "intent"))
+        from kvmlaunch.run.qmp import Target, ask  # noqa: PLC0415 - imported while QEMU initialises
+
+        wait_for_socket(vm, claim.path / QMP, deadline)
+        wait_for_greeting(vm, deadline, lambda seconds: ask(Target(path=claim.path / QMP, pid=vm.pid), (), seconds=seconds))
+        link_socket(claim)
+        ask(Target(path=claim.path / EVENTS, pid=vm.pid), (), seconds=5)
+    except BaseException:
+        vm.end()
+        vm.let_go()
+        raise
+    return vm
+
+
+def verify(resolved: Resolved, vm: "RunningVm", argv: tuple[str, ...], deadline: float) -> None:
+    """Read every promise back; raises QemuFailed `qemu.promise` with all that are broken."""
+    from kvmlaunch.preflight.promises import check_promises  # noqa: PLC0415 - imported while QEMU initialises
+    from kvmlaunch.run.qmp import Target  # noqa: PLC0415
+    from kvmlaunch.run.verify import collect_evidence  # noqa: PLC0415
+
+    target = Target(path=resolved.places.run / QMP_OWN if os.path.exists(resolved.places.run / QMP_OWN) else resolved.places.run / QMP, pid=vm.pid)
+    seconds = max(1.0, deadline - time.monotonic())
+    evidence = collect_evidence(vm.pid, target, resolved.plan.memory.size, vm.words(), seconds=seconds)
+    broken = check_promises(resolved.plan, argv, evidence)
+    if broken:
+        reports = tuple(finding.report for finding in broken)
+        raise QemuFailed(evolve(reports[0], where=reports[0].where or f"pid {vm.pid}"), reports)
+
+
+def pin_threads(resolved: Resolved, vm: "RunningVm") -> None:
+    """Pin vCPUs and I/O threads where the definition asks, and let the guest run."""
+    plan = resolved.plan
+    if not plan.vcpu_pins and not plan.iothread_pins:
+        return
+    from kvmlaunch.run.pin import pin_and_continue  # noqa: PLC0415 - only where something is pinned
+
+    pin_and_continue(resolved.places.run / QMP_OWN, vm.pid, plan.vcpu_pins, plan.iothread_pins, go_on=not any(option.flag == "-S" and option.fields[0].choice.source == "up --paused" for option in plan.options))
+
+
+@contextmanager
+def given_back_on_failure(caller: Caller, resolved: Resolved, claim: Claim, tell: Tell) -> Iterator[None]:
+    """Undo everything in reverse order when what is within fails, interruptions included."""
+    try:
+        yield
+    except BaseException:
+        remove_contents(claim)
+        if caller.uid == 0:
+            from kvmlaunch.steps.heal import give_back_under_lock  # noqa: PLC0415 - the failing path only
+
+            give_back_under_lock(caller, resolved.name, tell)
+        remove_claimed(claim)
+        raise
+
+
+def start(caller: Caller, resolved: Resolved, wishes: Wishes, tell: Tell, then: Callable[[Resolved, "RunningVm"], None]) -> Started:
+    """Claim, change the host, launch, verify, record; `then` runs while the VM is still this process's child."""
+    begun = time.monotonic()
+    user = resolved.host.user
+    with claimed(resolved.places.run, user.uid, user.gid) as claim, given_back_on_failure(caller, resolved, claim, tell):
+        remove_contents(claim)
+        write_record(claim, record_of(resolved, (), 0, "intent"))
+        make_log_directory(claim, user.gid)
+        resolved = change_host(caller, resolved, wishes, tell)
+        make_variables(resolved)
+        argv = render_argv(resolved.plan, resolved.places)
+        deadline = time.monotonic() + (wishes.timeout or float(resolved.subject.definition.lifecycle.start_timeout))
+        vm = launch(caller, resolved, claim, argv, deadline)
+        try:
+            verify(resolved, vm, argv, deadline)
+            pin_threads(resolved, vm)
+            write_record(claim, record_of(resolved, argv, vm.pid, "running"))
+        except BaseException:
+            vm.end()
+            raise
+        seconds = time.monotonic() - begun
+        tell("started", f"pid {vm.pid} in {seconds:.2f} s")
+    then(resolved, vm)
+    return Started(name=resolved.name, pid=vm.pid, seconds=seconds, argv=argv, findings=resolved.findings())
+
+
+def no_more(_resolved: Resolved, vm: "RunningVm") -> None:
+    """Let go of a VM once it runs."""
+    vm.let_go()
+
+
+def up(caller: Caller, word: str, wishes: Wishes, tell: Tell, then: Callable[[Resolved, "RunningVm"], None] = no_more) -> Started:
+    """Start a VM; running already is fine.  Raises KvmlaunchError, after which nothing is left of the try."""
+    subject = load_subject(caller, word)
+    name = subject.definition.name
+    tell("definition", str(subject.definition.file))
+    seen = observe(name, caller.places(name))
+    if not wishes.dry_run or seen.lives:
+        settled = settle(caller, seen, subject, tell)
+        if settled:
+            return settled
+    resolved = resolve(caller, subject, everything=True, boot_from=wishes.boot_from, paused=wishes.paused)
+    findings = resolved.findings()
+    refuse_errors(name, findings)
+    if wishes.dry_run:
+        argv = render_argv(resolved.plan, resolved.places)
+        return Started(name=name, pid=None, argv=argv, findings=findings, changes=all_changes(resolved))
+    return start(caller, resolved, wishes, tell, then)
+
+

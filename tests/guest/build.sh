@@ -1,0 +1,235 @@
+#!/usr/bin/env bash
+# Builds the guest that the demo and the boot tests start: web01.vmlinuz, web01.initrd and web01.img in OUTDIR.
+#
+# Kernel and busybox are the distribution's packages, fetched with apt-get and unpacked, never installed; the disk is an
+# ext4 file system with one page. No root is needed. Nothing is done when the three files are there and this directory
+# did not change since they were built.
+#
+#   KVMLAUNCH_GUEST_KERNEL   another kernel package, such as linux-image-amd64, which has SATA and e1000e
+#   KVMLAUNCH_GUEST_CACHE    where the packages are kept, else .cache/guest of the checkout; delete it to get newer ones
+set -euo pipefail
+export LC_ALL=C PATH="$PATH:/usr/sbin:/sbin"
+umask 022
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+disk_size=64M
+# modprobe in the guest picks by what it finds; other kernels may have some of these built in.
+needed=(virtio_pci virtio_blk virtio_net ext4 button evdev)
+welcome=(virtio_scsi sd_mod sr_mod nvme ahci ata_piix virtio_rng virtio_console virtio_balloon af_packet crc32c_generic
+    crc32c_intel e1000 e1000e)
+
+fail() {
+    echo "tests/guest/build.sh: $*" >&2
+    exit 1
+}
+
+check_tools() {
+    local pair
+    for pair in apt-get:apt dpkg-deb:dpkg mke2fs:e2fsprogs cpio:cpio depmod:kmod flock:util-linux xz:xz-utils zstd:zstd; do
+        command -v "${pair%%:*}" >/dev/null || fail "${pair%%:*} is missing: install the package ${pair#*:}"
+    done
+}
+
+# Everything that the result depends on, as one number.
+fingerprint() {
+    (
+        cd "$here"
+        echo "${KVMLAUNCH_GUEST_KERNEL:-}"
+        find build.sh root disk -type f -print0 | sort -z | xargs -0 sha256sum
+    ) | sha256sum
+}
+
+up_to_date() {
+    local file
+    for file in vmlinuz initrd img; do
+        [ -s "$out/web01.$file" ] || return 1
+    done
+    [ "$(cat "$out/.web01.guest" 2>/dev/null)" = "$print" ]
+}
+
+# The machine's package lists may be old or missing, and only root may renew them: own ones do.
+apt_options=(-o APT::Sandbox::User=)
+use_own_lists() {
+    mkdir -p "$work/apt/lists/partial" "$work/apt/archives/partial"
+    apt_options+=(-o "Dir::State::lists=$work/apt/lists" -o "Dir::Cache=$work/apt")
+    echo 'guest: fetching package lists'
+    apt-get "${apt_options[@]}" -qq update >"$work/apt.log" 2>&1 || fail_with_log 'apt-get update failed'
+}
+
+fail_with_log() {
+    fail "$1: $(grep -m1 -E '^(E|W|Err)' "$work/apt.log" || tail -n 1 "$work/apt.log")"
+}
+
+# The first package that $1 depends on whose name is $2 and a version.
+depends_of() {
+    apt-cache "${apt_options[@]}" depends --no-recommends --no-suggests "$1" 2>/dev/null |
+        awk -v name="$2" '$1 ~ /Depends:$/ && $2 ~ "^" name "-[0-9]" && !found { found = 1; print $2 }'
+}
+
+# The names of the packages to fetch, or nothing when the lists know no kernel.
+packages() {
+    local candidate image='' modules
+    for candidate in ${KVMLAUNCH_GUEST_KERNEL:-linux-image-cloud-amd64 linux-image-virtual}; do
+        case $candidate in
+            linux-image-[0-9]*) image=$candidate ;;
+            *) image=$(depends_of "$candidate" linux-image) ;;
+        esac
+        [ -z "$image" ] || break
+    done
+    [ -n "$image" ] || return 0
+    modules=$(depends_of "$image" linux-modules)
+    echo "$image ${modules:+$modules }busybox-static"
+}
+
+download() {
+    local names
+    names=$(packages)
+    [ -n "$names" ] || return 1
+    echo "guest: fetching $names"
+    rm -rf "$debs.part"
+    mkdir -p "$debs.part"
+    # shellcheck disable=SC2086 # a list of names
+    (cd "$debs.part" && apt-get "${apt_options[@]}" -qq download $names) >"$work/apt.log" 2>&1 || return 1
+    mv "$debs.part" "$debs"
+}
+
+fetch_packages() {
+    debs=$cache/${KVMLAUNCH_GUEST_KERNEL:-packages}
+    [ ! -d "$debs" ] || return 0
+    [ "$(dpkg --print-architecture)" = amd64 ] || fail "the guest is an x86-64 one, this machine is $(dpkg --print-architecture)"
+    download && return
+    use_own_lists
+    download && return
+    if grep -qE '^(E|W|Err)' "$work/apt.log"; then
+        fail_with_log 'fetching packages failed'
+    fi
+    fail "no package ${KVMLAUNCH_GUEST_KERNEL:-linux-image-cloud-amd64 or linux-image-virtual} is known to apt"
+}
+
+# Leaves the kernel's file in $vmlinuz and the name of its modules' directory in $release.
+unpack_packages() {
+    local deb kernels
+    mkdir -p "$work/unpacked"
+    # Some releases ship /lib and /bin, some /usr/lib and /usr/bin: here they are the same directories.
+    ln -s . "$work/unpacked/usr"
+    for deb in "$debs"/*.deb; do
+        dpkg-deb --fsys-tarfile "$deb" | tar -x -C "$work/unpacked" --keep-directory-symlink --exclude=./usr/share --no-same-owner
+    done
+    kernels=("$work"/unpacked/boot/vmlinuz-*)
+    vmlinuz=${kernels[0]}
+    release=${vmlinuz##*/vmlinuz-}
+    [ -s "$vmlinuz" ] || fail "no kernel in $debs: delete that directory"
+    [ -d "$work/unpacked/lib/modules/$release" ] || fail "no modules for $release in $debs: delete that directory"
+    depmod -b "$work/unpacked" "$release"
+}
+
+# The files of the modules named, each with all that it depends on; names that are no module are left out.
+module_files() {
+    awk -v wanted="$*" '
+        {
+            name = $1
+            sub(/:$/, "", name)
+            sub(/^.*\//, "", name)
+            sub(/\.ko.*$/, "", name)
+            gsub(/-/, "_", name)
+            sub(/:/, "", $1)
+            files[name] = $0
+        }
+        END {
+            count = split(wanted, names, " ")
+            for (i = 1; i <= count; i++) {
+                parts = split(files[names[i]], paths, " ")
+                for (j = 1; j <= parts; j++) if (!(paths[j] in seen)) { seen[paths[j]] = 1; print paths[j] }
+            }
+        }' "$work/unpacked/lib/modules/$release/modules.dep"
+}
+
+check_modules() {
+    local name built_in
+    built_in=$(tr - _ <"$work/unpacked/lib/modules/$release/modules.builtin")
+    for name in "${needed[@]}"; do
+        if [ -z "$(module_files "$name")" ]; then
+            [[ $built_in == */"$name".ko* ]] || fail "the kernel $release has no $name"
+        fi
+    done
+}
+
+# busybox's modprobe may lack a decompressor that this kernel's modules need, and unpacking is slow on an emulated CPU.
+copy_module() {
+    local from=$work/unpacked/lib/modules/$release/$1 to=$work/root/lib/modules/$release/$1
+    mkdir -p "${to%/*}"
+    case $1 in
+        *.ko.xz) xz -dc "$from" >"${to%.xz}" ;;
+        *.ko.zst) zstd -dcq "$from" >"${to%.zst}" ;;
+        *.ko.gz) gzip -dc "$from" >"${to%.gz}" ;;
+        *) cp "$from" "$to" ;;
+    esac
+}
+
+build_initrd() {
+    local module applet
+    cp -R "$here/root" "$work/root"
+    mkdir -p "$work"/root/{bin,dev,proc,sys,disk,run,tmp,root,var/run,var/log}
+    ln -s . "$work/root/usr"
+    cp "$work/unpacked/bin/busybox" "$work/root/bin/busybox"
+    for applet in $("$work/root/bin/busybox" --list); do
+        [ "$applet" = busybox ] || ln -s busybox "$work/root/bin/$applet"
+    done
+    check_modules
+    for module in $(module_files "${needed[@]}" "${welcome[@]}"); do
+        copy_module "$module"
+    done
+    cp "$work/unpacked/lib/modules/$release"/modules.{order,builtin,builtin.modinfo} "$work/root/lib/modules/$release/"
+    depmod -b "$work/root" "$release"
+    rm -f "$work/root/lib/modules/$release"/modules.{order,builtin*,*.bin,devname,softdep,symbols}
+    (cd "$work/root" && find . -mindepth 1 -printf '%P\n' | sort | cpio --quiet -o -H newc --owner=0:0 --reproducible) |
+        gzip -n -6 >"$work/web01.initrd"
+}
+
+# Every block is written: a sparse image would be filled block by block while the guest runs.
+build_disk() {
+    mke2fs -q -t ext4 -L web01 -E root_owner=0:0,lazy_itable_init=0,lazy_journal_init=0 -d "$here/disk" "$work/sparse.img" "$disk_size" >/dev/null
+    dd if="$work/sparse.img" of="$work/web01.img" bs=1M status=none
+}
+
+install_files() {
+    cp "$vmlinuz" "$work/web01.vmlinuz"
+    chmod 644 "$work"/web01.*
+    rm -f "$out/.web01.guest"
+    mv -f "$work"/web01.{vmlinuz,initrd,img} "$out/"
+    echo "$print" >"$out/.web01.guest"
+}
+
+main() {
+    [ $# -eq 1 ] || fail 'usage: tests/guest/build.sh OUTDIR'
+    mkdir -p "$1" 2>/dev/null || fail "$1 cannot be made"
+    out=$(cd "$1" && pwd)
+    [ -w "$out" ] || fail "$out cannot be written to"
+    check_tools
+    # Two builds at once take turns; the second finds the work done.
+    exec 8<"$out"
+    flock 8
+    print=$(fingerprint)
+    if up_to_date; then
+        echo "guest: up to date in $1"
+        return
+    fi
+    work=$(mktemp -d "$out/.guest.XXXXXX")
+    trap 'rm -rf "$work"' EXIT
+    trap 'exit 130' INT
+    trap 'exit 143' TERM HUP
+    cache=${KVMLAUNCH_GUEST_CACHE:-$here/../../.cache/guest}
+    mkdir -p "$cache" 2>/dev/null || fail "$cache cannot be made"
+    cache=$(cd "$cache" && pwd)
+    exec 9<"$cache"
+    flock 9
+    fetch_packages
+    echo 'guest: building'
+    unpack_packages
+    build_initrd
+    build_disk
+    install_files
+    echo "guest: built in $1, Linux $release"
+}
+
+main "$@"
