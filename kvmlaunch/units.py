@@ -11,8 +11,14 @@ from fractions import Fraction
 KIB, MIB, GIB, TIB = (1 << shift for shift in (10, 20, 30, 40))
 
 SIZE_UNITS = {
-    **{"KiB": KIB, "MiB": MIB, "GiB": GIB, "TiB": TIB},
-    **{"K": KIB, "M": MIB, "G": GIB, "T": TIB},
+    "KiB": KIB,
+    "MiB": MIB,
+    "GiB": GIB,
+    "TiB": TIB,
+    "K": KIB,
+    "M": MIB,
+    "G": GIB,
+    "T": TIB,
 }
 DECIMAL_UNITS = {"KB": "KiB", "kB": "KiB", "MB": "MiB", "GB": "GiB", "TB": "TiB"}
 DURATION_UNITS = {"ms": Fraction(1, 1000), "s": Fraction(1), "m": Fraction(60), "h": Fraction(3600)}

@@ -109,7 +109,7 @@ make_venv() {
         demo) set -- -e . ;;
         test) set -- -e '.[dev]' ;;
     esac
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$@" </dev/null || fail 'pip could not install kvmlaunch'
+    "$venv/bin/python" -m pip install -qq --disable-pip-version-check "$@" </dev/null || fail 'pip could not install kvmlaunch'
     echo "$tier $(wanted_stamp)" >"$stamp"
 }
 

@@ -54,16 +54,35 @@ def uefi_options(firmware: Firmware, definition: Definition) -> tuple[Option, ..
     """Give the two flash drives: the code read-only, and a variable store of the VM's own."""
     source = "QEMU docs, system/i386/pc (pflash); OVMF README"
     origin = definition.origin("boot.firmware")
-    code: Choice[PurePosixPath] = Choice(value=firmware.code, reason="UEFI code as the distribution installs it", source=source, origin=origin)
-    store: Choice[Place] = Choice(value=Place(root="state", tail=VARIABLES), reason="the VM's own variable store, kept between starts", source=source, origin=origin)
+    code: Choice[PurePosixPath] = Choice(
+        value=firmware.code, reason="UEFI code as the distribution installs it", source=source, origin=origin
+    )
+    store: Choice[Place] = Choice(
+        value=Place(root="state", tail=VARIABLES),
+        reason="the VM's own variable store, kept between starts",
+        source=source,
+        origin=origin,
+    )
     kind = fixed("pflash", "firmware is flash memory", source)
     raw = fixed("raw", "flash images are raw", source)
     return (
-        pairs("-drive", "boot", field("if", "boot.code.if", kind), field("unit", "boot.code.unit", fixed(0, "code is unit 0", source)),
-              field("format", "boot.code.format", raw), field("readonly", "boot.code.readonly", fixed(value=True, reason="shared by all VMs", source=source)),
-              field("file", "boot.firmware", code)),
-        pairs("-drive", "boot", field("if", "boot.variables.if", kind), field("unit", "boot.variables.unit", fixed(1, "variables are unit 1", source)),
-              field("format", "boot.variables.format", raw), field("file", "boot.variables", store)),
+        pairs(
+            "-drive",
+            "boot",
+            field("if", "boot.code.if", kind),
+            field("unit", "boot.code.unit", fixed(0, "code is unit 0", source)),
+            field("format", "boot.code.format", raw),
+            field("readonly", "boot.code.readonly", fixed(value=True, reason="shared by all VMs", source=source)),
+            field("file", "boot.firmware", code),
+        ),
+        pairs(
+            "-drive",
+            "boot",
+            field("if", "boot.variables.if", kind),
+            field("unit", "boot.variables.unit", fixed(1, "variables are unit 1", source)),
+            field("format", "boot.variables.format", raw),
+            field("file", "boot.variables", store),
+        ),
     )
 
 
@@ -71,8 +90,15 @@ def kernel_options(definition: Definition) -> tuple[Option, ...]:
     """Give `-kernel`, `-initrd` and `-append`, whose values stand as they are: QEMU does not read commas there."""
     written = {"kernel": definition.boot.kernel, "initrd": definition.boot.initrd, "append": definition.boot.append}
     return tuple(
-        value(f"-{name}", "boot", f"boot.{name}", Choice(value=word, reason="", source="", origin=definition.origin(f"boot.{name}")))
-        for name, word in written.items() if word is not None)
+        value(
+            f"-{name}",
+            "boot",
+            f"boot.{name}",
+            Choice(value=word, reason="", source="", origin=definition.origin(f"boot.{name}")),
+        )
+        for name, word in written.items()
+        if word is not None
+    )
 
 
 def build_boot(definition: Definition, host: HostFacts) -> Part:
@@ -81,8 +107,13 @@ def build_boot(definition: Definition, host: HostFacts) -> Part:
         return Part(options=kernel_options(definition))
     firmware = plan_firmware(definition, host)
     if firmware is None:
-        missing = error(code="qemu.capability", message="no UEFI firmware is installed", key="boot.firmware",
-                        why="looked for " + ", ".join(str(each.code) for each in FIRMWARES), hint="apt install ovmf   (dnf install edk2-ovmf)")
+        missing = error(
+            code="qemu.capability",
+            message="no UEFI firmware is installed",
+            key="boot.firmware",
+            why="looked for " + ", ".join(str(each.code) for each in FIRMWARES),
+            hint="apt install ovmf   (dnf install edk2-ovmf)",
+        )
         return Part(options=kernel_options(definition), findings=(missing,))
     return Part(options=(*uefi_options(firmware, definition), *kernel_options(definition)))
 
@@ -97,4 +128,9 @@ def firmware_choice(definition: Definition) -> Choice[str]:
     """Give the decision on the firmware for `explain`."""
     if definition.boot.firmware is not AUTO:
         return Choice(value=definition.boot.firmware, reason="", source="", origin=definition.origin("boot.firmware"))
-    return Choice(value="bios", reason="SeaBIOS starts every guest that does not need UEFI", source="QEMU docs, system/i386/pc", origin=definition.origin("boot.firmware"))
+    return Choice(
+        value="bios",
+        reason="SeaBIOS starts every guest that does not need UEFI",
+        source="QEMU docs, system/i386/pc",
+        origin=definition.origin("boot.firmware"),
+    )

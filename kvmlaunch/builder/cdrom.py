@@ -16,7 +16,12 @@ def plan_boot(definition: Definition, name: str, *, instead: str) -> Choice[int]
     """Choose the boot index: 0 when this start is to boot from it, else as written."""
     key = f"cdrom.{name}.boot"
     if instead == f"cdrom.{name}":
-        return Choice(value=0, reason="this start boots from it", source="up --boot", origin=Origin(kind="set", place="--boot", key=key))
+        return Choice(
+            value=0,
+            reason="this start boots from it",
+            source="up --boot",
+            origin=Origin(kind="set", place="--boot", key=key),
+        )
     written = definition.cdrom[name].boot
     return None if written is None else Choice(value=written, reason="", source="", origin=definition.origin(key))
 
@@ -24,15 +29,25 @@ def plan_boot(definition: Definition, name: str, *, instead: str) -> Choice[int]
 def drive_fields(definition: Definition, name: str) -> tuple[Field, ...]:
     """Give the fields of `-drive`."""
     table = f"cdrom.{name}"
-    path: Choice[PurePosixPath] = Choice(value=definition.cdrom[name].path, reason="", source="", origin=definition.origin(f"{table}.path"))
+    path: Choice[PurePosixPath] = Choice(
+        value=definition.cdrom[name].path, reason="", source="", origin=definition.origin(f"{table}.path")
+    )
     return (
         field("file", f"{table}.path", path),
-        field("format", f"{table}.format", fixed("raw", "an ISO image is raw; content is never probed", "QEMU security page")),
+        field(
+            "format",
+            f"{table}.format",
+            fixed("raw", "an ISO image is raw; content is never probed", "QEMU security page"),
+        ),
         wiring("if", table, "none", "the device below is attached by hand"),
         wiring("id", table, names.cdrom_id(name)),
         wiring("node-name", table, names.cdrom_node_name(name)),
         field("media", f"{table}.media", fixed("cdrom", "a CD-ROM", "QEMU man page, -drive media")),
-        field("readonly", f"{table}.readonly", fixed(value=True, reason="nobody writes to a CD image", source="QEMU man page, -drive")),
+        field(
+            "readonly",
+            f"{table}.readonly",
+            fixed(value=True, reason="nobody writes to a CD image", source="QEMU man page, -drive"),
+        ),
         field("cache", f"{table}.cache", fixed("writeback", CACHE_REASON, CACHE_SOURCE)),
     )
 
@@ -43,16 +58,41 @@ def build_cdrom(definition: Definition, name: str, *, bus: str, boot: Choice[int
     device = [
         field("", f"{table}.device", fixed("ide-cd", "every guest reads it without a driver", "QEMU docs")),
         wiring("drive", table, names.cdrom_id(name)),
-        field("id", f"{table}.id", fixed(names.device_id(f"cd-{name}"), "an id computed from the name", "kvmlaunch: names, not numbers")),
+        field(
+            "id",
+            f"{table}.id",
+            fixed(names.device_id(f"cd-{name}"), "an id computed from the name", "kvmlaunch: names, not numbers"),
+        ),
         wiring("bus", table, bus, "its port"),
     ]
     if boot:
         device.append(field("bootindex", f"{table}.boot", boot))
-    promise = DrivePromise(id=names.cdrom_id(name), path=definition.cdrom[name].path, format="raw", readonly=True, direct=False, no_flush=False, writeback=True, detect_zeroes="off")
-    return Part(options=(pairs("-drive", table, *drive_fields(definition, name)), pairs("-device", table, *device)), promises=(promise,))
+    promise = DrivePromise(
+        id=names.cdrom_id(name),
+        path=definition.cdrom[name].path,
+        format="raw",
+        readonly=True,
+        direct=False,
+        no_flush=False,
+        writeback=True,
+        detect_zeroes="off",
+    )
+    return Part(
+        options=(pairs("-drive", table, *drive_fields(definition, name)), pairs("-device", table, *device)),
+        promises=(promise,),
+    )
 
 
 def planned(definition: Definition, name: str) -> PlannedDisk:
     """Give the CD-ROM as the checks want it."""
-    return PlannedDisk(table=f"cdrom.{name}", path=definition.cdrom[name].path, format="raw", format_written=True, readonly=True,
-                       cache="writeback", cache_written=False, aio="", aio_written=False)
+    return PlannedDisk(
+        table=f"cdrom.{name}",
+        path=definition.cdrom[name].path,
+        format="raw",
+        format_written=True,
+        readonly=True,
+        cache="writeback",
+        cache_written=False,
+        aio="",
+        aio_written=False,
+    )

@@ -24,8 +24,18 @@ def plan_model(definition: Definition, accelerator: str) -> Choice[str]:
         return Choice(value=definition.cpu.model, reason="", source="", origin=definition.origin("cpu.model"))
     origin = Origin(kind="host", place=f"accelerator {accelerator}", key="cpu.model")
     if accelerator == "kvm":
-        return Choice(value="host", reason="with KVM the guest gets every feature of this host's CPU", source="QEMU docs, system/i386/cpu", origin=origin)
-    return Choice(value="max", reason="TCG emulates every feature that it can; host needs KVM", source="QEMU docs, system/i386/cpu", origin=origin)
+        return Choice(
+            value="host",
+            reason="with KVM the guest gets every feature of this host's CPU",
+            source="QEMU docs, system/i386/cpu",
+            origin=origin,
+        )
+    return Choice(
+        value="max",
+        reason="TCG emulates every feature that it can; host needs KVM",
+        source="QEMU docs, system/i386/cpu",
+        origin=origin,
+    )
 
 
 def check_model(definition: Definition, caps: QemuCaps, accelerator: str) -> Iterator[Finding]:
@@ -34,11 +44,21 @@ def check_model(definition: Definition, caps: QemuCaps, accelerator: str) -> Ite
     if written is AUTO:
         return
     if caps.cpu_models and written not in caps.cpu_models and written not in {"host", "max", "base"}:
-        yield error(code="qemu.capability", message=f"this QEMU knows no CPU model {written!r}", key="cpu.model",
-                    why=f"QEMU {caps.version_text} has {len(caps.cpu_models)} models", hint=f"{caps.binary} -cpu help")
+        yield error(
+            code="qemu.capability",
+            message=f"this QEMU knows no CPU model {written!r}",
+            key="cpu.model",
+            why=f"QEMU {caps.version_text} has {len(caps.cpu_models)} models",
+            hint=f"{caps.binary} -cpu help",
+        )
     if written == "host" and accelerator != "kvm":
-        yield error(code="qemu.capability", message='cpu.model = "host" needs KVM', key="cpu.model",
-                    why=f"the accelerator is {accelerator}", hint='cpu.model = "max"')
+        yield error(
+            code="qemu.capability",
+            message='cpu.model = "host" needs KVM',
+            key="cpu.model",
+            why=f"the accelerator is {accelerator}",
+            hint='cpu.model = "max"',
+        )
 
 
 def hyperv_fields(definition: Definition, host: HostFacts, accelerator: str) -> Iterator[Field]:
@@ -47,31 +67,56 @@ def hyperv_fields(definition: Definition, host: HostFacts, accelerator: str) -> 
         return
     origin = definition.origin("os")
     for name in HYPERV:
-        choice: Choice[bool] = Choice(value=True, reason="a Windows guest runs with less emulation", source=HYPERV_SOURCE, origin=origin)
+        choice: Choice[bool] = Choice(
+            value=True, reason="a Windows guest runs with less emulation", source=HYPERV_SOURCE, origin=origin
+        )
         yield field(name, f"cpu.{name}", choice)
     if definition.cpu.vcpus > len(host.cpus.online):
-        overcommitted: Choice[str] = Choice(value="0xfff", reason="more vCPUs than host CPUs: a spinning vCPU gives way", source=HYPERV_SOURCE, origin=origin)
+        overcommitted: Choice[str] = Choice(
+            value="0xfff",
+            reason="more vCPUs than host CPUs: a spinning vCPU gives way",
+            source=HYPERV_SOURCE,
+            origin=origin,
+        )
         yield field("hv-spinlocks", "cpu.hv-spinlocks", overcommitted)
 
 
 def plan_topology(definition: Definition) -> Choice[Topology]:
     """Choose sockets, cores and threads: one socket, a core a vCPU."""
     if definition.cpu.topology is not AUTO:
-        return Choice(value=definition.cpu.topology, reason="", source="", origin=definition.origin("cpu.topology.cores"))
+        return Choice(
+            value=definition.cpu.topology, reason="", source="", origin=definition.origin("cpu.topology.cores")
+        )
     topology = Topology(sockets=1, cores=definition.cpu.vcpus, threads=1)
-    return Choice(value=topology, reason="one socket with a core a vCPU; threads would promise siblings that only pinning gives",
-                  source="QEMU man page, -smp", origin=BUILT_IN)
+    return Choice(
+        value=topology,
+        reason="one socket with a core a vCPU; threads would promise siblings that only pinning gives",
+        source="QEMU man page, -smp",
+        origin=BUILT_IN,
+    )
 
 
 def topology_fields(definition: Definition) -> tuple[Field, ...]:
     """Give the fields of `-smp`; the product always equals the number of vCPUs."""
     topology = plan_topology(definition)
-    vcpus: Choice[int] = Choice(value=definition.cpu.vcpus, reason="" if "cpu.vcpus" in definition.origins else "the built-in default",
-                                source="" if "cpu.vcpus" in definition.origins else "kvmlaunch: defaults", origin=definition.origin("cpu.vcpus"))
+    vcpus: Choice[int] = Choice(
+        value=definition.cpu.vcpus,
+        reason="" if "cpu.vcpus" in definition.origins else "the built-in default",
+        source="" if "cpu.vcpus" in definition.origins else "kvmlaunch: defaults",
+        origin=definition.origin("cpu.vcpus"),
+    )
     counts = {"sockets": topology.value.sockets, "cores": topology.value.cores, "threads": topology.value.threads}
-    return (field("", "cpu.vcpus", vcpus), *(
-        field(name, f"cpu.topology.{name}", Choice(value=count, reason=topology.reason, source=topology.source, origin=topology.origin))
-        for name, count in counts.items()))
+    return (
+        field("", "cpu.vcpus", vcpus),
+        *(
+            field(
+                name,
+                f"cpu.topology.{name}",
+                Choice(value=count, reason=topology.reason, source=topology.source, origin=topology.origin),
+            )
+            for name, count in counts.items()
+        ),
+    )
 
 
 def check_vcpus(definition: Definition, host: HostFacts, caps: QemuCaps, machine: str) -> Iterator[Finding]:
@@ -79,11 +124,21 @@ def check_vcpus(definition: Definition, host: HostFacts, caps: QemuCaps, machine
     vcpus, online = definition.cpu.vcpus, len(host.cpus.online)
     found = caps.machine(machine)
     if found and vcpus > found.cpu_max:
-        yield error(code="qemu.capability", message=f"machine {machine} has at most {found.cpu_max} vCPUs", key="cpu.vcpus",
-                    why=f"asked for: {vcpus}", hint=f"vcpus = {found.cpu_max}")
+        yield error(
+            code="qemu.capability",
+            message=f"machine {machine} has at most {found.cpu_max} vCPUs",
+            key="cpu.vcpus",
+            why=f"asked for: {vcpus}",
+            hint=f"vcpus = {found.cpu_max}",
+        )
     if vcpus > online:
-        yield warning(code="host.cpu.overcommitted", message=f"{vcpus} vCPUs on {online} host CPUs", key="cpu.vcpus",
-                      why="vCPUs wait for each other's time slices", hint=f"vcpus = {online}")
+        yield warning(
+            code="host.cpu.overcommitted",
+            message=f"{vcpus} vCPUs on {online} host CPUs",
+            key="cpu.vcpus",
+            why="vCPUs wait for each other's time slices",
+            hint=f"vcpus = {online}",
+        )
 
 
 def plan_pins(definition: Definition, host: HostFacts) -> Choice[tuple[int, ...]]:
@@ -99,10 +154,18 @@ def plan_pins(definition: Definition, host: HostFacts) -> Choice[tuple[int, ...]
     for node in host.nodes:
         if len(node.cpus) > vcpus:
             pins = node.cpus[-vcpus:]
-            return Choice(value=pins, reason=f"CPUs {render_cpus(pins)} of NUMA node {node.number}; {len(node.cpus) - vcpus} of it stay free",
-                          source="kvmlaunch: one node, and a CPU left for I/O", origin=Origin(kind="host", place="NUMA nodes", key="cpu.pin"))
-    return Choice(value=(), reason=f"no NUMA node has more than {vcpus} CPUs, so nothing is pinned", source="kvmlaunch: one node, and a CPU left for I/O",
-                  origin=Origin(kind="host", place="NUMA nodes", key="cpu.pin"))
+            return Choice(
+                value=pins,
+                reason=f"CPUs {render_cpus(pins)} of NUMA node {node.number}; {len(node.cpus) - vcpus} of it stay free",
+                source="kvmlaunch: one node, and a CPU left for I/O",
+                origin=Origin(kind="host", place="NUMA nodes", key="cpu.pin"),
+            )
+    return Choice(
+        value=(),
+        reason=f"no NUMA node has more than {vcpus} CPUs, so nothing is pinned",
+        source="kvmlaunch: one node, and a CPU left for I/O",
+        origin=Origin(kind="host", place="NUMA nodes", key="cpu.pin"),
+    )
 
 
 def check_pins(definition: Definition, host: HostFacts) -> Iterator[Finding]:
@@ -110,10 +173,21 @@ def check_pins(definition: Definition, host: HostFacts) -> Iterator[Finding]:
     pins = plan_pins(definition, host)
     absent = tuple(cpu for cpu in (*pins.value, *plan_iothread_pins(definition)) if cpu not in host.cpus.online)
     if absent:
-        yield error(code="def.value.range", message=f"host CPU {render_cpus(absent)} is not online", key="cpu.pin",
-                    why=f"online: {render_cpus(host.cpus.online)}", hint=f'pin = "{render_cpus(host.cpus.online)}"')
+        yield error(
+            code="def.value.range",
+            message=f"host CPU {render_cpus(absent)} is not online",
+            key="cpu.pin",
+            why=f"online: {render_cpus(host.cpus.online)}",
+            hint=f'pin = "{render_cpus(host.cpus.online)}"',
+        )
     if definition.cpu.pin is AUTO and not pins.value:
-        yield warning(code="host.cpu.overcommitted", message="vCPUs are not pinned", key="cpu.pin", why=pins.reason, hint='cpu.pin = "none"')
+        yield warning(
+            code="host.cpu.overcommitted",
+            message="vCPUs are not pinned",
+            key="cpu.pin",
+            why=pins.reason,
+            hint='cpu.pin = "none"',
+        )
 
 
 def plan_iothread_pins(definition: Definition) -> tuple[int, ...]:
@@ -122,11 +196,18 @@ def plan_iothread_pins(definition: Definition) -> tuple[int, ...]:
     return () if written is AUTO or written == "none" else tuple(written)
 
 
-def build_cpu(definition: Definition, host: HostFacts, caps: QemuCaps, *, accelerator: str, machine: str, paused: bool) -> Part:
+def build_cpu(
+    definition: Definition, host: HostFacts, caps: QemuCaps, *, accelerator: str, machine: str, paused: bool
+) -> Part:
     """Give `-cpu`, `-smp` and `-S`: for a start that is to stay paused, or until threads are pinned."""
     features = tuple(
-        field(name, f"cpu.features.{name}", Choice(value=switch, reason="", source="", origin=definition.origin(f"cpu.features.{name}")))
-        for name, switch in definition.cpu.features.items())
+        field(
+            name,
+            f"cpu.features.{name}",
+            Choice(value=switch, reason="", source="", origin=definition.origin(f"cpu.features.{name}")),
+        )
+        for name, switch in definition.cpu.features.items()
+    )
     model = field("", "cpu.model", plan_model(definition, accelerator))
     options = [
         pairs("-cpu", "cpu", model, *hyperv_fields(definition, host, accelerator), *features),
@@ -135,13 +216,29 @@ def build_cpu(definition: Definition, host: HostFacts, caps: QemuCaps, *, accele
     if paused:
         options.append(bare("-S", "cpu", "held before its first instruction, until `kvmlaunch resume`", "up --paused"))
     elif plan_pins(definition, host).value or plan_iothread_pins(definition):
-        options.append(bare("-S", "cpu", "held until its threads are pinned; a pasted command waits for `cont`", "QEMU man page, -S"))
-    findings = (*check_model(definition, caps, accelerator), *check_vcpus(definition, host, caps, machine), *check_pins(definition, host))
+        options.append(
+            bare(
+                "-S", "cpu", "held until its threads are pinned; a pasted command waits for `cont`", "QEMU man page, -S"
+            )
+        )
+    findings = (
+        *check_model(definition, caps, accelerator),
+        *check_vcpus(definition, host, caps, machine),
+        *check_pins(definition, host),
+    )
     return Part(options=tuple(options), findings=findings)
 
 
 def pin_choice(definition: Definition, host: HostFacts) -> Field:
     """Give the decision on pinning for `explain`: it is no argument of QEMU's."""
     pins = plan_pins(definition, host)
-    text: Choice[str] = Choice(value=render_cpus(pins.value) or "none", reason=pins.reason, source=pins.source, origin=pins.origin)
-    return field("", "cpu.pin", text if pins.value or pins.reason or "cpu.pin" in definition.origins else fixed("none", "the scheduler places vCPUs well", "kvmlaunch: pin by hand where latency counts"))
+    text: Choice[str] = Choice(
+        value=render_cpus(pins.value) or "none", reason=pins.reason, source=pins.source, origin=pins.origin
+    )
+    return field(
+        "",
+        "cpu.pin",
+        text
+        if pins.value or pins.reason or "cpu.pin" in definition.origins
+        else fixed("none", "the scheduler places vCPUs well", "kvmlaunch: pin by hand where latency counts"),
+    )

@@ -50,9 +50,16 @@ def plan_format(definition: Definition, name: str, disk: Disk, facts: PathFacts)
     source = "QEMU security page: probing lets a guest choose its own format"
     origin = definition.origin(f"disk.{name}.path")
     if facts.kind == "block":
-        return Choice(value="raw", reason="a block device holds the guest's bytes as they are", source=source, origin=origin)
+        return Choice(
+            value="raw", reason="a block device holds the guest's bytes as they are", source=source, origin=origin
+        )
     suffix = disk.path.suffix
-    return Choice(value=SUFFIXES.get(suffix, ""), reason=f"the suffix {suffix}; content is never probed", source=source, origin=origin)
+    return Choice(
+        value=SUFFIXES.get(suffix, ""),
+        reason=f"the suffix {suffix}; content is never probed",
+        source=source,
+        origin=origin,
+    )
 
 
 def plan_bus(definition: Definition, name: str, disk: Disk) -> Choice[str]:
@@ -60,9 +67,18 @@ def plan_bus(definition: Definition, name: str, disk: Disk) -> Choice[str]:
     if disk.bus is not AUTO:
         return Choice(value=disk.bus, reason="", source="", origin=definition.origin(f"disk.{name}.bus"))
     if definition.os == "windows":
-        return Choice(value="sata", reason='Windows boots from it without a driver; write bus = "virtio-blk" once the virtio driver is installed',
-                      source="virtio-win", origin=definition.origin("os"))
-    return Choice(value="virtio-blk", reason="the shortest way between guest and host, one queue a vCPU", source="QEMU docs, devices/virtio", origin=definition.origin("os"))
+        return Choice(
+            value="sata",
+            reason='Windows boots from it without a driver; write bus = "virtio-blk" once the virtio driver is installed',
+            source="virtio-win",
+            origin=definition.origin("os"),
+        )
+    return Choice(
+        value="virtio-blk",
+        reason="the shortest way between guest and host, one queue a vCPU",
+        source="QEMU docs, devices/virtio",
+        origin=definition.origin("os"),
+    )
 
 
 def plan_cache(definition: Definition, name: str, disk: Disk, facts: PathFacts) -> Choice[CacheMode]:
@@ -76,9 +92,16 @@ def plan_cache(definition: Definition, name: str, disk: Disk, facts: PathFacts) 
     fact = Origin(kind="host", place=f"O_DIRECT on {disk.path}", key=key)
     source = "RHEL 10, virtualization guide (disk caching); kvmlaunch docs, performance"
     if facts.o_direct:
-        return Choice(value="none", reason=f"O_DIRECT works on {where}; a guest's flush is honoured", source=source, origin=fact)
+        return Choice(
+            value="none", reason=f"O_DIRECT works on {where}; a guest's flush is honoured", source=source, origin=fact
+        )
     refusal = facts.refusal or "not tried"
-    return Choice(value="writeback", reason=f"no O_DIRECT on {where}: {refusal}; a guest's flush is honoured", source=source, origin=fact)
+    return Choice(
+        value="writeback",
+        reason=f"no O_DIRECT on {where}: {refusal}; a guest's flush is honoured",
+        source=source,
+        origin=fact,
+    )
 
 
 def uring_trouble(facts: PathFacts, cache: str) -> str:
@@ -107,7 +130,9 @@ def native_trouble(facts: PathFacts, host: HostFacts, cache: str, format_: str) 
     return ""
 
 
-def plan_aio(definition: Definition, name: str, host: HostFacts, facts: PathFacts, cache: str, format_: str, caps: QemuCaps) -> Choice[Aio]:
+def plan_aio(
+    definition: Definition, name: str, host: HostFacts, facts: PathFacts, cache: str, format_: str, caps: QemuCaps
+) -> Choice[Aio]:
     """Choose the engine: native for direct I/O on allocated storage, io_uring where it can be used, else threads."""
     key, written = f"disk.{name}.aio", definition.disk[name].aio
     if written is not AUTO:
@@ -117,10 +142,16 @@ def plan_aio(definition: Definition, name: str, host: HostFacts, facts: PathFact
     if not against_native:
         what = "a block device" if facts.kind == "block" else "the image is fully allocated"
         return Choice(value="native", reason=f"cache={cache} and {what}", source=MEASURED, origin=fact)
-    against_uring = host.aio.io_uring_refusal or uring_trouble(facts, cache) or ("" if "io_uring" in caps.aio else "this QEMU was built without it")
+    against_uring = (
+        host.aio.io_uring_refusal
+        or uring_trouble(facts, cache)
+        or ("" if "io_uring" in caps.aio else "this QEMU was built without it")
+    )
     if not against_uring:
         return Choice(value="io_uring", reason=against_native, source=MEASURED, origin=fact)
-    return Choice(value="threads", reason=f"{against_native}; no io_uring: {against_uring}", source=MEASURED, origin=fact)
+    return Choice(
+        value="threads", reason=f"{against_native}; no io_uring: {against_uring}", source=MEASURED, origin=fact
+    )
 
 
 def plan_disk(definition: Definition, name: str, host: HostFacts, caps: QemuCaps) -> DiskPlan:
@@ -129,8 +160,15 @@ def plan_disk(definition: Definition, name: str, host: HostFacts, caps: QemuCaps
     facts = host.paths.get(disk.path) or PathFacts(path=disk.path, kind="missing")
     format_ = plan_format(definition, name, disk, facts)
     cache = plan_cache(definition, name, disk, facts)
-    return DiskPlan(name=name, disk=disk, facts=facts, format=format_, bus=plan_bus(definition, name, disk), cache=cache,
-                    aio=plan_aio(definition, name, host, facts, cache.value, format_.value, caps))
+    return DiskPlan(
+        name=name,
+        disk=disk,
+        facts=facts,
+        format=format_,
+        bus=plan_bus(definition, name, disk),
+        cache=cache,
+        aio=plan_aio(definition, name, host, facts, cache.value, format_.value, caps),
+    )
 
 
 def check_disk(plan: DiskPlan, host: HostFacts, caps: QemuCaps, machine: str) -> Iterator[Finding]:
@@ -138,13 +176,29 @@ def check_disk(plan: DiskPlan, host: HostFacts, caps: QemuCaps, machine: str) ->
     yield from check_direct(plan)
     yield from check_aio(plan, host, caps)
     if not plan.format.value:
-        yield error(code="def.disk.format", message=f"the format of {plan.disk.path.name} is not known by its suffix", key=f"{plan.table}.path",
-                    why="content is never probed: a guest could choose its own format", hint=f'format = "raw"   (or "qcow2") in [{plan.table}]')
+        yield error(
+            code="def.disk.format",
+            message=f"the format of {plan.disk.path.name} is not known by its suffix",
+            key=f"{plan.table}.path",
+            why="content is never probed: a guest could choose its own format",
+            hint=f'format = "raw"   (or "qcow2") in [{plan.table}]',
+        )
     if plan.cache.value == "unsafe":
-        yield warning(code="disk.cache.unsafe", message=f"disk {plan.name}: cache=unsafe ignores the guest's flushes", key=f"{plan.table}.cache",
-                      why="a crash of the host, or of QEMU, loses data that the guest believes safe", hint='cache = "none"')
+        yield warning(
+            code="disk.cache.unsafe",
+            message=f"disk {plan.name}: cache=unsafe ignores the guest's flushes",
+            key=f"{plan.table}.cache",
+            why="a crash of the host, or of QEMU, loses data that the guest believes safe",
+            hint='cache = "none"',
+        )
     if plan.bus.value == "ide" and "q35" in machine:
-        yield error(code="qemu.capability", message="q35 has no IDE controller", key=f"{plan.table}.bus", why=f"the machine is {machine}", hint='bus = "sata"')
+        yield error(
+            code="qemu.capability",
+            message="q35 has no IDE controller",
+            key=f"{plan.table}.bus",
+            why=f"the machine is {machine}",
+            hint='bus = "sata"',
+        )
 
 
 def check_direct(plan: DiskPlan) -> Iterator[Finding]:
@@ -152,30 +206,58 @@ def check_direct(plan: DiskPlan) -> Iterator[Finding]:
     cache, key = plan.cache.value, f"{plan.table}.cache"
     readable = plan.facts.kind in {"file", "block"} and plan.facts.readable
     if plan.disk.cache is not AUTO and cache in DIRECT and readable and not plan.facts.o_direct:
-        yield error(code="disk.direct", message=f"cache={cache} needs O_DIRECT, which {plan.disk.path} refuses", key=key,
-                    why=f"{plan.facts.filesystem or 'its store'}: {plan.facts.refusal}", hint='cache = "writeback"')
+        yield error(
+            code="disk.direct",
+            message=f"cache={cache} needs O_DIRECT, which {plan.disk.path} refuses",
+            key=key,
+            why=f"{plan.facts.filesystem or 'its store'}: {plan.facts.refusal}",
+            hint='cache = "writeback"',
+        )
     if plan.aio.value == "native" and cache not in DIRECT:
-        yield error(code="def.disk.aio", message=f"aio=native needs direct I/O, and cache is {cache}", key=f"{plan.table}.aio",
-                    why=plan.cache.reason, hint='cache = "none"   or   aio = "io_uring"')
+        yield error(
+            code="def.disk.aio",
+            message=f"aio=native needs direct I/O, and cache is {cache}",
+            key=f"{plan.table}.aio",
+            why=plan.cache.reason,
+            hint='cache = "none"   or   aio = "io_uring"',
+        )
 
 
 def check_aio(plan: DiskPlan, host: HostFacts, caps: QemuCaps) -> Iterator[Finding]:
     """Refuse an engine by hand that the host or this QEMU refuses (`host.aio.refused`, `qemu.capability`)."""
     written, key = plan.disk.aio, f"{plan.table}.aio"
     if written == "io_uring" and "io_uring" not in caps.aio:
-        yield error(code="qemu.capability", message="this QEMU was built without io_uring", key=key, why=f"QEMU {caps.version_text}", hint='aio = "auto"')
+        yield error(
+            code="qemu.capability",
+            message="this QEMU was built without io_uring",
+            key=key,
+            why=f"QEMU {caps.version_text}",
+            hint='aio = "auto"',
+        )
     elif written == "io_uring" and host.aio.io_uring_refusal:
-        yield error(code="host.aio.refused", message=f"io_uring may not be used by {host.user.name or host.user.uid}", key=key,
-                    why=host.aio.io_uring_refusal, hint='sysctl kernel.io_uring_disabled=0   or   aio = "auto"')
+        yield error(
+            code="host.aio.refused",
+            message=f"io_uring may not be used by {host.user.name or host.user.uid}",
+            key=key,
+            why=host.aio.io_uring_refusal,
+            hint='sysctl kernel.io_uring_disabled=0   or   aio = "auto"',
+        )
     if written == "native" and host.aio.used + AIO_HEADROOM > host.aio.most:
-        yield error(code="host.aio.refused", message="the host's asynchronous I/O contexts are used up", key=key,
-                    why=f"fs.aio-nr is {host.aio.used} of fs.aio-max-nr {host.aio.most}", hint=f"sysctl fs.aio-max-nr={max(1 << 20, host.aio.most * 2)}")
+        yield error(
+            code="host.aio.refused",
+            message="the host's asynchronous I/O contexts are used up",
+            key=key,
+            why=f"fs.aio-nr is {host.aio.used} of fs.aio-max-nr {host.aio.most}",
+            hint=f"sysctl fs.aio-max-nr={max(1 << 20, host.aio.most * 2)}",
+        )
 
 
 def drive_fields(plan: DiskPlan, definition: Definition) -> Iterator[Field]:
     """Give the fields of `-drive`, the path first."""
     table = plan.table
-    path: Choice[PurePosixPath] = Choice(value=plan.disk.path, reason="", source="", origin=definition.origin(f"{table}.path"))
+    path: Choice[PurePosixPath] = Choice(
+        value=plan.disk.path, reason="", source="", origin=definition.origin(f"{table}.path")
+    )
     yield field("file", f"{table}.path", path)
     yield field("format", f"{table}.format", plan.format)
     yield wiring("if", table, "none", "the device below is attached by hand")
@@ -185,9 +267,19 @@ def drive_fields(plan: DiskPlan, definition: Definition) -> Iterator[Field]:
     yield field("aio", f"{table}.aio", plan.aio)
     yield field("discard", f"{table}.discard", plan_discard(plan, definition))
     if plan.disk.detect_zeroes != "off":
-        yield field("detect-zeroes", f"{table}.detect_zeroes", Choice(value=plan.disk.detect_zeroes, reason="", source="", origin=definition.origin(f"{table}.detect_zeroes")))
+        yield field(
+            "detect-zeroes",
+            f"{table}.detect_zeroes",
+            Choice(
+                value=plan.disk.detect_zeroes, reason="", source="", origin=definition.origin(f"{table}.detect_zeroes")
+            ),
+        )
     if plan.disk.readonly:
-        yield field("readonly", f"{table}.readonly", Choice(value=True, reason="", source="", origin=definition.origin(f"{table}.readonly")))
+        yield field(
+            "readonly",
+            f"{table}.readonly",
+            Choice(value=True, reason="", source="", origin=definition.origin(f"{table}.readonly")),
+        )
     for name, number in (("iops", plan.disk.limits.iops), ("bandwidth", plan.disk.limits.bandwidth)):
         if number is not None:
             word = {"iops": "throttling.iops-total", "bandwidth": "throttling.bps-total"}[name]
@@ -200,27 +292,58 @@ def plan_discard(plan: DiskPlan, definition: Definition) -> Choice[str]:
     key = f"{plan.table}.discard"
     if plan.disk.discard is not AUTO:
         return Choice(value=plan.disk.discard, reason="", source="", origin=definition.origin(key))
-    return Choice(value="unmap", reason="a guest's trim frees blocks on the host; a trimmed image is sparse, and aio may change at the next start",
-                  source="QEMU man page, -drive discard", origin=definition.origin(key))
+    return Choice(
+        value="unmap",
+        reason="a guest's trim frees blocks on the host; a trimmed image is sparse, and aio may change at the next start",
+        source="QEMU man page, -drive discard",
+        origin=definition.origin(key),
+    )
 
 
-def device_fields(plan: DiskPlan, definition: Definition, caps: QemuCaps, threads: tuple[str, ...], bus: str, boot: Choice[int] | None) -> Iterator[Field]:
+def device_fields(
+    plan: DiskPlan, definition: Definition, caps: QemuCaps, threads: tuple[str, ...], bus: str, boot: Choice[int] | None
+) -> Iterator[Field]:
     """Give the fields of the disk's `-device`."""
     table = plan.table
-    yield field("", f"{table}.bus", Choice(value=DEVICES[plan.bus.value], reason=plan.bus.reason, source=plan.bus.source, origin=plan.bus.origin))
+    yield field(
+        "",
+        f"{table}.bus",
+        Choice(value=DEVICES[plan.bus.value], reason=plan.bus.reason, source=plan.bus.source, origin=plan.bus.origin),
+    )
     yield wiring("drive", table, names.drive_id(plan.name))
-    yield field("id", f"{table}.device", fixed(names.device_id(plan.name), "an id computed from the name", "kvmlaunch: names, not numbers"))
+    yield field(
+        "id",
+        f"{table}.device",
+        fixed(names.device_id(plan.name), "an id computed from the name", "kvmlaunch: names, not numbers"),
+    )
     if bus:
         yield wiring("bus", table, bus, "its place on the controller")
     if boot:
         yield field("bootindex", f"{table}.boot", boot)
     yield field("serial", f"{table}.serial", plan_serial(plan, definition))
     if plan.disk.queues is not AUTO and plan.bus.value == "virtio-blk":
-        yield field("num-queues", f"{table}.queues", Choice(value=plan.disk.queues, reason="", source="", origin=definition.origin(f"{table}.queues")))
+        yield field(
+            "num-queues",
+            f"{table}.queues",
+            Choice(value=plan.disk.queues, reason="", source="", origin=definition.origin(f"{table}.queues")),
+        )
     yield from thread_fields(plan, threads)
-    if plan.facts.rotational is False and plan.bus.value in {"virtio-scsi", "sata", "ide"} and caps.device_has(DEVICES[plan.bus.value], "rotation_rate"):
+    if (
+        plan.facts.rotational is False
+        and plan.bus.value in {"virtio-scsi", "sata", "ide"}
+        and caps.device_has(DEVICES[plan.bus.value], "rotation_rate")
+    ):
         origin = Origin(kind="host", place=f"queue/rotational of {plan.facts.device}")
-        yield field("rotation_rate", f"{table}.rotation_rate", Choice(value=1, reason="the store does not rotate, and the guest is told", source="QEMU, rotation_rate", origin=origin))
+        yield field(
+            "rotation_rate",
+            f"{table}.rotation_rate",
+            Choice(
+                value=1,
+                reason="the store does not rotate, and the guest is told",
+                source="QEMU, rotation_rate",
+                origin=origin,
+            ),
+        )
     yield from error_fields(plan, definition)
 
 
@@ -230,9 +353,21 @@ def thread_fields(plan: DiskPlan, threads: tuple[str, ...]) -> Iterator[Field]:
         return
     key = f"{plan.table}.iothread"
     if len(threads) == 1:
-        yield field("iothread", key, fixed(threads[0], "its I/O leaves QEMU's main thread", "qemu-devel 2025-11-04, aio_add_sqe v6 (20 % more IOPS)"))
+        yield field(
+            "iothread",
+            key,
+            fixed(
+                threads[0],
+                "its I/O leaves QEMU's main thread",
+                "qemu-devel 2025-11-04, aio_add_sqe v6 (20 % more IOPS)",
+            ),
+        )
     else:
-        yield field("iothread-vq-mapping", key, fixed(threads, "its queues are spread over the threads", "QEMU 9.0, iothread-vq-mapping"))
+        yield field(
+            "iothread-vq-mapping",
+            key,
+            fixed(threads, "its queues are spread over the threads", "QEMU 9.0, iothread-vq-mapping"),
+        )
 
 
 def error_fields(plan: DiskPlan, definition: Definition) -> Iterator[Field]:
@@ -250,7 +385,12 @@ def plan_serial(plan: DiskPlan, definition: Definition) -> Choice[str]:
     key = f"{plan.table}.serial"
     if plan.disk.serial is not AUTO:
         return Choice(value=plan.disk.serial, reason="", source="", origin=definition.origin(key))
-    return Choice(value=plan.name[:LONGEST_SERIAL], reason="the disk's name: /dev/disk/by-id in the guest is stable", source="virtio 1.1, 5.2.6 (20 bytes)", origin=definition.origin(f"{plan.table}.path"))
+    return Choice(
+        value=plan.name[:LONGEST_SERIAL],
+        reason="the disk's name: /dev/disk/by-id in the guest is stable",
+        source="virtio 1.1, 5.2.6 (20 bytes)",
+        origin=definition.origin(f"{plan.table}.path"),
+    )
 
 
 def plan_boot(definition: Definition, name: str, *, instead: str) -> Choice[int] | None:
@@ -261,7 +401,9 @@ def plan_boot(definition: Definition, name: str, *, instead: str) -> Choice[int]
     written, key = definition.disk[name].boot, f"disk.{name}.boot"
     if written is not AUTO:
         return Choice(value=written, reason="", source="", origin=definition.origin(key))
-    taken = any(disk.boot is not AUTO for disk in definition.disk.values()) or any(cdrom.boot for cdrom in definition.cdrom.values())
+    taken = any(disk.boot is not AUTO for disk in definition.disk.values()) or any(
+        cdrom.boot for cdrom in definition.cdrom.values()
+    )
     if taken or name != next(iter(definition.disk)):
         return None
     reason = "the first disk, as no boot index is written" + (f"; this start boots from {instead}" if instead else "")
@@ -271,8 +413,15 @@ def plan_boot(definition: Definition, name: str, *, instead: str) -> Choice[int]
 def planned(plan: DiskPlan) -> PlannedDisk:
     """Give the disk as the checks want it."""
     return PlannedDisk(
-        table=plan.table, path=plan.disk.path, format=plan.format.value, format_written=plan.disk.format is not AUTO, readonly=plan.disk.readonly,
-        cache=plan.cache.value, cache_written=plan.disk.cache is not AUTO, aio=plan.aio.value, aio_written=plan.disk.aio is not AUTO,
+        table=plan.table,
+        path=plan.disk.path,
+        format=plan.format.value,
+        format_written=plan.disk.format is not AUTO,
+        readonly=plan.disk.readonly,
+        cache=plan.cache.value,
+        cache_written=plan.disk.cache is not AUTO,
+        aio=plan.aio.value,
+        aio_written=plan.disk.aio is not AUTO,
     )
 
 
@@ -280,8 +429,17 @@ def promise(plan: DiskPlan) -> DrivePromise:
     """Give what query-block and fdinfo must say."""
     cache, limits = plan.cache.value, plan.disk.limits
     return DrivePromise(
-        id=names.drive_id(plan.name), path=plan.disk.path, format=plan.format.value, readonly=plan.disk.readonly, direct=cache in DIRECT,
-        no_flush=cache == "unsafe", writeback=cache not in WRITE_THROUGH, detect_zeroes=plan.disk.detect_zeroes, iops=limits.iops or 0, bandwidth=limits.bandwidth or 0, aio=plan.aio.value,
+        id=names.drive_id(plan.name),
+        path=plan.disk.path,
+        format=plan.format.value,
+        readonly=plan.disk.readonly,
+        direct=cache in DIRECT,
+        no_flush=cache == "unsafe",
+        writeback=cache not in WRITE_THROUGH,
+        detect_zeroes=plan.disk.detect_zeroes,
+        iops=limits.iops or 0,
+        bandwidth=limits.bandwidth or 0,
+        aio=plan.aio.value,
     )
 
 
@@ -289,17 +447,48 @@ def scsi_controller(plans: tuple[DiskPlan, ...], threads: tuple[str, ...]) -> tu
     """Give the one virtio-scsi controller where a disk wants it."""
     if not any(plan.bus.value == "virtio-scsi" for plan in plans):
         return ()
-    fields = [field("", "disk.controller", fixed("virtio-scsi-pci", "disks with bus virtio-scsi sit on it", "QEMU docs, devices/virtio")), wiring("id", "disk.controller", "scsi0")]
+    fields = [
+        field(
+            "",
+            "disk.controller",
+            fixed("virtio-scsi-pci", "disks with bus virtio-scsi sit on it", "QEMU docs, devices/virtio"),
+        ),
+        wiring("id", "disk.controller", "scsi0"),
+    ]
     if threads:
-        fields.append(field("iothread", "disk.controller.iothread", fixed(threads[0], "its I/O leaves QEMU's main thread", "qemu-devel 2025-11-04, aio_add_sqe v6 (20 % more IOPS)")))
+        fields.append(
+            field(
+                "iothread",
+                "disk.controller.iothread",
+                fixed(
+                    threads[0],
+                    "its I/O leaves QEMU's main thread",
+                    "qemu-devel 2025-11-04, aio_add_sqe v6 (20 % more IOPS)",
+                ),
+            )
+        )
     return (pairs("-device", "disk", *fields),)
 
 
-def build_disk(plan: DiskPlan, definition: Definition, host: HostFacts, caps: QemuCaps, *, machine: str, threads: tuple[str, ...], bus: str, boot: Choice[int] | None) -> Part:
+def build_disk(
+    plan: DiskPlan,
+    definition: Definition,
+    host: HostFacts,
+    caps: QemuCaps,
+    *,
+    machine: str,
+    threads: tuple[str, ...],
+    bus: str,
+    boot: Choice[int] | None,
+) -> Part:
     """Give a disk's drive and device; `bus` is its place on a controller, "" where it has none."""
     device = Option(
-        flag="-device", form="json" if len(threads) > 1 else "pairs", table=plan.table,
+        flag="-device",
+        form="json" if len(threads) > 1 else "pairs",
+        table=plan.table,
         fields=tuple(device_fields(plan, definition, caps, threads, bus, boot)),
     )
     drive = pairs("-drive", plan.table, *drive_fields(plan, definition))
-    return Part(options=(drive, device), promises=(promise(plan),), findings=tuple(check_disk(plan, host, caps, machine)))
+    return Part(
+        options=(drive, device), promises=(promise(plan),), findings=tuple(check_disk(plan, host, caps, machine))
+    )

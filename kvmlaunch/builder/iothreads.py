@@ -66,18 +66,33 @@ def wants(load: DiskLoad, spare: int) -> bool:
 def plan_count(definition: Definition, wanting: int, spare: int) -> Choice[int]:
     """Choose how many threads: one a disk that profits, never more than spare host CPUs."""
     if definition.iothreads.count is not AUTO:
-        return Choice(value=definition.iothreads.count, reason="", source="", origin=definition.origin("iothreads.count"))
+        return Choice(
+            value=definition.iothreads.count, reason="", source="", origin=definition.origin("iothreads.count")
+        )
     number = min(wanting, max(spare, 1))
-    return Choice(value=number, reason=f"{wanting} disks profit, {spare} host CPUs are spare", source=GAIN, origin=Origin(kind="host", place="CPUs", key="iothreads.count"))
+    return Choice(
+        value=number,
+        reason=f"{wanting} disks profit, {spare} host CPUs are spare",
+        source=GAIN,
+        origin=Origin(kind="host", place="CPUs", key="iothreads.count"),
+    )
 
 
 def maps_queues(load: DiskLoad, definition: Definition, caps: QemuCaps, spare: int) -> bool:
     """Is it worth spreading one disk's queues over several threads: NVMe-class store, vCPUs and CPUs to spare."""
     able = caps.device_has("virtio-blk-pci", "iothread-vq-mapping") and load.bus == "virtio-blk"
-    return able and load.fast and load.written is None and definition.cpu.vcpus >= LEAST_VCPUS_MAPPED and spare >= LEAST_SPARE_MAPPED
+    return (
+        able
+        and load.fast
+        and load.written is None
+        and definition.cpu.vcpus >= LEAST_VCPUS_MAPPED
+        and spare >= LEAST_SPARE_MAPPED
+    )
 
 
-def plan_iothreads(definition: Definition, host: HostFacts, caps: QemuCaps, loads: tuple[DiskLoad, ...]) -> IothreadPlan:
+def plan_iothreads(
+    definition: Definition, host: HostFacts, caps: QemuCaps, loads: tuple[DiskLoad, ...]
+) -> IothreadPlan:
     """Choose the threads of every disk."""
     spare = spare_cpus(definition, host)
     wanting = [load for load in loads if wants(load, spare)]
@@ -86,12 +101,23 @@ def plan_iothreads(definition: Definition, host: HostFacts, caps: QemuCaps, load
     if alone and maps_queues(wanting[0], definition, caps, spare):
         ids = tuple(f"io{number}" for number in range(min(MOST_MAPPED, definition.cpu.vcpus, spare)))
         reason = f"the queues of a fast disk spread over {len(ids)} threads; {spare} host CPUs are spare"
-        mapped: Choice[tuple[str, ...]] = Choice(value=ids, reason=reason, source="QEMU 9.0, iothread-vq-mapping", origin=Origin(kind="qemu", place="iothread-vq-mapping", key="iothreads.count"))
+        mapped: Choice[tuple[str, ...]] = Choice(
+            value=ids,
+            reason=reason,
+            source="QEMU 9.0, iothread-vq-mapping",
+            origin=Origin(kind="qemu", place="iothread-vq-mapping", key="iothreads.count"),
+        )
         return IothreadPlan(ids=mapped, of_disk={wanting[0].name: ids}, reasons=reasons)
     number = plan_count(definition, len(wanting), spare)
     ids = tuple(f"io{index}" for index in range(number.value))
-    chosen: Choice[tuple[str, ...]] = Choice(value=ids, reason=number.reason, source=number.source, origin=number.origin)
-    return IothreadPlan(ids=chosen, reasons=reasons, of_disk={load.name: (ids[index % len(ids)],) for index, load in enumerate(wanting) if ids})
+    chosen: Choice[tuple[str, ...]] = Choice(
+        value=ids, reason=number.reason, source=number.source, origin=number.origin
+    )
+    return IothreadPlan(
+        ids=chosen,
+        reasons=reasons,
+        of_disk={load.name: (ids[index % len(ids)],) for index, load in enumerate(wanting) if ids},
+    )
 
 
 def check_iothreads(plan: IothreadPlan, loads: tuple[DiskLoad, ...]) -> tuple[Finding, ...]:
@@ -99,21 +125,42 @@ def check_iothreads(plan: IothreadPlan, loads: tuple[DiskLoad, ...]) -> tuple[Fi
     found = []
     for load in loads:
         if load.written and load.bus not in THREADED_BUSES:
-            found.append(error(code="qemu.capability", message=f"a {load.bus} disk cannot have an I/O thread", key=f"disk.{load.name}.iothread",
-                               why="only virtio-blk and virtio-scsi leave QEMU's main thread", hint='bus = "virtio-blk"'))
+            found.append(
+                error(
+                    code="qemu.capability",
+                    message=f"a {load.bus} disk cannot have an I/O thread",
+                    key=f"disk.{load.name}.iothread",
+                    why="only virtio-blk and virtio-scsi leave QEMU's main thread",
+                    hint='bus = "virtio-blk"',
+                )
+            )
         elif load.written and not plan.ids.value:
-            found.append(error(code="def.value.choice", message="iothread = true, but iothreads.count is 0", key=f"disk.{load.name}.iothread",
-                               why="there is no thread to give", hint="iothreads.count = 1"))
+            found.append(
+                error(
+                    code="def.value.choice",
+                    message="iothread = true, but iothreads.count is 0",
+                    key=f"disk.{load.name}.iothread",
+                    why="there is no thread to give",
+                    hint="iothreads.count = 1",
+                )
+            )
     return tuple(found)
 
 
 def thread_option(definition: Definition, host: HostFacts, plan: IothreadPlan, id_: str) -> Option:
     """Give one thread; it does not poll where threads and vCPUs outnumber the host's CPUs."""
     kind: Choice[str] = Choice(value="iothread", reason=plan.ids.reason, source=plan.ids.source, origin=plan.ids.origin)
-    fields: list[Field] = [field("", "iothreads.count", kind), field("id", "iothreads.id", fixed(id_, "one of iothreads.count", GAIN))]
+    fields: list[Field] = [
+        field("", "iothreads.count", kind),
+        field("id", "iothreads.id", fixed(id_, "one of iothreads.count", GAIN)),
+    ]
     if definition.cpu.vcpus + len(plan.ids.value) > len(host.cpus.online):
-        crowded: Choice[int] = Choice(value=0, reason="vCPUs and I/O threads outnumber the host's CPUs: no polling", source="QEMU docs, iothread poll-max-ns",
-                                      origin=Origin(kind="host", place="CPUs"))
+        crowded: Choice[int] = Choice(
+            value=0,
+            reason="vCPUs and I/O threads outnumber the host's CPUs: no polling",
+            source="QEMU docs, iothread poll-max-ns",
+            origin=Origin(kind="host", place="CPUs"),
+        )
         fields.append(field("poll-max-ns", "iothreads.poll-max-ns", crowded))
     return pairs("-object", "iothreads", *fields)
 
@@ -128,6 +175,11 @@ def build_iothreads(definition: Definition, host: HostFacts, plan: IothreadPlan,
 
 def count_choice(plan: IothreadPlan) -> Field:
     """Give the decision on the threads for `explain`, also where there are none."""
-    number: Choice[int] = Choice(value=len(plan.ids.value), reason=plan.ids.reason, source=plan.ids.source, origin=plan.ids.origin)
-    return field("", "iothreads.count", number if plan.ids.reason or plan.ids.origin.kind != "default" else fixed(0, "no disk profits", GAIN))
-
+    number: Choice[int] = Choice(
+        value=len(plan.ids.value), reason=plan.ids.reason, source=plan.ids.source, origin=plan.ids.origin
+    )
+    return field(
+        "",
+        "iothreads.count",
+        number if plan.ids.reason or plan.ids.origin.kind != "default" else fixed(0, "no disk profits", GAIN),
+    )

@@ -18,8 +18,11 @@ Accelerator = Literal["kvm", "tcg"]
 
 def newest_q35(caps: QemuCaps) -> str:
     """Give the newest versioned q35 machine, "" when this QEMU has none."""
-    found = [(tuple(int(part or 0) for part in match.groups()), match[0])
-             for machine in caps.machines if (match := Q35.fullmatch(machine.name))]
+    found = [
+        (tuple(int(part or 0) for part in match.groups()), match[0])
+        for machine in caps.machines
+        if (match := Q35.fullmatch(machine.name))
+    ]
     return max(found)[1] if found else ""
 
 
@@ -43,11 +46,25 @@ def check_machine(definition: Definition, caps: QemuCaps) -> tuple[Finding, ...]
         newest = newest_q35(caps)
         what = f"this QEMU has no machine {name!r}" if name else "this QEMU has no q35 machine"
         hint = f'machine = "{newest}"' if newest else "install qemu-system-x86"
-        return (error(code="qemu.machine.unknown", message=what, key="machine",
-                      why=f"QEMU {caps.version_text} ({caps.binary}) has {len(caps.machines)} machine types", hint=hint),)
+        return (
+            error(
+                code="qemu.machine.unknown",
+                message=what,
+                key="machine",
+                why=f"QEMU {caps.version_text} ({caps.binary}) has {len(caps.machines)} machine types",
+                hint=hint,
+            ),
+        )
     if machine.deprecated:
-        return (warning(code="qemu.machine.deprecated", message=f"machine {name} is deprecated in QEMU {caps.version_text}",
-                        key="machine", why="a later QEMU will refuse it", hint=f'machine = "{newest_q35(caps)}"'),)
+        return (
+            warning(
+                code="qemu.machine.deprecated",
+                message=f"machine {name} is deprecated in QEMU {caps.version_text}",
+                key="machine",
+                why="a later QEMU will refuse it",
+                hint=f'machine = "{newest_q35(caps)}"',
+            ),
+        )
     return ()
 
 
@@ -55,14 +72,23 @@ def kvm_problem(host: HostFacts) -> tuple[str, str, str]:
     """Give code, reason and fix for a KVM that runs no guests; three empty texts when it does."""
     modules = ", ".join(host.kvm.modules) or "none"
     if host.kvm.device == "missing":
-        return ("host.kvm.missing", f"/dev/kvm does not exist (modules: {modules})",
-                "modprobe kvm_intel, or kvm_amd; in a VM, nested virtualization must be allowed by its host")
+        return (
+            "host.kvm.missing",
+            f"/dev/kvm does not exist (modules: {modules})",
+            "modprobe kvm_intel, or kvm_amd; in a VM, nested virtualization must be allowed by its host",
+        )
     if host.kvm.device == "denied":
-        return ("host.kvm.permission", f"/dev/kvm may not be opened by {host.user.name or host.user.uid}",
-                f"usermod -aG kvm {host.user.name or host.user.uid}, then log in again")
+        return (
+            "host.kvm.permission",
+            f"/dev/kvm may not be opened by {host.user.name or host.user.uid}",
+            f"usermod -aG kvm {host.user.name or host.user.uid}, then log in again",
+        )
     if not host.kvm.runs_guests:
-        return ("host.kvm.dead", "this KVM is PVM (module kvm_pvm alone), which runs PVM-aware kernels only",
-                "a host with kvm_intel or kvm_amd")
+        return (
+            "host.kvm.dead",
+            "this KVM is PVM (module kvm_pvm alone), which runs PVM-aware kernels only",
+            "a host with kvm_intel or kvm_amd",
+        )
     return ("", "", "")
 
 
@@ -75,11 +101,18 @@ def plan_accelerator(definition: Definition, host: HostFacts) -> Choice[Accelera
         case "kvm" | "tcg" as written:
             return Choice(value=written, reason="", source="", origin=origin)
         case "any" if problem:
-            return Choice(value="tcg", reason=f"{problem}; slow, and no security boundary", source="QEMU docs, system/security", origin=kvm_origin)
+            return Choice(
+                value="tcg",
+                reason=f"{problem}; slow, and no security boundary",
+                source="QEMU docs, system/security",
+                origin=kvm_origin,
+            )
         case "any" | _ as wanted:
             reason = problem or "/dev/kvm opens and its module runs guests"
             assert wanted == "any" or wanted is AUTO
-            return Choice(value="kvm", reason=reason, source="QEMU docs, system/introduction (accelerators)", origin=kvm_origin)
+            return Choice(
+                value="kvm", reason=reason, source="QEMU docs, system/introduction (accelerators)", origin=kvm_origin
+            )
 
 
 def check_accelerator(definition: Definition, host: HostFacts) -> tuple[Finding, ...]:
@@ -88,7 +121,15 @@ def check_accelerator(definition: Definition, host: HostFacts) -> tuple[Finding,
     if not problem or definition.accel == "tcg":
         return ()
     if definition.accel == "any":
-        return (warning(code=code, message="runs without KVM, under TCG: slow, and no security boundary", key="accel", why=problem, hint=fix),)
+        return (
+            warning(
+                code=code,
+                message="runs without KVM, under TCG: slow, and no security boundary",
+                key="accel",
+                why=problem,
+                hint=fix,
+            ),
+        )
     hint = f'{fix}\nwithout KVM, slow: --set accel=tcg (or "any": KVM where it works)'
     return (error(code=code, message="KVM cannot be used", key="accel", why=problem, hint=hint),)
 
@@ -98,17 +139,50 @@ def machine_fields(definition: Definition, host: HostFacts, caps: QemuCaps, *, h
     machine = plan_machine(definition, caps)
     merge = definition.memory.ksm == "on" and not hugepages
     merge_reason = {
-        (True, True): "KSM may merge this guest's pages", (True, False): "KSM may merge this guest's pages",
-        (False, True): "hugepages cannot be merged", (False, False): "merging opens a timing channel between guests",
+        (True, True): "KSM may merge this guest's pages",
+        (True, False): "KSM may merge this guest's pages",
+        (False, True): "hugepages cannot be merged",
+        (False, False): "merging opens a timing channel between guests",
     }[merge, hugepages]
-    ksm = Choice(value=merge, reason="" if merge else merge_reason, source="" if merge else "kernel docs, admin-guide/mm/ksm.rst", origin=definition.origin("memory.ksm"))
+    ksm = Choice(
+        value=merge,
+        reason="" if merge else merge_reason,
+        source="" if merge else "kernel docs, admin-guide/mm/ksm.rst",
+        origin=definition.origin("memory.ksm"),
+    )
     fields = [field("", "machine", machine)]
     if "hpet" in caps.machine_properties:
-        fields.append(field("hpet", "machine.hpet", fixed(value=False, reason="guests keep time by kvm-clock, TSC or hv-time", source="QEMU docs, system/i386/hyperv")))
+        fields.append(
+            field(
+                "hpet",
+                "machine.hpet",
+                fixed(
+                    value=False,
+                    reason="guests keep time by kvm-clock, TSC or hv-time",
+                    source="QEMU docs, system/i386/hyperv",
+                ),
+            )
+        )
     if "vmport" in caps.machine_properties:
-        fields.append(field("vmport", "machine.vmport", fixed(value=False, reason="nothing of VMware's is needed", source="QEMU man page, -machine vmport")))
+        fields.append(
+            field(
+                "vmport",
+                "machine.vmport",
+                fixed(value=False, reason="nothing of VMware's is needed", source="QEMU man page, -machine vmport"),
+            )
+        )
     fields.append(field("mem-merge", "memory.ksm", ksm))
-    fields.append(field("dump-guest-core", "machine.dump-guest-core", fixed(value=False, reason="a core dump of QEMU leaves the guest's memory out", source="QEMU man page, -machine")))
+    fields.append(
+        field(
+            "dump-guest-core",
+            "machine.dump-guest-core",
+            fixed(
+                value=False,
+                reason="a core dump of QEMU leaves the guest's memory out",
+                source="QEMU man page, -machine",
+            ),
+        )
+    )
     return tuple(fields)
 
 
@@ -117,22 +191,50 @@ def build_rtc(definition: Definition) -> Option:
     match definition.os:
         case "windows":
             origin = definition.origin("os")
-            local: Choice[str] = Choice(value="localtime", reason="Windows keeps local time in its clock", source="QEMU man page, -rtc", origin=origin)
-            slew: Choice[str] = Choice(value="slew", reason="lost ticks are made up for", source="QEMU man page, -rtc driftfix", origin=origin)
-            return pairs("-rtc", "machine", field("base", "machine.rtc", local), field("driftfix", "machine.rtc.driftfix", slew))
+            local: Choice[str] = Choice(
+                value="localtime",
+                reason="Windows keeps local time in its clock",
+                source="QEMU man page, -rtc",
+                origin=origin,
+            )
+            slew: Choice[str] = Choice(
+                value="slew", reason="lost ticks are made up for", source="QEMU man page, -rtc driftfix", origin=origin
+            )
+            return pairs(
+                "-rtc", "machine", field("base", "machine.rtc", local), field("driftfix", "machine.rtc.driftfix", slew)
+            )
         case "linux" | "other":
-            return pairs("-rtc", "machine", field("base", "machine.rtc", fixed("utc", "Linux keeps UTC in its clock", "QEMU man page, -rtc")))
+            return pairs(
+                "-rtc",
+                "machine",
+                field("base", "machine.rtc", fixed("utc", "Linux keeps UTC in its clock", "QEMU man page, -rtc")),
+            )
         case _:
             assert_never(definition.os)
 
 
 def build_identity(definition: Definition, uuid: str) -> tuple[Option, ...]:
     """Give `-name` and `-uuid`: by them a process is known to be this VM."""
-    name: Choice[str] = Choice(value=definition.name, reason="the definition's file name", source="kvmlaunch: one file a VM", origin=Origin(kind="file", place=str(definition.file)))
+    name: Choice[str] = Choice(
+        value=definition.name,
+        reason="the definition's file name",
+        source="kvmlaunch: one file a VM",
+        origin=Origin(kind="file", place=str(definition.file)),
+    )
     return (
-        pairs("-name", "machine", field("guest", "name", name),
-              field("debug-threads", "name.debug-threads", fixed(value=True, reason="threads are told apart by name in ps and top", source="QEMU man page, -name"))),
-        value("-uuid", "machine", "uuid", fixed(uuid, "computed from machine-id, user and name: stable", names.__name__)),
+        pairs(
+            "-name",
+            "machine",
+            field("guest", "name", name),
+            field(
+                "debug-threads",
+                "name.debug-threads",
+                fixed(value=True, reason="threads are told apart by name in ps and top", source="QEMU man page, -name"),
+            ),
+        ),
+        value(
+            "-uuid", "machine", "uuid", fixed(uuid, "computed from machine-id, user and name: stable", names.__name__)
+        ),
     )
 
 
@@ -143,7 +245,12 @@ def build_machine(definition: Definition, host: HostFacts, caps: QemuCaps, *, uu
         options=(
             *build_identity(definition, uuid),
             bare("-nodefaults", "machine", "no implicit floppy, NIC, VGA or serial port", "QEMU man page, -nodefaults"),
-            bare("-no-user-config", "machine", "no file of the user's changes the machine", "QEMU man page, -no-user-config"),
+            bare(
+                "-no-user-config",
+                "machine",
+                "no file of the user's changes the machine",
+                "QEMU man page, -no-user-config",
+            ),
             pairs("-machine", "machine", *machine_fields(definition, host, caps, hugepages=hugepages)),
             value("-accel", "machine", "accel", accelerator),
             build_rtc(definition),
@@ -158,8 +265,18 @@ def build_panic(definition: Definition) -> Part:
     if definition.lifecycle.on_crash == "report":
         return Part()
     pause: Choice[str] = Choice(value="pause", reason="", source="", origin=definition.origin("lifecycle.on_crash"))
-    return Part(options=(
-        pairs("-device", "lifecycle", field("", "lifecycle.pvpanic", fixed("pvpanic-pci", "the guest's driver tells of a panic through it", "QEMU docs, specs/pvpanic")),
-              wiring("id", "lifecycle.pvpanic", "pvpanic0")),
-        pairs("-action", "lifecycle", field("panic", "lifecycle.on_crash", pause)),
-    ))
+    return Part(
+        options=(
+            pairs(
+                "-device",
+                "lifecycle",
+                field(
+                    "",
+                    "lifecycle.pvpanic",
+                    fixed("pvpanic-pci", "the guest's driver tells of a panic through it", "QEMU docs, specs/pvpanic"),
+                ),
+                wiring("id", "lifecycle.pvpanic", "pvpanic0"),
+            ),
+            pairs("-action", "lifecycle", field("panic", "lifecycle.on_crash", pause)),
+        )
+    )

@@ -44,8 +44,10 @@ def obstacle(host: HostFacts, page_size: int, pages: int, host_numa_node: int | 
         return "only root reserves them, and nothing is prepared"
     missing = host.pages_short(page_size, pages, host_numa_node) * page_size
     if missing and host.memory.available - missing < host.kept_memory:
-        return (f"{render_size(missing)} more would leave the host {render_size(max(0, host.memory.available - missing) // MIB * MIB)}"
-                f" of the {render_size(host.kept_memory // MIB * MIB)} that it keeps")
+        return (
+            f"{render_size(missing)} more would leave the host {render_size(max(0, host.memory.available - missing) // MIB * MIB)}"
+            f" of the {render_size(host.kept_memory // MIB * MIB)} that it keeps"
+        )
     return ""
 
 
@@ -60,7 +62,9 @@ def plan_backing(definition: Definition, host: HostFacts, host_numa_node: int | 
     fact = Origin(kind="host", place="hugepage pools", key="memory.hugepages")
     problem = obstacle(host, HUGE, pages, host_numa_node)
     if problem:
-        return Backing(page_size=None, fell_back=True, choice=Choice(value="off", reason=problem, source=HUGETLB, origin=fact))
+        return Backing(
+            page_size=None, fell_back=True, choice=Choice(value="off", reason=problem, source=HUGETLB, origin=fact)
+        )
     reason = f"{count(pages, 'page')} of 2MiB cover {render_size(definition.memory.size)}"
     return Backing(page_size=HUGE, choice=Choice(value="2MiB", reason=reason, source=HUGETLB, origin=fact))
 
@@ -80,7 +84,12 @@ def plan_node(definition: Definition, host: HostFacts) -> Choice[int | None]:
     if not fitting:
         return Choice(value=None, reason="no NUMA node fits the whole VM", source=source, origin=fact)
     best = max(fitting, key=lambda node: node.memory_free)
-    return Choice(value=best.number, reason=f"node {best.number} fits the VM whole, {render_size(best.memory_free // MIB * MIB)} free", source=source, origin=fact)
+    return Choice(
+        value=best.number,
+        reason=f"node {best.number} fits the VM whole, {render_size(best.memory_free // MIB * MIB)} free",
+        source=source,
+        origin=fact,
+    )
 
 
 def fits(node: HostNode, definition: Definition) -> bool:
@@ -111,16 +120,41 @@ def check_backing(definition: Definition, host: HostFacts, memory: MemoryPlan) -
     found: list[Finding] = []
     if backing.fell_back:
         pages = pages_needed(definition.memory.size, HUGE)
-        fix = f"sudo kvmlaunch preflight {definition.name} --apply --user {host.user.name or host.user.uid}" if not host.privileged else "--set memory.hugepages=2MiB  (an error in place of this fallback)"
-        found.append(warning(code="host.hugepages.none", message=f"ordinary memory in place of {count(pages, 'huge page')}", key="memory.hugepages",
-                             why=backing.choice.reason, hint=fix))
+        fix = (
+            f"sudo kvmlaunch preflight {definition.name} --apply --user {host.user.name or host.user.uid}"
+            if not host.privileged
+            else "--set memory.hugepages=2MiB  (an error in place of this fallback)"
+        )
+        found.append(
+            warning(
+                code="host.hugepages.none",
+                message=f"ordinary memory in place of {count(pages, 'huge page')}",
+                key="memory.hugepages",
+                why=backing.choice.reason,
+                hint=fix,
+            )
+        )
     if memory.backing == "ordinary" and host.thp == "never":
-        found.append(warning(code="host.thp.never", message="ordinary memory without transparent huge pages", key="memory.hugepages",
-                             why="/sys/kernel/mm/transparent_hugepage/enabled is never", hint="echo madvise > /sys/kernel/mm/transparent_hugepage/enabled"))
+        found.append(
+            warning(
+                code="host.thp.never",
+                message="ordinary memory without transparent huge pages",
+                key="memory.hugepages",
+                why="/sys/kernel/mm/transparent_hugepage/enabled is never",
+                hint="echo madvise > /sys/kernel/mm/transparent_hugepage/enabled",
+            )
+        )
     if memory.host_numa_node is not None and host.node(memory.host_numa_node) is None:
         there = ", ".join(str(node.number) for node in host.nodes) or "none"
-        found.append(error(code="def.value.range", message=f"host NUMA node {memory.host_numa_node} does not exist", key="memory.numa",
-                           why=f"nodes of this host: {there}", hint='memory.numa = "auto"'))
+        found.append(
+            error(
+                code="def.value.range",
+                message=f"host NUMA node {memory.host_numa_node} does not exist",
+                key="memory.numa",
+                why=f"nodes of this host: {there}",
+                hint='memory.numa = "auto"',
+            )
+        )
     return tuple(found)
 
 
@@ -135,24 +169,45 @@ def render_memory_size(size: int) -> str:
 def size_field(definition: Definition) -> Choice[str]:
     """Give the size as `-m` takes it."""
     written = "memory.size" in definition.origins
-    return Choice(value=render_memory_size(definition.memory.size), reason="" if written else "the built-in default",
-                  source="" if written else "kvmlaunch: defaults", origin=definition.origin("memory.size"))
+    return Choice(
+        value=render_memory_size(definition.memory.size),
+        reason="" if written else "the built-in default",
+        source="" if written else "kvmlaunch: defaults",
+        origin=definition.origin("memory.size"),
+    )
 
 
 def plan_prealloc(definition: Definition, memory: MemoryPlan) -> Choice[bool]:
     """Choose preallocation: with hugepages, so that a shortage shows at the start and not later as SIGBUS."""
     if definition.memory.prealloc is not AUTO:
-        return Choice(value=definition.memory.prealloc, reason="", source="", origin=definition.origin("memory.prealloc"))
+        return Choice(
+            value=definition.memory.prealloc, reason="", source="", origin=definition.origin("memory.prealloc")
+        )
     if memory.backing == "hugepages":
-        return Choice(value=True, reason="a shortage shows at the start, not later as SIGBUS", source="QEMU man page, -mem-prealloc", origin=BUILT_IN)
-    return Choice(value=False, reason="ordinary memory comes when the guest touches it", source="QEMU man page, -mem-prealloc", origin=BUILT_IN)
+        return Choice(
+            value=True,
+            reason="a shortage shows at the start, not later as SIGBUS",
+            source="QEMU man page, -mem-prealloc",
+            origin=BUILT_IN,
+        )
+    return Choice(
+        value=False,
+        reason="ordinary memory comes when the guest touches it",
+        source="QEMU man page, -mem-prealloc",
+        origin=BUILT_IN,
+    )
 
 
 def backing_fields(definition: Definition, host: HostFacts, memory: MemoryPlan) -> Choice[Place]:
     """Give the mount as the value of mem-path, with the decision on hugepages as its reason."""
     backing = plan_backing(definition, host, memory.host_numa_node).choice
     written = f"{count(memory.pages, 'page')} of {render_size(memory.page_size)}"
-    return Choice(value=Place(root="hugepages"), reason=backing.reason or written, source=backing.source or HUGETLB, origin=backing.origin)
+    return Choice(
+        value=Place(root="hugepages"),
+        reason=backing.reason or written,
+        source=backing.source or HUGETLB,
+        origin=backing.origin,
+    )
 
 
 def bound_options(definition: Definition, host: HostFacts, memory: MemoryPlan, node: int) -> tuple[Option, ...]:
@@ -160,16 +215,53 @@ def bound_options(definition: Definition, host: HostFacts, memory: MemoryPlan, n
     prealloc, bound = plan_prealloc(definition, memory), plan_node(definition, host)
     kind: tuple[Field, ...]
     if memory.backing == "hugepages":
-        kind = (field("", "memory.backend", fixed("memory-backend-file", "hugepages are files of hugetlbfs", "QEMU man page, -object")),
-                wiring("id", "memory", "mem0"), field("mem-path", "memory.hugepages", backing_fields(definition, host, memory)))
+        kind = (
+            field(
+                "",
+                "memory.backend",
+                fixed("memory-backend-file", "hugepages are files of hugetlbfs", "QEMU man page, -object"),
+            ),
+            wiring("id", "memory", "mem0"),
+            field("mem-path", "memory.hugepages", backing_fields(definition, host, memory)),
+        )
     else:
-        kind = (field("", "memory.backend", fixed("memory-backend-ram", "ordinary memory, bound to a node", "QEMU man page, -object")), wiring("id", "memory", "mem0"))
+        kind = (
+            field(
+                "",
+                "memory.backend",
+                fixed("memory-backend-ram", "ordinary memory, bound to a node", "QEMU man page, -object"),
+            ),
+            wiring("id", "memory", "mem0"),
+        )
     nodes: Choice[int] = Choice(value=node, reason=bound.reason, source=bound.source, origin=bound.origin)
     policy: Choice[str] = fixed("bind", "no page from a far node", "mbind(2)")  # type: ignore[assignment]
     return (
-        pairs("-object", "memory", *kind, field("size", "memory.size", Choice(value=memory.size, reason="as -m", source="QEMU man page, -numa", origin=definition.origin("memory.size"))),
-              field("prealloc", "memory.prealloc", prealloc), field("host-nodes", "memory.numa", nodes), field("policy", "memory.numa.policy", policy)),
-        pairs("-numa", "memory", field("", "memory.guest-node", fixed("node", "one guest NUMA node on one host node", "QEMU man page, -numa")), wiring("memdev", "memory", "mem0")),
+        pairs(
+            "-object",
+            "memory",
+            *kind,
+            field(
+                "size",
+                "memory.size",
+                Choice(
+                    value=memory.size,
+                    reason="as -m",
+                    source="QEMU man page, -numa",
+                    origin=definition.origin("memory.size"),
+                ),
+            ),
+            field("prealloc", "memory.prealloc", prealloc),
+            field("host-nodes", "memory.numa", nodes),
+            field("policy", "memory.numa.policy", policy),
+        ),
+        pairs(
+            "-numa",
+            "memory",
+            field(
+                "", "memory.guest-node", fixed("node", "one guest NUMA node on one host node", "QEMU man page, -numa")
+            ),
+            wiring("memdev", "memory", "mem0"),
+        ),
     )
 
 
@@ -183,7 +275,9 @@ def backing_options(definition: Definition, host: HostFacts, memory: MemoryPlan)
         options.append(value("-mem-path", "memory", "memory.hugepages", backing_fields(definition, host, memory)))
     prealloc = plan_prealloc(definition, memory)
     if prealloc.value:
-        options.append(Option(flag="-mem-prealloc", form="bare", table="memory", fields=(field("", "memory.prealloc", prealloc),)))
+        options.append(
+            Option(flag="-mem-prealloc", form="bare", table="memory", fields=(field("", "memory.prealloc", prealloc),))
+        )
     return tuple(options)
 
 
@@ -202,8 +296,15 @@ def plan_balloon(definition: Definition, memory: MemoryPlan) -> Choice[str]:
     if memory.backing == "hugepages":
         return Choice(value="off", reason="hugepages are not given back page by page", source=POLICY, origin=BUILT_IN)
     if definition.os == "windows":
-        return Choice(value="off", reason="Windows needs a driver for it", source=POLICY, origin=definition.origin("os"))
-    return Choice(value="on", reason="free pages of the guest return to the host", source="QEMU man page, virtio-balloon free-page-reporting", origin=BUILT_IN)
+        return Choice(
+            value="off", reason="Windows needs a driver for it", source=POLICY, origin=definition.origin("os")
+        )
+    return Choice(
+        value="on",
+        reason="free pages of the guest return to the host",
+        source="QEMU man page, virtio-balloon free-page-reporting",
+        origin=BUILT_IN,
+    )
 
 
 def build_balloon(definition: Definition, memory: MemoryPlan) -> Part:
@@ -211,12 +312,29 @@ def build_balloon(definition: Definition, memory: MemoryPlan) -> Part:
     balloon = plan_balloon(definition, memory)
     if balloon.value == "off":
         return Part()
-    device: Choice[str] = Choice(value="virtio-balloon-pci", reason=balloon.reason, source=balloon.source, origin=balloon.origin)
-    return Part(options=(pairs(
-        "-device", "memory", field("", "memory.balloon", device), wiring("id", "memory.balloon", "balloon0"),
-        field("free-page-reporting", "memory.balloon.free-page-reporting", fixed(value=True, reason="the guest names its free pages", source="QEMU virtio-balloon, 5.1")),
-        field("deflate-on-oom", "memory.balloon.deflate-on-oom", fixed(value=True, reason="a guest short of memory takes it back", source="virtio 1.1, 5.5.6")),
-    ),))
+    device: Choice[str] = Choice(
+        value="virtio-balloon-pci", reason=balloon.reason, source=balloon.source, origin=balloon.origin
+    )
+    return Part(
+        options=(
+            pairs(
+                "-device",
+                "memory",
+                field("", "memory.balloon", device),
+                wiring("id", "memory.balloon", "balloon0"),
+                field(
+                    "free-page-reporting",
+                    "memory.balloon.free-page-reporting",
+                    fixed(value=True, reason="the guest names its free pages", source="QEMU virtio-balloon, 5.1"),
+                ),
+                field(
+                    "deflate-on-oom",
+                    "memory.balloon.deflate-on-oom",
+                    fixed(value=True, reason="a guest short of memory takes it back", source="virtio 1.1, 5.5.6"),
+                ),
+            ),
+        )
+    )
 
 
 def hugepage_choice(definition: Definition, host: HostFacts, memory: MemoryPlan) -> Field:
@@ -228,7 +346,9 @@ def hugepage_choice(definition: Definition, host: HostFacts, memory: MemoryPlan)
 def build_memory(definition: Definition, host: HostFacts, memory: MemoryPlan) -> Part:
     """Give `-m` and its backing, with the promise that smaps must keep."""
     promise = MemoryPromise(
-        size=memory.size, page_size=memory.page_size, lock=memory.lock,
+        size=memory.size,
+        page_size=memory.page_size,
+        lock=memory.lock,
         merge=definition.memory.ksm == "on" and memory.backing == "ordinary",
         prealloc=plan_prealloc(definition, memory).value,
     )

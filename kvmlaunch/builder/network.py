@@ -46,10 +46,25 @@ def plan_type(definition: Definition, name: str, network: Network) -> Choice[str
     if network.type is not AUTO:
         return Choice(value=network.type, reason="", source="", origin=definition.origin(key))
     if network.bridge:
-        return Choice(value="bridge", reason=f"a tap of ours joins {network.bridge}", source=TAP_SOURCE, origin=definition.origin(f"network.{name}.bridge"))
+        return Choice(
+            value="bridge",
+            reason=f"a tap of ours joins {network.bridge}",
+            source=TAP_SOURCE,
+            origin=definition.origin(f"network.{name}.bridge"),
+        )
     if network.ifname:
-        return Choice(value="tap", reason=f"{network.ifname} exists already and is only checked", source=TAP_SOURCE, origin=definition.origin(f"network.{name}.ifname"))
-    return Choice(value="user", reason="no bridge is named: the guest reaches out, only forwards reach in", source="QEMU man page, -netdev user", origin=definition.origin(key))
+        return Choice(
+            value="tap",
+            reason=f"{network.ifname} exists already and is only checked",
+            source=TAP_SOURCE,
+            origin=definition.origin(f"network.{name}.ifname"),
+        )
+    return Choice(
+        value="user",
+        reason="no bridge is named: the guest reaches out, only forwards reach in",
+        source="QEMU man page, -netdev user",
+        origin=definition.origin(key),
+    )
 
 
 def plan_queues(definition: Definition, name: str, network: Network, type_: str) -> Choice[int]:
@@ -58,8 +73,15 @@ def plan_queues(definition: Definition, name: str, network: Network, type_: str)
         return Choice(value=network.queues, reason="", source="", origin=definition.origin(f"network.{name}.queues"))
     if type_ == "bridge" and network.model == "virtio-net":
         number = min(definition.cpu.vcpus, MOST_QUEUES)
-        return Choice(value=number, reason=f"one a vCPU, at most {MOST_QUEUES}", source="kernel docs, networking/scaling", origin=definition.origin("cpu.vcpus"))
-    return Choice(value=1, reason="several queues need a tap of ours", source="QEMU man page, -netdev tap queues", origin=BUILT_IN)
+        return Choice(
+            value=number,
+            reason=f"one a vCPU, at most {MOST_QUEUES}",
+            source="kernel docs, networking/scaling",
+            origin=definition.origin("cpu.vcpus"),
+        )
+    return Choice(
+        value=1, reason="several queues need a tap of ours", source="QEMU man page, -netdev tap queues", origin=BUILT_IN
+    )
 
 
 def plan_vhost(definition: Definition, name: str, network: Network, host: HostFacts, type_: str) -> Choice[bool]:
@@ -77,23 +99,63 @@ def plan_network(definition: Definition, name: str, network: Network, host: Host
     """Resolve what stands at auto."""
     type_ = plan_type(definition, name, network)
     ifname = names.tap_name(host.caller_uid, definition.name, name) if type_.value == "bridge" else network.ifname or ""
-    return NetworkPlan(name=name, network=network, type=type_, ifname=ifname, queues=plan_queues(definition, name, network, type_.value),
-                       vhost=plan_vhost(definition, name, network, host, type_.value))
+    return NetworkPlan(
+        name=name,
+        network=network,
+        type=type_,
+        ifname=ifname,
+        queues=plan_queues(definition, name, network, type_.value),
+        vhost=plan_vhost(definition, name, network, host, type_.value),
+    )
 
 
 def check_network(plan: NetworkPlan, host: HostFacts) -> Iterator[Finding]:
     """Check that the table's keys agree and that what was written by hand can be had."""
     table, network, type_ = plan.table, plan.network, plan.type.value
     if type_ == "bridge" and not network.bridge:
-        yield error(code="def.value.choice", message="type bridge needs the bridge's name", key=f"{table}.type", why="bridge is not written", hint='bridge = "br0"')
+        yield error(
+            code="def.value.choice",
+            message="type bridge needs the bridge's name",
+            key=f"{table}.type",
+            why="bridge is not written",
+            hint='bridge = "br0"',
+        )
     if type_ == "tap" and not network.ifname:
-        yield error(code="def.value.choice", message="type tap needs the tap's name", key=f"{table}.type", why="ifname is not written", hint='ifname = "tap0"')
+        yield error(
+            code="def.value.choice",
+            message="type tap needs the tap's name",
+            key=f"{table}.type",
+            why="ifname is not written",
+            hint='ifname = "tap0"',
+        )
     if network.forwards and type_ != "user":
-        yield error(code="def.value.choice", message="forwards belong to user networking", key=f"{table}.forwards", why=f"the type is {type_}", hint='type = "user"')
-    if network.queues is not AUTO and network.queues > 1 and (type_ not in {"bridge", "tap"} or network.model != "virtio-net"):
-        yield error(code="def.value.choice", message="several queues need virtio-net on a tap", key=f"{table}.queues", why=f"{network.model}, {type_}", hint='queues = "auto"')
+        yield error(
+            code="def.value.choice",
+            message="forwards belong to user networking",
+            key=f"{table}.forwards",
+            why=f"the type is {type_}",
+            hint='type = "user"',
+        )
+    if (
+        network.queues is not AUTO
+        and network.queues > 1
+        and (type_ not in {"bridge", "tap"} or network.model != "virtio-net")
+    ):
+        yield error(
+            code="def.value.choice",
+            message="several queues need virtio-net on a tap",
+            key=f"{table}.queues",
+            why=f"{network.model}, {type_}",
+            hint='queues = "auto"',
+        )
     if network.vhost is True and not host.vhost_net:
-        yield error(code="host.vhost.missing", message="/dev/vhost-net cannot be opened", key=f"{table}.vhost", why="QEMU 7.2 aborts without it", hint="modprobe vhost_net")
+        yield error(
+            code="host.vhost.missing",
+            message="/dev/vhost-net cannot be opened",
+            key=f"{table}.vhost",
+            why="QEMU 7.2 aborts without it",
+            hint="modprobe vhost_net",
+        )
 
 
 def forward_text(forward: Forward) -> str:
@@ -106,18 +168,42 @@ def backend_fields(plan: NetworkPlan, definition: Definition) -> Iterator[Field]
     """Give the fields of `-netdev`."""
     table = plan.table
     tap = plan.type.value in {"bridge", "tap"}
-    yield field("", f"{table}.type", Choice(value="tap" if tap else "user", reason=plan.type.reason, source=plan.type.source, origin=plan.type.origin))
+    yield field(
+        "",
+        f"{table}.type",
+        Choice(
+            value="tap" if tap else "user", reason=plan.type.reason, source=plan.type.source, origin=plan.type.origin
+        ),
+    )
     yield wiring("id", table, names.netdev_id(plan.name))
     if not tap:
         for forward in plan.network.forwards:
-            yield field("hostfwd", f"{table}.forwards", Choice(value=forward_text(forward), reason="", source="", origin=definition.origin(f"{table}.forwards")))
+            yield field(
+                "hostfwd",
+                f"{table}.forwards",
+                Choice(
+                    value=forward_text(forward), reason="", source="", origin=definition.origin(f"{table}.forwards")
+                ),
+            )
         return
     if plan.network.ifname:
-        yield field("ifname", f"{table}.ifname", Choice(value=plan.ifname, reason="", source="", origin=definition.origin(f"{table}.ifname")))
+        yield field(
+            "ifname",
+            f"{table}.ifname",
+            Choice(value=plan.ifname, reason="", source="", origin=definition.origin(f"{table}.ifname")),
+        )
     else:
-        yield field("ifname", f"{table}.ifname", fixed(plan.ifname, "a tap of ours, named by a hash of user, VM and network", TAP_SOURCE))
+        yield field(
+            "ifname",
+            f"{table}.ifname",
+            fixed(plan.ifname, "a tap of ours, named by a hash of user, VM and network", TAP_SOURCE),
+        )
     for script in ("script", "downscript"):
-        yield field(script, f"{table}.{script}", fixed("no", "QEMU runs no script; the sandbox would kill it", "QEMU man page, -netdev tap"))
+        yield field(
+            script,
+            f"{table}.{script}",
+            fixed("no", "QEMU runs no script; the sandbox would kill it", "QEMU man page, -netdev tap"),
+        )
     yield field("vhost", f"{table}.vhost", plan.vhost)
     if plan.queues.value > 1:
         yield field("queues", f"{table}.queues", plan.queues)
@@ -128,19 +214,44 @@ def nic_fields(plan: NetworkPlan, definition: Definition, host: HostFacts) -> It
     table, network = plan.table, plan.network
     written = f"{table}.model" in definition.origins
     device = {"virtio-net": "virtio-net-pci", "e1000e": "e1000e"}[network.model]
-    yield field("", f"{table}.model", Choice(value=device, reason="" if written else "the fastest NIC that a guest has a driver for", source="" if written else "QEMU docs, devices/virtio", origin=definition.origin(f"{table}.model")))
+    yield field(
+        "",
+        f"{table}.model",
+        Choice(
+            value=device,
+            reason="" if written else "the fastest NIC that a guest has a driver for",
+            source="" if written else "QEMU docs, devices/virtio",
+            origin=definition.origin(f"{table}.model"),
+        ),
+    )
     yield wiring("netdev", table, names.netdev_id(plan.name))
-    yield field("id", f"{table}.device", fixed(names.nic_id(plan.name), "an id computed from the name", "kvmlaunch: names, not numbers"))
+    yield field(
+        "id",
+        f"{table}.device",
+        fixed(names.nic_id(plan.name), "an id computed from the name", "kvmlaunch: names, not numbers"),
+    )
     yield field("mac", f"{table}.mac", plan_mac(plan, definition, host))
     if network.model != "virtio-net":
         return
     if plan.queues.value > 1:
         yield field("mq", f"{table}.mq", fixed(value=True, reason="several queues", source="QEMU, virtio-net mq"))
-        yield field("vectors", f"{table}.vectors", fixed(2 * plan.queues.value + 2, "2 × queues + 2: one interrupt a queue, configuration and control", "linux-kvm wiki, Multiqueue"))
+        yield field(
+            "vectors",
+            f"{table}.vectors",
+            fixed(
+                2 * plan.queues.value + 2,
+                "2 × queues + 2: one interrupt a queue, configuration and control",
+                "linux-kvm wiki, Multiqueue",
+            ),
+        )
     if plan.type.value != "user":
         yield field("rx_queue_size", f"{table}.rx_queue_size", fixed(1024, "bursts are kept; tx stays 256", RINGS))
     if network.mtu:
-        yield field("host_mtu", f"{table}.mtu", Choice(value=network.mtu, reason="", source="", origin=definition.origin(f"{table}.mtu")))
+        yield field(
+            "host_mtu",
+            f"{table}.mtu",
+            Choice(value=network.mtu, reason="", source="", origin=definition.origin(f"{table}.mtu")),
+        )
 
 
 def plan_mac(plan: NetworkPlan, definition: Definition, host: HostFacts) -> Choice[str]:
@@ -148,8 +259,12 @@ def plan_mac(plan: NetworkPlan, definition: Definition, host: HostFacts) -> Choi
     if plan.network.mac is not AUTO:
         return Choice(value=str(plan.network.mac), reason="", source="", origin=definition.origin(f"{plan.table}.mac"))
     mac = names.mac_address(host.machine_id, definition.name, plan.name)
-    return Choice(value=mac, reason="computed from machine-id, VM and network: stable, and no two guests alike", source="kvmlaunch: names, not numbers",
-                  origin=Origin(kind="host", place="/etc/machine-id", key=f"{plan.table}.mac"))
+    return Choice(
+        value=mac,
+        reason="computed from machine-id, VM and network: stable, and no two guests alike",
+        source="kvmlaunch: names, not numbers",
+        origin=Origin(kind="host", place="/etc/machine-id", key=f"{plan.table}.mac"),
+    )
 
 
 def build_network(plan: NetworkPlan, definition: Definition, host: HostFacts) -> Part:
@@ -158,18 +273,33 @@ def build_network(plan: NetworkPlan, definition: Definition, host: HostFacts) ->
     if plan.type.value == "none":
         return Part(findings=findings)
     return Part(
-        options=(pairs("-netdev", plan.table, *backend_fields(plan, definition)), pairs("-device", plan.table, *nic_fields(plan, definition, host))),
+        options=(
+            pairs("-netdev", plan.table, *backend_fields(plan, definition)),
+            pairs("-device", plan.table, *nic_fields(plan, definition, host)),
+        ),
         findings=findings,
     )
 
 
 def planned(plan: NetworkPlan) -> PlannedNetwork:
     """Give the network as the checks want it."""
-    return PlannedNetwork(table=plan.table, type=plan.type.value, bridge=plan.network.bridge or "", ifname=plan.ifname,
-                          owned=plan.type.value == "bridge", queues=plan.queues.value, mtu=plan.network.mtu, vhost=plan.vhost.value)
+    return PlannedNetwork(
+        table=plan.table,
+        type=plan.type.value,
+        bridge=plan.network.bridge or "",
+        ifname=plan.ifname,
+        owned=plan.type.value == "bridge",
+        queues=plan.queues.value,
+        mtu=plan.network.mtu,
+        vhost=plan.vhost.value,
+    )
 
 
 def listeners(plan: NetworkPlan) -> tuple[PlannedListener, ...]:
     """Give the ports of the host that QEMU will bind."""
-    return tuple(PlannedListener(key=f"{plan.table}.forwards", protocol=forward.protocol, address=forward.address, port=forward.host_port)
-                 for forward in (plan.network.forwards if plan.type.value == "user" else ()))
+    return tuple(
+        PlannedListener(
+            key=f"{plan.table}.forwards", protocol=forward.protocol, address=forward.address, port=forward.host_port
+        )
+        for forward in (plan.network.forwards if plan.type.value == "user" else ())
+    )

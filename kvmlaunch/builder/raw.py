@@ -29,8 +29,13 @@ def check_raw(definition: Definition, options: tuple[Option, ...]) -> Iterator[F
     for argument in definition.raw.args:
         for identity in identities(argument):
             if identity in ours:
-                yield error(code="def.raw.id", message=f"the id {identity!r} is taken", key="raw.args", why=f"kvmlaunch made it, and {argument!r} uses it again",
-                            hint="choose another id")
+                yield error(
+                    code="def.raw.id",
+                    message=f"the id {identity!r} is taken",
+                    key="raw.args",
+                    why=f"kvmlaunch made it, and {argument!r} uses it again",
+                    hint="choose another id",
+                )
 
 
 def by_hand(definition: Definition, word: str) -> Field:

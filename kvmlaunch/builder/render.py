@@ -34,7 +34,10 @@ def render_line(plan: Plan, places: Places) -> str:
 
 def render_pretty(plan: Plan, places: Places) -> str:
     """Give argv with an option a line, continued by backslashes: a shell reads it as one command."""
-    lines = [shlex.quote(str(plan.binary)), *(f"  {shlex.join(render_option(option, places))}" for option in plan.options)]
+    lines = [
+        shlex.quote(str(plan.binary)),
+        *(f"  {shlex.join(render_option(option, places))}" for option in plan.options),
+    ]
     return " \\\n".join(lines)
 
 
@@ -83,7 +86,9 @@ def is_told(part: Field) -> bool:
 
 def explain_rows(plan: Plan, places: Places) -> tuple[Row, ...]:
     """Give every decision of a plan, in argv's order, then those that are no argument; one row a key."""
-    fields = [(option.flag, part) for option in plan.options for part in option.fields] + [("", part) for part in plan.choices]
+    fields = [(option.flag, part) for option in plan.options for part in option.fields] + [
+        ("", part) for part in plan.choices
+    ]
     rows: dict[tuple[str, str], Row] = {}
     seen: set[str] = set()
     for flag, part in fields:
@@ -91,14 +96,23 @@ def explain_rows(plan: Plan, places: Places) -> tuple[Row, ...]:
             continue
         seen.add(part.key)
         text = render_value(part.choice, places)
-        row = Row(key=part.key, value=text, reason=part.choice.reason, source=part.choice.source, origin=part.choice.origin, flag=flag)
+        row = Row(
+            key=part.key,
+            value=text,
+            reason=part.choice.reason,
+            source=part.choice.source,
+            origin=part.choice.origin,
+            flag=flag,
+        )
         rows.setdefault((part.key, text), row)
     return tuple(rows.values())
 
 
 def select_rows(rows: tuple[Row, ...], keys: tuple[str, ...]) -> tuple[Row, ...]:
     """Give the rows at or beneath one of the keys; all of them without keys."""
-    return tuple(row for row in rows if not keys or any(row.key == key or row.key.startswith(f"{key}.") for key in keys))
+    return tuple(
+        row for row in rows if not keys or any(row.key == key or row.key.startswith(f"{key}.") for key in keys)
+    )
 
 
 def plan_document(plan: Plan, places: Places) -> dict[str, object]:
@@ -112,8 +126,14 @@ def plan_document(plan: Plan, places: Places) -> dict[str, object]:
                 "argv": list(render_option(option, places)),
                 "table": option.table,
                 "fields": [
-                    {"name": part.name, "key": part.key, "value": render_value(part.choice, places), "reason": part.choice.reason,
-                     "source": part.choice.source, "origin": render_origin(part.choice.origin)}
+                    {
+                        "name": part.name,
+                        "key": part.key,
+                        "value": render_value(part.choice, places),
+                        "reason": part.choice.reason,
+                        "source": part.choice.source,
+                        "origin": render_origin(part.choice.origin),
+                    }
                     for part in option.fields
                 ],
             }
@@ -124,7 +144,12 @@ def plan_document(plan: Plan, places: Places) -> dict[str, object]:
 
 def places_of(plan: Plan) -> frozenset[str]:
     """Give which directories of the VM the argv names."""
-    return frozenset(part.choice.value.root for option in plan.options for part in option.fields if isinstance(part.choice.value, Place))
+    return frozenset(
+        part.choice.value.root
+        for option in plan.options
+        for part in option.fields
+        if isinstance(part.choice.value, Place)
+    )
 
 
 def group_argv(argv: tuple[str, ...]) -> tuple[str, ...]:

@@ -35,12 +35,26 @@ def check_user(definition: Definition, host: HostFacts) -> Iterator[Finding]:
     """Warn as long as QEMU runs as root (`host.user.root`); refuse another user without root (`host.privilege`)."""
     written = definition.security.user
     if host.user.uid == 0:
-        hint = f"useradd --system --no-create-home --groups kvm {SYSTEM_USER}, and let it read and write the VM's files" if written is AUTO else 'security.user = "auto"'
-        yield warning(code="host.user.root", message="QEMU runs as root", key="security.user",
-                      why=host.user_missing or "written in the definition", hint=hint)
+        hint = (
+            f"useradd --system --no-create-home --groups kvm {SYSTEM_USER}, and let it read and write the VM's files"
+            if written is AUTO
+            else 'security.user = "auto"'
+        )
+        yield warning(
+            code="host.user.root",
+            message="QEMU runs as root",
+            key="security.user",
+            why=host.user_missing or "written in the definition",
+            hint=hint,
+        )
     if written is not AUTO and host.caller_uid != 0 and written != host.user.name:
-        yield error(code="host.privilege", message=f"only root can run QEMU as {written}", key="security.user",
-                    why=f"the caller is {host.user.name or host.user.uid}", hint='security.user = "auto"')
+        yield error(
+            code="host.privilege",
+            message=f"only root can run QEMU as {written}",
+            key="security.user",
+            why=f"the caller is {host.user.name or host.user.uid}",
+            hint='security.user = "auto"',
+        )
 
 
 def user_choice(definition: Definition, host: HostFacts) -> Field:
@@ -50,9 +64,18 @@ def user_choice(definition: Definition, host: HostFacts) -> Field:
 
 def sandbox_option(definition: Definition) -> Option:
     """Give `-sandbox`; a forbidden call kills QEMU."""
-    on: Choice[bool] = Choice(value=True, reason="a seccomp filter: a forbidden call ends QEMU", source=SOURCE, origin=definition.origin("security.sandbox"))
-    return pairs("-sandbox", "security", field("", "security.sandbox", on), *(
-        field(name, f"security.sandbox.{name}", fixed("deny", reason, SOURCE)) for name, reason in DENIED.items()))
+    on: Choice[bool] = Choice(
+        value=True,
+        reason="a seccomp filter: a forbidden call ends QEMU",
+        source=SOURCE,
+        origin=definition.origin("security.sandbox"),
+    )
+    return pairs(
+        "-sandbox",
+        "security",
+        field("", "security.sandbox", on),
+        *(field(name, f"security.sandbox.{name}", fixed("deny", reason, SOURCE)) for name, reason in DENIED.items()),
+    )
 
 
 def build_security(definition: Definition, host: HostFacts) -> Part:

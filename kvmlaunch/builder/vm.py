@@ -3,7 +3,21 @@
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
-from kvmlaunch.builder import boot, cdrom, console, cpu, disk, display, iothreads, machine, memory, names, network, raw, security
+from kvmlaunch.builder import (
+    boot,
+    cdrom,
+    console,
+    cpu,
+    disk,
+    display,
+    iothreads,
+    machine,
+    memory,
+    names,
+    network,
+    raw,
+    security,
+)
 from kvmlaunch.builder.option import Part, field, wiring
 from kvmlaunch.model.definition import AUTO, Definition
 from kvmlaunch.model.finding import Finding, error
@@ -36,7 +50,10 @@ def disk_loads(plans: tuple[disk.DiskPlan, ...]) -> tuple[iothreads.DiskLoad, ..
     first_scsi = next((plan.name for plan in plans if plan.bus.value == "virtio-scsi"), "")
     return tuple(
         iothreads.DiskLoad(
-            name=plan.name, bus=plan.bus.value, aio=plan.aio.value, shares=plan.bus.value == "virtio-scsi" and plan.name != first_scsi,
+            name=plan.name,
+            bus=plan.bus.value,
+            aio=plan.aio.value,
+            shares=plan.bus.value == "virtio-scsi" and plan.name != first_scsi,
             fast=plan.facts.rotational is False and plan.facts.scheduler in FAST_SCHEDULERS,
             written=None if plan.disk.iothread is AUTO else plan.disk.iothread,
         )
@@ -46,7 +63,10 @@ def disk_loads(plans: tuple[disk.DiskPlan, ...]) -> tuple[iothreads.DiskLoad, ..
 
 def ports(definition: Definition, plans: tuple[disk.DiskPlan, ...], machine_name: str) -> dict[str, str]:
     """Give the place on a controller of each disk and CD-ROM that needs one, by table."""
-    on_sata = [*(plan.table for plan in plans if plan.bus.value in {"sata", "ide"}), *(f"cdrom.{name}" for name in definition.cdrom)]
+    on_sata = [
+        *(plan.table for plan in plans if plan.bus.value in {"sata", "ide"}),
+        *(f"cdrom.{name}" for name in definition.cdrom),
+    ]
     per_bus = 1 if "q35" in machine_name else 2
     seats = {table: f"ide.{index // per_bus}" for index, table in enumerate(on_sata)}
     return seats | {plan.table: "scsi0.0" for plan in plans if plan.bus.value == "virtio-scsi"}
@@ -57,26 +77,64 @@ def check_ports(seats: dict[str, str], machine_name: str) -> Iterator[Finding]:
     seated = [table for table, seat in seats.items() if seat.startswith("ide.")]
     most = SATA_PORTS if "q35" in machine_name else 4
     if len(seated) > most:
-        yield error(code="qemu.capability", message=f"machine {machine_name} has {most} ports for disks and CD drives", key=seated[most],
-                    why=f"{len(seated)} are asked for", hint='bus = "virtio-scsi"')
+        yield error(
+            code="qemu.capability",
+            message=f"machine {machine_name} has {most} ports for disks and CD drives",
+            key=seated[most],
+            why=f"{len(seated)} are asked for",
+            hint='bus = "virtio-scsi"',
+        )
 
 
-def build_disks(definition: Definition, host: HostFacts, caps: QemuCaps, plans: tuple[disk.DiskPlan, ...], machine_name: str, boot_from: str) -> Iterator[Part]:
+def build_disks(
+    definition: Definition,
+    host: HostFacts,
+    caps: QemuCaps,
+    plans: tuple[disk.DiskPlan, ...],
+    machine_name: str,
+    boot_from: str,
+) -> Iterator[Part]:
     """Give threads, controller, disks and CD drives."""
     loads = disk_loads(plans)
     threads = iothreads.plan_iothreads(definition, host, caps, loads)
     seats = ports(definition, plans, machine_name)
     yield iothreads.build_iothreads(definition, host, threads, loads)
-    scsi_threads = next((threads.of_disk[plan.name] for plan in plans if plan.bus.value == "virtio-scsi" and plan.name in threads.of_disk), ())
+    scsi_threads = next(
+        (
+            threads.of_disk[plan.name]
+            for plan in plans
+            if plan.bus.value == "virtio-scsi" and plan.name in threads.of_disk
+        ),
+        (),
+    )
     yield Part(options=disk.scsi_controller(plans, scsi_threads), findings=tuple(check_ports(seats, machine_name)))
     for plan in plans:
-        yield disk.build_disk(plan, definition, host, caps, machine=machine_name, threads=threads.of_disk.get(plan.name, ()),
-                              bus=seats.get(plan.table, ""), boot=disk.plan_boot(definition, plan.name, instead=boot_from))
+        yield disk.build_disk(
+            plan,
+            definition,
+            host,
+            caps,
+            machine=machine_name,
+            threads=threads.of_disk.get(plan.name, ()),
+            bus=seats.get(plan.table, ""),
+            boot=disk.plan_boot(definition, plan.name, instead=boot_from),
+        )
     for name in definition.cdrom:
-        yield cdrom.build_cdrom(definition, name, bus=seats[f"cdrom.{name}"], boot=cdrom.plan_boot(definition, name, instead=boot_from))
+        yield cdrom.build_cdrom(
+            definition, name, bus=seats[f"cdrom.{name}"], boot=cdrom.plan_boot(definition, name, instead=boot_from)
+        )
 
 
-def build_parts(definition: Definition, host: HostFacts, caps: QemuCaps, plans: tuple[disk.DiskPlan, ...], nets: tuple[network.NetworkPlan, ...], boot_from: str, *, paused: bool) -> Iterator[Part]:
+def build_parts(
+    definition: Definition,
+    host: HostFacts,
+    caps: QemuCaps,
+    plans: tuple[disk.DiskPlan, ...],
+    nets: tuple[network.NetworkPlan, ...],
+    boot_from: str,
+    *,
+    paused: bool,
+) -> Iterator[Part]:
     """Give every part but the raw one, in argv's order."""
     uuid = names.vm_uuid(host.machine_id, host.caller_uid, definition.name)
     backing = memory.plan_memory(definition, host)
@@ -98,12 +156,15 @@ def build_parts(definition: Definition, host: HostFacts, caps: QemuCaps, plans: 
     yield security.build_security(definition, host)
 
 
-def explained_only(definition: Definition, host: HostFacts, caps: QemuCaps, plans: tuple[disk.DiskPlan, ...]) -> tuple[Field, ...]:
+def explained_only(
+    definition: Definition, host: HostFacts, caps: QemuCaps, plans: tuple[disk.DiskPlan, ...]
+) -> tuple[Field, ...]:
     """Give the decisions that are no argument, or that leave none."""
     threads = iothreads.plan_iothreads(definition, host, caps, disk_loads(plans))
     backing = memory.plan_memory(definition, host)
     against = tuple(
-        wiring("", f"disk.{name}.iothread", "none", reason) for name, reason in threads.reasons.items() if reason)
+        wiring("", f"disk.{name}.iothread", "none", reason) for name, reason in threads.reasons.items() if reason
+    )
     return (
         field("", "boot.firmware", boot.firmware_choice(definition)),
         cpu.pin_choice(definition, host),
@@ -117,25 +178,40 @@ def explained_only(definition: Definition, host: HostFacts, caps: QemuCaps, plan
 
 def identity(definition: Definition, host: HostFacts, caps: QemuCaps) -> Promise:
     """Give what QEMU must say of itself."""
-    return IdentityPromise(name=definition.name, uuid=names.vm_uuid(host.machine_id, host.caller_uid, definition.name),
-                           machine=machine.plan_machine(definition, caps).value, vcpus=definition.cpu.vcpus, uid=host.user.uid)
+    return IdentityPromise(
+        name=definition.name,
+        uuid=names.vm_uuid(host.machine_id, host.caller_uid, definition.name),
+        machine=machine.plan_machine(definition, caps).value,
+        vcpus=definition.cpu.vcpus,
+        uid=host.user.uid,
+    )
 
 
 def check_boot_from(definition: Definition, boot_from: str) -> Iterator[Finding]:
     """Refuse to boot from a CD-ROM that the definition does not have."""
     if boot_from and boot_from not in {f"cdrom.{name}" for name in definition.cdrom}:
         there = ", ".join(f"cdrom.{name}" for name in definition.cdrom) or "none"
-        yield error(code="def.value.choice", message=f"there is no {boot_from} to boot from", key="cdrom", why=f"CD drives of this VM: {there}", hint="up VM --boot cdrom.NAME")
+        yield error(
+            code="def.value.choice",
+            message=f"there is no {boot_from} to boot from",
+            key="cdrom",
+            why=f"CD drives of this VM: {there}",
+            hint="up VM --boot cdrom.NAME",
+        )
 
 
-def build_vm(definition: Definition, host: HostFacts, caps: QemuCaps, *, boot_from: str = "", paused: bool = False) -> Plan:
+def build_vm(
+    definition: Definition, host: HostFacts, caps: QemuCaps, *, boot_from: str = "", paused: bool = False
+) -> Plan:
     """Give the plan of a VM: a pure function of its arguments.
 
     `boot_from` is `cdrom.NAME` for a start that boots from it, `paused` one that waits for `resume`.  What was asked for by hand and cannot be
     had is an error among the plan's findings; a fallback of auto is a warning there.
     """
     plans = tuple(disk.plan_disk(definition, name, host, caps) for name in definition.disk)
-    nets = tuple(network.plan_network(definition, name, each, host) for name, each in network.networks_of(definition).items())
+    nets = tuple(
+        network.plan_network(definition, name, each, host) for name, each in network.networks_of(definition).items()
+    )
     parts = list(build_parts(definition, host, caps, plans, nets, boot_from, paused=paused))
     parts.append(raw.build_raw(definition, tuple(option for part in parts for option in part.options)))
     threads = iothreads.plan_iothreads(definition, host, caps, disk_loads(plans))
@@ -153,7 +229,10 @@ def build_vm(definition: Definition, host: HostFacts, caps: QemuCaps, *, boot_fr
         memory=memory.plan_memory(definition, host),
         vcpus=definition.cpu.vcpus,
         accelerator=machine.plan_accelerator(definition, host).value,
-        disks=(*(disk.planned(plan) for plan in plans), *(cdrom.planned(definition, name) for name in definition.cdrom)),
+        disks=(
+            *(disk.planned(plan) for plan in plans),
+            *(cdrom.planned(definition, name) for name in definition.cdrom),
+        ),
         networks=tuple(network.planned(plan) for plan in nets),
         listeners=(*(each for plan in nets for each in network.listeners(plan)), *display.listeners(definition)),
         files=boot.boot_files(definition),
@@ -163,4 +242,3 @@ def build_vm(definition: Definition, host: HostFacts, caps: QemuCaps, *, boot_fr
         iothreads=threads.ids.value,
         serial=definition.console.serial,
     )
-

@@ -207,12 +207,14 @@ def parse_override(override: str) -> Tree:
         hint = "write --set KEY=VALUE, such as --set memory.size=8GiB"
         raise Mistake(code="def.toml.syntax", message=f"--set {shown(override)} has no =", hint=hint)
     try:
-        path = tuple(str(segment) for segment in split_path(key.strip()))
+        path = tuple(segment for segment in split_path(key.strip()) if isinstance(segment, str))
     except ValueError as error:
         raise Mistake(code="def.key.unknown", message=f"{shown(key)} is no key path") from error
+    if len(path) != len(split_path(key.strip())):
+        raise Mistake(code="def.key.unknown", message=f"{shown(key)} names one item; arrays are set whole")
     if path[0] == "extends":
         raise Mistake(code="def.extends", message="--set cannot extend", hint="write extends into the file")
-    value = override_value(path, text)
+    value = override_value(path, text.strip())
     tree: Tree | Leaf = tree_of(value, Origin(kind="set"), path) if isinstance(value, dict) else set_leaf(path, value)
     for segment in reversed(path):
         tree = {segment: tree}

@@ -22,7 +22,7 @@ KINDS: Final = {
 }
 
 
-class Mistake(ValueError):  # noqa: N818 - it is no error of the program
+class Mistake(ValueError):
     """What is wrong with a value; `right` is the TOML value to write instead, `hint` other advice."""
 
     def __init__(self, *, code: str, message: str, why: str = "", right: str = "", hint: str = "") -> None:
@@ -67,10 +67,6 @@ def shown(value: object) -> str:
             return "true" if value else "false"
         case str():
             return quote(value if len(value) <= LONGEST_SHOWN else value[: LONGEST_SHOWN - 1] + "…")
-        case list():
-            return "the array" if value else "[]"
-        case dict():
-            return "the table"
         case int() if value.bit_length() > LONGEST_SHOWN + 4:
             return f"a number of {value.bit_length()} bits"
         case _:
@@ -80,19 +76,21 @@ def shown(value: object) -> str:
 def wrong_type(value: object, wanted: str, *, right: str = "") -> Mistake:
     """Give the mistake of a value that is of another type than the key's."""
     kind = KINDS.get(type(value), "no value of a definition")
-    return Mistake(code="def.value.type", message=f"{shown(value)} is {kind}; {wanted} is wanted", right=right)
+    what = f"{kind} stands here" if isinstance(value, list | dict) else f"{shown(value)} is {kind}"
+    return Mistake(code="def.value.type", message=f"{what}; {wanted} is wanted", right=right)
 
 
 def choose(value: object, choices: tuple[str, ...], *, what: str = "one of the choices") -> Mistake:
     """Give the mistake of a word that is none of the choices, with the nearest of them."""
     import difflib
 
-    close = difflib.get_close_matches(str(value).lower(), choices, n=1, cutoff=0.5)
+    lowered = {choice.lower(): choice for choice in choices}
+    close = difflib.get_close_matches(str(value).lower(), lowered, n=1, cutoff=0.5)
     return Mistake(
         code="def.value.choice",
         message=f"{shown(value)} is not {what}",
         why=f"choices: {', '.join(choices)}",
-        right=quote(close[0]) if close else "",
+        right=quote(lowered[close[0]]) if close else "",
     )
 
 
@@ -100,5 +98,6 @@ def nearest(word: str, names: tuple[str, ...]) -> str:
     """Give the name that was probably meant, "" when none is near."""
     import difflib
 
-    close = difflib.get_close_matches(word.lower(), names, n=1, cutoff=0.6)
-    return close[0] if close else ""
+    lowered = {name.lower(): name for name in names}
+    close = difflib.get_close_matches(word.lower(), lowered, n=1, cutoff=0.6)
+    return lowered[close[0]] if close else ""

@@ -15,7 +15,7 @@ from cattrs.gen import make_dict_structure_fn, override
 
 from kvmlaunch.define.keys import Form, atoms, fields_of, generic, is_named, is_table, members, words
 from kvmlaunch.define.mistake import Misplaced, Mistake, choose, nearest, shown, wrong_type
-from kvmlaunch.define.tree import Path, quote
+from kvmlaunch.define.tree import Path, join_path, quote
 from kvmlaunch.define.values import PARSERS, WANTED
 from kvmlaunch.model.definition import AUTO, LOADING_KEYS, RESERVED_KEYS, SHORTHANDS, Auto, Definition
 
@@ -86,16 +86,16 @@ def unknown_key(table: type, name: str, path: Path) -> Misplaced:
     known = tuple(fields_of(table)) + ((*LOADING_KEYS, *SHORTHANDS) if table is Definition else ())
     hint = why = ""
     if name in reserved:
-        message = f"`{name}` is not there yet; its name is kept for a later version"
+        message = f"`{join_path((name,))}` is not there yet; its name is kept for a later version"
     else:
-        message = f"`{name}` is no key" + (f" of [{'.'.join(map(str, path))}]" if path else "")
+        message = f"`{join_path((name,))}` is no key" + (f" of [{join_path(path)}]" if path else "")
         close = nearest(name, known)
         if name == "name" and not path:
             why = "the VM's name is the name of its file"
-        elif close:
-            hint = f"did you mean `{close}`?"
+        elif close or elsewhere(name):
+            hint = elsewhere(name) or f"did you mean `{close}`?"
         else:
-            hint = elsewhere(name) or f"keys here: {', '.join(fields_of(table))}; notes of your own start with x-"
+            hint = f"keys here: {', '.join(fields_of(table))}; notes of your own start with x-"
     mistake = Mistake(code="def.key.unknown", message=message, why=why, hint=hint)
     return Misplaced(path=(*path, name), mistake=mistake, on_key=True)
 
@@ -221,8 +221,11 @@ def written_as(member: Form) -> type:
 
 def no_member(value: object, allowed: tuple[str, ...], others: tuple[Form, ...]) -> Mistake:
     """Give the mistake of a value that fits no member of a choice."""
-    if not others:
+    if not others and type(value) is str:
         return choose(value, allowed)
+    if not others:
+        word = {True: "on", False: "off"}.get(value, "") if type(value) is bool else ""
+        return wrong_type(value, f"one of {', '.join(allowed)}", right=quote(word) if word in allowed else "")
     kinds = [*(quote(word) for word in allowed), *("a table" if is_table(kind) else WANTED[kind] for kind in others)]
     wanted = f"{', '.join(kinds[:-1])} or {kinds[-1]}" if kinds[1:] else kinds[0]
     if len(others) == 1 and not is_table(others[0]) and not (type(value) is str and nearest(value, allowed)):

@@ -17,6 +17,7 @@ from kvmlaunch.units import count
 
 LARGEST_TEXT: Final = 1 << 20
 DEEPEST: Final = 16
+LONGEST_NAME: Final = 60
 SHORTHAND_LINE = re.compile(r"^[ \t]*(memory|disk|network|cdrom)[ \t]*=", re.MULTILINE)
 PATH_LINE = re.compile(r"[ \t]*(path|kernel|initrd|binary|disk|cdrom)[ \t]*=")
 OPENINGS = re.compile(r"[\[{][\[{ =A-Za-z]*")
@@ -46,12 +47,17 @@ class Parsed:
     fault: Fault | None = None
 
 
-@lru_cache(maxsize=64)
 def parse_toml(text: str | bytes) -> Parsed:
     """Give the tables of a text, or its fault; never raises."""
     if len(text) > LARGEST_TEXT:
         message = f"the file is too large for a definition: {count(len(text), 'byte')}, at most {LARGEST_TEXT}"
         return Parsed(table={}, text="", fault=Fault(message=message))
+    return parse_small(text)
+
+
+@lru_cache(maxsize=64)
+def parse_small(text: str | bytes) -> Parsed:
+    """Give the same for a text of a size worth keeping."""
     if isinstance(text, bytes):
         try:
             text = text.decode()
@@ -122,15 +128,24 @@ def fault_of_syntax(text: str, error: tomli.TOMLDecodeError) -> Fault:
     if text.startswith("\ufeff"):
         hint = "save the file as UTF-8 without a byte order mark"
         return Fault(message="the file starts with a byte order mark", hint=hint)
-    shorthand = shorthand_clash(text, line) if error.msg.startswith("Cannot ") else None
-    if shorthand:
-        return Fault(code="def.shorthand", line=line, column=column, **shorthand)
+    if error.msg.startswith("Cannot "):
+        return fault_of_twice(text, line)
     return Fault(line=line, column=column, message=lowered(KNOWN_ENDINGS.sub("", error.msg)))
 
 
-def shorthand_clash(text: str, line: int) -> dict[str, str] | None:
+def fault_of_twice(text: str, line: int) -> Fault:
+    """Tell a name that is written twice, in the words of the shorthand when one of the two is one."""
+    faulty = text.split("\n")[line - 1]
+    column = len(faulty) - len(faulty.lstrip()) + 1
+    shorthand = shorthand_clash(text, faulty)
+    if shorthand:
+        return Fault(code="def.shorthand", line=line, column=column, **shorthand)
+    name = faulty.partition("=")[0].strip()
+    return Fault(line=line, column=column, message=f"{name[:LONGEST_NAME]} is written twice")
+
+
+def shorthand_clash(text: str, faulty: str) -> dict[str, str] | None:
     """Give message and hint when the faulty line opens a table whose name is written as a shorthand above."""
-    faulty = text.splitlines()[line - 1] if line <= len(text.splitlines()) else ""
     header = re.match(r"[ \t]*\[*[ \t]*\"?(memory|disk|network|cdrom)\b", faulty)
     written = {match[1] for match in SHORTHAND_LINE.finditer(text)}
     if header is None or header[1] not in written:

@@ -31,8 +31,13 @@ def parse_smaps(text: str) -> Iterator[RamMapping]:
 
 def build_mapping(name: str, numbers: Mapping[str, int], flags: frozenset[str]) -> RamMapping:
     """Give one mapping; a missing number is 0."""
-    return RamMapping(size=numbers.get("Size", 0), page_size=numbers.get("KernelPageSize", 0), resident=numbers.get("Rss", 0) + numbers.get("Private_Hugetlb", 0),
-                      flags=flags, name=name)
+    return RamMapping(
+        size=numbers.get("Size", 0),
+        page_size=numbers.get("KernelPageSize", 0),
+        resident=numbers.get("Rss", 0) + numbers.get("Private_Hugetlb", 0),
+        flags=flags,
+        name=name,
+    )
 
 
 def guest_ram(mappings: Sequence[RamMapping], size: int) -> tuple[RamMapping, ...]:
@@ -40,7 +45,9 @@ def guest_ram(mappings: Sequence[RamMapping], size: int) -> tuple[RamMapping, ..
     huge = tuple(mapping for mapping in mappings if "ht" in mapping.flags)
     if huge:
         return huge
-    fitting = sorted((mapping for mapping in mappings if mapping.size >= size and not mapping.name), key=lambda mapping: mapping.size)
+    fitting = sorted(
+        (mapping for mapping in mappings if mapping.size >= size and not mapping.name), key=lambda mapping: mapping.size
+    )
     return tuple(fitting[:1])
 
 
@@ -50,16 +57,27 @@ def parse_drives(answer: object) -> tuple[DriveEvidence, ...]:
     Source: QEMU qapi/block-core.json, BlockDeviceInfo.
     """
     blocks: list[Any] = answer if isinstance(answer, list) else []
-    return tuple(parse_drive(block["device"], block["inserted"]) for block in blocks if block.get("inserted") and block.get("device"))
+    return tuple(
+        parse_drive(block["device"], block["inserted"])
+        for block in blocks
+        if block.get("inserted") and block.get("device")
+    )
 
 
 def parse_drive(device: str, inserted: Mapping[str, Any]) -> DriveEvidence:
     """Give one drive of query-block."""
     cache = inserted.get("cache", {})
     return DriveEvidence(
-        id=device, path=inserted.get("image", {}).get("filename", ""), format=inserted.get("drv", ""), readonly=inserted.get("ro", False),
-        direct=cache.get("direct", False), no_flush=cache.get("no-flush", False), writeback=cache.get("writeback", False),
-        detect_zeroes=inserted.get("detect_zeroes", ""), iops=inserted.get("iops", 0), bandwidth=inserted.get("bps", 0),
+        id=device,
+        path=inserted.get("image", {}).get("filename", ""),
+        format=inserted.get("drv", ""),
+        readonly=inserted.get("ro", False),
+        direct=cache.get("direct", False),
+        no_flush=cache.get("no-flush", False),
+        writeback=cache.get("writeback", False),
+        detect_zeroes=inserted.get("detect_zeroes", ""),
+        iops=inserted.get("iops", 0),
+        bandwidth=inserted.get("bps", 0),
     )
 
 

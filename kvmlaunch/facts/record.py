@@ -39,7 +39,18 @@ def parse_record(text: str) -> Record:
 
 def check_record(record: Record) -> None:
     """Refuse a record with a wrong type or a pid that must never be signalled; raises ValueError."""
-    texts = (record.vm, record.uuid, record.boot_id, record.definition, record.digest, record.started, record.accelerator, record.memory, *record.argv, *record.notes)
+    texts = (
+        record.vm,
+        record.uuid,
+        record.boot_id,
+        record.definition,
+        record.digest,
+        record.started,
+        record.accelerator,
+        record.memory,
+        *record.argv,
+        *record.notes,
+    )
     numbers = (record.pid, record.start_time, record.launcher, record.launcher_start, record.uid)
     if not all(type(text) is str for text in texts) or not all(type(number) is int for number in numbers):
         message = "a value has the wrong type"

@@ -16,6 +16,7 @@ from kvmlaunch.host.files import read_number, write_control
 from kvmlaunch.host.mount import mount_at, unmount_at
 from kvmlaunch.host.places import RUN
 from kvmlaunch.host.rights import rights_of
+from kvmlaunch.host.rundir import OWN_FILES
 from kvmlaunch.host.tap import make_tap, remove_tap, tap_exists
 from kvmlaunch.host.tree import entered, make_owned, remove_empty
 from kvmlaunch.model.change import (
@@ -27,14 +28,13 @@ from kvmlaunch.model.change import (
     MountChange,
     PoolChange,
     TapChange,
-    render_change,
+    change_word,
+    render_entry,
 )
 from kvmlaunch.model.host import Mount, UserFacts
 from kvmlaunch.units import count, render_size
 
 Tell = Callable[[str, str], None]
-
-OWN_FILES = ("qmp.sock", "qmp-own.sock", "events.sock", "events.log", "console.sock", "vnc.sock", "record.json")
 
 
 def pool_path(change: PoolChange, name: str, root: Path = Path("/")) -> Path:
@@ -258,7 +258,9 @@ def is_there(change: Change) -> bool:
             return os.path.isdir(change.path)
         case TapChange():
             return tap_exists(change.ifname)
-        case PoolChange() | MountChange() | LogMountChange():
+        case LogMountChange():
+            return bool(mounts_on(change.path))
+        case PoolChange() | MountChange():
             return False
         case _:
             assert_never(change)
@@ -315,7 +317,7 @@ def apply_changes(head: Journal, changes: tuple[Change, ...], tell: Tell) -> Jou
     try:
         for entry in fresh:
             made.append(apply_entry(entry))
-            tell("change", render_change(entry.change))
+            tell(change_word(entry.change), render_entry(made[-1]))
         done = evolve(journal, state="done", entries=(*head.entries, *made))
         journals.write_journal(done)
     except BaseException:

@@ -6,8 +6,6 @@ replaced by one that only we know the way to, as machine-id(5) asks.  Paths are 
 takes ten times as long, and this runs before every print-cmd.
 """
 
-# ruff: noqa: PTH110, PTH112, PTH113, PTH116, PTH119, PTH120
-
 import errno
 import hashlib
 import mmap

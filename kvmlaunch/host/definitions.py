@@ -22,7 +22,9 @@ class Trust:
     uids: frozenset[int]
 
 
-def search_path(written: Iterable[str], environment: Mapping[str, str], home: PurePosixPath, here: PurePosixPath) -> tuple[Path, ...]:
+def search_path(
+    written: Iterable[str], environment: Mapping[str, str], home: PurePosixPath, here: PurePosixPath
+) -> tuple[Path, ...]:
     """Give the directories that are searched, first hit wins."""
     listed = [part for part in environment.get("KVMLAUNCH_PATH", "").split(":") if part]
     asked = [here / part for part in (*written, *listed)]
@@ -36,11 +38,19 @@ def find_definition(name: str, places: tuple[Path, ...]) -> Path:
         path = place / f"{name}{SUFFIX}"
         if path.exists():
             return path
-    import difflib  # noqa: PLC0415 - on this error only
+    import difflib
 
     near = difflib.get_close_matches(name, sorted(names_in(places)), n=3)
     hint = f"did you mean {' or '.join(near)}?" if near else f"kvmlaunch init {name}"
-    raise UnknownVm(Report(code="vm.unknown", message=f"there is no VM {name!r}", where=", ".join(map(str, places)), why=f"no {name}{SUFFIX} in these directories", hint=hint))
+    raise UnknownVm(
+        Report(
+            code="vm.unknown",
+            message=f"there is no VM {name!r}",
+            where=", ".join(map(str, places)),
+            why=f"no {name}{SUFFIX} in these directories",
+            hint=hint,
+        )
+    )
 
 
 def definition_files(places: tuple[Path, ...]) -> dict[str, Path]:
@@ -62,11 +72,22 @@ def read_file(path: Path, trust: Trust) -> bytes:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
-        raise DefinitionInvalid(Report(code="def.path", message=f"{path} cannot be read", where=str(path), why=error.strerror or "", hint="")) from error
+        raise DefinitionInvalid(
+            Report(
+                code="def.path", message=f"{path} cannot be read", where=str(path), why=error.strerror or "", hint=""
+            )
+        ) from error
     try:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
-            raise DefinitionInvalid(Report(code="def.path", message=f"{path} is no regular file", where=str(path), hint="name a file that ends in .toml"))
+            raise DefinitionInvalid(
+                Report(
+                    code="def.path",
+                    message=f"{path} is no regular file",
+                    where=str(path),
+                    hint="name a file that ends in .toml",
+                )
+            )
         if trust.checked:
             check_trust(path, status, trust)
         return os.read(fd, LONGEST)
@@ -88,7 +109,15 @@ def refuse_unless_trusted(path: Path, status: os.stat_result, trust: Trust, *, s
     if foreign or open_to_others:
         why = f"it belongs to uid {status.st_uid}, mode {status.st_mode & 0o7777:04o}"
         hint = f"chown root {path}" if foreign else f"chmod go-w {path}"
-        raise DefinitionInvalid(Report(code="def.untrusted", message="root does not run what others can write", where=str(path), why=why, hint=hint))
+        raise DefinitionInvalid(
+            Report(
+                code="def.untrusted",
+                message="root does not run what others can write",
+                where=str(path),
+                why=why,
+                hint=hint,
+            )
+        )
 
 
 def load_profiles() -> dict[str, str]:

@@ -29,7 +29,9 @@ def open_qemu_log(directory: PurePosixPath, uid: int, heading: str) -> tuple[int
     return log, os.fstat(log).st_size
 
 
-def rotate_console(run: PurePosixPath, kept: PurePosixPath, uid: int, log_uid: int, *, everything: bool = False) -> None:
+def rotate_console(
+    run: PurePosixPath, kept: PurePosixPath, uid: int, log_uid: int, *, everything: bool = False
+) -> None:
     """Move what a guest has printed to the kept log once it is more than 4 MiB, or `everything` at the end.
 
     By copy and truncate: QEMU keeps its inode, and appends.  The kept log holds the last 8 MiB in two files.
@@ -53,9 +55,14 @@ def keep_console(source: int, size: int, kept: PurePosixPath, log_uid: int) -> N
     """Append the last 4 MiB of a console to the kept log; a full one becomes `.1` first."""
     with entered(kept, log_uid, make=True, mode=0o711 if log_uid == 0 else 0o700) as fd:
         with contextlib.suppress(FileNotFoundError):
-            if os.stat(CONSOLE_LOG, dir_fd=fd, follow_symlinks=False).st_size + min(size, CONSOLE_LIMIT) > CONSOLE_LIMIT:
+            if (
+                os.stat(CONSOLE_LOG, dir_fd=fd, follow_symlinks=False).st_size + min(size, CONSOLE_LIMIT)
+                > CONSOLE_LIMIT
+            ):
                 os.rename(CONSOLE_LOG, f"{CONSOLE_LOG}.1", src_dir_fd=fd, dst_dir_fd=fd)
-        target = os.open(CONSOLE_LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=fd)
+        target = os.open(
+            CONSOLE_LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=fd
+        )
         try:
             offset = max(0, size - CONSOLE_LIMIT)
             while offset < size and (chunk := os.pread(source, min(CHUNK, size - offset), offset)):

@@ -11,7 +11,7 @@ UMOUNT_NOFOLLOW = 8
 
 def call(name: str, *arguments: bytes | int) -> None:
     """Call a function of the C library; raises OSError with its errno."""
-    import ctypes  # noqa: PLC0415 - only where something is mounted
+    import ctypes
 
     library = ctypes.CDLL(None, use_errno=True)
     if getattr(library, name)(*arguments) != 0:

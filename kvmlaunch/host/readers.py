@@ -3,8 +3,6 @@
 Paths are strings: they belong to the kernel, and Path takes ten times as long.
 """
 
-# ruff: noqa: PTH115, PTH116, PTH208
-
 import os
 from collections.abc import Iterator
 

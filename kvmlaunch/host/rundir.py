@@ -20,9 +20,16 @@ from kvmlaunch.host.tree import DIRECTORY, entered, make_owned, unsafe
 from kvmlaunch.model.record import Record
 
 RECORD = "record.json"
-QMP, QMP_OWN, EVENTS, EVENTS_LOG, CONSOLE, VNC = "qmp.sock", "qmp-own.sock", "events.sock", "events.log", "console.sock", "vnc.sock"
+QMP, QMP_OWN, EVENTS, EVENTS_LOG, CONSOLE, VNC = (
+    "qmp.sock",
+    "qmp-own.sock",
+    "events.sock",
+    "events.log",
+    "console.sock",
+    "vnc.sock",
+)
 LOG = "log"
-OWN_FILES = (RECORD, QMP, QMP_OWN, EVENTS, EVENTS_LOG, CONSOLE, VNC)
+OWN_FILES = (RECORD, QMP, QMP_OWN, EVENTS, EVENTS_LOG, CONSOLE, f"{CONSOLE}.lock", VNC)
 
 
 @frozen(kw_only=True)
@@ -48,7 +55,15 @@ def lock_directory(fd: int, path: PurePosixPath) -> None:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise Busy(Report(code="vm.locked", message=f"{path.name} is held by somebody else", where=str(path), why=holder_text(fd), hint=f"kvmlaunch status {path.name}")) from error
+        raise Busy(
+            Report(
+                code="vm.locked",
+                message=f"{path.name} is held by somebody else",
+                where=str(path),
+                why=holder_text(fd),
+                hint=f"kvmlaunch status {path.name}",
+            )
+        ) from error
 
 
 def is_the_same(fd: int, parent: int, name: str) -> bool:

@@ -97,6 +97,29 @@ class Journal:
     entries: tuple[Entry, ...]
 
 
+def render_entry(entry: Entry) -> str:
+    """Give what was done, with the numbers before and after where something is counted."""
+    match entry:
+        case Entry(change=PoolChange() as change, before=int(before), after=int(after)):
+            where = "vm.nr_hugepages" if change.host_numa_node is None else f"NUMA node {change.host_numa_node}"
+            return f"{after - before} × {change.page_size >> 20} MiB reserved ({where} {before} → {after})"
+        case _:
+            return render_change(entry.change)
+
+
+def change_word(change: Change) -> str:
+    """Give the one word for what a change is about."""
+    match change:
+        case PoolChange():
+            return "hugepages"
+        case MountChange() | LogMountChange():
+            return "mount"
+        case DirectoryChange():
+            return "directory"
+        case TapChange():
+            return "tap"
+
+
 def render_change(change: Change) -> str:
     """Give one line for people."""
     match change:

@@ -91,20 +91,24 @@ class Cpu:
     model: Auto | str = key("A name of `-cpu help`; auto is `host` with KVM and `max` with TCG.", AUTO)
     topology: Auto | Topology = key("Sockets, cores and threads; auto is one socket with a core a vCPU.", AUTO)
     pin: Auto | Literal["none"] | CpuList = key("Host CPUs, one a vCPU; auto chooses them.", "none")
-    features: Mapping[str, Literal["on", "off"]] = key("CPU features switched by hand: `{ pmu = \"off\" }`.", Factory(dict))
+    features: Mapping[str, Literal["on", "off"]] = key(
+        'CPU features switched by hand: `{ pmu = "off" }`.', Factory(dict)
+    )
 
 
 @frozen(kw_only=True)
 class Memory:
     """`[memory]`."""
 
-    size: Size = key("The guest's RAM; the shorthand `memory = \"8GiB\"` says the same.", Size(1 << 30))
+    size: Size = key('The guest\'s RAM; the shorthand `memory = "8GiB"` says the same.', Size(1 << 30))
     hugepages: Auto | Hugepages = key("Page size of the backing; auto takes 2 MiB pages when they can be had.", AUTO)
     prealloc: Auto | bool = key("Touch all memory at the start; auto does so with hugepages.", AUTO)
     numa: Auto | Literal["none"] | HostNumaNode = key("Bind the memory to this host NUMA node.", AUTO)
     ksm: Literal["off", "on"] = key("May the host merge equal pages of this guest (never with hugepages).", "off")
     lock: bool = key("Lock the guest's memory and QEMU's own into RAM.", default=False)
-    balloon: Auto | Literal["off", "on"] = key("Memory balloon; auto has one with ordinary memory, none with hugepages.", AUTO)
+    balloon: Auto | Literal["off", "on"] = key(
+        "Memory balloon; auto has one with ordinary memory, none with hugepages.", AUTO
+    )
 
 
 @frozen(kw_only=True)
@@ -121,7 +125,9 @@ class Boot:
 class Iothreads:
     """`[iothreads]`."""
 
-    count: Auto | int = key("Number of I/O threads; auto is one a disk that profits, while host CPUs can be spared.", AUTO, least=0, most=64)
+    count: Auto | int = key(
+        "Number of I/O threads; auto is one a disk that profits, while host CPUs can be spared.", AUTO, least=0, most=64
+    )
     pin: Auto | Literal["none"] | CpuList = key("Host CPUs, one an I/O thread.", "none")
 
 
@@ -138,7 +144,9 @@ class Disk:
     """`[disk.NAME]`."""
 
     path: PurePosixPath = key("Image file or block device.")
-    format: Auto | DiskFormat = key("auto is raw for a block device, *.img and *.raw, qcow2 for *.qcow2; content is never probed.", AUTO)
+    format: Auto | DiskFormat = key(
+        "auto is raw for a block device, *.img and *.raw, qcow2 for *.qcow2; content is never probed.", AUTO
+    )
     bus: Auto | Bus = key("What the guest sees; auto is virtio-blk, for Windows sata.", AUTO)
     cache: Auto | CacheMode = key("QEMU's cache mode; auto is none where O_DIRECT works, else writeback.", AUTO)
     aio: Auto | Aio = key("How QEMU reads and writes; auto decides by where the image lies.", AUTO)
@@ -147,9 +155,16 @@ class Disk:
     discard: Auto | Literal["unmap", "ignore"] = key("What a guest's trim does; auto is unmap.", AUTO)
     detect_zeroes: Literal["off", "on", "unmap"] = key("Turn written zeros into holes.", "off")
     readonly: bool = key("The guest may not write.", default=False)
-    boot: Auto | int = key("Boot index, the smallest first; auto is 1 for the first disk when none is written.", AUTO, least=1, most=1_000_000)
+    boot: Auto | int = key(
+        "Boot index, the smallest first; auto is 1 for the first disk when none is written.",
+        AUTO,
+        least=1,
+        most=1_000_000,
+    )
     serial: Auto | str = key("Serial number that the guest sees; auto is the disk's name.", AUTO)
-    on_error: Auto | Literal["report", "stop", "enospc"] = key("What an I/O error does; auto is QEMU's own: ENOSPC pauses, others are reported.", AUTO)
+    on_error: Auto | Literal["report", "stop", "enospc"] = key(
+        "What an I/O error does; auto is QEMU's own: ENOSPC pauses, others are reported.", AUTO
+    )
     limits: Limits = table(Limits, "Ceilings for requests and bytes a second.")
 
 
@@ -165,7 +180,9 @@ class Cdrom:
 class Network:
     """`[network.NAME]`."""
 
-    type: Auto | NetworkType = key("auto is bridge where `bridge` is written, tap where `ifname` is, else user networking.", AUTO)
+    type: Auto | NetworkType = key(
+        "auto is bridge where `bridge` is written, tap where `ifname` is, else user networking.", AUTO
+    )
     bridge: str | None = key("Bridge of the host; a tap of ours joins it.", None)
     ifname: str | None = key("Existing tap device of the host, for type tap.", None)
     model: Literal["virtio-net", "e1000e"] = key("What the guest sees.", "virtio-net")
@@ -197,9 +214,13 @@ class Lifecycle:
     """`[lifecycle]`."""
 
     stop_timeout: Duration = key("How long `down` waits for the guest.", Duration(90.0))
-    start_timeout: Duration = key("How long `up` waits for QEMU, and with `--wait ready` for the guest.", Duration(30.0))
+    start_timeout: Duration = key(
+        "How long `up` waits for QEMU, and with `--wait ready` for the guest.", Duration(30.0)
+    )
     autostart: bool = key("Part of `up --all`.", default=False)
-    ready: Ready | None = key("What `up --wait ready` waits for: an http URL, `console:REGEX` or `tcp:ADDRESS:PORT`.", None)
+    ready: Ready | None = key(
+        "What `up --wait ready` waits for: an http URL, `console:REGEX` or `tcp:ADDRESS:PORT`.", None
+    )
     on_crash: Literal["report", "pause"] = key("What a guest panic does: report it, or pause the guest.", "report")
 
 
@@ -207,7 +228,9 @@ class Lifecycle:
 class Security:
     """`[security]`."""
 
-    user: Auto | str = key("Whom QEMU runs as when root starts it; auto is the system user `kvmlaunch` where it can.", AUTO)
+    user: Auto | str = key(
+        "Whom QEMU runs as when root starts it; auto is the system user `kvmlaunch` where it can.", AUTO
+    )
     sandbox: bool = key("QEMU's seccomp filter.", default=True)
 
 
@@ -243,7 +266,9 @@ class Definition:
     os: Os = key("The guest's kind; windows adds Hyper-V enlightenments and a localtime clock.", "linux")
     description: str = key("A line for people.", "")
     labels: Mapping[str, str] = key("Words of yours, shown by `ls --json`.", Factory(dict))
-    accel: Auto | Accel = key("auto is kvm and an error where it does not work; any is kvm, else tcg with a warning.", AUTO)
+    accel: Auto | Accel = key(
+        "auto is kvm and an error where it does not work; any is kvm, else tcg with a warning.", AUTO
+    )
     machine: Auto | str = key("A name of `-machine help`; auto is the newest q35 of this QEMU.", AUTO)
     cpu: Cpu = table(Cpu, "Virtual CPUs.")
     memory: Memory = table(Memory, "RAM and what backs it.")

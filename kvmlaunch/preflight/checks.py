@@ -1,5 +1,8 @@
 """Runs every check of a plan, and says what of the host must change for it."""
 
+from collections.abc import Callable, Iterator
+from typing import Final
+
 from kvmlaunch.model.change import Change
 from kvmlaunch.model.finding import Finding
 from kvmlaunch.model.host import HostFacts
@@ -7,24 +10,31 @@ from kvmlaunch.model.plan import Places, Plan
 from kvmlaunch.model.qemu import QemuCaps
 from kvmlaunch.preflight import disk, ksm, memory, network, qemu
 
-CHECK_COUNT = 12  # what `up` says it did; the length of the tuple below plus the builder's own
+CHECKS: Final[tuple[Callable[[Plan, HostFacts], Iterator[Finding]], ...]] = (
+    memory.check_hugepages,
+    memory.check_ordinary,
+    memory.check_lock,
+    ksm.check_ksm,
+    disk.check_disks,
+    disk.check_same,
+    disk.check_files,
+    network.check_networks,
+    network.check_ports,
+)
+PLACE_CHECKS: Final[tuple[Callable[[Plan, HostFacts, Places], Iterator[Finding]], ...]] = (
+    memory.check_stacked,
+    qemu.check_socket_paths,
+)
+CHECK_COUNT: Final = len(CHECKS) + len(PLACE_CHECKS) + 1  # and the version of QEMU
 
 
 def check_plan(plan: Plan, host: HostFacts, caps: QemuCaps, places: Places) -> tuple[Finding, ...]:
     """Give every finding about a plan on this host, the builder's own first."""
     return (
         *plan.findings,
-        *memory.check_hugepages(plan, host),
-        *memory.check_ordinary(plan, host),
-        *memory.check_stacked(plan, host, places),
-        *memory.check_lock(plan, host),
-        *ksm.check_ksm(plan, host),
-        *disk.check_disks(plan, host),
-        *disk.check_same(plan, host),
-        *disk.check_files(plan, host),
-        *network.check_networks(plan, host),
-        *network.check_ports(plan, host),
-        *qemu.check_qemu(plan, caps, places),
+        *(finding for check in CHECKS for finding in check(plan, host)),
+        *(finding for check in PLACE_CHECKS for finding in check(plan, host, places)),
+        *qemu.check_version(caps),
     )
 
 

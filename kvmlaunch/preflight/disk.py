@@ -5,7 +5,7 @@ from pathlib import PurePosixPath
 
 from kvmlaunch.model.finding import Finding, error, warning
 from kvmlaunch.model.host import Holder, HostFacts, PathFacts
-from kvmlaunch.model.plan import PlannedDisk, Plan
+from kvmlaunch.model.plan import Plan, PlannedDisk
 
 KINDS = {"directory": "a directory", "fifo": "a FIFO", "character": "a character device", "socket": "a socket"}
 
@@ -33,10 +33,21 @@ def check_kind(disk: PlannedDisk, facts: PathFacts, host: HostFacts) -> Iterator
         create = f"qemu-img create -f {disk.format or 'raw'} {path} 40G" if disk.table.startswith("disk.") else ""
         yield error(code="disk.missing", message=f"{path} does not exist", key=key, why=facts.refusal, hint=create)
     elif facts.kind == "denied":
-        yield error(code="disk.permission", message=f"{path} is out of reach of {user_of(host)}", key=key, why=facts.refusal or "a directory above it may not be searched",
-                    hint=f"namei -l {path}   shows which directory; setfacl -m u:{user_of(host)}:x THAT")
+        yield error(
+            code="disk.permission",
+            message=f"{path} is out of reach of {user_of(host)}",
+            key=key,
+            why=facts.refusal or "a directory above it may not be searched",
+            hint=f"namei -l {path}   shows which directory; setfacl -m u:{user_of(host)}:x THAT",
+        )
     elif facts.kind in KINDS:
-        yield error(code="disk.type", message=f"{path} is {KINDS[facts.kind]}", key=key, why="a disk is a regular file or a block device", hint="")
+        yield error(
+            code="disk.type",
+            message=f"{path} is {KINDS[facts.kind]}",
+            key=key,
+            why="a disk is a regular file or a block device",
+            hint="",
+        )
     else:
         yield from check_permission(disk, facts, host)
 
@@ -46,8 +57,13 @@ def check_permission(disk: PlannedDisk, facts: PathFacts, host: HostFacts) -> It
     lacking = [word for word, has in (("read", facts.readable), ("write", facts.writable or disk.readonly)) if not has]
     if lacking:
         rights = "r" if disk.readonly else "rw"
-        yield error(code="disk.permission", message=f"{user_of(host)} may not {' or '.join(lacking)} {disk.path}", key=f"{disk.table}.path",
-                    why=f"it belongs to {facts.owner}, mode {facts.mode & 0o7777:04o}", hint=f"setfacl -m u:{user_of(host)}:{rights} {disk.path}")
+        yield error(
+            code="disk.permission",
+            message=f"{user_of(host)} may not {' or '.join(lacking)} {disk.path}",
+            key=f"{disk.table}.path",
+            why=f"it belongs to {facts.owner}, mode {facts.mode & 0o7777:04o}",
+            hint=f"setfacl -m u:{user_of(host)}:{rights} {disk.path}",
+        )
 
 
 def check_format(disk: PlannedDisk, facts: PathFacts) -> Iterator[Finding]:
@@ -58,12 +74,29 @@ def check_format(disk: PlannedDisk, facts: PathFacts) -> Iterator[Finding]:
     if disk.format == "raw" and header not in {"", "raw"}:
         why = "as raw the guest would see the container, and could write another one into it"
         if disk.format_written:
-            yield warning(code="disk.header", message=f"{disk.path} has a {header} header and is opened raw", key=key, why=why, hint=f'format = "{header}"')
+            yield warning(
+                code="disk.header",
+                message=f"{disk.path} has a {header} header and is opened raw",
+                key=key,
+                why=why,
+                hint=f'format = "{header}"',
+            )
         else:
-            yield error(code="disk.header", message=f"{disk.path} has a {header} header, and its name says raw", key=key, why=why,
-                        hint=f'format = "{header}"   or, to open it raw all the same, format = "raw"')
+            yield error(
+                code="disk.header",
+                message=f"{disk.path} has a {header} header, and its name says raw",
+                key=key,
+                why=why,
+                hint=f'format = "{header}"   or, to open it raw all the same, format = "raw"',
+            )
     elif disk.format != "raw" and header != disk.format:
-        yield error(code="disk.header", message=f"{disk.path} is no {disk.format} image", key=key, why=f"its header is {header or 'of no known format'}", hint='format = "raw"')
+        yield error(
+            code="disk.header",
+            message=f"{disk.path} is no {disk.format} image",
+            key=key,
+            why=f"its header is {header or 'of no known format'}",
+            hint='format = "raw"',
+        )
 
 
 def check_backing(disk: PlannedDisk, facts: PathFacts) -> Iterator[Finding]:
@@ -73,16 +106,30 @@ def check_backing(disk: PlannedDisk, facts: PathFacts) -> Iterator[Finding]:
     backing = PurePosixPath(facts.backing)
     beneath = not backing.is_absolute() and ".." not in backing.parts and ":" not in facts.backing
     if not beneath and disk.path.parent not in backing.parents:
-        yield error(code="disk.backing", message=f"the backing file of {disk.path.name} lies elsewhere: {facts.backing}", key=f"{disk.table}.path",
-                    why="who can write the image can make QEMU open any file", hint=f"qemu-img rebase -u -b NAME -F FORMAT {disk.path}   with a name in {disk.path.parent}")
+        yield error(
+            code="disk.backing",
+            message=f"the backing file of {disk.path.name} lies elsewhere: {facts.backing}",
+            key=f"{disk.table}.path",
+            why="who can write the image can make QEMU open any file",
+            hint=f"qemu-img rebase -u -b NAME -F FORMAT {disk.path}   with a name in {disk.path.parent}",
+        )
 
 
 def check_holders(disk: PlannedDisk, facts: PathFacts, host: HostFacts) -> Iterator[Finding]:
     """Refuse an image that somebody else has locked (`disk.locked`)."""
-    others = [holder for holder in facts.lock_holders if not (host.held.running and holder.pid == host.held.pid) and (holder.writes or not disk.readonly)]
+    others = [
+        holder
+        for holder in facts.lock_holders
+        if not (host.held.running and holder.pid == host.held.pid) and (holder.writes or not disk.readonly)
+    ]
     if others:
-        yield error(code="disk.locked", message=f"{disk.path} is in use", key=f"{disk.table}.path", why="locked by " + ", ".join(map(holder_text, others)),
-                    hint=f"kvmlaunch down {others[0].vm}" if others[0].vm else "")
+        yield error(
+            code="disk.locked",
+            message=f"{disk.path} is in use",
+            key=f"{disk.table}.path",
+            why="locked by " + ", ".join(map(holder_text, others)),
+            hint=f"kvmlaunch down {others[0].vm}" if others[0].vm else "",
+        )
 
 
 def check_disks(plan: Plan, host: HostFacts) -> Iterator[Finding]:
@@ -104,8 +151,13 @@ def check_same(plan: Plan, host: HostFacts) -> Iterator[Finding]:
             continue
         other = first.setdefault(inode, disk)
         if other is not disk and not (other.readonly and disk.readonly):
-            yield error(code="def.disk.same", message=f"{disk.table} and {other.table} are one file", key=f"{disk.table}.path",
-                        why=f"{disk.path} and {other.path} have one inode, {inode}", hint="give each disk a file of its own")
+            yield error(
+                code="def.disk.same",
+                message=f"{disk.table} and {other.table} are one file",
+                key=f"{disk.table}.path",
+                why=f"{disk.path} and {other.path} have one inode, {inode}",
+                hint="give each disk a file of its own",
+            )
 
 
 def check_files(plan: Plan, host: HostFacts) -> Iterator[Finding]:
@@ -113,7 +165,19 @@ def check_files(plan: Plan, host: HostFacts) -> Iterator[Finding]:
     for planned in plan.files:
         facts = facts_of(host, planned.path)
         if facts.kind == "missing":
-            yield error(code="boot.missing", message=f"{planned.path} does not exist", key=planned.key, why=facts.refusal, hint="")
+            yield error(
+                code="boot.missing",
+                message=f"{planned.path} does not exist",
+                key=planned.key,
+                why=facts.refusal,
+                hint="",
+            )
         elif facts.kind != "file" or not facts.readable:
-            yield error(code="boot.missing", message=f"{user_of(host)} may not read {planned.path}", key=planned.key,
-                        why=facts.refusal or f"it is of kind {facts.kind}, belongs to {facts.owner}, mode {facts.mode & 0o7777:04o}", hint=f"setfacl -m u:{user_of(host)}:r {planned.path}")
+            yield error(
+                code="boot.missing",
+                message=f"{user_of(host)} may not read {planned.path}",
+                key=planned.key,
+                why=facts.refusal
+                or f"it is of kind {facts.kind}, belongs to {facts.owner}, mode {facts.mode & 0o7777:04o}",
+                hint=f"setfacl -m u:{user_of(host)}:r {planned.path}",
+            )

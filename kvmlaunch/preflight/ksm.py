@@ -12,8 +12,18 @@ def check_ksm(plan: Plan, host: HostFacts) -> Iterator[Finding]:
     wanted = any(isinstance(promise, MemoryPromise) and promise.merge for promise in plan.promises)
     run = None if host.ksm is None else host.ksm.run
     if wanted and run != 1:
-        yield warning(code="host.ksm.off", message="KSM is asked for, and the host does not run it", key="memory.ksm",
-                      why="this kernel has no KSM" if run is None else f"/sys/kernel/mm/ksm/run is {run}", hint="echo 1 > /sys/kernel/mm/ksm/run")
+        yield warning(
+            code="host.ksm.off",
+            message="KSM is asked for, and the host does not run it",
+            key="memory.ksm",
+            why="this kernel has no KSM" if run is None else f"/sys/kernel/mm/ksm/run is {run}",
+            hint="echo 1 > /sys/kernel/mm/ksm/run",
+        )
     if plan.memory.backing == "hugepages" and run == 1:
-        yield warning(code="host.ksm.on", message="KSM runs on the host and cannot merge hugepages", key="memory.hugepages",
-                      why="/sys/kernel/mm/ksm/run is 1: the scan costs CPU and gains nothing here", hint="echo 2 > /sys/kernel/mm/ksm/run")
+        yield warning(
+            code="host.ksm.on",
+            message="KSM runs on the host and cannot merge hugepages",
+            key="memory.hugepages",
+            why="/sys/kernel/mm/ksm/run is 1: the scan costs CPU and gains nothing here",
+            hint="echo 2 > /sys/kernel/mm/ksm/run",
+        )

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from kvmlaunch.model.change import Change, TapChange
 from kvmlaunch.model.finding import Finding, error
 from kvmlaunch.model.host import HostFacts, Listener
-from kvmlaunch.model.plan import PlannedListener, PlannedNetwork, Plan
+from kvmlaunch.model.plan import Plan, PlannedListener, PlannedNetwork
 
 EVERYWHERE = {"0.0.0.0", "::", "*", ""}  # noqa: S104 - compared with, not bound to
 
@@ -25,8 +25,13 @@ def check_ports(plan: Plan, host: HostFacts) -> Iterator[Finding]:
             if overlaps(wanted, there):
                 holder = there.holder
                 who = f"pid {holder.pid} ({holder.command})" if holder else "a process of another user"
-                yield error(code="host.port.used", message=f"{wanted.protocol} port {wanted.port} of {wanted.address} is taken", key=wanted.key,
-                            why=f"{who} listens on {there.address or 'every address'}", hint=f"ss -lpn 'sport = :{wanted.port}'   shows who; choose another host port")
+                yield error(
+                    code="host.port.used",
+                    message=f"{wanted.protocol} port {wanted.port} of {wanted.address} is taken",
+                    key=wanted.key,
+                    why=f"{who} listens on {there.address or 'every address'}",
+                    hint=f"ss -lpn 'sport = :{wanted.port}'   shows who; choose another host port",
+                )
                 break
 
 
@@ -36,19 +41,34 @@ def check_bridge(network: PlannedNetwork, host: HostFacts) -> Iterator[Finding]:
     if network.type == "bridge" and network.bridge and (device is None or device.kind != "bridge"):
         bridges = ", ".join(name for name, each in host.network_devices.items() if each.kind == "bridge") or "none"
         what = "is no bridge" if device else "does not exist"
-        yield error(code="host.bridge.missing", message=f"{network.bridge} {what}", key=f"{network.table}.bridge", why=f"bridges of this host: {bridges}",
-                    hint=f"ip link add {network.bridge} type bridge && ip link set {network.bridge} up")
+        yield error(
+            code="host.bridge.missing",
+            message=f"{network.bridge} {what}",
+            key=f"{network.table}.bridge",
+            why=f"bridges of this host: {bridges}",
+            hint=f"ip link add {network.bridge} type bridge && ip link set {network.bridge} up",
+        )
 
 
 def check_tap(network: PlannedNetwork, host: HostFacts) -> Iterator[Finding]:
     """Check a tap: an existing one is there and the VM's user may open it, ours can be made or is prepared (`host.tap.missing`)."""
     device = host.network_devices.get(network.ifname)
     if network.type == "tap" and (device is None or device.kind != "tap"):
-        yield error(code="host.tap.missing", message=f"{network.ifname} {'is no tap' if device else 'does not exist'}", key=f"{network.table}.ifname", why="type tap uses an existing one",
-                    hint=f"ip tuntap add {network.ifname} mode tap user {host.user.name or host.user.uid}")
+        yield error(
+            code="host.tap.missing",
+            message=f"{network.ifname} {'is no tap' if device else 'does not exist'}",
+            key=f"{network.table}.ifname",
+            why="type tap uses an existing one",
+            hint=f"ip tuntap add {network.ifname} mode tap user {host.user.name or host.user.uid}",
+        )
     elif device and device.kind == "tap" and host.user.uid != 0 and device.owner_uid != host.user.uid:
-        yield error(code="host.tap.missing", message=f"{network.ifname} belongs to another user", key=f"{network.table}.ifname",
-                    why=f"its owner is uid {device.owner_uid}, QEMU runs as {host.user.uid}", hint=f"ip tuntap add {network.ifname} mode tap user {host.user.name or host.user.uid}")
+        yield error(
+            code="host.tap.missing",
+            message=f"{network.ifname} belongs to another user",
+            key=f"{network.table}.ifname",
+            why=f"its owner is uid {device.owner_uid}, QEMU runs as {host.user.uid}",
+            hint=f"ip tuntap add {network.ifname} mode tap user {host.user.name or host.user.uid}",
+        )
 
 
 def check_own_tap(plan: Plan, network: PlannedNetwork, host: HostFacts) -> Iterator[Finding]:
@@ -56,8 +76,13 @@ def check_own_tap(plan: Plan, network: PlannedNetwork, host: HostFacts) -> Itera
     device = host.network_devices.get(network.ifname)
     if network.owned and device is None and not host.privileged:
         user = host.user.name or str(host.user.uid)
-        yield error(code="host.privilege", message=f"only root makes a tap on {network.bridge}", key=f"{network.table}.bridge", why="nothing is prepared",
-                    hint=f"sudo kvmlaunch preflight {plan.name} --apply --user {user}")
+        yield error(
+            code="host.privilege",
+            message=f"only root makes a tap on {network.bridge}",
+            key=f"{network.table}.bridge",
+            why="nothing is prepared",
+            hint=f"sudo kvmlaunch preflight {plan.name} --apply --user {user}",
+        )
     elif network.owned and device is not None:
         yield from check_tap(network, host)
 
@@ -72,5 +97,13 @@ def check_networks(plan: Plan, host: HostFacts) -> Iterator[Finding]:
 def plan_network_changes(plan: Plan, host: HostFacts) -> tuple[Change, ...]:
     """Give the taps that must be made."""
     return tuple(
-        TapChange(ifname=network.ifname, bridge=network.bridge, uid=host.user.uid, multi_queue=network.queues > 1, mtu=network.mtu)
-        for network in plan.networks if network.owned and network.ifname not in host.network_devices)
+        TapChange(
+            ifname=network.ifname,
+            bridge=network.bridge,
+            uid=host.user.uid,
+            multi_queue=network.queues > 1,
+            mtu=network.mtu,
+        )
+        for network in plan.networks
+        if network.owned and network.ifname not in host.network_devices
+    )

@@ -5,7 +5,17 @@ from collections.abc import Iterator
 from typing import assert_never
 
 from kvmlaunch.model.finding import Finding, error
-from kvmlaunch.model.plan import AcceleratorPromise, DriveEvidence, DrivePromise, Evidence, IdentityPromise, MemoryPromise, Plan, Promise, SandboxPromise
+from kvmlaunch.model.plan import (
+    AcceleratorPromise,
+    DriveEvidence,
+    DrivePromise,
+    Evidence,
+    IdentityPromise,
+    MemoryPromise,
+    Plan,
+    Promise,
+    SandboxPromise,
+)
 from kvmlaunch.units import render_size
 
 O_DIRECT = 0o40000
@@ -14,8 +24,13 @@ FELL_BACK = re.compile(r".*falling back.*", re.IGNORECASE)
 
 def broken(what: str, planned: object, seen: object, key: str) -> Finding:
     """Give the finding of a promise that is not kept."""
-    return error(code="qemu.promise", message=f"{what} is not as planned", key=key, why=f"planned: {planned}; the live QEMU has: {seen}",
-                 hint="kvmlaunch explain NAME shows the plan; please report it when no raw.args interferes")
+    return error(
+        code="qemu.promise",
+        message=f"{what} is not as planned",
+        key=key,
+        why=f"planned: {planned}; the live QEMU has: {seen}",
+        hint="kvmlaunch explain NAME shows the plan; please report it when no raw.args interferes",
+    )
 
 
 def compare(what: str, planned: object, seen: object, key: str) -> Iterator[Finding]:
@@ -44,9 +59,16 @@ def check_drive(promise: DrivePromise, evidence: Evidence) -> Iterator[Finding]:
     if seen is None:
         yield broken(f"drive {promise.id}", str(promise.path), "no such drive", table)
         return
-    for name in ("format", "readonly", "direct", "no_flush", "writeback", "detect_zeroes", "iops", "bandwidth"):
-        key = {"direct": "cache", "no_flush": "cache", "writeback": "cache", "iops": "limits", "bandwidth": "limits"}.get(name, name)
-        yield from compare(f"{name} of drive {promise.id}", getattr(promise, name), getattr(seen, name), f"{table}.{key}")
+    for name in ("format", "readonly", "direct", "no_flush", "detect_zeroes", "iops", "bandwidth"):
+        key = {"direct": "cache", "no_flush": "cache", "iops": "limits", "bandwidth": "limits"}.get(name, name)
+        yield from compare(
+            f"{name} of drive {promise.id}", getattr(promise, name), getattr(seen, name), f"{table}.{key}"
+        )
+    if not promise.writeback:
+        # The other way round is the guest's choice: a driver that cannot flush, such as the firmware's, turns the cache off.
+        yield from compare(
+            f"the volatile cache of drive {promise.id}", planned=False, seen=seen.writeback, key=f"{table}.cache"
+        )
     yield from compare(f"the file of drive {promise.id}", str(promise.path), seen.path, f"{table}.path")
     yield from check_descriptors(promise, seen, table)
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from kvmlaunch.model.finding import Finding, error
+from kvmlaunch.model.host import HostFacts
 from kvmlaunch.model.plan import Places, Plan
 from kvmlaunch.model.qemu import QemuCaps
 
@@ -15,20 +16,24 @@ def check_version(caps: QemuCaps) -> Iterator[Finding]:
     """Refuse a QEMU older than the tests know (`qemu.version`)."""
     if caps.version[:2] < OLDEST:
         oldest = ".".join(map(str, OLDEST))
-        yield error(code="qemu.version", message=f"QEMU {caps.version_text} is too old", key="qemu.binary", where=str(caps.binary),
-                    why=f"the oldest that kvmlaunch is tested with is {oldest}", hint="install a newer QEMU, and name it in qemu.binary")
+        yield error(
+            code="qemu.version",
+            message=f"QEMU {caps.version_text} is too old",
+            key="qemu.binary",
+            where=str(caps.binary),
+            why=f"the oldest that kvmlaunch is tested with is {oldest}",
+            hint="install a newer QEMU, and name it in qemu.binary",
+        )
 
 
-def check_socket_paths(places: Places) -> Iterator[Finding]:
+def check_socket_paths(_plan: Plan, _host: HostFacts, places: Places) -> Iterator[Finding]:
     """Refuse a run directory whose sockets' paths do not fit (`host.path.long`)."""
     longest = max(len(str(places.run / name).encode()) for name in SOCKETS)
     if longest > LONGEST_SOCKET_PATH:
-        yield error(code="host.path.long", message="the path of the run directory is too long for a socket", where=str(places.run),
-                    why=f"{longest} bytes, a socket's path has at most {LONGEST_SOCKET_PATH}", hint="export XDG_RUNTIME_DIR=/run/user/$(id -u)")
-
-
-def check_qemu(plan: Plan, caps: QemuCaps, places: Places) -> Iterator[Finding]:
-    """Check the binary and the places that it binds sockets in."""
-    assert plan.binary == caps.binary
-    yield from check_version(caps)
-    yield from check_socket_paths(places)
+        yield error(
+            code="host.path.long",
+            message="the path of the run directory is too long for a socket",
+            where=str(places.run),
+            why=f"{longest} bytes, a socket's path has at most {LONGEST_SOCKET_PATH}",
+            hint="export XDG_RUNTIME_DIR=/run/user/$(id -u)",
+        )

@@ -44,7 +44,15 @@ class RunningVm:
 
     def late(self, message: str) -> TimedOut:
         """Give the error of a QEMU that took too long to start."""
-        return TimedOut(Report(code="vm.start.timeout", message=message, where=f"pid {self.pid}", why=self.words().strip() or "QEMU said nothing", hint=LONGER))
+        return TimedOut(
+            Report(
+                code="vm.start.timeout",
+                message=message,
+                where=f"pid {self.pid}",
+                why=self.words().strip() or "QEMU said nothing",
+                hint=LONGER,
+            )
+        )
 
     def end(self, seconds: float = 5.0) -> None:
         """End QEMU: SIGTERM, then SIGKILL; returns when it is reaped."""
@@ -60,7 +68,9 @@ class RunningVm:
         os.close(self.log_fd)
 
 
-def launch_qemu(argv: tuple[str, ...], owner: Owner, *, lock_fd: int, log: PurePosixPath, log_fd: int, log_start: int, memlock: int) -> RunningVm:
+def launch_qemu(
+    argv: tuple[str, ...], owner: Owner, *, lock_fd: int, log: PurePosixPath, log_fd: int, log_start: int, memlock: int
+) -> RunningVm:
     """Start QEMU with the run directory's lock in its hands; `memlock` is in bytes, 0 for no limit of ours."""
     child = spawn(argv, owner, lock_fd=lock_fd, log_fd=log_fd, memlock=memlock)
     process = Process(pid=child.pid, fd=os.pidfd_open(child.pid))

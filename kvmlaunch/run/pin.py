@@ -13,15 +13,33 @@ def pin(thread: int, host_cpu: int) -> None:
     try:
         os.sched_setaffinity(thread, {host_cpu})
     except OSError as error:
-        raise HostFailed(Report(code="host.failed", message=f"thread {thread} could not be pinned to CPU {host_cpu}", where=f"thread {thread}", why=error.strerror or "")) from error
+        raise HostFailed(
+            Report(
+                code="host.failed",
+                message=f"thread {thread} could not be pinned to CPU {host_cpu}",
+                where=f"thread {thread}",
+                why=error.strerror or "",
+            )
+        ) from error
     if os.sched_getaffinity(thread) != {host_cpu}:
-        raise HostFailed(Report(code="host.failed", message=f"thread {thread} is not on CPU {host_cpu}", where=f"thread {thread}", why="the affinity read back differs"))
+        raise HostFailed(
+            Report(
+                code="host.failed",
+                message=f"thread {thread} is not on CPU {host_cpu}",
+                where=f"thread {thread}",
+                why="the affinity read back differs",
+            )
+        )
 
 
-def pin_and_continue(monitor: PurePosixPath, pid: int, vcpus: tuple[int, ...], iothreads: tuple[int, ...], *, go_on: bool) -> None:
+def pin_and_continue(
+    monitor: PurePosixPath, pid: int, vcpus: tuple[int, ...], iothreads: tuple[int, ...], *, go_on: bool
+) -> None:
     """Pin every vCPU to its host CPU, every I/O thread to its own, then let the guest run unless it is to stay paused."""
     target = Target(path=monitor, pid=pid)
-    cpus, threads = (cast("list[Any]", answer) for answer in ask(target, (("query-cpus-fast", {}), ("query-iothreads", {}))))
+    cpus, threads = (
+        cast("list[Any]", answer) for answer in ask(target, (("query-cpus-fast", {}), ("query-iothreads", {})))
+    )
     for cpu, host_cpu in zip(sorted(cpus, key=lambda each: each["cpu-index"]), vcpus, strict=False):
         pin(cpu["thread-id"], host_cpu)
     for thread, host_cpu in zip(sorted(threads, key=lambda each: each["id"]), iothreads, strict=False):

@@ -33,7 +33,9 @@ class Target:
 
 def refused(target: Target, why: str) -> NotRunning:
     """Give the error of a monitor that nobody serves."""
-    return NotRunning(Report(code="vm.stopped", message="nobody answers on the monitor", where=str(target.path), why=why))
+    return NotRunning(
+        Report(code="vm.stopped", message="nobody answers on the monitor", where=str(target.path), why=why)
+    )
 
 
 def open_socket(target: Target, seconds: float) -> socket.socket:
@@ -44,8 +46,15 @@ def open_socket(target: Target, seconds: float) -> socket.socket:
         connection.connect(str(target.path))
         peer = peer_pid(connection)
         if target.pid is not None and peer != target.pid:
-            raise Busy(Report(code="qmp.identity", message="another process holds the monitor's socket", where=str(target.path),
-                              why=f"pid {peer} listens there, the VM is pid {target.pid}", hint="kvmlaunch down NAME --force   ends the VM without the monitor"))
+            raise Busy(
+                Report(
+                    code="qmp.identity",
+                    message="another process holds the monitor's socket",
+                    where=str(target.path),
+                    why=f"pid {peer} listens there, the VM is pid {target.pid}",
+                    hint="kvmlaunch down NAME --force   ends the VM without the monitor",
+                )
+            )
     except TimeoutError as error:
         connection.close()
         raise late(target, seconds) from error
@@ -67,8 +76,15 @@ def peer_pid(connection: socket.socket) -> int:
 
 def late(target: Target, seconds: float) -> TimedOut:
     """Give the error of a monitor that does not answer."""
-    return TimedOut(Report(code="qmp.timeout", message="QEMU does not answer on its monitor", where=str(target.path),
-                           why=f"no answer within {seconds:g} s: it is stopped, or another client is connected", hint="kvmlaunch down NAME --force   works without the monitor"))
+    return TimedOut(
+        Report(
+            code="qmp.timeout",
+            message="QEMU does not answer on its monitor",
+            where=str(target.path),
+            why=f"no answer within {seconds:g} s: it is stopped, or another client is connected",
+            hint="kvmlaunch down NAME --force   works without the monitor",
+        )
+    )
 
 
 async def exchange(connection: socket.socket, queries: Sequence[Query]) -> list[object]:
@@ -98,7 +114,9 @@ async def ask_within(target: Target, queries: Sequence[Query], seconds: float) -
     except TimeoutError as error:
         raise late(target, seconds) from error
     except ExecuteError as error:
-        raise HostFailed(Report(code="qmp.error", message=f"QEMU refused: {error}", where=str(target.path), why=str(queries))) from error
+        raise HostFailed(
+            Report(code="qmp.error", message=f"QEMU refused: {error}", where=str(target.path), why=str(queries))
+        ) from error
     except (ConnectError, ExecInterruptedError, QMPError, EOFError, OSError) as error:
         raise refused(target, str(error)) from error
     finally:
@@ -110,8 +128,11 @@ def ask(target: Target, queries: Sequence[Query], *, seconds: float = 5.0) -> li
     return asyncio.run(ask_within(target, queries, seconds))
 
 
-async def ask_each(targets: Sequence[Target], queries: Sequence[Query], seconds: float) -> list[list[object] | KvmlaunchError]:
+async def ask_each(
+    targets: Sequence[Target], queries: Sequence[Query], seconds: float
+) -> list[list[object] | KvmlaunchError]:
     """Ask many monitors at once."""
+
     async def ask_one(target: Target) -> list[object] | KvmlaunchError:
         try:
             return await ask_within(target, queries, seconds)
@@ -121,7 +142,9 @@ async def ask_each(targets: Sequence[Target], queries: Sequence[Query], seconds:
     return list(await asyncio.gather(*(ask_one(target) for target in targets)))
 
 
-def ask_all(targets: Sequence[Target], queries: Sequence[Query], *, seconds: float = 2.0) -> list[list[object] | KvmlaunchError]:
+def ask_all(
+    targets: Sequence[Target], queries: Sequence[Query], *, seconds: float = 2.0
+) -> list[list[object] | KvmlaunchError]:
     """Ask many monitors at once; one that does not answer gives its error in its place."""
     return asyncio.run(ask_each(targets, queries, seconds))
 

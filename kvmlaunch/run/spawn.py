@@ -38,7 +38,9 @@ def raised_memlock(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_MEMLOCK, before)
 
 
-def spawn(argv: tuple[str, ...], owner: Owner, *, lock_fd: int, log_fd: int, memlock: int = 0) -> "subprocess.Popen[bytes]":
+def spawn(
+    argv: tuple[str, ...], owner: Owner, *, lock_fd: int, log_fd: int, memlock: int = 0
+) -> "subprocess.Popen[bytes]":
     """Start a process in a session of its own that inherits the lock and nothing else of ours.
 
     Its standard input is /dev/null and its output a file, as a pipe would die with us; `memlock` is in bytes.
@@ -47,9 +49,25 @@ def spawn(argv: tuple[str, ...], owner: Owner, *, lock_fd: int, log_fd: int, mem
     try:
         with raised_memlock(memlock):
             return subprocess.Popen(  # noqa: S603 - argv is a tuple of words, no shell
-                argv, stdin=subprocess.DEVNULL, stdout=log_fd, stderr=log_fd, pass_fds=(lock_fd,), env=dict(ENVIRONMENT),
-                cwd="/", umask=0o077, start_new_session=True,
-                user=owner.uid if owner.drop else None, group=owner.gid if owner.drop else None, extra_groups=owner.groups if owner.drop else None,
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=log_fd,
+                stderr=log_fd,
+                pass_fds=(lock_fd,),
+                env=dict(ENVIRONMENT),
+                cwd="/",
+                umask=0o077,
+                start_new_session=True,
+                user=owner.uid if owner.drop else None,
+                group=owner.gid if owner.drop else None,
+                extra_groups=owner.groups if owner.drop else None,
             )
     except OSError as error:
-        raise QemuFailed(Report(code="qemu.exit", message=f"{argv[0]} could not be started", where=argv[0], why=error.strerror or str(error))) from error
+        raise QemuFailed(
+            Report(
+                code="qemu.exit",
+                message=f"{argv[0]} could not be started",
+                where=argv[0],
+                why=error.strerror or str(error),
+            )
+        ) from error

@@ -68,12 +68,31 @@ def collect_evidence(pid: int, target: Target, ram_size: int, log: str, *, secon
     except (OSError, ValueError) as error:
         raise unseen(pid, error) from error
     return Evidence(
-        kvm_enabled=kvm["enabled"], name=name.get("name", ""), uuid=uuid["UUID"], machine=machine, vcpus=len(cpus), ram=guest_ram(mappings, ram_size), drives=drives,
-        seccomp=int(status.get("Seccomp", "0")), no_new_privs=int(status.get("NoNewPrivs", "0")), uid=int(status["Uid"].split()[1]),
-        cap_eff=int(status["CapEff"], 16), locked_bytes=int(status.get("VmLck", "0 kB").split()[0]) * 1024, cmdline=read_cmdline(pid), log=log,
+        kvm_enabled=kvm["enabled"],
+        name=name.get("name", ""),
+        uuid=uuid["UUID"],
+        machine=machine,
+        vcpus=len(cpus),
+        ram=guest_ram(mappings, ram_size),
+        drives=drives,
+        seccomp=int(status.get("Seccomp", "0")),
+        no_new_privs=int(status.get("NoNewPrivs", "0")),
+        uid=int(status["Uid"].split()[1]),
+        cap_eff=int(status["CapEff"], 16),
+        locked_bytes=int(status.get("VmLck", "0 kB").split()[0]) * 1024,
+        cmdline=read_cmdline(pid),
+        log=log,
     )
 
 
 def unseen(pid: int, error: Exception) -> KvmlaunchError:
     """Give the error of a QEMU that cannot be looked at, so nothing that was promised can be read back."""
-    return QemuFailed(Report(code="qemu.promise", message="the live QEMU cannot be read back", where=f"pid {pid}", why=str(error), hint="run as root, or as the user that QEMU runs as"))
+    return QemuFailed(
+        Report(
+            code="qemu.promise",
+            message="the live QEMU cannot be read back",
+            where=f"pid {pid}",
+            why=str(error),
+            hint="run as root, or as the user that QEMU runs as",
+        )
+    )

@@ -9,6 +9,7 @@ from attrs import field, frozen
 
 from kvmlaunch.host.definitions import Trust, search_path
 from kvmlaunch.host.places import cache_directory, places_for, prepared_places
+from kvmlaunch.host.rights import capture_user
 from kvmlaunch.model.plan import Places
 
 Tell = Callable[[str, str], None]  # the word of a step (`hugepages`) and what was done
@@ -67,9 +68,34 @@ class Caller:
         return places_for(self.uid, vm, self.environment)
 
 
-def current_caller(**options: object) -> Caller:
+def current_caller(
+    *,
+    directories: tuple[str, ...] = (),
+    file: str = "",
+    overrides: tuple[str, ...] = (),
+    facts: Path | None = None,
+    for_user: str | None = None,
+    standard_input: bytes = b"",
+) -> Caller:
     """Give the caller of this process: the one place where environment, ids and directory are read."""
     environment = dict(os.environ)
-    user = options.get("for_user")
-    home = pwd.getpwnam(str(user)).pw_dir if user else environment.get("HOME") or "/"
-    return Caller(uid=os.geteuid(), gid=os.getegid(), environment=environment, here=PurePosixPath(os.getcwd()), home=PurePosixPath(home), **options)  # type: ignore[arg-type]
+    home = home_of(for_user) if for_user else environment.get("HOME") or "/"
+    return Caller(
+        uid=os.geteuid(),
+        gid=os.getegid(),
+        environment=environment,
+        here=PurePosixPath(os.getcwd()),
+        home=PurePosixPath(home),
+        directories=directories,
+        file=file,
+        overrides=overrides,
+        facts=facts,
+        for_user=for_user,
+        standard_input=standard_input,
+    )
+
+
+def home_of(user: str) -> str:
+    """Give a user's home directory; raises HostFailed `host.user.unknown`."""
+    capture_user(user)
+    return pwd.getpwnam(user).pw_dir

@@ -15,9 +15,25 @@ def live(caller: Caller, name: str) -> Seen:
     """Give a VM that runs; raises NotRunning `vm.stopped`, Busy `vm.state` while it starts."""
     seen = observe(name, caller.places(name))
     if seen.state is VmState.STARTING:
-        raise Busy(Report(code="vm.state", message=f"{name} is starting", where=str(seen.places.run), why="another command starts it", hint=f"kvmlaunch status {name}"))
+        raise Busy(
+            Report(
+                code="vm.state",
+                message=f"{name} is starting",
+                where=str(seen.places.run),
+                why="another command starts it",
+                hint=f"kvmlaunch status {name}",
+            )
+        )
     if not seen.lives:
-        raise NotRunning(Report(code="vm.stopped", message=f"{name} is not running", where=str(seen.places.run), why=seen.state.value, hint=f"kvmlaunch up {name}"))
+        raise NotRunning(
+            Report(
+                code="vm.stopped",
+                message=f"{name} is not running",
+                where=str(seen.places.run),
+                why=seen.state.value,
+                hint=f"kvmlaunch up {name}",
+            )
+        )
     return seen
 
 

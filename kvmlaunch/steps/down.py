@@ -1,5 +1,6 @@
 """`down`: ask the guest to power down, wait, and only with force end QEMU; then give everything back."""
 
+import contextlib
 import time
 from signal import SIGKILL, SIGTERM
 
@@ -13,6 +14,7 @@ from kvmlaunch.steps.caller import Caller, Tell
 from kvmlaunch.steps.heal import clean_up
 from kvmlaunch.steps.observe import Seen, monitor_path, observe
 
+ASK_AGAIN = 5.0  # seconds
 TERM_SECONDS = 10.0  # how long QEMU may take to flush and close its images
 
 
@@ -57,20 +59,45 @@ def end_by_force(process: Process, tell: Tell) -> str:
         process.send(number)
         if process.wait(TERM_SECONDS):
             return name
-    raise TimedOut(Report(code="vm.stop.timeout", message="QEMU does not end", where=f"pid {process.pid}", why=f"it survived SIGKILL for {TERM_SECONDS:g} s: it waits in the kernel",
-                          hint="dmesg | tail   may tell for which device"))
+    raise TimedOut(
+        Report(
+            code="vm.stop.timeout",
+            message="QEMU does not end",
+            where=f"pid {process.pid}",
+            why=f"it survived SIGKILL for {TERM_SECONDS:g} s: it waits in the kernel",
+            hint="dmesg | tail   may tell for which device",
+        )
+    )
+
+
+def wait_asking(seen: Seen, process: Process, timeout: float) -> bool:
+    """Wait for the end, pressing the button again now and then: a guest that still boots did not see the first time."""
+    deadline = time.monotonic() + timeout
+    while (left := deadline - time.monotonic()) > 0:
+        if process.wait(min(left, ASK_AGAIN)):
+            return True
+        with contextlib.suppress(KvmlaunchError):
+            ask_powerdown(seen, force=True)
+    return process.wait(0)
 
 
 def end_process(seen: Seen, process: Process, timeout: float, tell: Tell, *, force: bool) -> str:
     """Ask, wait, and with force end; gives the signal that ended it, "" for none.  Raises TimedOut `vm.stop.timeout`."""
     ask_powerdown(seen, force=force)
     tell("powerdown", f"pid {process.pid} was asked, waiting {timeout:g} s")
-    if process.wait(timeout):
+    if wait_asking(seen, process, timeout):
         return ""
     if force:
         return end_by_force(process, tell)
-    raise TimedOut(Report(code="vm.stop.timeout", message=f"{seen.name} did not power down", where=f"pid {process.pid}", why=f"the guest ignored the power button for {timeout:g} s; it runs on, untouched",
-                          hint=f"kvmlaunch down {seen.name} --force   ends it: TERM, then KILL; what it has not flushed is lost"))
+    raise TimedOut(
+        Report(
+            code="vm.stop.timeout",
+            message=f"{seen.name} did not power down",
+            where=f"pid {process.pid}",
+            why=f"the guest ignored the power button for {timeout:g} s; it runs on, untouched",
+            hint=f"kvmlaunch down {seen.name} --force   ends it: TERM, then KILL; what it has not flushed is lost",
+        )
+    )
 
 
 def end_seen(seen: Seen, timeout: float | None, tell: Tell, *, force: bool) -> str:
@@ -89,7 +116,9 @@ def end_seen(seen: Seen, timeout: float | None, tell: Tell, *, force: bool) -> s
         return end_process(seen, process, default if timeout is None else timeout, tell, force=force)
 
 
-def down(caller: Caller, name: str, tell: Tell, *, timeout: float | None = None, force: bool = False, dry_run: bool = False) -> Ended:
+def down(
+    caller: Caller, name: str, tell: Tell, *, timeout: float | None = None, force: bool = False, dry_run: bool = False
+) -> Ended:
     """End a VM and give back what its start took; stopped already is fine.
 
     `timeout` is in seconds, None for the definition's.  Raises TimedOut, Busy, NotRunning.
@@ -99,10 +128,20 @@ def down(caller: Caller, name: str, tell: Tell, *, timeout: float | None = None,
     seen = observe(name, places)
     answer = plan_transition(seen.state, Verb.DOWN)
     if answer is Answer.BUSY and not force:
-        raise Busy(Report(code="vm.state", message=f"{name} is {seen.state.value}", where=str(places.run), why="another command starts it", hint=f"kvmlaunch down {name}   once that has ended"))
+        raise Busy(
+            Report(
+                code="vm.state",
+                message=f"{name} is {seen.state.value}",
+                where=str(places.run),
+                why="another command starts it",
+                hint=f"kvmlaunch down {name}   once that has ended",
+            )
+        )
     if dry_run:
         return Ended(name=name, already=answer is Answer.ALREADY)
     forced = end_seen(seen, timeout, tell, force=force)
     leftovers = seen.leftovers or (caller.uid == 0 and journals.read_journal(0, name) is not None)
     prepared = clean_up(caller, name, places, tell) if leftovers else False
-    return Ended(name=name, already=not seen.lives, seconds=time.monotonic() - begun, forced=forced, still_prepared=prepared)
+    return Ended(
+        name=name, already=not seen.lives, seconds=time.monotonic() - begun, forced=forced, still_prepared=prepared
+    )

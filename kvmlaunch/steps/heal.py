@@ -15,7 +15,7 @@ from kvmlaunch.host.apply import apply_directory, mounts_on, undo_entries
 from kvmlaunch.host.lock import host_lock
 from kvmlaunch.host.logs import rotate_console
 from kvmlaunch.host.rundir import claimed, is_locked, remove_claimed, remove_contents
-from kvmlaunch.model.change import DirectoryChange, Journal
+from kvmlaunch.model.change import DirectoryChange, Journal, change_word
 from kvmlaunch.model.plan import Places
 from kvmlaunch.run.process import read_boot_id
 from kvmlaunch.steps.caller import Caller, Tell
@@ -50,7 +50,7 @@ def give_back(uid: int, vm: str, tell: Tell) -> str:
         return "prepared"
     undo_entries(journal, journal.entries)
     for entry in journal.entries:
-        tell("given back", type(entry.change).__name__.removesuffix("Change").lower())
+        tell(change_word(entry.change), "given back")
     return ""
 
 

@@ -86,7 +86,11 @@ def load_subject(caller: Caller, word: str) -> Subject:
 def invalid(name: str, errors: tuple[Finding, ...]) -> DefinitionInvalid:
     """Give the refusal of a definition."""
     reports = tuple(finding.report for finding in errors)
-    summary = reports[0] if len(reports) == 1 else evolve(reports[0], message=f"{name} has {len(reports)} mistakes", where="", why="", hint="")
+    summary = (
+        reports[0]
+        if len(reports) == 1
+        else evolve(reports[0], message=f"{name} has {len(reports)} mistakes", where="", why="", hint="")
+    )
     return DefinitionInvalid(summary, reports)
 
 

@@ -3,17 +3,19 @@
 import contextlib
 import os
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 
 from attrs import evolve, frozen
 
+from kvmlaunch.builder.names import vm_uuid
 from kvmlaunch.errors import KvmlaunchError
+from kvmlaunch.host.capture import own_machine_id
 from kvmlaunch.host.definitions import definition_files
 from kvmlaunch.host.places import run_parent
+from kvmlaunch.host.rundir import QMP
 from kvmlaunch.model.lifecycle import VmState
 from kvmlaunch.steps.caller import Caller
-from kvmlaunch.steps.observe import Seen, monitor_path, observe
+from kvmlaunch.steps.observe import Seen, age, monitor_path, observe
 
 ENDS = {
     "guest-shutdown": "the guest powered down",
@@ -55,18 +57,14 @@ def end_text(seen: Seen) -> str:
     return ENDS.get(seen.last_end, seen.last_end)
 
 
-def age(started: str) -> float:
-    """Give the seconds since an ISO 8601 time, 0 when it is none."""
-    try:
-        return max(0.0, (datetime.now(UTC) - datetime.fromisoformat(started)).total_seconds())
-    except (ValueError, TypeError):
-        return 0.0
-
-
 def resident_memory(pid: int) -> int:
     """Give the bytes of RAM that a process holds, huge pages included; 0 when it cannot be seen."""
     with contextlib.suppress(OSError, ValueError):
-        fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace").splitlines() if ":" in line)
+        fields = dict(
+            line.split(":", 1)
+            for line in Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace").splitlines()
+            if ":" in line
+        )
         return sum(int(fields.get(name, "0").split()[0]) for name in ("VmRSS", "HugetlbPages")) * 1024
     return 0
 
@@ -76,7 +74,14 @@ def build_status(seen: Seen, answer: object) -> Status:
     record = seen.record
     run_state = str(answer.get("status", "")) if isinstance(answer, dict) else ""
     state = seen.state.value
-    if seen.state is VmState.RUNNING and run_state in {"paused", "prelaunch", "io-error", "suspended", "internal-error", "guest-panicked"}:
+    if seen.state is VmState.RUNNING and run_state in {
+        "paused",
+        "prelaunch",
+        "io-error",
+        "suspended",
+        "internal-error",
+        "guest-panicked",
+    }:
         state = VmState.PAUSED.value
     if seen.lives and isinstance(answer, KvmlaunchError) and seen.state is not VmState.FOREIGN:
         state = VmState.HUNG.value
@@ -85,8 +90,16 @@ def build_status(seen: Seen, answer: object) -> Status:
     head = Status(name=seen.name, state=state, run_state=run_state, pid=seen.pid, notes=notes, last_end=end_text(seen))
     if record is None:
         return head
-    return evolve(head, started=record.started, seconds=age(record.started) if seen.lives else 0.0, accelerator=record.accelerator, memory=record.memory,
-                  resident=resident_memory(seen.pid) if seen.pid else 0, user=record.uid, definition=record.definition)
+    return evolve(
+        head,
+        started=record.started,
+        seconds=age(record) if seen.lives else 0.0,
+        accelerator=record.accelerator,
+        memory=record.memory,
+        resident=resident_memory(seen.pid) if seen.pid else 0,
+        user=record.uid,
+        definition=record.definition,
+    )
 
 
 def status_of(caller: Caller, names: Sequence[str], uuids: dict[str, str]) -> tuple[Status, ...]:
@@ -101,6 +114,13 @@ def status_of(caller: Caller, names: Sequence[str], uuids: dict[str, str]) -> tu
         for each, answer in zip(living, ask_all(targets, (("query-status", {}),)), strict=True):
             answers[each.name] = answer[0] if isinstance(answer, list) else answer
     return tuple(build_status(each, answers.get(each.name)) for each in seen)
+
+
+def uuid_of(caller: Caller, name: str) -> str:
+    """Give a VM's UUID, "" when no socket is left that somebody could serve: then it is not needed."""
+    if not os.path.exists(caller.places(name).run / QMP):
+        return ""
+    return vm_uuid(own_machine_id(Path("/etc/machine-id").read_text(encoding="ascii").strip()), caller.owner_uid, name)
 
 
 def known_names(caller: Caller) -> tuple[str, ...]:

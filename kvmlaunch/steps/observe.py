@@ -1,6 +1,7 @@
 """What a VM is seen to be, looked at anew each time: its lock, its process, its record."""
 
 import os
+from datetime import UTC, datetime
 from pathlib import PurePosixPath
 
 from attrs import frozen
@@ -34,6 +35,14 @@ class Seen:
     def lives(self) -> bool:
         """Is there a QEMU of this VM."""
         return self.pid is not None
+
+
+def age(record: Record | None) -> float:
+    """Give the seconds since a start, 0 where that is not known."""
+    try:
+        return max(0.0, (datetime.now(UTC) - datetime.fromisoformat(record.started)).total_seconds()) if record else 0.0
+    except (ValueError, TypeError):
+        return 0.0
 
 
 def owner_of(path: PurePosixPath) -> int:
@@ -73,7 +82,14 @@ def see_locked(name: str, places: Places, contents: Contents) -> Seen:
     if record.state == "intent" and launcher_lives(record):
         return Seen(name=name, places=places, state=VmState.STARTING, record=record, leftovers=True)
     pid = find_by_uuid(record.uuid)
-    return Seen(name=name, places=places, state=VmState.HALF if pid else VmState.STARTING, pid=pid, record=record, leftovers=True)
+    return Seen(
+        name=name,
+        places=places,
+        state=VmState.HALF if pid else VmState.STARTING,
+        pid=pid,
+        record=record,
+        leftovers=True,
+    )
 
 
 def see_unlocked(name: str, places: Places, contents: Contents, uuid: str) -> Seen:
@@ -86,7 +102,15 @@ def see_unlocked(name: str, places: Places, contents: Contents, uuid: str) -> Se
         if pid and carries_uuid(read_cmdline(pid), wanted):
             return Seen(name=name, places=places, state=VmState.FOREIGN, pid=pid, leftovers=True)
     state = VmState.ENDED if contents.record else VmState.STOPPED
-    return Seen(name=name, places=places, state=state, record=contents.record, last_end=contents.last_end, unreadable=contents.unreadable, leftovers=contents.exists)
+    return Seen(
+        name=name,
+        places=places,
+        state=state,
+        record=contents.record,
+        last_end=contents.last_end,
+        unreadable=contents.unreadable,
+        leftovers=contents.exists,
+    )
 
 
 def observe(name: str, places: Places, uuid: str = "") -> Seen:

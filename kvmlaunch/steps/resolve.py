@@ -4,15 +4,15 @@ from pathlib import Path, PurePosixPath
 
 from attrs import evolve, frozen
 
-from kvmlaunch.builder.vm import build_vm, needs_io_uring, wanted_paths
 from kvmlaunch.builder.security import SYSTEM_USER
+from kvmlaunch.builder.vm import build_vm, needs_io_uring, wanted_paths
 from kvmlaunch.errors import HostFailed, PreflightFailed, PrivilegeMissing, Report
+from kvmlaunch.facts.qemu import parse_answers
 from kvmlaunch.facts.sources import Wanted, parse_captured
 from kvmlaunch.host.capture import capture_host
 from kvmlaunch.host.qemu_probe import load_answers, probe_qemu
 from kvmlaunch.host.rights import capture_user
 from kvmlaunch.host.saved import load_capture
-from kvmlaunch.facts.qemu import parse_answers
 from kvmlaunch.model.change import Change
 from kvmlaunch.model.definition import AUTO, Definition
 from kvmlaunch.model.finding import Finding, errors_of
@@ -63,8 +63,15 @@ def find_binary(definition: Definition, caller: Caller) -> Path:
             path = Path(directory) / name
             if directory.startswith("/") and path.is_file():
                 return path
-    raise PreflightFailed(Report(code="qemu.missing", message="QEMU is not installed", where="qemu.binary", why=f"neither {' nor '.join(BINARIES)} is on PATH",
-                                 hint="apt install qemu-system-x86   (dnf install qemu-kvm)"))
+    raise PreflightFailed(
+        Report(
+            code="qemu.missing",
+            message="QEMU is not installed",
+            where="qemu.binary",
+            why=f"neither {' nor '.join(BINARIES)} is on PATH",
+            hint="apt install qemu-system-x86   (dnf install qemu-kvm)",
+        )
+    )
 
 
 def read_caps(definition: Definition, caller: Caller) -> QemuCaps:
@@ -81,16 +88,27 @@ def mount_held(host: HostFacts, places: Places) -> HeldByVm:
         return HeldByVm()
     mount = found[-1]
     size, page = mount.option("min_size") or "0", mount.option("pagesize")
-    return HeldByVm(mount_size=int(size) if size.isdecimal() else 0, mount_page_size=parse_size(page) if page else None, mount_uid=int(mount.option("uid") or 0))
+    return HeldByVm(
+        mount_size=int(size) if size.isdecimal() else 0,
+        mount_page_size=parse_size(page) if page else None,
+        mount_uid=int(mount.option("uid") or 0),
+    )
 
 
-def read_host(definition: Definition, caller: Caller, user: UserFacts | None, *, everything: bool, io_uring: bool) -> HostFacts:
+def read_host(
+    definition: Definition, caller: Caller, user: UserFacts | None, *, everything: bool, io_uring: bool
+) -> HostFacts:
     """Give the host's facts, seen with the rights of a user; `everything` looks at ports and network devices too."""
     if caller.facts:
         facts = parse_captured(load_capture(caller.facts))
         return evolve(facts, privileged=facts.caller_uid == 0)
-    wanted = Wanted(paths=tuple(dict.fromkeys(wanted_paths(definition))), ports=forwarded_ports(definition) if everything else (),
-                    listeners=everything, network_devices=everything, io_uring=io_uring)
+    wanted = Wanted(
+        paths=tuple(dict.fromkeys(wanted_paths(definition))),
+        ports=forwarded_ports(definition) if everything else (),
+        listeners=everything,
+        network_devices=everything,
+        io_uring=io_uring,
+    )
     facts = parse_captured(capture_host(wanted, user=user))
     return evolve(facts, caller_uid=caller.owner_uid, privileged=caller.uid == 0)
 
@@ -131,7 +149,16 @@ def read_host_for(definition: Definition, caller: Caller, *, everything: bool, i
     return evolve(read_host(definition, caller, None, everything=everything, io_uring=io_uring), user_missing=missing)
 
 
-def resolve(caller: Caller, subject: Subject, *, everything: bool, running: int | None = None, refused: str = "", boot_from: str = "", paused: bool = False) -> Resolved:
+def resolve(
+    caller: Caller,
+    subject: Subject,
+    *,
+    everything: bool,
+    running: int | None = None,
+    refused: str = "",
+    boot_from: str = "",
+    paused: bool = False,
+) -> Resolved:
     """Look at the host, ask QEMU, build the plan.
 
     `everything` also looks at ports and network devices; `running` is the pid of this VM's QEMU, whose ports and locks
@@ -157,7 +184,12 @@ def facts_places(caller: Caller, definition: Definition) -> Places:
     facts = parse_captured(load_capture(caller.facts))
     if facts.caller_uid == 0:
         return root_places(definition.name)
-    return user_places(facts.caller_uid, definition.name, {"HOME": f"/home/{facts.user.name}"}, PurePosixPath(f"/run/user/{facts.caller_uid}"))
+    return user_places(
+        facts.caller_uid,
+        definition.name,
+        {"HOME": f"/home/{facts.user.name}"},
+        PurePosixPath(f"/run/user/{facts.caller_uid}"),
+    )
 
 
 def refuse_errors(name: str, findings: tuple[Finding, ...]) -> None:
@@ -165,7 +197,11 @@ def refuse_errors(name: str, findings: tuple[Finding, ...]) -> None:
     errors = tuple(finding.report for finding in errors_of(findings))
     if not errors:
         return
-    summary = errors[0] if len(errors) == 1 else evolve(errors[0], message=f"{name} cannot run here: {len(errors)} problems", where="", why="", hint="")
+    summary = (
+        errors[0]
+        if len(errors) == 1
+        else evolve(errors[0], message=f"{name} cannot run here: {len(errors)} problems", where="", why="", hint="")
+    )
     if all(report.code == NEVER for report in errors):
         raise PrivilegeMissing(summary, errors)
     raise PreflightFailed(summary, errors)

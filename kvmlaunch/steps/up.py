@@ -22,18 +22,30 @@ from kvmlaunch.host.apply import apply_changes
 from kvmlaunch.host.lock import host_lock
 from kvmlaunch.host.logs import QEMU_LOG, open_qemu_log
 from kvmlaunch.host.rights import group_numbers
-from kvmlaunch.host.rundir import EVENTS, QMP, QMP_OWN, Claim, claimed, link_socket, make_log_directory, remove_claimed, remove_contents, write_record
+from kvmlaunch.host.rundir import (
+    EVENTS,
+    QMP,
+    QMP_OWN,
+    Claim,
+    claimed,
+    link_socket,
+    make_log_directory,
+    remove_claimed,
+    remove_contents,
+    write_record,
+)
 from kvmlaunch.host.tree import entered, make_owned
 from kvmlaunch.model.change import Change, Journal, LogMountChange, MountChange, PoolChange, TapChange
 from kvmlaunch.model.finding import Finding
 from kvmlaunch.model.lifecycle import Answer, Verb, VmState, plan_transition
 from kvmlaunch.model.plan import MemoryPlan, Place
 from kvmlaunch.model.record import Record
+from kvmlaunch.preflight.checks import CHECK_COUNT
 from kvmlaunch.run.process import read_boot_id, read_start_time
 from kvmlaunch.steps.caller import Caller, Tell
 from kvmlaunch.steps.heal import clean_up, heal_host
 from kvmlaunch.steps.load import Subject, load_subject
-from kvmlaunch.steps.observe import Seen, observe
+from kvmlaunch.steps.observe import Seen, age, observe
 from kvmlaunch.steps.resolve import Resolved, refuse_errors, resolve
 from kvmlaunch.units import GIB, count, render_size
 
@@ -62,7 +74,7 @@ class Started:
     name: str
     pid: int | None
     already: bool = False
-    seconds: float = 0.0
+    seconds: float = 0.0  # that the start took, or that it has been running
     argv: tuple[str, ...] = ()
     findings: tuple[Finding, ...] = ()
     changes: tuple[Change, ...] = ()
@@ -77,7 +89,11 @@ def memory_text(memory: MemoryPlan) -> str:
 
 def notes_of(resolved: Resolved) -> tuple[str, ...]:
     """Give what `status` has to repeat as long as the VM runs."""
-    unsafe = tuple(f"{disk.table}: cache=unsafe, data is lost when the host or QEMU crashes" for disk in resolved.plan.disks if disk.cache == "unsafe")
+    unsafe = tuple(
+        f"{disk.table}: cache=unsafe, data is lost when the host or QEMU crashes"
+        for disk in resolved.plan.disks
+        if disk.cache == "unsafe"
+    )
     root = ("QEMU runs as root",) if resolved.host.user.uid == 0 else ()
     tcg = ("TCG: slow, and no security boundary",) if resolved.plan.accelerator == "tcg" else ()
     return (*unsafe, *root, *tcg)
@@ -87,13 +103,21 @@ def all_changes(resolved: Resolved) -> tuple[Change, ...]:
     """Give every host change of a start: the plan's, and for root's VMs the bounded place of the console log."""
     user = resolved.host.user
     bounded = resolved.host.caller_uid == 0 and resolved.host.privileged and uses_log(resolved)
-    log = (LogMountChange(path=str(resolved.places.run / "log"), size=LOG_SIZE, uid=user.uid, gid=user.gid),) if bounded else ()
+    log = (
+        (LogMountChange(path=str(resolved.places.run / "log"), size=LOG_SIZE, uid=user.uid, gid=user.gid),)
+        if bounded
+        else ()
+    )
     return (*resolved.changes(), *log)
 
 
 def uses_log(resolved: Resolved) -> bool:
     """Does the console keep a log."""
-    return any(part.choice.value == Place(root="run", tail="log/console.log") for option in resolved.plan.options for part in option.fields)
+    return any(
+        part.choice.value == Place(root="run", tail="log/console.log")
+        for option in resolved.plan.options
+        for part in option.fields
+    )
 
 
 def journal_head(resolved: Resolved) -> Journal:
@@ -104,7 +128,16 @@ def journal_head(resolved: Resolved) -> Journal:
     if found is not None and found.boot_id == boot_id:
         return found
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    return Journal(vm=resolved.name, uid=owner_uid, run=str(resolved.places.run), owner="up", boot_id=boot_id, time=now, state="done", entries=())
+    return Journal(
+        vm=resolved.name,
+        uid=owner_uid,
+        run=str(resolved.places.run),
+        owner="up",
+        boot_id=boot_id,
+        time=now,
+        state="done",
+        entries=(),
+    )
 
 
 def check_running(seen: Seen, subject: Subject, resolved_digest: str) -> tuple[Finding, ...]:
@@ -115,10 +148,25 @@ def check_running(seen: Seen, subject: Subject, resolved_digest: str) -> tuple[F
     if record is None:
         return ()
     if record.definition != str(definition.file):
-        raise Busy(Report(code="vm.other", message=f"{seen.name} runs from another file", where=str(definition.file), why=f"pid {seen.pid} was started from {record.definition}",
-                          hint=f"kvmlaunch down {seen.name}   or give one of the files another name"))
+        raise Busy(
+            Report(
+                code="vm.other",
+                message=f"{seen.name} runs from another file",
+                where=str(definition.file),
+                why=f"pid {seen.pid} was started from {record.definition}",
+                hint=f"kvmlaunch down {seen.name}   or give one of the files another name",
+            )
+        )
     if record.digest != resolved_digest:
-        return (warning(code="vm.changed", message="changed since the start", where=str(definition.file), why="the running VM has the older text", hint=f"kvmlaunch diff {seen.name} --running"),)
+        return (
+            warning(
+                code="vm.changed",
+                message="changed since the start",
+                where=str(definition.file),
+                why="the running VM has the older text",
+                hint=f"kvmlaunch diff {seen.name} --running",
+            ),
+        )
     return ()
 
 
@@ -127,10 +175,18 @@ def settle(caller: Caller, seen: Seen, subject: Subject, tell: Tell) -> Started 
     match plan_transition(seen.state, Verb.UP):
         case Answer.ALREADY:
             findings = check_running(seen, subject, subject.definition.digest)
-            return Started(name=seen.name, pid=seen.pid, already=True, findings=findings)
+            return Started(name=seen.name, pid=seen.pid, already=True, seconds=age(seen.record), findings=findings)
         case Answer.BUSY:
             who = f"pid {seen.pid}" if seen.pid else f"pid {seen.record.launcher}" if seen.record else "another command"
-            raise Busy(Report(code="vm.locked", message=f"{seen.name} is {seen.state.value}", where=str(seen.places.run), why=f"{who} holds it", hint=f"kvmlaunch status {seen.name}"))
+            raise Busy(
+                Report(
+                    code="vm.locked",
+                    message=f"{seen.name} is {seen.state.value}",
+                    where=str(seen.places.run),
+                    why=f"{who} holds it",
+                    hint=f"kvmlaunch status {seen.name}",
+                )
+            )
         case Answer.HEAL_THEN_ACT:
             end_half_started(seen, tell)
             clean_up(caller, seen.name, seen.places, tell)
@@ -158,7 +214,9 @@ def end_half_started(seen: Seen, tell: Tell) -> None:
 
 def resolve_again(caller: Caller, resolved: Resolved, wishes: Wishes, refused: str) -> Resolved:
     """Plan again from what is seen under the lock: the same pure functions decide."""
-    return resolve(caller, resolved.subject, everything=True, refused=refused, boot_from=wishes.boot_from, paused=wishes.paused)
+    return resolve(
+        caller, resolved.subject, everything=True, refused=refused, boot_from=wishes.boot_from, paused=wishes.paused
+    )
 
 
 def change_host(caller: Caller, resolved: Resolved, wishes: Wishes, tell: Tell) -> Resolved:
@@ -172,7 +230,9 @@ def change_host(caller: Caller, resolved: Resolved, wishes: Wishes, tell: Tell) 
         heal_host(tell, but=str(resolved.places.run))
         fresh = resolve_again(caller, resolved, wishes, "")
         refuse_errors(fresh.name, fresh.findings())
-        if not any(isinstance(change, PoolChange | MountChange | TapChange | LogMountChange) for change in all_changes(fresh)):
+        if not any(
+            isinstance(change, PoolChange | MountChange | TapChange | LogMountChange) for change in all_changes(fresh)
+        ):
             return fresh
         try:
             apply_changes(journal_head(fresh), all_changes(fresh), tell)
@@ -209,10 +269,23 @@ def record_of(resolved: Resolved, argv: tuple[str, ...], pid: int, state: str) -
     """Give the record of a start."""
     definition = resolved.subject.definition
     return Record(
-        vm=resolved.name, uuid=resolved.plan.uuid, state="running" if state == "running" else "intent", pid=pid, start_time=read_start_time(pid) if pid else 0,
-        boot_id=read_boot_id(), launcher=os.getpid(), launcher_start=read_start_time(os.getpid()), uid=resolved.host.user.uid, definition=str(definition.file), digest=definition.digest,
-        started=datetime.now(UTC).isoformat(timespec="milliseconds"), argv=argv, accelerator=resolved.plan.accelerator, memory=memory_text(resolved.plan.memory),
-        stop_timeout=float(definition.lifecycle.stop_timeout), notes=notes_of(resolved),
+        vm=resolved.name,
+        uuid=resolved.plan.uuid,
+        state="running" if state == "running" else "intent",
+        pid=pid,
+        start_time=read_start_time(pid) if pid else 0,
+        boot_id=read_boot_id(),
+        launcher=os.getpid(),
+        launcher_start=read_start_time(os.getpid()),
+        uid=resolved.host.user.uid,
+        definition=str(definition.file),
+        digest=definition.digest,
+        started=datetime.now(UTC).isoformat(timespec="milliseconds"),
+        argv=argv,
+        accelerator=resolved.plan.accelerator,
+        memory=memory_text(resolved.plan.memory),
+        stop_timeout=float(definition.lifecycle.stop_timeout),
+        notes=notes_of(resolved),
     )
 
 
@@ -224,15 +297,21 @@ def launch(caller: Caller, resolved: Resolved, claim: Claim, argv: tuple[str, ..
     user, logs = resolved.host.user, resolved.places.logs
     groups = tuple(sorted(group_numbers(user.groups))) if caller.uid == 0 and user.uid != 0 else ()
     owner = Owner(uid=user.uid, gid=user.gid, groups=groups, drop=caller.uid == 0 and user.uid != 0)
-    log_fd, log_start = open_qemu_log(logs, caller.uid, f"# {datetime.now(UTC).isoformat(timespec='seconds')} {resolved.name}")
+    log_fd, log_start = open_qemu_log(
+        logs, caller.uid, f"# {datetime.now(UTC).isoformat(timespec='seconds')} {resolved.name}"
+    )
     memlock = resolved.plan.memory.size + GIB if resolved.plan.memory.lock else 0
-    vm = launch_qemu(argv, owner, lock_fd=claim.fd, log=logs / QEMU_LOG, log_fd=log_fd, log_start=log_start, memlock=memlock)
+    vm = launch_qemu(
+        argv, owner, lock_fd=claim.fd, log=logs / QEMU_LOG, log_fd=log_fd, log_start=log_start, memlock=memlock
+    )
     try:
         write_record(claim, record_of(resolved, argv, vm.pid, "intent"))
         from kvmlaunch.run.qmp import Target, ask  # noqa: PLC0415 - imported while QEMU initialises
 
         wait_for_socket(vm, claim.path / QMP, deadline)
-        wait_for_greeting(vm, deadline, lambda seconds: ask(Target(path=claim.path / QMP, pid=vm.pid), (), seconds=seconds))
+        wait_for_greeting(
+            vm, deadline, lambda seconds: ask(Target(path=claim.path / QMP, pid=vm.pid), (), seconds=seconds)
+        )
         link_socket(claim)
         ask(Target(path=claim.path / EVENTS, pid=vm.pid), (), seconds=5)
     except BaseException:
@@ -248,7 +327,12 @@ def verify(resolved: Resolved, vm: "RunningVm", argv: tuple[str, ...], deadline:
     from kvmlaunch.run.qmp import Target  # noqa: PLC0415
     from kvmlaunch.run.verify import collect_evidence  # noqa: PLC0415
 
-    target = Target(path=resolved.places.run / QMP_OWN if os.path.exists(resolved.places.run / QMP_OWN) else resolved.places.run / QMP, pid=vm.pid)
+    target = Target(
+        path=resolved.places.run / QMP_OWN
+        if os.path.exists(resolved.places.run / QMP_OWN)
+        else resolved.places.run / QMP,
+        pid=vm.pid,
+    )
     seconds = max(1.0, deadline - time.monotonic())
     evidence = collect_evidence(vm.pid, target, resolved.plan.memory.size, vm.words(), seconds=seconds)
     broken = check_promises(resolved.plan, argv, evidence)
@@ -264,7 +348,15 @@ def pin_threads(resolved: Resolved, vm: "RunningVm") -> None:
         return
     from kvmlaunch.run.pin import pin_and_continue  # noqa: PLC0415 - only where something is pinned
 
-    pin_and_continue(resolved.places.run / QMP_OWN, vm.pid, plan.vcpu_pins, plan.iothread_pins, go_on=not any(option.flag == "-S" and option.fields[0].choice.source == "up --paused" for option in plan.options))
+    pin_and_continue(
+        resolved.places.run / QMP_OWN,
+        vm.pid,
+        plan.vcpu_pins,
+        plan.iothread_pins,
+        go_on=not any(
+            option.flag == "-S" and option.fields[0].choice.source == "up --paused" for option in plan.options
+        ),
+    )
 
 
 @contextmanager
@@ -282,11 +374,16 @@ def given_back_on_failure(caller: Caller, resolved: Resolved, claim: Claim, tell
         raise
 
 
-def start(caller: Caller, resolved: Resolved, wishes: Wishes, tell: Tell, then: Callable[[Resolved, "RunningVm"], None]) -> Started:
+def start(
+    caller: Caller, resolved: Resolved, wishes: Wishes, tell: Tell, then: Callable[[Resolved, "RunningVm"], None]
+) -> Started:
     """Claim, change the host, launch, verify, record; `then` runs while the VM is still this process's child."""
     begun = time.monotonic()
     user = resolved.host.user
-    with claimed(resolved.places.run, user.uid, user.gid) as claim, given_back_on_failure(caller, resolved, claim, tell):
+    with (
+        claimed(resolved.places.run, user.uid, user.gid) as claim,
+        given_back_on_failure(caller, resolved, claim, tell),
+    ):
         remove_contents(claim)
         write_record(claim, record_of(resolved, (), 0, "intent"))
         make_log_directory(claim, user.gid)
@@ -313,7 +410,9 @@ def no_more(_resolved: Resolved, vm: "RunningVm") -> None:
     vm.let_go()
 
 
-def up(caller: Caller, word: str, wishes: Wishes, tell: Tell, then: Callable[[Resolved, "RunningVm"], None] = no_more) -> Started:
+def up(
+    caller: Caller, word: str, wishes: Wishes, tell: Tell, then: Callable[[Resolved, "RunningVm"], None] = no_more
+) -> Started:
     """Start a VM; running already is fine.  Raises KvmlaunchError, after which nothing is left of the try."""
     subject = load_subject(caller, word)
     name = subject.definition.name
@@ -326,9 +425,8 @@ def up(caller: Caller, word: str, wishes: Wishes, tell: Tell, then: Callable[[Re
     resolved = resolve(caller, subject, everything=True, boot_from=wishes.boot_from, paused=wishes.paused)
     findings = resolved.findings()
     refuse_errors(name, findings)
+    tell("preflight", f"{CHECK_COUNT} checks")
     if wishes.dry_run:
         argv = render_argv(resolved.plan, resolved.places)
         return Started(name=name, pid=None, argv=argv, findings=findings, changes=all_changes(resolved))
     return start(caller, resolved, wishes, tell, then)
-
-

@@ -51,6 +51,12 @@ def regular(number: int, size: int, **other: object) -> dict[str, object]:
 
 OTHER_VM = {"pid": 4711, "command": "qemu-system-x86", "vm": "mail01", "writes": True}
 READ_ONLY = {"mode": 0o644, "writable": True}
+# Names that QEMU's syntax, a shell or a terminal would read otherwise.
+HOSTILE = (
+    *("a,,b.img", "-device.img", "$(reboot).img", "`id`.img", "nbd:localhost:10809.img", "fat:rw:..img", "json:{.img"),
+    *("http:", "tab\there.img", "line\nbreak.img", 'it\'s "quoted".img', "größe 数据 🚀.img", "back\\slash.img"),
+    *("file.img,readonly=on,snapshot=on", "kernel,share=on", "initrd a,b"),
+)
 PATHS: Mapping[str, dict[str, object]] = {
     "/srv/vm/web01.img": regular(1001, 10 * GIB),
     "/srv/vm/data.img": regular(1002, 20 * GIB),
@@ -69,7 +75,23 @@ PATHS: Mapping[str, dict[str, object]] = {
     "/srv/vm/missing.img": {"kind": "missing", "refusal": "No such file or directory"},
     "/srv/vm/vmlinuz": regular(1014, 8 * MIB, **READ_ONLY),
     "/srv/vm/initrd.img": regular(1015, 4 * MIB, **READ_ONLY),
+    "/srv/vm/foreign.qcow2": regular(1016, 196 * KIB, header="qcow2", backing="/etc/shadow"),
+    "/srv/vm/torn.qcow2": regular(1017, 196 * KIB),
+    "/srv/vm/socket": {"kind": "socket", "inode": "259:2:1018", "owner": "root", "mode": 0o755},
+    "/srv/vm/image": regular(1019, 1 * GIB),
+    "/srv/vm/db01-wal.qcow2": regular(1020, 4 * GIB, header="qcow2"),
+    "/srv/vm/reports.img": regular(1021, 1 * GIB, **READ_ONLY),
+    **{f"/srv/vm/{name}": regular(1601 + place, 1 * GIB) for place, name in enumerate(HOSTILE)},
+    "/srv/private/hidden.img": {"kind": "denied", "refusal": "Permission denied"},
+    "/srv/kvmlaunch/vmdefs/web01.img": regular(1701, 32 * MIB),
+    "/srv/kvmlaunch/vmdefs/web01.vmlinuz": regular(1702, 7 * MIB, **READ_ONLY),
+    "/srv/kvmlaunch/vmdefs/web01.initrd": regular(1703, 1 * MIB, **READ_ONLY),
+    "/srv/kvmlaunch/vmdefs/win11.qcow2": regular(1704, 9 * GIB, header="qcow2"),
+    "/srv/kvmlaunch/vmdefs/Win11.iso": regular(1705, 5 * GIB, **READ_ONLY),
+    "/srv/kvmlaunch/vmdefs/virtio-win.iso": regular(1706, 700 * MIB, **READ_ONLY),
     "/srv/hdd/archive.img": regular(1101, 100 * GIB, inode="8:1:1101", disks=[HDD]),
+    "/srv/loop/disk.img": regular(1802, 1 * GIB, allocated=0, inode="7:0:1802", disks=[{**NVME, "name": "loop0"}]),
+    "/srv/zfs/disk.img": regular(1801, 1 * GIB, allocated=0, inode="0:63:1801", disks=[]),
     "/srv/nfs/data.img": regular(1201, 10 * GIB, inode="0:61:1201", disks=[]),
     "/srv/iso/debian.iso": regular(1301, 650 * MIB, **READ_ONLY),
     "/srv/iso/virtio-win.iso": regular(1302, 700 * MIB, **READ_ONLY),
@@ -79,10 +101,24 @@ PATHS: Mapping[str, dict[str, object]] = {
     ),
     "/dev/vg0/web01": regular(301, 50 * GIB, kind="block", real="/dev/dm-0", inode="0:6:301", mode=0o660),
     "/dev/vg0/db01": regular(302, 200 * GIB, kind="block", real="/dev/dm-1", inode="0:6:302", mode=0o660),
+    "/dev/vg0/db01-root": regular(303, 20 * GIB, kind="block", real="/dev/dm-2", inode="0:6:303", mode=0o660),
+    "/dev/vg0/db01-data": regular(304, 200 * GIB, kind="block", real="/dev/dm-3", inode="0:6:304", mode=0o660),
     "/dev/zero": {"kind": "character", "inode": "0:6:4", "owner": "root", "mode": 0o666},
     **{
         f"/usr/share/OVMF/{name}.fd": regular(1501 + place, SMALL, **READ_ONLY)
         for place, name in enumerate(("OVMF_CODE_4M", "OVMF_VARS_4M", "OVMF_CODE", "OVMF_VARS"))
+    },
+    **{
+        f"/usr/share/{name}": {"kind": "missing", "refusal": "No such file or directory"}
+        for name in (
+            *(
+                "edk2/ovmf/OVMF_CODE.fd",
+                "edk2/ovmf/OVMF_VARS.fd",
+                "edk2/x64/OVMF_CODE.4m.fd",
+                "edk2/x64/OVMF_VARS.4m.fd",
+            ),
+            *("qemu/ovmf-x86_64-4m-code.bin", "qemu/ovmf-x86_64-4m-vars.bin"),
+        )
     },
 }
 MOUNTS = """\
@@ -97,6 +133,8 @@ MOUNTS = """\
 32 24 8:1 / /srv/hdd rw,relatime - xfs /dev/sda1 rw
 33 24 0:61 / /srv/nfs rw,relatime - nfs4 nas:/export/vm rw,vers=4.2
 34 24 0:62 / /tmp rw,nosuid,nodev - tmpfs tmpfs rw
+35 24 0:63 / /srv/zfs rw,relatime - zfs tank/vm rw,xattr
+36 24 7:0 / /srv/loop rw,relatime - ext4 /dev/loop0 rw
 """
 INTEL = (
     "fpu vme de pse tsc msr pae mce cx8 apic sep mtrr pge mca cmov pat pse36 clflush mmx fxsr sse sse2 ht syscall nx "
@@ -197,6 +235,21 @@ def user_alice_kvm(_: Files, probes: Probes) -> None:
     probes.update(kvm="")
 
 
+def prepared(files: Files, _: Probes) -> None:
+    """Reserve 8 GiB for alice's VM `prepared`, as root does with `preflight --apply --user alice`."""
+    files["/proc/self/mountinfo"] += (
+        "37 29 0:64 / /run/kvmlaunch/hugepages/1000/prepared/mount rw,relatime - hugetlbfs hugetlbfs "
+        f"rw,uid=1000,gid=1000,mode=700,pagesize=2M,size={8 * GIB},min_size={8 * GIB}\n"
+    )
+    with_pages(files, POOLS, 2 * MIB, 4096)
+    files[f"{POOLS}/hugepages-2048kB/resv_hugepages"] = "4096\n"
+
+
+def system_user(_: Files, probes: Probes) -> None:
+    """Root starts VMs, and the system user kvmlaunch reaches all that they need."""
+    probes["user"] = {"uid": 997, "gid": 997, "name": "kvmlaunch", "groups": ["kvmlaunch", "kvm"]}
+
+
 def thp_never_ksm(files: Files, _: Probes) -> None:
     """Transparent huge pages switched off, KSM running."""
     files["/sys/kernel/mm/transparent_hugepage/enabled"] = "always madvise [never]\n"
@@ -260,6 +313,8 @@ HOSTS: Mapping[str, tuple[Edit, ...]] = {
     "no-kvm": (kvm_intel, no_kvm),
     "user-alice": (kvm_intel, user_alice),
     "user-alice-kvm": (kvm_intel, user_alice, user_alice_kvm),
+    "prepared": (kvm_intel, user_alice, user_alice_kvm, prepared),
+    "system-user": (kvm_intel, system_user),
     "thp-never-ksm": (kvm_intel, thp_never_ksm),
     "io-uring-disabled": (kvm_intel, io_uring_disabled),
     "vhost": (kvm_intel, vhost),

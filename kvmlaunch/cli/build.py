@@ -1,0 +1,129 @@
+"""`print-cmd`, `explain`, `diff`."""
+
+import sys
+from collections.abc import Callable
+
+import click
+
+from kvmlaunch.builder.render import (
+    Row,
+    plan_document,
+    render_argv,
+    render_comments,
+    render_line,
+    render_origin,
+    render_pretty,
+)
+from kvmlaunch.cli.session import Session, complete_vm, session_command, vm_argument
+from kvmlaunch.cli.show import short_path, show_document, show_table, show_warnings
+from kvmlaunch.model.codes import CODES
+from kvmlaunch.model.plan import Places, Plan
+from kvmlaunch.steps.compile import compile_vm, diff_running
+from kvmlaunch.steps.compile import explain as explain_vm
+from kvmlaunch.steps.resolve import Resolved
+
+facts_option = click.option("--facts", metavar="DIR", help="Build for the host that was saved there.")
+
+RENDERERS: dict[str, Callable[[Plan, Places], str]] = {"pretty": render_pretty, "comments": render_comments}
+
+
+def standard_input(word: str) -> bytes:
+    """Give the definition on standard input where the word is `-`."""
+    return sys.stdin.buffer.read() if word == "-" else b""
+
+
+@click.command(name="print-cmd")
+@vm_argument
+@click.option("--pretty", "form", flag_value="pretty", help="An option a line.")
+@click.option("-0", "form", flag_value="null", help="Words ended by NUL, for xargs -0.")
+@click.option("--comments", "form", flag_value="comments", help="A bash array, every option beneath its reasons.")
+@facts_option
+@session_command
+def print_cmd(session: Session, vm: str, form: str | None, facts: str | None) -> None:
+    """Print the QEMU command line that `up` runs for VM, which is a name, a file, or - for standard input.
+
+    Needs no root, takes no lock, changes nothing but its own cache.
+    """
+    resolved = compile_vm(session.caller(facts=facts, standard_input=standard_input(vm)), vm)
+    plan, places = resolved.plan, resolved.places
+    if not session.json:
+        tell_about(session, resolved)
+    if session.json:
+        show_document("print-cmd", plan_document(plan, places))
+    elif form == "null":
+        click.echo("".join(f"{word}\0" for word in render_argv(plan, places)), nl=False)
+    else:
+        click.echo(RENDERERS.get(form or "", render_line)(plan, places))
+
+
+def tell_about(session: Session, resolved: Resolved) -> None:
+    """Say the fallbacks, and to whom the command belongs when `up` would not run it as the caller."""
+    show_warnings(session, resolved.name, resolved.plan.findings)
+    user = resolved.host.user
+    if resolved.host.caller_uid == 0 and user.uid != 0 and not session.quiet:
+        click.echo(
+            f"up runs this as {user.name}: put before it  setpriv --reuid={user.uid} --regid={user.gid} --init-groups",
+            err=True,
+        )
+
+
+def row_document(row: Row) -> dict[str, str]:
+    """Give the JSON form of a decision."""
+    return {
+        "key": row.key,
+        "value": row.value,
+        "reason": row.reason,
+        "source": row.source,
+        "origin": render_origin(row.origin),
+        "option": row.flag,
+    }
+
+
+def row_cells(session: Session, row: Row) -> tuple[str, str, str]:
+    """Give a decision as cells; the source with -v."""
+    origin = short_path(render_origin(row.origin))
+    why = f"{'auto: ' if row.reason else ''}{row.reason or origin}"
+    source = f"   [{row.source}]" if session.verbose and row.source else ""
+    return row.key, row.value, f"{why}{source}"
+
+
+@click.command()
+@click.argument("what", shell_complete=complete_vm)
+@click.argument("keys", nargs=-1)
+@facts_option
+@session_command
+def explain(session: Session, what: str, keys: tuple[str, ...], facts: str | None) -> None:
+    """Tell every decision about a VM with its reason (KEYS: only these and what lies beneath), or what a CODE means."""
+    if what in CODES:
+        exit_code, sentence = CODES[what]
+        if session.json:
+            show_document("code", {"code": what, "exit": exit_code, "sentence": sentence})
+        else:
+            click.echo(
+                f"{what}\n  {sentence}\n  {f'exit code {exit_code}' if exit_code else 'a warning: it stops nothing'}"
+            )
+        return
+    resolved, rows = explain_vm(session.caller(facts=facts, standard_input=standard_input(what)), what, keys)
+    if session.json:
+        show_document("explain", {"name": resolved.name, "choices": [row_document(row) for row in rows]})
+        return
+    if keys and not rows:
+        raise click.UsageError(f"{resolved.name} has no decision at {' '.join(keys)}")
+    show_table([row_cells(session, row) for row in rows])
+
+
+@click.command()
+@vm_argument
+@click.option("--running", is_flag=True, help="Compare with the running VM, which is what is done.")
+@session_command
+def diff(session: Session, vm: str, running: bool) -> int:
+    """Compare a running VM with what its definition would start now: exit code 10 when they differ."""
+    del running
+    lines = diff_running(session.caller(), vm)
+    if session.json:
+        show_document("diff", {"name": vm, "differences": list(lines)})
+    elif lines:
+        click.echo("\n".join(lines))
+    else:
+        click.echo(f"{vm}: no difference", err=True)
+    return 10 if lines else 0

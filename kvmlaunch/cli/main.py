@@ -1,0 +1,166 @@
+"""The command `kvmlaunch`: a lazy table of commands, and the one place where an exception becomes text and exit code."""
+
+import os
+import signal
+import sys
+from types import FrameType
+from typing import Any
+
+import click
+
+from kvmlaunch import __version__
+from kvmlaunch.cli.session import Session, with_options
+from kvmlaunch.errors import KvmlaunchError, Report
+
+INTERRUPTED, TERMINATED = 130, 143
+
+# name: (module:function, group in `--help`, one line)
+COMMANDS: dict[str, tuple[str, str, str]] = {
+    "up": ("kvmlaunch.cli.run:up", "Run", "Start VMs; each is verified before it counts as started."),
+    "down": ("kvmlaunch.cli.run:down", "Run", "Power VMs down and give back what they held."),
+    "restart": ("kvmlaunch.cli.run:restart", "Run", "Power VMs down and start them again."),
+    "pause": ("kvmlaunch.cli.run:pause", "Run", "Stop a VM's vCPUs."),
+    "resume": ("kvmlaunch.cli.run:resume", "Run", "Let a paused VM run on."),
+    "reset": ("kvmlaunch.cli.run:reset", "Run", "Press a VM's reset button."),
+    "ls": ("kvmlaunch.cli.look:ls", "Look", "List VMs."),
+    "status": ("kvmlaunch.cli.look:status", "Look", "Tell how VMs are."),
+    "console": ("kvmlaunch.cli.attach:console", "Look", "Connect the terminal to a VM's serial port."),
+    "logs": ("kvmlaunch.cli.attach:logs", "Look", "Show what a guest, or its QEMU, has printed."),
+    "monitor": ("kvmlaunch.cli.look:monitor", "Look", "Send one QMP command."),
+    "print-cmd": ("kvmlaunch.cli.build:print_cmd", "Compile", "Print the QEMU command line that `up` runs."),
+    "explain": ("kvmlaunch.cli.build:explain", "Compile", "Tell every decision with its reason, or what a code means."),
+    "diff": ("kvmlaunch.cli.build:diff", "Compile", "Compare a running VM with what its definition would start now."),
+    "validate": ("kvmlaunch.cli.define:validate", "Compile", "Check definitions, all mistakes at once."),
+    "show": ("kvmlaunch.cli.define:show", "Compile", "Print a definition, or with --resolved every value of it."),
+    "init": ("kvmlaunch.cli.define:init", "Compile", "Write a first definition."),
+    "schema": ("kvmlaunch.cli.define:schema", "Compile", "Print the JSON Schema of definitions, for editors."),
+    "preflight": (
+        "kvmlaunch.cli.host:preflight",
+        "Host",
+        "Check the host for VMs; --apply prepares it, --undo takes that back.",
+    ),
+    "check": ("kvmlaunch.cli.host:preflight", "Host", "The same as preflight."),
+    "facts": ("kvmlaunch.cli.host:facts", "Host", "Show what is known of this host, or save it."),
+    "completion": ("kvmlaunch.cli.self:completion", "Self", "Print the completion script of a shell."),
+    "version": ("kvmlaunch.cli.self:version", "Self", "Print the version."),
+}
+
+
+class Terminated(BaseException):
+    """SIGTERM or SIGHUP arrived; everything half-done is undone on the way out."""
+
+
+class LazyGroup(click.Group):
+    """A group that imports a command's module only when the command is used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Give the names of all commands."""
+        del ctx
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Give a command, imported now."""
+        del ctx
+        if cmd_name not in COMMANDS:
+            return None
+        import importlib  # noqa: PLC0415 - one use
+
+        module, _, function = COMMANDS[cmd_name][0].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), function)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Give the command of a word; an unknown one is refused with the nearest names."""
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            import difflib
+
+            near = difflib.get_close_matches(args[0], COMMANDS, n=2)
+            ctx.fail(f"no such command: {args[0]}" + (f" (did you mean {' or '.join(near)}?)" if near else ""))
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands by group without importing any."""
+        del ctx
+        for group in dict.fromkeys(group for _, group, _ in COMMANDS.values()):
+            with formatter.section(group):
+                formatter.write_dl([(name, line) for name, (_, its, line) in COMMANDS.items() if its == group])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="kvmlaunch")
+@click.pass_context
+def cli(context: click.Context, /, **options: Any) -> None:  # noqa: ANN401 - the fields of Session
+    """Virtual machines from TOML definitions: compiled, explained, started, verified.  No daemon."""
+    context.obj = Session(**options)
+
+
+cli = with_options(cli)
+
+
+def raise_terminated(number: int, frame: FrameType | None) -> None:
+    """Turn SIGTERM and SIGHUP into an exception, so that what is half-done is undone."""
+    del number, frame
+    raise Terminated
+
+
+def last_session(argv: list[str]) -> Session:
+    """Give the options that matter for an error, as far as they can be told without parsing."""
+    return Session(json="--json" in argv)
+
+
+def show_bug(error: Exception) -> None:
+    """Say that something of ours broke, keep the traceback, and print it where KVMLAUNCH_DEBUG asks."""
+    import tempfile  # noqa: PLC0415 - on a bug only
+    import traceback  # noqa: PLC0415
+
+    text = "".join(traceback.format_exception(error))
+    if os.environ.get("KVMLAUNCH_DEBUG"):
+        click.echo(text, err=True)
+    with tempfile.NamedTemporaryFile("w", prefix="kvmlaunch-bug-", suffix=".log", delete=False) as file:
+        file.write(text)
+    from kvmlaunch.cli.show import show_error  # noqa: PLC0415
+
+    report = Report(
+        code="internal.bug",
+        message=f"{type(error).__name__}: {error}",
+        where=file.name,
+        why="a bug of kvmlaunch's; nothing of yours is wrong",
+        hint="please report it with this file",
+    )
+    show_error(Session(), report)
+
+
+def run(argv: list[str]) -> int:
+    """Run one command and give its exit code."""
+    try:
+        result = cli.main(args=argv, prog_name="kvmlaunch", standalone_mode=False)
+    except KvmlaunchError as error:
+        from kvmlaunch.cli.show import show_failure  # noqa: PLC0415 - on an error only
+
+        show_failure(last_session(argv), error)
+        return error.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted", err=True)
+        return INTERRUPTED
+    except Terminated:
+        click.echo("terminated", err=True)
+        return TERMINATED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:  # noqa: BLE001 - the one place where a bug becomes a line
+        show_bug(error)
+        return 1
+    return result if isinstance(result, int) else 0
+
+
+def main() -> None:
+    """Run the command line of this process."""
+    signal.signal(signal.SIGTERM, raise_terminated)
+    signal.signal(signal.SIGHUP, raise_terminated)
+    sys.exit(run(sys.argv[1:]))

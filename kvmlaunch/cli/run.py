@@ -1,0 +1,306 @@
+"""`up`, `down`, `restart`, `pause`, `resume`, `reset`."""
+
+import shlex
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from kvmlaunch.cli.session import Session, session_command, vm_argument, vms_argument
+from kvmlaunch.cli.show import duration_text, say, short_path, show_document, show_failure, show_warnings
+from kvmlaunch.errors import KvmlaunchError
+from kvmlaunch.model.change import render_change
+from kvmlaunch.model.lifecycle import Verb
+from kvmlaunch.steps.caller import Caller, Tell
+from kvmlaunch.steps.many import common_code, run_each
+from kvmlaunch.units import parse_duration
+
+if TYPE_CHECKING:
+    from kvmlaunch.run.launch import RunningVm
+    from kvmlaunch.steps.resolve import Resolved
+    from kvmlaunch.steps.up import Started, Wishes
+
+
+class DurationType(click.ParamType[float]):
+    """A duration on the command line: `90s`, `2m`."""
+
+    name = "duration"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Give seconds."""
+        try:
+            return value if isinstance(value, float) else parse_duration(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+DETAILS = ("mount", "directory", "tap")  # steps that are said with -v
+timeout_option = click.option(
+    "--timeout", type=DurationType(), metavar="TIME", help="How long to wait at most, such as 90s or 2m."
+)
+jobs_option = click.option(
+    "-j", "--jobs", type=click.IntRange(1, 64), default=1, metavar="N", help="So many VMs at once."
+)
+
+
+def teller(session: Session, vm: str) -> Tell:
+    """Give what turns the steps of a VM into lines on stderr."""
+
+    def tell(word: str, text: str) -> None:
+        if word in DETAILS and not session.verbose:
+            return
+        if not session.json or word == "warn":
+            say(session, vm, "warn" if word == "warn" else "ok", word, short_path(text))
+
+    return tell
+
+
+def each_vm(session: Session, names: Sequence[str], action: Callable[[str], None], *, jobs: int) -> int:
+    """Run an action for each VM; failures are shown as they come, and the exit code is that of all."""
+
+    def run_one(name: str) -> int:
+        try:
+            action(name)
+        except KvmlaunchError as error:
+            show_failure(session, error, name if len(names) > 1 else "")
+            return error.exit_code
+        return 0
+
+    return common_code(run_each(names, run_one, at_once=jobs))
+
+
+def named(vms: tuple[str, ...], all_of: Callable[[], Sequence[str]], *, every: bool) -> Sequence[str]:
+    """Give the VMs that a command is for; raises UsageError when none is named."""
+    if every:
+        return all_of()
+    if not vms:
+        raise click.UsageError("name a VM, or --all")
+    return vms
+
+
+def show_started(session: Session, started: "Started", wishes: "Wishes") -> None:
+    """Print what `up` did."""
+    if session.json:
+        show_document(
+            "up",
+            {
+                "name": started.name,
+                "pid": started.pid,
+                "already": started.already,
+                "seconds": round(started.seconds, 3),
+                "argv": list(started.argv),
+                "changes": [render_change(change) for change in started.changes],
+                "warnings": [finding.report.code for finding in started.findings],
+            },
+        )
+        return
+    show_warnings(session, started.name, started.findings)
+    if started.already:
+        say(session, started.name, "ok", "already", f"running (pid {started.pid}, {duration_text(started.seconds)})")
+    elif wishes.dry_run:
+        for change in started.changes:
+            say(session, started.name, "ok", "would", render_change(change))
+        say(session, started.name, "ok", "would", "start QEMU:")
+        click.echo(shlex.join(started.argv))
+    else:
+        say(
+            session,
+            started.name,
+            "ok",
+            "started",
+            f"pid {started.pid} in {started.seconds:.2f} s · kvmlaunch console {started.name}",
+        )
+
+
+def foreground_action(caller: Caller, tell: Tell) -> "Callable[[Resolved, RunningVm], None]":
+    """Give what stays with a started VM until it ends."""
+    from kvmlaunch.steps.foreground import supervise  # noqa: PLC0415 - `--foreground` only
+
+    return lambda resolved, vm: supervise(caller, resolved, vm, tell)
+
+
+def wait_ready(session: Session, caller: Caller, name: str, started: "Started", timeout: float | None) -> None:
+    """Wait until the guest says that it is ready, a spinner on a terminal meanwhile."""
+    from kvmlaunch.cli.progress import spinner  # noqa: PLC0415 - where one waits
+    from kvmlaunch.steps.load import load_subject  # noqa: PLC0415
+    from kvmlaunch.steps.ready import wait_until_ready  # noqa: PLC0415
+
+    lifecycle = load_subject(caller, name).definition.lifecycle
+    seconds = timeout or float(lifecycle.start_timeout)
+    with spinner(session, f"{started.name}: waiting until the guest is ready"):
+        wait_until_ready(lifecycle.ready, started.name, started.pid or 0, caller.places(started.name).run, seconds)
+    if not session.json:
+        what = (
+            f"{lifecycle.ready.kind}: {lifecycle.ready.target}"
+            if lifecycle.ready
+            else "QEMU runs; no lifecycle.ready is written"
+        )
+        say(session, started.name, "ok", "ready", what)
+
+
+def start_one(session: Session, name: str, wishes: "Wishes", *, foreground: bool) -> None:
+    """Start one VM and say what was done."""
+    from kvmlaunch.cli.progress import spinner  # noqa: PLC0415 - where one waits
+    from kvmlaunch.steps.up import no_more, up  # noqa: PLC0415 - the heaviest step
+
+    caller = session.caller()
+    tell = teller(session, name)
+    then = foreground_action(caller, tell) if foreground else no_more
+    with spinner(session, f"{name}: starting", off=foreground):
+        started = up(
+            caller, name, wishes, lambda word, text: tell(word, text) if word != "started" or foreground else None, then
+        )
+    if foreground and not started.already:
+        return
+    show_started(session, started, wishes)
+    if wishes.ready and not wishes.dry_run:
+        wait_ready(session, caller, name, started, wishes.timeout)
+
+
+@click.command()
+@vms_argument
+@click.option("-n", "--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
+@click.option(
+    "--wait",
+    "until",
+    type=click.Choice(["started", "ready"]),
+    default="started",
+    help="Until QEMU is verified, or until the guest says it is ready.",
+)
+@timeout_option
+@click.option("--foreground", is_flag=True, help="Stay QEMU's parent until it ends: for systemd and containers.")
+@click.option("--paused", is_flag=True, help="Hold it before its first instruction.")
+@click.option("--boot", "boot_from", default="", metavar="cdrom.NAME", help="Boot from this CD drive, this time.")
+@click.option("--all", "every", is_flag=True, help="Every definition with lifecycle.autostart.")
+@jobs_option
+@session_command
+def up(
+    session: Session,
+    vms: tuple[str, ...],
+    dry_run: bool,
+    until: str,
+    timeout: float | None,
+    foreground: bool,
+    paused: bool,
+    boot_from: str,
+    every: bool,
+    jobs: int,
+) -> int:
+    """Start VMs: check, prepare the host, launch, and read back from the live QEMU what was promised."""
+    from kvmlaunch.steps.all_vms import autostart_names  # noqa: PLC0415 - beside its use
+    from kvmlaunch.steps.up import Wishes  # noqa: PLC0415
+
+    names = named(vms, lambda: autostart_names(session.caller()), every=every)
+    if foreground and len(names) != 1:
+        raise click.UsageError("--foreground takes one VM")
+    wishes = Wishes(dry_run=dry_run, ready=until == "ready", timeout=timeout, paused=paused, boot_from=boot_from)
+    return each_vm(session, names, lambda name: start_one(session, name, wishes, foreground=foreground), jobs=jobs)
+
+
+def stop_one(session: Session, name: str, timeout: float | None, *, force: bool, dry_run: bool) -> None:
+    """End one VM and say what was done."""
+    from kvmlaunch.cli.progress import spinner  # noqa: PLC0415 - where one waits
+    from kvmlaunch.steps.down import down as end  # noqa: PLC0415
+
+    with spinner(session, f"{name}: waiting for the guest to power down"):
+        ended = end(session.caller(), name, teller(session, name), timeout=timeout, force=force, dry_run=dry_run)
+    if session.json:
+        show_document(
+            "down",
+            {
+                "name": name,
+                "already": ended.already,
+                "seconds": round(ended.seconds, 3),
+                "forced": ended.forced,
+                "still_prepared": ended.still_prepared,
+            },
+        )
+        return
+    if ended.already:
+        say(session, name, "ok", "already", "stopped")
+    elif dry_run:
+        say(session, name, "ok", "would", "power it down and give back what it holds")
+    else:
+        say(
+            session,
+            name,
+            "ok",
+            "stopped",
+            f"in {ended.seconds:.2f} s" + (f", ended by {ended.forced}" if ended.forced else ""),
+        )
+    if ended.still_prepared and not ended.already:
+        say(session, name, "ok", "prepared", f"what root prepared stays until  sudo kvmlaunch preflight {name} --undo")
+
+
+@click.command()
+@vms_argument
+@click.option("-n", "--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
+@click.option("--force", is_flag=True, help="After the timeout end QEMU: TERM, then KILL.")
+@timeout_option
+@click.option("--all", "every", is_flag=True, help="Every running VM.")
+@jobs_option
+@session_command
+def down(
+    session: Session, vms: tuple[str, ...], dry_run: bool, force: bool, timeout: float | None, every: bool, jobs: int
+) -> int:
+    """Power VMs down: ask the guest, wait, and give back every page, mount and tap."""
+    from kvmlaunch.steps.look import running_names  # noqa: PLC0415 - beside its use
+
+    names = named(vms, lambda: running_names(session.caller()), every=every)
+    return each_vm(
+        session, names, lambda name: stop_one(session, name, timeout, force=force, dry_run=dry_run), jobs=jobs
+    )
+
+
+@click.command()
+@vms_argument
+@click.option("--force", is_flag=True, help="After the timeout end QEMU: TERM, then KILL.")
+@timeout_option
+@jobs_option
+@session_command
+def restart(session: Session, vms: tuple[str, ...], force: bool, timeout: float | None, jobs: int) -> int:
+    """Power VMs down and start them again from their definitions, which are checked first."""
+    from kvmlaunch.steps.load import load_subject  # noqa: PLC0415 - beside its use
+    from kvmlaunch.steps.up import Wishes  # noqa: PLC0415
+
+    def restart_one(name: str) -> None:
+        load_subject(session.caller(), name)
+        stop_one(session, name, timeout, force=force, dry_run=False)
+        start_one(session, name, Wishes(), foreground=False)
+
+    return each_vm(session, named(vms, tuple, every=False), restart_one, jobs=jobs)
+
+
+def control_vm(session: Session, vm: str, verb: Verb, done: str, already: str) -> None:
+    """Pause, resume or reset a VM and say so."""
+    from kvmlaunch.steps.control import control  # noqa: PLC0415 - beside its use
+
+    changed = control(session.caller(), vm, verb)
+    if session.json:
+        show_document(verb.value, {"name": vm, "changed": changed})
+    else:
+        say(session, vm, "ok", done if changed else "already", "" if changed else already)
+
+
+@click.command()
+@vm_argument
+@session_command
+def pause(session: Session, vm: str) -> None:
+    """Stop a VM's vCPUs; it keeps its memory."""
+    control_vm(session, vm, Verb.PAUSE, "paused", "paused")
+
+
+@click.command()
+@vm_argument
+@session_command
+def resume(session: Session, vm: str) -> None:
+    """Let a paused VM run on; also after an I/O error, once its cause is gone."""
+    control_vm(session, vm, Verb.RESUME, "resumed", "running")
+
+
+@click.command()
+@vm_argument
+@session_command
+def reset(session: Session, vm: str) -> None:
+    """Press a VM's reset button: the guest is not asked."""
+    control_vm(session, vm, Verb.RESET, "reset", "")

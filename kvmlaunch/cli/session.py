@@ -1,0 +1,134 @@
+"""What every command is given: the options that stand before or behind its name, and who asks."""
+
+import functools
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import click
+from attrs import evolve, frozen
+
+from kvmlaunch.steps.caller import Caller, current_caller
+
+F = TypeVar("F", bound=Callable[..., Any])
+Color = Literal["auto", "always", "never"]
+
+
+@frozen(kw_only=True)
+class Session:
+    """The common options."""
+
+    directories: tuple[str, ...] = ()
+    file: str = ""
+    overrides: tuple[str, ...] = ()
+    json: bool = False
+    color: Color = "auto"
+    quiet: bool = False
+    verbose: int = 0
+
+    def caller(self, *, facts: str | None = None, for_user: str | None = None, standard_input: bytes = b"") -> Caller:
+        """Give who asks, with these options."""
+        return current_caller(
+            directories=self.directories,
+            file=self.file,
+            overrides=self.overrides,
+            facts=Path(facts) if facts else None,
+            for_user=for_user,
+            standard_input=standard_input,
+        )
+
+
+def merged(outer: Session, inner: Session) -> Session:
+    """Give the options of a command added to those before its name."""
+    return Session(
+        directories=(*outer.directories, *inner.directories),
+        file=inner.file or outer.file,
+        overrides=(*outer.overrides, *inner.overrides),
+        json=outer.json or inner.json,
+        color=inner.color if inner.color != "auto" else outer.color,
+        quiet=outer.quiet or inner.quiet,
+        verbose=outer.verbose + inner.verbose,
+    )
+
+
+FILE = click.option("-f", "--file", default="", metavar="FILE", help="Use this definition file.")
+FILE_LONG = click.option("--file", default="", metavar="FILE", help="Use this definition file.")
+OPTIONS = (
+    click.option(
+        "--defs", "directories", multiple=True, metavar="DIR", help="Search definitions in DIR first; may be repeated."
+    ),
+    click.option(
+        "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Set a key of the definition; may be repeated."
+    ),
+    click.option("--json", is_flag=True, help="Answer with one JSON document."),
+    click.option(
+        "--color",
+        type=click.Choice(["auto", "always", "never"]),
+        default="auto",
+        help="Colour the words ok, warn and FAIL.",
+    ),
+    click.option("-q", "--quiet", is_flag=True, help="Say nothing but warnings and errors."),
+    click.option("-v", "--verbose", count=True, help="Say reasons; twice: the commands run."),
+)
+
+
+def with_options(function: F, *, short_file: bool = True) -> F:
+    """Add the common options to a click command; without `short_file` its own `-f` means something else."""
+    for option in reversed((*OPTIONS[:1], FILE if short_file else FILE_LONG, *OPTIONS[1:])):
+        function = option(function)
+    return function
+
+
+def session_command(function: Callable[..., Any], *, short_file: bool = True) -> Callable[..., Any]:
+    """Give a command its Session as the first argument, made of the options before and behind its name."""
+
+    @click.pass_context
+    @functools.wraps(function)
+    def run(
+        context: click.Context,
+        /,
+        directories: tuple[str, ...],
+        file: str,
+        overrides: tuple[str, ...],
+        json: bool,
+        color: Color,
+        quiet: bool,
+        verbose: int,
+        **arguments: Any,
+    ) -> Any:  # noqa: ANN401
+        inner = Session(
+            directories=directories,
+            file=file,
+            overrides=overrides,
+            json=json,
+            color=color,
+            quiet=quiet,
+            verbose=verbose,
+        )
+        outer = context.obj if isinstance(context.obj, Session) else Session()
+        session = merged(outer, inner)
+        context.find_root().obj = session
+        return function(session, **arguments)
+
+    return with_options(run, short_file=short_file)
+
+
+def complete_vm(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Give the names of VMs that begin so: names of files, nothing is parsed."""
+    from kvmlaunch.host.definitions import names_in  # noqa: PLC0415 - completion only
+
+    options = context.find_root().params
+    caller = evolve(current_caller(), directories=tuple(options.get("directories") or ()))
+    return sorted(name for name in names_in(caller.search) if name.startswith(incomplete))
+
+
+vm_argument = click.argument("vm", shell_complete=complete_vm)
+vms_argument = click.argument("vms", nargs=-1, shell_complete=complete_vm)
+
+
+def use_color(session: Session, stream_is_terminal: bool) -> bool:
+    """Tell whether to colour: as asked, else on a terminal where NO_COLOR is not set."""
+    if session.color != "auto":
+        return session.color == "always"
+    return stream_is_terminal and not os.environ.get("NO_COLOR")

@@ -1,0 +1,138 @@
+"""Reports, findings, rows and documents become text; the only place where a report becomes sentences."""
+
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import PurePosixPath
+from typing import Any
+
+import click
+
+from kvmlaunch.cli.session import Session, use_color
+from kvmlaunch.errors import KvmlaunchError, Report
+from kvmlaunch.model.finding import Finding
+
+COLORS = {"ok": "green", "warn": "yellow", "FAIL": "red", "skip": "cyan", "error": "red"}
+STATUS_WIDTH = 5
+WORD_WIDTH = 11
+
+
+def paint(session: Session, word: str, *, err: bool) -> str:
+    """Give a status word, coloured where that is wished."""
+    stream = sys.stderr if err else sys.stdout
+    return click.style(word, fg=COLORS[word]) if use_color(session, stream.isatty()) else word
+
+
+def short_path(text: str) -> str:
+    """Give a text with the working directory taken out of a path that it begins with."""
+    import os  # noqa: PLC0415 - one call
+
+    here = PurePosixPath(os.getcwd())
+    return text.removeprefix(f"{here}/")
+
+
+def say(session: Session, vm: str, status: str, word: str, text: str) -> None:
+    """Print one step of a VM to stderr, `web01  ok    preflight   12 checks`."""
+    if session.quiet and status in {"ok", "skip"}:
+        return
+    line = f"{vm}  {paint(session, status, err=True)}{' ' * (STATUS_WIDTH - len(status))} {word:<{WORD_WIDTH}} {text}"
+    click.echo(line.rstrip(), err=True)
+
+
+def report_lines(report: Report) -> list[str]:
+    """Give the lines beneath a report's message: where, why and what to do, none of them repeated."""
+    lines = [f"  {short_path(line)}" for line in report.where.splitlines()]
+    lines += [f"  {line}" for line in report.why.splitlines()]
+    hints = report.hint.splitlines()
+    return lines + [f"  {'fix: ' if index == 0 else '     '}{line}" for index, line in enumerate(hints)]
+
+
+def show_error(session: Session, report: Report, vm: str = "") -> None:
+    """Print an error to stderr."""
+    head = f"{paint(session, 'error', err=True)}: {f'{vm}: ' if vm else ''}{report.message}  [{report.code}]"
+    click.echo("\n".join([head, *report_lines(report)]), err=True)
+
+
+def show_warnings(session: Session, vm: str, findings: Iterable[Finding]) -> None:
+    """Print warnings to stderr, with their reason; the fix with -v."""
+    for finding in findings:
+        if finding.severity != "warning":
+            continue
+        report = finding.report
+        say(session, vm, "warn", "", f"{report.message}  [{report.code}]")
+        where = f"{short_path(report.where)}: " if report.where else ""
+        click.echo(f"  {where}{report.why}", err=True)
+        if session.verbose and report.hint:
+            click.echo(
+                "\n".join(
+                    f"  {'fix: ' if index == 0 else '     '}{line}"
+                    for index, line in enumerate(report.hint.splitlines())
+                ),
+                err=True,
+            )
+
+
+def report_document(report: Report) -> dict[str, str]:
+    """Give the JSON form of a report."""
+    return {
+        "code": report.code,
+        "message": report.message,
+        "where": report.where,
+        "why": report.why,
+        "hint": report.hint,
+    }
+
+
+def finding_document(finding: Finding) -> dict[str, str]:
+    """Give the JSON form of a finding."""
+    return {"severity": finding.severity, "key": finding.key, **report_document(finding.report)}
+
+
+def show_failure(session: Session, error: KvmlaunchError, vm: str = "") -> None:
+    """Print what stopped us, all problems of it, as text or as one JSON document on stderr."""
+    if session.json:
+        problems = [report_document(report) for report in error.problems]
+        document = {
+            "error": {"code": error.report.code, "message": error.report.message, "vm": vm, "problems": problems}
+        }
+        click.echo(json.dumps(document), err=True)
+        return
+    for report in error.problems:
+        show_error(session, report, vm)
+    if len(error.problems) > 1:
+        click.echo(f"{len(error.problems)} problems", err=True)
+
+
+def show_document(kind: str, document: Mapping[str, Any]) -> None:
+    """Print one JSON document to stdout, its schema named."""
+    click.echo(json.dumps({"schema": f"kvmlaunch/{kind}/1", **document}, ensure_ascii=False))
+
+
+def table_lines(rows: Sequence[Sequence[str]], *, gap: int = 2) -> list[str]:
+    """Give rows in columns, the last one as long as it is."""
+    if not rows:
+        return []
+    widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]) - 1)]
+    return [
+        (" " * gap).join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]).rstrip()
+        for row in rows
+    ]
+
+
+def show_table(rows: Sequence[Sequence[str]]) -> None:
+    """Print rows in columns to stdout."""
+    for line in table_lines(rows):
+        click.echo(line)
+
+
+def plain_text(text: str) -> str:
+    """Give a guest's text without escape sequences and control characters other than line ends and tabs."""
+    return "".join(character for character in text if character in "\n\t" or (character.isprintable()))
+
+
+def duration_text(seconds: float) -> str:
+    """Give a time for people: `12 s`, `3 min`, `5 h`, `2 d`."""
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length * 2:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"

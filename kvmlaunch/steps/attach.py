@@ -1,0 +1,146 @@
+"""`console` and `logs`: a guest's serial port, live and kept."""
+
+import os
+import select
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
+
+from attrs import define
+
+from kvmlaunch.errors import Busy, NotRunning, Report
+from kvmlaunch.facts.console import EscapeWatch
+from kvmlaunch.host.logs import CONSOLE_LOG, QEMU_LOG, rotate_console
+from kvmlaunch.host.rundir import CONSOLE, is_locked
+from kvmlaunch.run.process import held
+from kvmlaunch.steps.caller import Caller
+from kvmlaunch.steps.control import live
+from kvmlaunch.steps.observe import Seen, observe, owner_of
+
+CHUNK = 1 << 16
+MOST_KEPT = 1 << 20  # bytes for a terminal that does not read; the guest is never held up for it
+FOLLOW_EVERY = 0.25  # seconds
+
+
+@define(kw_only=True)
+class Output:
+    """What is to be written to a terminal that may not be reading: the oldest gives way."""
+
+    kept: bytes = b""
+    dropped: int = 0
+
+    def add(self, chunk: bytes) -> None:
+        """Add output, dropping the oldest beyond 1 MiB."""
+        self.kept += chunk
+        if len(self.kept) > MOST_KEPT:
+            self.dropped += len(self.kept) - MOST_KEPT
+            self.kept = self.kept[-MOST_KEPT:]
+
+
+def connect_console(caller: Caller, name: str) -> tuple[Seen, socket.socket]:
+    """Connect to a VM's serial port; raises NotRunning, Busy `vm.console.busy` naming the holder."""
+    seen = live(caller, name)
+    path = seen.places.run / CONSOLE
+    if not os.path.exists(path):
+        raise NotRunning(
+            Report(
+                code="vm.stopped",
+                message=f"{name} has no serial console",
+                where=str(path),
+                why="console.serial is false",
+                hint="console.serial = true",
+            )
+        )
+    holder = console_holder(path)
+    if holder:
+        raise Busy(
+            Report(
+                code="vm.console.busy",
+                message=f"the console of {name} is in use",
+                where=str(path),
+                why=holder,
+                hint=f"kvmlaunch logs {name} -f   shows it all the same",
+            )
+        )
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.connect(str(path))
+    return seen, connection
+
+
+def console_holder(path: PurePosixPath) -> str:
+    """Give who is connected to a console, "" when nobody is: who connects holds a lock file beside the socket."""
+    lock = path.with_name(f"{path.name}.lock")
+    try:
+        return Path(lock).read_text(encoding="utf-8") if is_locked(lock) else ""
+    except OSError:
+        return ""
+
+
+def converse(connection: socket.socket, process_fd: int, terminal_in: int, terminal_out: int, escape: bytes) -> bool:
+    """Pass bytes between a terminal and a console until the escape is typed or QEMU ends.
+
+    The console is always drained, so a terminal that stops reading never stops the guest.  Tells whether QEMU ended.
+    """
+    os.set_blocking(terminal_out, False)
+    output, watch = Output(), EscapeWatch(escape=escape)
+    while True:
+        waiting_out = [terminal_out] if output.kept else []
+        readable, writable, _ = select.select([connection.fileno(), terminal_in, process_fd], waiting_out, [])
+        if connection.fileno() in readable:
+            chunk = connection.recv(CHUNK)
+            if not chunk:
+                return True
+            output.add(chunk)
+        if terminal_out in writable:
+            output.kept = output.kept[os.write(terminal_out, output.kept[:CHUNK]) :]
+        if terminal_in in readable:
+            typed, left = watch.feed(os.read(terminal_in, CHUNK))
+            connection.sendall(typed)
+            if left:
+                return False
+        if process_fd in readable and connection.fileno() not in readable:
+            return True
+
+
+def follow(path: Path, alive: Callable[[], bool]) -> Iterator[str]:
+    """Give a log's text and then what is added, also after it was truncated, as long as `alive` says so."""
+    offset = 0
+    while True:
+        try:
+            with path.open("rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                offset = offset if size >= offset else 0
+                file.seek(offset)
+                chunk = file.read(CHUNK)
+        except OSError:
+            chunk = b""
+        offset += len(chunk)
+        if chunk:
+            yield chunk.decode(errors="replace")
+        elif not alive():
+            return
+        else:
+            time.sleep(FOLLOW_EVERY)
+
+
+def log_texts(caller: Caller, name: str, source: str) -> list[Path]:
+    """Give the files that hold a VM's log, the oldest first: `console` kept and live, or `qemu`."""
+    places = caller.places(name)
+    if source == "qemu":
+        return [Path(places.logs / f"{QEMU_LOG}.1"), Path(places.logs / QEMU_LOG)]
+    rotate_console(places.run, places.logs, owner_of(places.run), caller.uid)
+    return [
+        Path(places.logs / f"{CONSOLE_LOG}.1"),
+        Path(places.logs / CONSOLE_LOG),
+        Path(places.run / "log" / CONSOLE_LOG),
+    ]
+
+
+def is_alive(caller: Caller, name: str) -> bool:
+    """Does a VM's QEMU live."""
+    seen = observe(name, caller.places(name))
+    if seen.pid is None:
+        return False
+    with held(seen.pid) as process:
+        return process is not None and not process.wait(0)

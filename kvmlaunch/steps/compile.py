@@ -1,0 +1,80 @@
+"""`print-cmd`, `explain`, `diff`, `validate`: a definition compiled, nothing changed."""
+
+from collections.abc import Sequence
+
+from attrs import frozen
+
+from kvmlaunch.builder.render import Row, diff_argv, explain_rows, render_argv, select_rows
+from kvmlaunch.define.load import Loaded
+from kvmlaunch.errors import NotRunning, Report
+from kvmlaunch.host.definitions import definition_files
+from kvmlaunch.steps.caller import Caller
+from kvmlaunch.steps.load import Subject, load, load_subject, place_findings
+from kvmlaunch.steps.observe import Seen, observe
+from kvmlaunch.steps.resolve import Resolved, refuse_errors, resolve
+
+
+@frozen(kw_only=True)
+class Checked:
+    """What `validate` found in one definition."""
+
+    name: str
+    file: str
+    loaded: Loaded
+
+
+def seen_of(caller: Caller, subject: Subject) -> Seen | None:
+    """Look whether a VM runs on this host; a plan for a captured host has none."""
+    name = subject.definition.name
+    return None if caller.facts else observe(name, caller.places(name))
+
+
+def compile_vm(caller: Caller, word: str, *, boot_from: str = "") -> Resolved:
+    """Give a VM as planned here.  Raises DefinitionInvalid, and PreflightFailed for what the builder cannot do.
+
+    What the VM holds while it runs counts as its own, so the plan beside a running VM is the one that runs.
+    """
+    subject = load_subject(caller, word)
+    seen = seen_of(caller, subject)
+    resolved = resolve(caller, subject, everything=False, running=seen.pid if seen else None, boot_from=boot_from)
+    refuse_errors(resolved.name, place_findings(subject, resolved.plan.findings))
+    return resolved
+
+
+def explain(caller: Caller, word: str, keys: tuple[str, ...]) -> tuple[Resolved, tuple[Row, ...]]:
+    """Give every decision about a VM, or those at and beneath the keys; a plan with errors is explained all the same."""
+    subject = load_subject(caller, word)
+    seen = seen_of(caller, subject)
+    resolved = resolve(caller, subject, everything=False, running=seen.pid if seen else None)
+    return resolved, select_rows(explain_rows(resolved.plan, resolved.places), keys)
+
+
+def diff_running(caller: Caller, word: str) -> tuple[str, ...]:
+    """Give the options in which a running VM differs from what its definition would start now."""
+    resolved = compile_vm(caller, word)
+    seen = observe(resolved.name, resolved.places)
+    if not seen.lives or seen.record is None:
+        raise NotRunning(
+            Report(
+                code="vm.stopped",
+                message=f"{resolved.name} is not running",
+                where=str(resolved.places.run),
+                why="there is nothing to compare with",
+                hint=f"kvmlaunch print-cmd {resolved.name}",
+            )
+        )
+    return diff_argv(seen.record.argv, render_argv(resolved.plan, resolved.places))
+
+
+def validate(caller: Caller, words: Sequence[str]) -> tuple[Checked, ...]:
+    """Check definitions by their text alone; all that can be found without words."""
+    wanted = (
+        list(words) or [caller.file]
+        if words or caller.file
+        else [str(path) for path in definition_files(caller.search).values()]
+    )
+    checked = []
+    for word in wanted:
+        name, loaded, sources = load(caller, word)
+        checked.append(Checked(name=name, file=str(sources[0].path), loaded=loaded))
+    return tuple(checked)

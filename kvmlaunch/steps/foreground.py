@@ -1,0 +1,93 @@
+"""`up --foreground`: stay QEMU's parent, pass signals on as a power-down, end with the guest.
+
+For service managers and containers: readiness and QEMU's pid are told by sd_notify(3).
+"""
+
+import os
+import select
+import signal
+from typing import TYPE_CHECKING
+
+from kvmlaunch.errors import KvmlaunchError, QemuFailed
+from kvmlaunch.host.rundir import QMP, QMP_OWN
+from kvmlaunch.steps.caller import Caller, Tell
+from kvmlaunch.steps.heal import clean_up
+from kvmlaunch.steps.resolve import Resolved
+
+if TYPE_CHECKING:
+    from kvmlaunch.run.launch import RunningVm
+
+PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+def notify(environment: dict[str, str] | os._Environ[str], message: str) -> None:
+    """Tell a service manager, where one listens; source: sd_notify(3)."""
+    address = environment.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    import socket  # noqa: PLC0415 - under a service manager only
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
+        channel.connect(f"\0{address[1:]}" if address.startswith("@") else address)
+        channel.send(message.encode())
+
+
+def press_power_button(resolved: Resolved, vm: "RunningVm", tell: Tell) -> None:
+    """Ask the guest to power down; a monitor that does not answer is said."""
+    from kvmlaunch.run.qmp import Target, ask  # noqa: PLC0415 - imported by the start already
+
+    run = resolved.places.run
+    monitor = run / QMP_OWN if os.path.exists(run / QMP_OWN) else run / QMP
+    try:
+        ask(Target(path=monitor, pid=vm.pid), (("system_powerdown", {}),))
+        tell("powerdown", f"pid {vm.pid} was asked")
+    except KvmlaunchError as error:
+        tell("warn", error.report.message)
+
+
+def watch(resolved: Resolved, vm: "RunningVm", wakeup: int, tell: Tell) -> bool:
+    """Wait for QEMU to end, passing signals on; a guest that ignores the power button is ended when its time is up.
+
+    Tells whether a signal asked for the end.
+    """
+    poller = select.poll()
+    poller.register(vm.process.fd, select.POLLIN)
+    poller.register(wakeup, select.POLLIN)
+    asked, limit = False, float(resolved.subject.definition.lifecycle.stop_timeout)
+    while True:
+        ready = dict(poller.poll(limit * 1000 if asked else None))
+        if vm.process.fd in ready:
+            return asked
+        if wakeup in ready:
+            os.read(wakeup, 64)
+            asked = True
+            notify(os.environ, "STOPPING=1")
+            press_power_button(resolved, vm, tell)
+        elif not ready:
+            tell("down", f"the guest did not power down within {limit:g} s")
+            vm.end(10)
+            return True
+
+
+def supervise(caller: Caller, resolved: Resolved, vm: "RunningVm", tell: Tell) -> None:
+    """Stay the parent of a started VM until it ends, then clean up; raises QemuFailed when it died unasked."""
+    read_end, write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    before = {number: signal.signal(number, lambda *_: None) for number in PASSED_ON}
+    previous = signal.set_wakeup_fd(write_end)
+    try:
+        notify(os.environ, f"READY=1\nMAINPID={vm.pid}\nSTATUS={resolved.name} runs, verified")
+        tell("foreground", f"pid {vm.pid}; SIGTERM powers it down")
+        asked = watch(resolved, vm, read_end, tell)
+        status = vm.poll() or 0
+        death = vm.death() if status and not asked else None
+    finally:
+        signal.set_wakeup_fd(previous)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        os.close(read_end)
+        os.close(write_end)
+        vm.let_go()
+    clean_up(caller, resolved.name, resolved.places, tell)
+    if isinstance(death, QemuFailed):
+        raise death
+    tell("ended", "QEMU ended")

@@ -1,0 +1,46 @@
+"""`init`: a first definition, written once and never over another."""
+
+from pathlib import Path
+
+from kvmlaunch.define.rules import check_vm_name
+from kvmlaunch.errors import Busy, DefinitionInvalid, HostFailed, Report
+from kvmlaunch.steps.caller import Caller
+
+TEXT = """\
+# {name}: three lines are a good VM.  `kvmlaunch explain {name}` says what every other key became, and why.
+vcpus  = 2
+memory = "2GiB"
+disk   = "{name}.img"        # made with: qemu-img create -f raw -o preallocation=falloc {name}.img 20G
+
+# Install from an image, once:  kvmlaunch up {name} --boot cdrom.install
+# [cdrom.install]
+# path = "debian.iso"
+
+# Reach the guest's ssh on port 2222 of this host:
+# [network.net0]
+# forwards = ["tcp:127.0.0.1:2222:22"]
+"""
+
+
+def write_definition(caller: Caller, name: str, directory: str) -> Path:
+    """Write a first definition; raises DefinitionInvalid `def.name`, Busy `vm.exists`, HostFailed."""
+    if wrong := check_vm_name(name):
+        raise DefinitionInvalid(
+            Report(code=wrong.code, message=wrong.message, where=name, why=wrong.why, hint=wrong.hint)
+        )
+    path = Path(caller.here) / directory / f"{name}.toml"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("x", encoding="utf-8") as file:
+            file.write(TEXT.format(name=name))
+    except FileExistsError as error:
+        raise Busy(
+            Report(code="vm.exists", message=f"{path} is there already", where=str(path), hint=f"kvmlaunch show {name}")
+        ) from error
+    except OSError as error:
+        raise HostFailed(
+            Report(
+                code="host.failed", message=f"{path} could not be written", where=str(path), why=error.strerror or ""
+            )
+        ) from error
+    return path

@@ -1,0 +1,129 @@
+"""`preflight`: check the host for VMs, prepare it, and take that back."""
+
+import os
+from pathlib import PurePosixPath
+
+from attrs import evolve, frozen
+
+from kvmlaunch.errors import PrivilegeMissing, Report
+from kvmlaunch.host import journal as journals
+from kvmlaunch.host.apply import apply_changes, undo_entries
+from kvmlaunch.host.lock import host_lock
+from kvmlaunch.model.change import Change, DirectoryChange, Journal, render_change
+from kvmlaunch.model.finding import Finding, warning
+from kvmlaunch.steps.caller import Caller, Tell
+from kvmlaunch.steps.heal import heal_host
+from kvmlaunch.steps.load import load_subject
+from kvmlaunch.steps.observe import observe
+from kvmlaunch.steps.resolve import Resolved, refuse_errors, resolve
+from kvmlaunch.steps.up import all_changes, journal_head
+
+LINGER = PurePosixPath("/var/lib/systemd/linger")
+
+
+@frozen(kw_only=True)
+class Checked:
+    """What preflight found for a VM, and what of the host must change for it."""
+
+    name: str
+    findings: tuple[Finding, ...]
+    changes: tuple[Change, ...]
+    prepared: bool = False
+
+
+def directories(resolved: Resolved) -> tuple[Change, ...]:
+    """Give the directories that a printed command needs: the user's runtime directory, the VM's, its log's."""
+    user, run = resolved.host.user, resolved.places.run
+    owned = [DirectoryChange(path=str(path), mode=0o700, uid=user.uid, gid=user.gid) for path in (run, run / "log")]
+    if resolved.host.caller_uid == 0:
+        return tuple(owned)
+    parents = [
+        DirectoryChange(path=str(path), mode=0o700, uid=user.uid, gid=user.gid)
+        for path in (run.parent.parent, run.parent)
+    ]
+    return (*parents, *owned)
+
+
+def linger_findings(resolved: Resolved) -> tuple[Finding, ...]:
+    """Warn where logind would remove the user's runtime directory at his last logout (`host.user.linger`)."""
+    user = resolved.host.user
+    if resolved.host.caller_uid == 0 or not resolved.host.systemd or os.path.exists(LINGER / user.name):
+        return ()
+    return (
+        warning(
+            code="host.user.linger",
+            message=f"{user.name} does not linger",
+            why=f"/run/user/{user.uid} goes away with the last login",
+            hint=f"loginctl enable-linger {user.name}",
+        ),
+    )
+
+
+def examine(caller: Caller, word: str) -> Resolved:
+    """Give a VM as planned here; its own ports, locks and pages count as free for it."""
+    subject = load_subject(caller, word)
+    name = subject.definition.name
+    seen = observe(name, caller.places(name))
+    return resolve(caller, subject, everything=True, running=seen.pid)
+
+
+def check(caller: Caller, word: str) -> Checked:
+    """Check the host for a VM; changes nothing, raises nothing for what it finds."""
+    resolved = examine(caller, word)
+    journal = journals.read_journal(caller.owner_uid, resolved.name) if caller.uid == 0 else None
+    return Checked(
+        name=resolved.name,
+        findings=(*resolved.findings(), *linger_findings(resolved)),
+        changes=all_changes(resolved),
+        prepared=journal is not None and journal.owner == "prepared",
+    )
+
+
+def needs_root(name: str, changes: tuple[Change, ...]) -> PrivilegeMissing:
+    """Give the refusal to change the host without root, with the changes in words."""
+    why = "\n".join(render_change(change) for change in changes) or "the host is changed by root alone"
+    return PrivilegeMissing(
+        Report(
+            code="host.privilege",
+            message="only root prepares the host",
+            where=name,
+            why=why,
+            hint=f"sudo kvmlaunch preflight {name} --apply --user {os.environ.get('USER', '$USER')}",
+        )
+    )
+
+
+def prepare(caller: Caller, word: str, tell: Tell) -> Checked:
+    """Make the host ready for a VM, so that its printed command runs as it stands; a second time changes nothing.
+
+    What is made is owned by `prepared`: it stays over `up` and `down` until it is undone, or until a reboot.
+    Raises PrivilegeMissing, PreflightFailed, Busy.
+    """
+    resolved = examine(caller, word)
+    if caller.uid != 0:
+        raise needs_root(resolved.name, all_changes(resolved))
+    refuse_errors(resolved.name, resolved.findings())
+    with host_lock():
+        heal_host(tell)
+        resolved = examine(caller, word)
+        refuse_errors(resolved.name, resolved.findings())
+        head = evolve(journal_head(resolved), owner="prepared")
+        made = apply_changes(head, (*directories(resolved), *all_changes(resolved)), tell)
+    fresh = tuple(entry.change for entry in made.entries[len(head.entries) :])
+    return Checked(
+        name=resolved.name, findings=(*resolved.findings(), *linger_findings(resolved)), changes=fresh, prepared=True
+    )
+
+
+def undo(caller: Caller, name: str, tell: Tell) -> bool:
+    """Take back what was prepared for a VM; tells whether there was anything.  Raises Busy while a QEMU uses it."""
+    if caller.uid != 0:
+        raise needs_root(name, ())
+    with host_lock():
+        journal: Journal | None = journals.read_journal(caller.owner_uid, name)
+        if journal is None or journal.owner != "prepared":
+            return False
+        undo_entries(journal, journal.entries)
+        for entry in reversed(journal.entries):
+            tell("undone", render_change(entry.change))
+    return True

@@ -1,0 +1,285 @@
+"""Loading a definition that is wrong: every mistake at once, each with its code, its place, and the line to write."""
+
+import re
+from pathlib import Path, PurePosixPath
+
+import pytest
+from attrs import astuple
+
+from kvmlaunch.define import load
+from kvmlaunch.define.layers import Source
+from kvmlaunch.define.load import Surroundings, load_definition
+from kvmlaunch.model.finding import Finding
+
+pytestmark = pytest.mark.pure
+
+PROFILES = {path.stem: path.read_text() for path in (Path(load.__file__).parent / "profiles").glob("*.toml")}
+SURROUNDINGS = Surroundings(environment={}, home=PurePosixPath("/root"), working_directory=PurePosixPath("/work"))
+
+
+def findings(text: str | bytes, *overrides: str, name: str = "web01", **templates: str) -> tuple[Finding, ...]:
+    sources = [Source(path=PurePosixPath("/vm/web01.toml"), text=text)]
+    sources += [Source(path=PurePosixPath(f"/vm/{stem}.toml"), text=other) for stem, other in templates.items()]
+    loaded = load_definition(name, sources, overrides, SURROUNDINGS, PROFILES)
+    assert (loaded.definition is None) == bool(loaded.findings)
+    return loaded.findings
+
+
+def only(text: str | bytes, *overrides: str, **templates: str) -> Finding:
+    found = findings(text, *overrides, **templates)
+    assert len(found) == 1, found
+    return found[0]
+
+
+def codes(text: str | bytes, *overrides: str, **templates: str) -> list[str]:
+    return [finding.report.code for finding in findings(text, *overrides, **templates)]
+
+
+def test_five_mistakes_are_five_findings() -> None:
+    text = (
+        'vcpus = "4"\nmemory = "8GB"\nmemroy = 1\n[disk.root]\npath = "a.img"\ncache = "writebck"\n[cpu]\nmodel = 5\n'
+    )
+
+    found = findings(text)
+
+    assert [(finding.report.code, finding.report.where) for finding in found] == [
+        ("def.value.type", "/vm/web01.toml:1:9 vcpus"),
+        ("def.size.decimal", "/vm/web01.toml:2:10 memory"),
+        ("def.key.unknown", "/vm/web01.toml:3:1 memroy"),
+        ("def.value.choice", "/vm/web01.toml:6:9 disk.root.cache"),
+        ("def.value.type", "/vm/web01.toml:8:9 cpu.model"),
+    ]
+
+
+def test_a_rule_across_keys_is_told_beside_the_mistake_of_a_value() -> None:
+    text = '[cpu]\nmodel = 5\n[disk.a]\npath = "a.img"\ndiscard = "ignore"\ndetect_zeroes = "unmap"\n'
+
+    assert codes(text) == ["def.value.type", "def.disk.detect_zeroes"]
+
+
+def test_a_rule_that_rests_on_a_wrong_key_is_not_told() -> None:
+    assert codes('[cpu]\nvcpus = "4"\npin = "2-5"\n') == ["def.value.type"]
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "hint"),
+    [
+        ('vcpus = "4"', "def.value.type", "vcpus = 4"),
+        ("vcpus = true", "def.value.type", ""),
+        ("vcpus = 4.0", "def.value.type", "vcpus = 4"),
+        ("vcpus = 0", "def.value.range", ""),
+        ("vcpus = 5000", "def.value.range", ""),
+        ("vcpus = 123456789012345678901", "def.value.range", ""),
+        ("vcpus = 1e30", "def.value.type", ""),
+        ("description = 5", "def.value.type", 'description = "5"'),
+        ("description = nan", "def.value.type", ""),
+        ("description = 2020-01-01", "def.value.type", ""),
+        ('description = "a\\u0000"', "def.value.type", ""),
+        ('memory = "8GB"', "def.size.decimal", 'memory = "8GiB"'),
+        ("memory = 8", "def.size.unit", 'memory = "8GiB"'),
+        ('memory = "8"', "def.size.unit", 'memory = "8GiB"'),
+        ('memory = "8gib"', "def.size.unit", 'memory = "8GiB"'),
+        ('memory = "0GiB"', "def.value.range", ""),
+        ('memory = "-1GiB"', "def.value.range", ""),
+        ('memory = "0.3K"', "def.value.range", ""),
+        ('memory = "1K"', "def.value.range", 'memory = "1MiB"'),
+        ('os = "Linux"', "def.value.choice", 'os = "linux"'),
+        ('memory.hugepages = "2M"', "def.value.choice", 'hugepages = "2MiB"'),
+        ("memory.ksm = true", "def.value.type", 'ksm = "on"'),
+        ("os = [1]", "def.value.type", ""),
+        ("memory.lock = 1", "def.value.type", "lock = true"),
+        ("memory.numa = 0", "def.value.type", 'numa = "0"'),
+        ('memory.numa = "x"', "def.value.choice", "lscpu"),
+        ('iothreads.count = "8"', "def.value.type", "count = 8"),
+        ('iothreads.count = "aut"', "def.value.choice", 'count = "auto"'),
+        ("iothreads.count = 99", "def.value.range", ""),
+        ('cpu.pin = "5-2"', "def.value.range", ""),
+        ('cpu.pin = ""', "def.value.range", 'pin = "none"'),
+        ("cpu.topology = 4", "def.value.type", ""),
+        ('cpu.features.pmu = "of"', "def.value.choice", 'pmu = "off"'),
+        ('cpu.features."a,b" = "on"', "def.name", ""),
+        ('cpu.model = "host,pmu=off"', "def.value.choice", "cpu.features"),
+        ('machine = "q35,accel=tcg"', "def.value.choice", ""),
+        ('security.user = "a b"', "def.value.choice", ""),
+        ('lifecycle.stop_timeout = "90"', "def.size.unit", "90s"),
+        ("lifecycle.stop_timeout = 90", "def.size.unit", 'stop_timeout = "90s"'),
+        ('lifecycle.stop_timeout = "9999h"', "def.value.range", ""),
+        ('lifecycle.ready = "login:"', "def.value.choice", "console:REGEX"),
+        ('lifecycle.ready = "console:("', "def.value.choice", ""),
+        ('lifecycle.ready = "http://h:99999/"', "def.value.range", ""),
+        ('lifecycle.ready = "tcp::80"', "def.value.choice", 'ready = "tcp:127.0.0.1:80"'),
+        ('network.a.mac = "zz"', "def.value.choice", ""),
+        ('network.a.mac = "53:54:00:00:00:01"', "def.value.choice", 'mac = "52:54:00:00:00:01"'),
+        ('network.a.forwards = ["tcp::80:80"]', "def.net.exposed", '"tcp:127.0.0.1:80:80"'),
+        ('network.a.forwards = ["tcp:80:80"]', "def.net.exposed", '"tcp:127.0.0.1:80:80"'),
+        ('network.a.forwards = ["tcp:127.0.0.1:80-:80"]', "def.value.choice", '"tcp:127.0.0.1:80:80"'),
+        ('network.a.forwards = ["tcp:localhost:80:80"]', "def.value.choice", "127.0.0.1"),
+        ('network.a.forwards = ["tcp:127.0.0.1:0:80"]', "def.value.range", ""),
+        ('network.a.forwards = ["sctp:127.0.0.1:1:80"]', "def.value.choice", ""),
+        ('network.a.forwards = "tcp:127.0.0.1:80:80"', "def.value.type", 'forwards = ["tcp:127.0.0.1:80:80"]'),
+        ('network.a.bridge = "a b"', "def.value.choice", ""),
+        ('network.a = "br0"', "def.value.type", ""),
+        ("disk = 5", "def.value.type", ""),
+        ('disk = ""', "def.path", ""),
+        ('disk = "a\\u0000.img"', "def.path", ""),
+        ('disk = "/dev/fdset/1"', "def.path", ""),
+        ('disk = "../dev//fdset/1"', "def.path", ""),
+        ('disk = "~bob/a.img"', "def.path", ""),
+        ('disk = "a.vmdk"', "def.disk.format", 'format = "raw"'),
+        ('disk.a.cache = "none"', "def.value.type", "path ="),
+        ('disk.A.path = "a.img"', "def.name", ""),
+        (f'disk.{"a" * 41}.path = "a.img"', "def.name", ""),
+        ('disk.a.path = "a.img"\ndisk.a.size = "1GiB"', "def.key.unknown", ""),
+        ('name = "x"', "def.key.unknown", ""),
+        ("origins = {}", "def.key.unknown", ""),
+        ("cache = 1", "def.key.unknown", "[disk.NAME]"),
+        ("share = 1", "def.key.unknown", ""),
+        ('description = "${x}"', "def.var", "$${"),
+        ('description = "${env:NOTHING}"', "def.var", "export NOTHING"),
+        ('description = "${x"', "def.var", "close it"),
+        ("vars.a = 3", "def.value.type", 'a = "3"'),
+        ('vars = "a"', "def.value.type", ""),
+        ('vars."a b" = "c"', "def.var", ""),
+        ('vars.a = "${b}"\nvars.b = "x"', "def.var", ""),
+        ("extends = 3", "def.value.type", ""),
+        ('extends = "a.toml"', "def.value.type", 'extends = ["a.toml"]'),
+        ('extends = ["a.toml"]', "def.extends", "ls -l /vm/a.toml"),
+        ('extends = ["${x}.toml"]', "def.extends", ""),
+        ('unset = "disk.a"', "def.value.type", 'unset = ["disk.a"]'),
+        ('unset = ["disk.a"]', "def.extends", ""),
+        ("vcpus = 1\ncpu.vcpus = 2", "def.shorthand", "cpu.vcpus"),
+    ],
+)
+def test_a_mistake_has_its_code_its_line_and_the_right_spelling(text: str, code: str, hint: str) -> None:
+    finding = only(text)
+
+    assert finding.report.code == code
+    assert hint in finding.report.hint
+    assert re.match(r"/vm/web01\.toml:[12]:\d+ \S", finding.report.where)
+
+
+@pytest.mark.parametrize(
+    ("text", "where"),
+    [
+        ("a = ", ":1:5"),
+        ("vcpus = 1\n vcpus = 2\n", ":2:2"),
+        ("[cpu]\n[memory]\n[cpu]\n", ":3:1"),
+        ("vcpus = 1\na = " + "[" * 2000, ":2:5"),
+        ("vcpus = 1\n" + "a." * 500 + "b = 1", ":2:1"),
+        ("vcpus = " + "1" * 5000, ":1:9"),
+        ('\nx = "\0"', ":2:6"),
+        (b"vcpus = 1\ndescription = '\xff'", ":2:16"),
+        (b"\xef\xbb\xbfvcpus = 1", ":1:1"),
+        ("#" * (50 << 20), ":1:1"),
+    ],
+)
+def test_a_text_that_is_no_toml_is_one_finding_with_its_place(text: str | bytes, where: str) -> None:
+    finding = only(text)
+
+    assert finding.report.code == "def.toml.syntax"
+    assert finding.report.where == f"/vm/web01.toml{where}"
+
+
+def test_a_path_with_bytes_that_are_not_utf8_shows_them_escaped() -> None:
+    finding = only(b'vcpus = 1\n[disk.a]\npath = "\xff\xfe.img"\n')
+
+    assert finding.report.code == "def.path"
+    assert finding.report.where == "/vm/web01.toml:3:9"
+    assert r"\xff\xfe.img" in finding.report.why
+
+
+def test_bytes_of_the_command_line_that_are_not_utf8_are_refused() -> None:
+    assert codes("", "disk.a.path=/x/\udcff.img", "description=\udcff") == ["def.path", "def.value.type"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'disk = "x.img"\n[disk.data]\npath = "y.img"\n',
+        'disk = "x.img"  # the system\n\n[ disk . data ]\npath = "y.img"\n',
+    ],
+)
+def test_a_shorthand_beside_its_table_is_told_what_to_write(text: str) -> None:
+    finding = only(text)
+
+    assert finding.report.code == "def.shorthand"
+    assert finding.report.hint == '[disk.root]\npath = "x.img"'
+
+
+@pytest.mark.parametrize("name", ["a,process=evil", "../x", "", "a" * 41, "a\n", "é", "-a", "A"])
+def test_a_vm_has_a_plain_name(name: str) -> None:
+    found = findings("", name=name)
+
+    assert [finding.report.code for finding in found] == ["def.name"]
+
+
+@pytest.mark.parametrize(
+    ("override", "code", "hint"),
+    [
+        ("memory=4GB", "def.size.decimal", "--set memory=4GiB"),
+        ("memroy=4GiB", "def.key.unknown", "`memory`"),
+        ("memory", "def.toml.syntax", "--set KEY=VALUE"),
+        ("a..b=1", "def.key.unknown", ""),
+        ("raw.args[0]=-x", "def.key.unknown", ""),
+        ('extends=["a"]', "def.extends", ""),
+        ("security.sandbox=no", "def.value.type", "--set security.sandbox=false"),
+        ("vcpus=4\nos='x'", "def.value.type", ""),
+    ],
+)
+def test_a_mistake_of_the_command_line_is_shown_as_it_was_written(override: str, code: str, hint: str) -> None:
+    finding = only("", override)
+
+    assert finding.report.code == code
+    assert hint in finding.report.hint
+    assert finding.report.where == f"--set {override.partition('=')[0]}"
+
+
+def test_a_mistake_in_a_template_is_shown_in_the_template() -> None:
+    finding = only('extends = ["a.toml"]\n', a='\n[console]\nlog = "no"\n')
+
+    assert finding.report.where == "/vm/a.toml:3:7 console.log"
+
+
+def test_a_mistake_of_a_template_that_the_file_mends_is_none() -> None:
+    assert findings('extends = ["a.toml"]\nmemory = "8GiB"\n', a='memory = "8GB"\n') == ()
+
+
+def test_templates_in_a_circle_are_refused() -> None:
+    finding = only('extends = ["a.toml"]\n', a='extends = ["web01.toml"]\n')
+
+    assert (finding.report.code, finding.report.where) == ("def.extends", "/vm/a.toml:1:12 extends[0]")
+    assert finding.report.why == "web01.toml → a.toml → web01.toml"
+
+
+def test_five_levels_of_templates_are_allowed_and_six_are_not() -> None:
+    chain = {f"t{level}": f'extends = ["t{level + 1}.toml"]\n' for level in range(1, 6)}
+
+    assert findings('extends = ["t1.toml"]\n', **(chain | {"t5": ""})) == ()
+    assert codes('extends = ["t1.toml"]\n', **chain, t6="") == ["def.extends"]
+
+
+def test_a_broken_template_does_not_make_up_mistakes_of_the_file() -> None:
+    text = 'extends = ["a.toml"]\n[disk.root]\ncache = "none"\nserial = "${from_template}"\n'
+
+    assert codes(text, a="a =\n") == ["def.toml.syntax"]
+
+
+def test_unset_names_what_was_probably_meant() -> None:
+    finding = only('extends = ["a.toml"]\nunset = ["disk.scrach"]\n', a='disk.scratch.path = "a.img"\n')
+
+    assert "disk.scratch" in finding.report.hint
+
+
+def test_a_secret_is_never_repeated() -> None:
+    found = findings('raw.args = ["-object", "secret,id=s,data=hunter2"]\n')
+
+    assert [finding.report.code for finding in found] == ["def.secret"]
+    assert "hunter2" not in repr(found)
+
+
+def test_no_message_lets_a_terminal_sequence_through() -> None:
+    found = findings('os = "\\u001b[31m"\n"\\u001b[2J" = 1\n')
+
+    texts = [field for finding in found for field in astuple(finding.report)]
+    assert [text for text in texts if "\\u001b" in text]
+    assert not [text for text in texts if "\x1b" in text]
