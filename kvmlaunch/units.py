@@ -6,7 +6,6 @@ same value.
 """
 
 import re
-from fractions import Fraction
 
 KIB, MIB, GIB, TIB = (1 << shift for shift in (10, 20, 30, 40))
 
@@ -21,7 +20,7 @@ SIZE_UNITS = {
     "T": TIB,
 }
 DECIMAL_UNITS = {"KB": "KiB", "kB": "KiB", "MB": "MiB", "GB": "GiB", "TB": "TiB"}
-DURATION_UNITS = {"ms": Fraction(1, 1000), "s": Fraction(1), "m": Fraction(60), "h": Fraction(3600)}
+DURATION_UNITS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000}  # milliseconds
 LARGEST_SIZE = (1 << 63) - 1
 LARGEST_CPU = 8191
 LONGEST_NUMBER = 20
@@ -52,14 +51,21 @@ def parse_size(text: str) -> int:
         what = f"unit {unit!r} is unknown" if unit else "the unit is missing"
         message = f'{what}; write KiB, MiB, GiB or TiB, such as "{number}MiB"'
         raise ValueError(message)
-    size = Fraction(number) * SIZE_UNITS[unit]
-    if size.denominator != 1:
+    numerator, denominator = parse_decimal(number)
+    size, rest = divmod(numerator * SIZE_UNITS[unit], denominator)
+    if rest:
         message = f"{text!r} is no whole number of bytes"
         raise ValueError(message)
     if not 0 < size <= LARGEST_SIZE:
         message = f"{text!r} is out of range; a size is above 0 and below 8388608TiB"
         raise ValueError(message)
-    return int(size)
+    return size
+
+
+def parse_decimal(number: str) -> tuple[int, int]:
+    """Give `1.5` exactly, as numerator and denominator: fractions would be one more import of every start."""
+    whole, _, part = number.partition(".")
+    return int(whole + part), 10 ** len(part)
 
 
 def render_size(size: int) -> str:
@@ -90,18 +96,19 @@ def parse_duration(text: str) -> float:
     if match is None or match[2] not in DURATION_UNITS:
         message = f'{text!r} is no duration; write a number and ms, s, m or h, such as "90s"'
         raise ValueError(message)
-    seconds = Fraction(match[1]) * DURATION_UNITS[match[2]]
+    numerator, denominator = parse_decimal(match[1])
+    seconds = numerator * DURATION_UNITS[match[2]] / (denominator * 1000)
     if not 0 < seconds <= 7 * 24 * 3600:
         message = f"{text!r} is out of range; a duration is above 0 and at most a week"
         raise ValueError(message)
-    return float(seconds)
+    return seconds
 
 
 def render_duration(seconds: float) -> str:
     """Give the shortest exact text of a duration, to the millisecond: `500ms`, `90s`, `2m`."""
     milliseconds = round(seconds * 1000)
     for unit in ("h", "m", "s"):
-        length = int(DURATION_UNITS[unit] * 1000)
+        length = DURATION_UNITS[unit]
         if milliseconds and milliseconds % length == 0:
             return f"{milliseconds // length}{unit}"
     return f"{milliseconds}ms"

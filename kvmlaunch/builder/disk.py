@@ -69,7 +69,7 @@ def plan_bus(definition: Definition, name: str, disk: Disk) -> Choice[str]:
     if definition.os == "windows":
         return Choice(
             value="sata",
-            reason='Windows boots from it without a driver; write bus = "virtio-blk" once the virtio driver is installed',
+            reason='Windows boots from it without a driver; write bus = "virtio-blk" once its driver is installed',
             source="virtio-win",
             origin=definition.origin("os"),
         )
@@ -82,7 +82,7 @@ def plan_bus(definition: Definition, name: str, disk: Disk) -> Choice[str]:
 
 
 def plan_cache(definition: Definition, name: str, disk: Disk, facts: PathFacts) -> Choice[CacheMode]:
-    """Choose the cache mode: none where O_DIRECT works on this very path, else writeback; both honour a guest's flush."""
+    """Choose the cache mode: none where O_DIRECT works on this very path, else writeback; both honour a flush."""
     key = f"disk.{name}.cache"
     if disk.cache is not AUTO:
         origin = definition.origin(key)
@@ -202,7 +202,7 @@ def check_disk(plan: DiskPlan, host: HostFacts, caps: QemuCaps, machine: str) ->
 
 
 def check_direct(plan: DiskPlan) -> Iterator[Finding]:
-    """Refuse a direct cache mode by hand on a path that refuses O_DIRECT (`disk.direct`), and native without direct I/O."""
+    """Refuse a direct cache mode by hand where O_DIRECT is refused (`disk.direct`), and native without direct I/O."""
     cache, key = plan.cache.value, f"{plan.table}.cache"
     readable = plan.facts.kind in {"file", "block"} and plan.facts.readable
     if plan.disk.cache is not AUTO and cache in DIRECT and readable and not plan.facts.o_direct:
@@ -294,7 +294,7 @@ def plan_discard(plan: DiskPlan, definition: Definition) -> Choice[str]:
         return Choice(value=plan.disk.discard, reason="", source="", origin=definition.origin(key))
     return Choice(
         value="unmap",
-        reason="a guest's trim frees blocks on the host; a trimmed image is sparse, and aio may change at the next start",
+        reason="a guest's trim frees blocks on the host; a trimmed image is sparse, so aio may change at a later start",
         source="QEMU man page, -drive discard",
         origin=definition.origin(key),
     )

@@ -134,7 +134,7 @@ def check_accelerator(definition: Definition, host: HostFacts) -> tuple[Finding,
     return (error(code=code, message="KVM cannot be used", key="accel", why=problem, hint=hint),)
 
 
-def machine_fields(definition: Definition, host: HostFacts, caps: QemuCaps, *, hugepages: bool) -> tuple[Field, ...]:
+def machine_fields(definition: Definition, caps: QemuCaps, *, hugepages: bool) -> tuple[Field, ...]:
     """Give the fields of `-machine`: the type, and what a server does not need switched off."""
     machine = plan_machine(definition, caps)
     merge = definition.memory.ksm == "on" and not hugepages
@@ -251,7 +251,7 @@ def build_machine(definition: Definition, host: HostFacts, caps: QemuCaps, *, uu
                 "no file of the user's changes the machine",
                 "QEMU man page, -no-user-config",
             ),
-            pairs("-machine", "machine", *machine_fields(definition, host, caps, hugepages=hugepages)),
+            pairs("-machine", "machine", *machine_fields(definition, caps, hugepages=hugepages)),
             value("-accel", "machine", "accel", accelerator),
             build_rtc(definition),
         ),

@@ -38,14 +38,28 @@ def obstacle(host: HostFacts, page_size: int, pages: int, host_numa_node: int | 
         return ""
     if host.hugepages_refused:
         return host.hugepages_refused
-    if not host.privileged:
-        if host.held.mount_size is not None:
-            return f"the prepared mount has {render_size(host.held.mount_size)} for uid {host.held.mount_uid}, not {render_size(pages * page_size)} for uid {host.user.uid}"
+    return (
+        room_obstacle(host, page_size, pages, host_numa_node)
+        if host.privileged
+        else prepared_obstacle(host, page_size, pages)
+    )
+
+
+def prepared_obstacle(host: HostFacts, page_size: int, pages: int) -> str:
+    """Give why an ordinary user, who does not hold the mount that he needs, has none."""
+    if host.held.mount_size is None:
         return "only root reserves them, and nothing is prepared"
+    there = f"{render_size(host.held.mount_size)} for uid {host.held.mount_uid}"
+    return f"the prepared mount has {there}, not {render_size(pages * page_size)} for uid {host.user.uid}"
+
+
+def room_obstacle(host: HostFacts, page_size: int, pages: int, host_numa_node: int | None) -> str:
+    """Give why the host has no room for so many pages, "" when it has."""
     missing = host.pages_short(page_size, pages, host_numa_node) * page_size
-    if missing and host.memory.available - missing < host.kept_memory:
+    left = max(0, host.memory.available - missing) // MIB * MIB
+    if missing and left < host.kept_memory:
         return (
-            f"{render_size(missing)} more would leave the host {render_size(max(0, host.memory.available - missing) // MIB * MIB)}"
+            f"{render_size(missing)} more would leave the host {render_size(left)}"
             f" of the {render_size(host.kept_memory // MIB * MIB)} that it keeps"
         )
     return ""
@@ -290,7 +304,7 @@ def lock_options(definition: Definition) -> tuple[Option, ...]:
 
 
 def plan_balloon(definition: Definition, memory: MemoryPlan) -> Choice[str]:
-    """Choose the balloon: with ordinary memory, so that the guest's free pages return to the host; none with hugepages."""
+    """Choose the balloon: with ordinary memory, so that free pages return to the host; none with hugepages."""
     if definition.memory.balloon is not AUTO:
         return Choice(value=definition.memory.balloon, reason="", source="", origin=definition.origin("memory.balloon"))
     if memory.backing == "hugepages":

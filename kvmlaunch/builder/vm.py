@@ -205,8 +205,8 @@ def build_vm(
 ) -> Plan:
     """Give the plan of a VM: a pure function of its arguments.
 
-    `boot_from` is `cdrom.NAME` for a start that boots from it, `paused` one that waits for `resume`.  What was asked for by hand and cannot be
-    had is an error among the plan's findings; a fallback of auto is a warning there.
+    `boot_from` is `cdrom.NAME` for a start that boots from it, `paused` one that waits for `resume`.
+    Among the plan's findings what was asked for by hand and cannot be had is an error, a fallback of auto a warning.
     """
     plans = tuple(disk.plan_disk(definition, name, host, caps) for name in definition.disk)
     nets = tuple(
@@ -216,6 +216,7 @@ def build_vm(
     parts.append(raw.build_raw(definition, tuple(option for part in parts for option in part.options)))
     threads = iothreads.plan_iothreads(definition, host, caps, disk_loads(plans))
     firmware = boot.plan_firmware(definition, host)
+    findings = (*(finding for part in parts for finding in part.findings), *check_boot_from(definition, boot_from))
     return Plan(
         name=definition.name,
         digest=definition.digest,
@@ -224,7 +225,7 @@ def build_vm(
         user=host.user.name or str(host.user.uid),
         options=tuple(option for part in parts for option in part.options),
         promises=(*(promise for part in parts for promise in part.promises), identity(definition, host, caps)),
-        findings=(*(finding for part in parts for finding in part.findings), *check_boot_from(definition, boot_from)),
+        findings=findings,
         choices=explained_only(definition, host, caps, plans),
         memory=memory.plan_memory(definition, host),
         vcpus=definition.cpu.vcpus,

@@ -13,7 +13,7 @@ from kvmlaunch.steps.compile import validate as validate_all
 @vms_argument
 @session_command
 def validate(session: Session, vms: tuple[str, ...]) -> int:
-    """Check definitions, all mistakes at once: VMs, files, - for standard input; all that are found when none is named."""
+    """Check definitions, all mistakes at once: VMs, files, - for standard input; all when none is named."""
     checked = validate_all(session.caller(standard_input=standard_input("-") if "-" in vms else b""), vms)
     bad = [each for each in checked if errors_of(each.loaded.findings)]
     if session.json:

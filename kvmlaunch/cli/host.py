@@ -109,18 +109,22 @@ def preflight(session: Session, vms: tuple[str, ...], apply: bool, undo: bool, f
 def facts_rows(facts: HostFacts) -> list[tuple[str, str]]:
     """Give the host in rows for people."""
     pools = [f"{render_size(pool.page_size)}: {pool.total} in all, {pool.available} available" for pool in facts.pools]
-    accelerator = f"/dev/kvm {facts.kvm.device}, modules {', '.join(facts.kvm.modules) or 'none'}, {'runs guests' if facts.kvm.runs_guests else 'runs no ordinary guests'}"
+    modules, verdict = (
+        ", ".join(facts.kvm.modules) or "none",
+        "runs guests" if facts.kvm.runs_guests else "runs no guests",
+    )
+    total, available = (render_size(size // MIB * MIB) for size in (facts.memory.total, facts.memory.available))
     return [
         ("kernel", facts.kernel),
         ("CPUs", f"{render_cpus(facts.cpus.online)}  {facts.cpus.model}"),
         (
             "memory",
-            f"{render_size(facts.memory.total // MIB * MIB)}, {render_size(facts.memory.available // MIB * MIB)} available",
+            f"{total}, {available} available",
         ),
         ("NUMA", count(len(facts.nodes), "node")),
         ("hugepages", "; ".join(pools) or "none"),
         ("THP", facts.thp or "none"),
-        ("KVM", accelerator),
+        ("KVM", f"/dev/kvm {facts.kvm.device}, modules {modules}, {verdict}"),
         ("io_uring", facts.aio.io_uring_refusal or "usable"),
         ("native aio", f"{facts.aio.used} of {facts.aio.most} contexts"),
         ("systemd", "runs" if facts.systemd else "does not run"),
@@ -147,7 +151,8 @@ def facts(session: Session, vms: tuple[str, ...], save: str | None) -> None:
                 "host",
                 "ok",
                 "saved",
-                f"{short_path(str(directory))}{', with the answers of QEMU' if asked else '; name a VM to add its files and the answers of its QEMU'}",
+                short_path(str(directory))
+                + (" with QEMU's answers" if asked else "; a VM's name adds its files and QEMU's answers"),
             )
         return
     found = read_facts(caller, vms)

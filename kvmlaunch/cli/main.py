@@ -1,4 +1,4 @@
-"""The command `kvmlaunch`: a lazy table of commands, and the one place where an exception becomes text and exit code."""
+"""The command `kvmlaunch`: a lazy table of commands; here alone an exception becomes text and exit code."""
 
 import os
 import signal
@@ -132,7 +132,7 @@ def show_bug(error: Exception) -> None:
     show_error(Session(), report)
 
 
-def run(argv: list[str]) -> int:
+def run(argv: list[str]) -> int:  # noqa: PLR0911 - one a kind of end
     """Run one command and give its exit code."""
     try:
         result = cli.main(args=argv, prog_name="kvmlaunch", standalone_mode=False)

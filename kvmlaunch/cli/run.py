@@ -229,7 +229,8 @@ def stop_one(session: Session, name: str, timeout: float | None, *, force: bool,
             f"in {ended.seconds:.2f} s" + (f", ended by {ended.forced}" if ended.forced else ""),
         )
     if ended.still_prepared and not ended.already:
-        say(session, name, "ok", "prepared", f"what root prepared stays until  sudo kvmlaunch preflight {name} --undo")
+        undo = f"sudo kvmlaunch preflight {name} --undo --user $USER"
+        say(session, name, "ok", "prepared", f"what root prepared stays until  {undo}")
 
 
 @click.command()

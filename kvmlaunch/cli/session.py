@@ -95,7 +95,7 @@ def session_command(function: Callable[..., Any], *, short_file: bool = True) ->
         color: Color,
         quiet: bool,
         verbose: int,
-        **arguments: Any,
+        **arguments: Any,  # noqa: ANN401 - the command's own
     ) -> Any:  # noqa: ANN401
         inner = Session(
             directories=directories,

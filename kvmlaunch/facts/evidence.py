@@ -41,7 +41,7 @@ def build_mapping(name: str, numbers: Mapping[str, int], flags: frozenset[str]) 
 
 
 def guest_ram(mappings: Sequence[RamMapping], size: int) -> tuple[RamMapping, ...]:
-    """Give the mappings that hold the guest's RAM: those of hugetlbfs, else the smallest private one that is large enough."""
+    """Give the mappings that hold the guest's RAM: those of hugetlbfs, else the smallest private one that fits."""
     huge = tuple(mapping for mapping in mappings if "ht" in mapping.flags)
     if huge:
         return huge

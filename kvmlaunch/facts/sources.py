@@ -49,7 +49,8 @@ class Wanted:
     """What one VM needs looked at beside the files that every VM needs.
 
     `paths` are absolute; of `ports` (host ports that it forwards) the holders are looked for.
-    `listeners`, `network_devices` and `io_uring` cost time on a busy host, so they are asked for.
+    `listeners`, `network_devices`, `io_uring` and `locks` (who has locked the paths: the kernel takes
+    10 ms to say) cost time, so they are asked for.
     """
 
     paths: tuple[PurePosixPath, ...] = ()
@@ -57,6 +58,7 @@ class Wanted:
     listeners: bool = False
     network_devices: bool = False
     io_uring: bool = False
+    locks: bool = True
 
     @property
     def files(self) -> tuple[str, ...]:

@@ -35,6 +35,7 @@ from kvmlaunch.model.host import Mount, UserFacts
 from kvmlaunch.units import count, render_size
 
 Tell = Callable[[str, str], None]
+RUNTIMES = PurePosixPath("/run/user")  # root makes a user's runtime directory there
 
 
 def pool_path(change: PoolChange, name: str, root: Path = Path("/")) -> Path:
@@ -87,19 +88,21 @@ def apply_pool(change: PoolChange, before: int, root: Path = Path("/")) -> int:
     why = f"{count(change.pages, 'page')} were asked for beside the {before} there, the kernel granted {gained}"
     if change.compact:
         why += f"\nmemory is fragmented: compaction freed {by_compaction} more"
+    pages = f"{count(change.pages, 'more huge page')} of {render_size(change.page_size)}"
+    lasting = f"put hugepages={wanted} on the host's kernel command line"
     raise PreflightFailed(
         Report(
             code="host.hugepages.partial" if gained else "host.hugepages.short",
             where=str(pool_path(change, "nr_hugepages")),
             why=why,
-            message=f"{count(change.pages, 'huge page')} of {render_size(change.page_size)} more are needed, {gained} can be had",
-            hint=f"lasting:  put hugepages={before + change.pages} on the host's kernel command line\nwithout:  --set memory.hugepages=auto",
+            message=f"{pages} are needed, {gained} can be had",
+            hint=f"lasting:  {lasting}\nwithout:  --set memory.hugepages=auto",
         )
     )
 
 
 def undo_pool(entry: Entry, change: PoolChange, root: Path = Path("/")) -> int:
-    """Lower a pool by what this change gained, never by a page that is in use or promised; gives the pages given back."""
+    """Lower a pool by what this change gained, never by a page in use or promised; gives the pages given back."""
     total = read_number(pool_path(change, "nr_hugepages", root))
     before = entry.before or 0
     gained = (total if entry.after is None else entry.after) - before
@@ -121,7 +124,8 @@ def mounts_on(path: str) -> tuple[Mount, ...]:
 
 def mount_options(change: MountChange) -> str:
     """Give the mount options: `min_size` makes the kernel reserve every page at the mount, or refuse."""
-    return f"pagesize={change.page_size >> 10}K,size={change.size},min_size={change.size},uid={change.uid},gid={change.gid},mode=0700"
+    size = f"pagesize={change.page_size >> 10}K,size={change.size},min_size={change.size}"
+    return f"{size},uid={change.uid},gid={change.gid},mode=0700"
 
 
 def is_ours(mount: Mount, change: MountChange) -> bool:
@@ -221,23 +225,23 @@ def apply_log_mount(change: LogMountChange) -> None:
         ) from error
 
 
+def owner_rights(change: DirectoryChange) -> UserFacts:
+    """Give whose rights make and remove a directory: root's in root's own trees, else the user's."""
+    path = PurePosixPath(change.path)
+    in_roots_tree = RUN in path.parents or path.parent == RUNTIMES
+    return UserFacts(uid=0, gid=0) if in_roots_tree else UserFacts(uid=change.uid, gid=change.gid)
+
+
 def apply_directory(change: DirectoryChange) -> None:
     """Make a directory for a user, with his own rights where it lies in his tree."""
-    path = PurePosixPath(change.path)
-    if RUN in path.parents or path.parent == PurePosixPath("/run/user"):
-        make_owned(path, change.uid, change.gid, change.mode)
-        return
-    with rights_of(UserFacts(uid=change.uid, gid=change.gid)):
-        make_owned(path, change.uid, change.gid, change.mode)
+    with rights_of(owner_rights(change)):
+        make_owned(PurePosixPath(change.path), change.uid, change.gid, change.mode)
 
 
 def undo_directory(change: DirectoryChange) -> None:
     """Remove a directory when it is empty but for sockets of a QEMU that is gone."""
     path = PurePosixPath(change.path)
-    with (
-        contextlib.suppress(FileNotFoundError, PreflightFailed),
-        rights_of(UserFacts(uid=change.uid if RUN not in path.parents else 0, gid=change.gid)),
-    ):
+    with contextlib.suppress(FileNotFoundError, PreflightFailed), rights_of(owner_rights(change)):
         with entered(path, change.uid) as fd:
             for name in OWN_FILES:
                 with contextlib.suppress(FileNotFoundError, IsADirectoryError):
@@ -327,7 +331,7 @@ def apply_changes(head: Journal, changes: tuple[Change, ...], tell: Tell) -> Jou
 
 
 def undo_entries(journal: Journal, entries: tuple[Entry, ...]) -> Journal:
-    """Take entries of a journal back, the last first, and write down what is left; raises the first failure at the end."""
+    """Take entries of a journal back, the last first, and write down what is left; raises the first failure."""
     failure: KvmlaunchError | None = None
     for entry in reversed(entries):
         try:

@@ -36,7 +36,7 @@ def find_definition(name: str, places: tuple[Path, ...]) -> Path:
     """Give the file of a VM's name; raises UnknownVm with the nearest names and the places searched."""
     for place in places:
         path = place / f"{name}{SUFFIX}"
-        if path.exists():
+        if os.path.exists(path):
             return path
     import difflib
 
@@ -57,7 +57,9 @@ def definition_files(places: tuple[Path, ...]) -> dict[str, Path]:
     """Give every definition by name, the first hit of each."""
     found: dict[str, Path] = {}
     for place in places:
-        for path in sorted(place.glob(f"*{SUFFIX}")) if place.is_dir() else ():
+        for path in (
+            sorted(place.glob(f"*{SUFFIX}")) if os.path.isdir(place) and os.access(place, os.R_OK | os.X_OK) else ()
+        ):
             found.setdefault(path.stem, path)
     return found
 

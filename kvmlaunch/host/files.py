@@ -9,7 +9,7 @@ FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def write_atomically(directory_fd: int, name: str, text: str, *, durable: bool = True) -> None:
-    """Write a file of mode 0600 in an opened directory: temp, fsync, rename, fsync of the directory; raises HostFailed."""
+    """Write a file of mode 0600 in an opened directory: temp, fsync, rename, fsync again; raises HostFailed."""
     temporary = f".{name}.{os.getpid()}"
     try:
         fd = os.open(temporary, FILE, 0o600, dir_fd=directory_fd)

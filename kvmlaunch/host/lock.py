@@ -14,7 +14,7 @@ RETRY = 0.01  # seconds
 
 @contextlib.contextmanager
 def host_lock(deadline: float = 60.0) -> Iterator[None]:
-    """Hold the lock under which hugepage pools, mounts and taps change; raises Busy `host.locked` after `deadline` seconds."""
+    """Hold the lock under which pools, mounts and taps change; raises Busy `host.locked` after `deadline` seconds."""
     fd = os.open(LOCK_PATH if os.path.isdir(LOCK_PATH) else "/sys/kernel", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         wait_for_lock(fd, deadline)

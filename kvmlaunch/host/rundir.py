@@ -88,6 +88,13 @@ def claimed(path: PurePosixPath, uid: int, gid: int) -> Iterator[Claim]:
         os.close(fd)
 
 
+def check_owner(fd: int, path: PurePosixPath, uid: int) -> None:
+    """Refuse a run directory of another user."""
+    owner = os.fstat(fd).st_uid
+    if owner != uid:
+        raise unsafe(path, f"it belongs to uid {owner}")
+
+
 def claim_directory(path: PurePosixPath, uid: int, gid: int) -> int:
     """Give the descriptor of a run directory with its lock held; one removed meanwhile is made again."""
     while True:
@@ -98,8 +105,7 @@ def claim_directory(path: PurePosixPath, uid: int, gid: int) -> int:
             except FileNotFoundError:
                 continue
             try:
-                if os.fstat(fd).st_uid != uid:
-                    raise unsafe(path, f"it belongs to uid {os.fstat(fd).st_uid}")
+                check_owner(fd, path, uid)
                 lock_directory(fd, path)
                 if is_the_same(fd, parent, path.name):
                     return fd

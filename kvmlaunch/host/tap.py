@@ -27,7 +27,7 @@ def run_ip(*arguments: str) -> None:
 
 
 def make_tap(change: TapChange) -> None:
-    """Make a persistent tap owned by the VM's user, with its MTU, joined to its bridge and up; removed again when a step fails."""
+    """Make a persistent tap owned by the VM's user, joined to its bridge and up; removed when a step fails."""
     if not tap_exists(change.ifname):
         queues = ("multi_queue",) if change.multi_queue else ()
         run_ip("tuntap", "add", "dev", change.ifname, "mode", "tap", "user", str(change.uid), *queues)

@@ -225,7 +225,8 @@ class HostFacts:
 
     `user` is whom QEMU runs as; `user_missing` says why root is not left for `kvmlaunch`, "" when it is
     or when the caller is not root.  `caller_uid` is the uid that the VM belongs to: the caller's, or the
-    user's that root prepares for; `privileged` tells whether the caller himself is root.  `hugepages_refused` is what the kernel said when pages were tried for and not granted.
+    user's that root prepares for; `privileged` tells whether the caller himself is root.
+    `hugepages_refused` is what the kernel said when pages were tried for and not granted.
     """
 
     machine_id: str

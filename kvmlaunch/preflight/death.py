@@ -51,7 +51,7 @@ SIGNALS = {
 
 
 def report_death(status: int, text: str, argv: tuple[str, ...], log: str) -> Report:
-    """Give the report of a QEMU that ended: `status` as Python's returncode, negative for a signal; its text stands verbatim."""
+    """Give the report of a QEMU that ended: `status` is negative for a signal, its text stands verbatim."""
     words = text.strip()
     quoted = words or "QEMU said nothing"
     if status < 0:

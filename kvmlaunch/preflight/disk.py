@@ -89,7 +89,7 @@ def check_format(disk: PlannedDisk, facts: PathFacts) -> Iterator[Finding]:
                 why=why,
                 hint=f'format = "{header}"   or, to open it raw all the same, format = "raw"',
             )
-    elif disk.format != "raw" and header != disk.format:
+    elif disk.format not in {"raw", header}:
         yield error(
             code="disk.header",
             message=f"{disk.path} is no {disk.format} image",

@@ -8,7 +8,7 @@ from kvmlaunch.model.plan import MemoryPromise, Plan
 
 
 def check_ksm(plan: Plan, host: HostFacts) -> Iterator[Finding]:
-    """Warn where the VM asks for KSM and the host does not run it, and where KSM runs beside hugepages, which it cannot merge."""
+    """Warn where KSM is asked for and does not run, and where it runs beside hugepages, which it cannot merge."""
     wanted = any(isinstance(promise, MemoryPromise) and promise.merge for promise in plan.promises)
     run = None if host.ksm is None else host.ksm.run
     if wanted and run != 1:

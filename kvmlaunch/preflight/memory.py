@@ -23,7 +23,7 @@ def pages_missing(plan: Plan, host: HostFacts) -> int:
 
 
 def check_hugepages(plan: Plan, host: HostFacts) -> Iterator[Finding]:
-    """Check that pages can be had: the pool exists, the caller may raise it, the host keeps enough, a cgroup allows it."""
+    """Check that pages can be had: the pool is there, the caller may raise it, the host keeps enough."""
     memory, key = plan.memory, "memory.hugepages"
     if memory.backing != "hugepages" or has_mount(plan, host):
         return
@@ -89,11 +89,12 @@ def check_cgroup(plan: Plan, host: HostFacts) -> Iterator[Finding]:
 
 
 def check_ordinary(plan: Plan, host: HostFacts) -> Iterator[Finding]:
-    """Refuse a guest larger than the host's RAM (`host.memory.short`); warn when it is larger than what is available."""
+    """Refuse a guest larger than the host's RAM (`host.memory.short`); warn when more than is available."""
     if plan.memory.backing != "ordinary" or host.held.running:
         return
     size, total, available = plan.memory.size, host.memory.total, host.memory.available
-    numbers = f"{render_size(size)} are asked for, the host has {render_size(total // MIB * MIB)}, {render_size(available // MIB * MIB)} available"
+    whole, rest = render_size(total // MIB * MIB), render_size(available // MIB * MIB)
+    numbers = f"{render_size(size)} are asked for, the host has {whole}, {rest} available"
     if size > total:
         yield error(
             code="host.memory.short",
@@ -130,12 +131,13 @@ def check_lock(plan: Plan, host: HostFacts) -> Iterator[Finding]:
     """Refuse locked memory beyond the user's hard limit (`host.limit.memlock`); root raises its own."""
     hard = host.user.memlock_hard
     need = plan.memory.size + GIB
+    user = host.user.name or host.user.uid
     if plan.memory.lock and not host.privileged and hard is not None and hard < need:
         yield error(
             code="host.limit.memlock",
             message="the memory may not be locked",
             key="memory.lock",
-            why=f"RLIMIT_MEMLOCK of {host.user.name or host.user.uid} is {render_size(hard)}, {render_size(need)} are needed",
+            why=f"RLIMIT_MEMLOCK of {user} is {render_size(hard)}, {render_size(need)} are needed",
             hint=f"{host.user.name or host.user.uid} - memlock {need >> 10}   in /etc/security/limits.conf",
         )
 

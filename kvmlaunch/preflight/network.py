@@ -51,7 +51,7 @@ def check_bridge(network: PlannedNetwork, host: HostFacts) -> Iterator[Finding]:
 
 
 def check_tap(network: PlannedNetwork, host: HostFacts) -> Iterator[Finding]:
-    """Check a tap: an existing one is there and the VM's user may open it, ours can be made or is prepared (`host.tap.missing`)."""
+    """Check a tap: it is there and the VM's user may open it (`host.tap.missing`)."""
     device = host.network_devices.get(network.ifname)
     if network.type == "tap" and (device is None or device.kind != "tap"):
         yield error(
@@ -61,7 +61,7 @@ def check_tap(network: PlannedNetwork, host: HostFacts) -> Iterator[Finding]:
             why="type tap uses an existing one",
             hint=f"ip tuntap add {network.ifname} mode tap user {host.user.name or host.user.uid}",
         )
-    elif device and device.kind == "tap" and host.user.uid != 0 and device.owner_uid != host.user.uid:
+    elif device and device.kind == "tap" and host.user.uid not in {0, device.owner_uid}:
         yield error(
             code="host.tap.missing",
             message=f"{network.ifname} belongs to another user",

@@ -1,4 +1,4 @@
-"""Is every promise of the plan kept by the live QEMU?"""
+"""Checks that every promise of the plan is kept by the live QEMU."""
 
 import re
 from collections.abc import Iterator
@@ -65,7 +65,7 @@ def check_drive(promise: DrivePromise, evidence: Evidence) -> Iterator[Finding]:
             f"{name} of drive {promise.id}", getattr(promise, name), getattr(seen, name), f"{table}.{key}"
         )
     if not promise.writeback:
-        # The other way round is the guest's choice: a driver that cannot flush, such as the firmware's, turns the cache off.
+        # The other way round is the guest's choice: a driver that cannot flush, as the firmware's, turns it off.
         yield from compare(
             f"the volatile cache of drive {promise.id}", planned=False, seen=seen.writeback, key=f"{table}.cache"
         )

@@ -78,7 +78,7 @@ def launch_qemu(
 
 
 def wait_for_socket(vm: RunningVm, path: PurePosixPath, deadline: float) -> None:
-    """Wait until QEMU's monitor is bound; raises QemuFailed when it dies before, TimedOut at the deadline (monotonic)."""
+    """Wait until QEMU's monitor is bound; raises QemuFailed when it dies before, TimedOut at the deadline."""
     while not os.path.exists(path):
         if vm.process.wait(LOOK_AGAIN):
             raise vm.death()

@@ -35,7 +35,7 @@ def pin(thread: int, host_cpu: int) -> None:
 def pin_and_continue(
     monitor: PurePosixPath, pid: int, vcpus: tuple[int, ...], iothreads: tuple[int, ...], *, go_on: bool
 ) -> None:
-    """Pin every vCPU to its host CPU, every I/O thread to its own, then let the guest run unless it is to stay paused."""
+    """Pin vCPUs and I/O threads to host CPUs, then let the guest run unless it is to stay paused."""
     target = Target(path=monitor, pid=pid)
     cpus, threads = (
         cast("list[Any]", answer) for answer in ask(target, (("query-cpus-fast", {}), ("query-iothreads", {})))

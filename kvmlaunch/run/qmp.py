@@ -64,7 +64,7 @@ def open_socket(target: Target, seconds: float) -> socket.socket:
     except KvmlaunchError:
         connection.close()
         raise
-    connection.setblocking(False)
+    connection.settimeout(0)
     return connection
 
 

@@ -6,7 +6,7 @@ from kvmlaunch.steps.load import load
 
 
 def autostart_names(caller: Caller) -> tuple[str, ...]:
-    """Give the VMs whose definition says lifecycle.autostart; a broken definition is among them, so that `up` names its mistakes."""
+    """Give the VMs that say lifecycle.autostart, and the broken definitions, so that `up` names their mistakes."""
     wanted = []
     for name in definition_files(caller.search):
         definition = load(caller, name)[1].definition

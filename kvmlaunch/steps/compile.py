@@ -42,7 +42,7 @@ def compile_vm(caller: Caller, word: str, *, boot_from: str = "") -> Resolved:
 
 
 def explain(caller: Caller, word: str, keys: tuple[str, ...]) -> tuple[Resolved, tuple[Row, ...]]:
-    """Give every decision about a VM, or those at and beneath the keys; a plan with errors is explained all the same."""
+    """Give every decision about a VM, or those at and beneath the keys; one with errors is explained too."""
     subject = load_subject(caller, word)
     seen = seen_of(caller, subject)
     resolved = resolve(caller, subject, everything=False, running=seen.pid if seen else None)

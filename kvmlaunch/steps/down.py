@@ -82,7 +82,7 @@ def wait_asking(seen: Seen, process: Process, timeout: float) -> bool:
 
 
 def end_process(seen: Seen, process: Process, timeout: float, tell: Tell, *, force: bool) -> str:
-    """Ask, wait, and with force end; gives the signal that ended it, "" for none.  Raises TimedOut `vm.stop.timeout`."""
+    """Ask, wait, and with force end; gives the signal that ended it, "" for none.  Raises TimedOut."""
     ask_powerdown(seen, force=force)
     tell("powerdown", f"pid {process.pid} was asked, waiting {timeout:g} s")
     if wait_asking(seen, process, timeout):

@@ -85,7 +85,7 @@ def clean_up(caller: Caller, vm: str, places: Places, tell: Tell) -> bool:
 
 
 def give_back_under_lock(caller: Caller, vm: str, tell: Tell) -> bool:
-    """Give back what a start took, under the host-wide lock; an ordinary user takes nothing and may have been prepared for."""
+    """Give back what a start took, under the host-wide lock; for an ordinary user root may have prepared."""
     if caller.uid != 0:
         return bool(mounts_on(str(caller.places(vm).hugepages)))
     if journals.read_journal(0, vm) is None:

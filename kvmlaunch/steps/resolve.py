@@ -1,5 +1,6 @@
 """A definition meets this host and its QEMU: facts captured, the plan built, everything checked."""
 
+import os
 from pathlib import Path, PurePosixPath
 
 from attrs import evolve, frozen
@@ -61,7 +62,7 @@ def find_binary(definition: Definition, caller: Caller) -> Path:
     for directory in caller.environment.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").split(":"):
         for name in BINARIES:
             path = Path(directory) / name
-            if directory.startswith("/") and path.is_file():
+            if directory.startswith("/") and os.path.isfile(path) and os.access(path, os.X_OK):
                 return path
     raise PreflightFailed(
         Report(
@@ -130,7 +131,7 @@ def lacking(definition: Definition, host: HostFacts) -> str:
 
 
 def read_host_for(definition: Definition, caller: Caller, *, everything: bool, io_uring: bool) -> HostFacts:
-    """Give the facts as the user sees them whom QEMU will run as; root gives way to `kvmlaunch` where that reaches every file."""
+    """Give the facts as QEMU's user sees them; root gives way to `kvmlaunch` where that reaches every file."""
     written = definition.security.user
     if caller.facts or caller.uid != 0:
         return read_host(definition, caller, None, everything=everything, io_uring=io_uring)
@@ -193,7 +194,7 @@ def facts_places(caller: Caller, definition: Definition) -> Places:
 
 
 def refuse_errors(name: str, findings: tuple[Finding, ...]) -> None:
-    """Raise what the errors among findings call for: PrivilegeMissing when a privilege is all that lacks, else PreflightFailed."""
+    """Raise PrivilegeMissing when a privilege is all that lacks, PreflightFailed for any other error."""
     errors = tuple(finding.report for finding in errors_of(findings))
     if not errors:
         return

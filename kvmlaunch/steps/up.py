@@ -141,7 +141,7 @@ def journal_head(resolved: Resolved) -> Journal:
 
 
 def check_running(seen: Seen, subject: Subject, resolved_digest: str) -> tuple[Finding, ...]:
-    """Check a VM that runs already against the definition: another file is refused (`vm.other`), an older text is said."""
+    """Check a VM that runs already against the definition: another file is refused (`vm.other`), older text said."""
     from kvmlaunch.model.finding import warning  # noqa: PLC0415 - beside its only use
 
     record, definition = seen.record, subject.definition
@@ -290,7 +290,7 @@ def record_of(resolved: Resolved, argv: tuple[str, ...], pid: int, state: str) -
 
 
 def launch(caller: Caller, resolved: Resolved, claim: Claim, argv: tuple[str, ...], deadline: float) -> "RunningVm":
-    """Start QEMU and wait until its monitor has negotiated; what QEMU wants at once is imported first, the rest meanwhile."""
+    """Start QEMU and wait until its monitor has negotiated; what is needed later is imported meanwhile."""
     from kvmlaunch.run.launch import launch_qemu, wait_for_greeting, wait_for_socket  # noqa: PLC0415 - late on purpose
     from kvmlaunch.run.spawn import Owner  # noqa: PLC0415
 
