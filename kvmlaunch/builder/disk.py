@@ -11,7 +11,7 @@ from kvmlaunch.model.choice import Choice, Origin
 from kvmlaunch.model.definition import AUTO, Aio, CacheMode, Definition, Disk
 from kvmlaunch.model.finding import Finding, error, warning
 from kvmlaunch.model.host import HostFacts, PathFacts
-from kvmlaunch.model.plan import DrivePromise, Field, Option, PlannedDisk
+from kvmlaunch.model.plan import DrivePromise, Field, FieldValue, Option, PlannedDisk
 from kvmlaunch.model.qemu import QemuCaps
 
 DIRECT = ("none", "directsync")
@@ -19,6 +19,7 @@ WRITE_THROUGH = ("writethrough", "directsync")
 LONGEST_SERIAL = 20
 AIO_HEADROOM = 1024  # contexts that one busy QEMU may take
 URING_AVOIDS = ("zfs", "cifs", "smb3")  # hangs were reported there: Proxmox qemu-server Drive.pm, Incus ba320b8bc6
+QUEUES = {"virtio-blk": "num-queues", "nvme": "max_ioqpairs"}  # those of virtio-scsi are the controller's
 SUFFIXES = {".img": "raw", ".raw": "raw", ".qcow2": "qcow2"}
 MEASURED = "kvmlaunch docs, performance"
 DEVICES = {"virtio-blk": "virtio-blk-pci", "virtio-scsi": "scsi-hd", "nvme": "nvme", "sata": "ide-hd", "ide": "ide-hd"}
@@ -252,6 +253,11 @@ def check_aio(plan: DiskPlan, host: HostFacts, caps: QemuCaps) -> Iterator[Findi
         )
 
 
+def by_hand(name: str, key: str, value: FieldValue, definition: Definition) -> Field:
+    """Give a field whose value was written."""
+    return field(name, key, Choice(value=value, reason="", source="", origin=definition.origin(key)))
+
+
 def drive_fields(plan: DiskPlan, definition: Definition) -> Iterator[Field]:
     """Give the fields of `-drive`, the path first."""
     table = plan.table
@@ -267,24 +273,13 @@ def drive_fields(plan: DiskPlan, definition: Definition) -> Iterator[Field]:
     yield field("aio", f"{table}.aio", plan.aio)
     yield field("discard", f"{table}.discard", plan_discard(plan, definition))
     if plan.disk.detect_zeroes != "off":
-        yield field(
-            "detect-zeroes",
-            f"{table}.detect_zeroes",
-            Choice(
-                value=plan.disk.detect_zeroes, reason="", source="", origin=definition.origin(f"{table}.detect_zeroes")
-            ),
-        )
+        yield by_hand("detect-zeroes", f"{table}.detect_zeroes", plan.disk.detect_zeroes, definition)
     if plan.disk.readonly:
-        yield field(
-            "readonly",
-            f"{table}.readonly",
-            Choice(value=True, reason="", source="", origin=definition.origin(f"{table}.readonly")),
-        )
+        yield by_hand("readonly", f"{table}.readonly", plan.disk.readonly, definition)
     for name, number in (("iops", plan.disk.limits.iops), ("bandwidth", plan.disk.limits.bandwidth)):
         if number is not None:
             word = {"iops": "throttling.iops-total", "bandwidth": "throttling.bps-total"}[name]
-            key = f"{table}.limits.{name}"
-            yield field(word, key, Choice(value=int(number), reason="", source="", origin=definition.origin(key)))
+            yield by_hand(word, f"{table}.limits.{name}", int(number), definition)
 
 
 def plan_discard(plan: DiskPlan, definition: Definition) -> Choice[str]:
@@ -321,12 +316,8 @@ def device_fields(
     if boot:
         yield field("bootindex", f"{table}.boot", boot)
     yield field("serial", f"{table}.serial", plan_serial(plan, definition))
-    if plan.disk.queues is not AUTO and plan.bus.value == "virtio-blk":
-        yield field(
-            "num-queues",
-            f"{table}.queues",
-            Choice(value=plan.disk.queues, reason="", source="", origin=definition.origin(f"{table}.queues")),
-        )
+    if plan.disk.queues is not AUTO and plan.bus.value in QUEUES:
+        yield by_hand(QUEUES[plan.bus.value], f"{table}.queues", plan.disk.queues, definition)
     yield from thread_fields(plan, threads)
     if (
         plan.facts.rotational is False
@@ -386,7 +377,7 @@ def plan_serial(plan: DiskPlan, definition: Definition) -> Choice[str]:
     if plan.disk.serial is not AUTO:
         return Choice(value=plan.disk.serial, reason="", source="", origin=definition.origin(key))
     return Choice(
-        value=plan.name[:LONGEST_SERIAL],
+        value=plan.name if len(plan.name) <= LONGEST_SERIAL else f"{plan.name[:11]}-{names.digest(plan.name)[:8]}",
         reason="the disk's name: /dev/disk/by-id in the guest is stable",
         source="virtio 1.1, 5.2.6 (20 bytes)",
         origin=definition.origin(f"{plan.table}.path"),
@@ -443,7 +434,18 @@ def promise(plan: DiskPlan) -> DrivePromise:
     )
 
 
-def scsi_controller(plans: tuple[DiskPlan, ...], threads: tuple[str, ...]) -> tuple[Option, ...]:
+def controller_queues(plans: tuple[DiskPlan, ...], definition: Definition) -> Iterator[Field]:
+    """Give the queues of the controller: the most that is written for one of its disks, which share them."""
+    written = {plan.name: plan.disk.queues for plan in plans if plan.bus.value == "virtio-scsi"}
+    numbers = {name: number for name, number in written.items() if number is not AUTO}
+    if numbers:
+        name = max(numbers, key=lambda each: numbers[each])
+        yield by_hand("num_queues", f"disk.{name}.queues", numbers[name], definition)
+
+
+def scsi_controller(
+    plans: tuple[DiskPlan, ...], definition: Definition, threads: tuple[str, ...]
+) -> tuple[Option, ...]:
     """Give the one virtio-scsi controller where a disk wants it."""
     if not any(plan.bus.value == "virtio-scsi" for plan in plans):
         return ()
@@ -454,6 +456,7 @@ def scsi_controller(plans: tuple[DiskPlan, ...], threads: tuple[str, ...]) -> tu
             fixed("virtio-scsi-pci", "disks with bus virtio-scsi sit on it", "QEMU docs, devices/virtio"),
         ),
         wiring("id", "disk.controller", "scsi0"),
+        *controller_queues(plans, definition),
     ]
     if threads:
         fields.append(

@@ -38,6 +38,9 @@ def obstacle(host: HostFacts, page_size: int, pages: int, host_numa_node: int | 
         return ""
     if host.hugepages_refused:
         return host.hugepages_refused
+    limit = host.hugetlb_cgroup.get(page_size)
+    if limit is not None and limit < pages * page_size:
+        return f"the cgroup allows {render_size(limit)} of hugepages, {render_size(pages * page_size)} are needed"
     return (
         room_obstacle(host, page_size, pages, host_numa_node)
         if host.privileged

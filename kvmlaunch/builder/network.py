@@ -148,6 +148,14 @@ def check_network(plan: NetworkPlan, host: HostFacts) -> Iterator[Finding]:
             why=f"{network.model}, {type_}",
             hint='queues = "auto"',
         )
+    if type_ == "user" and any(":" in forward.address for forward in network.forwards):
+        yield error(
+            code="qemu.capability",
+            message="user networking forwards from IPv4 addresses only",
+            key=f"{table}.forwards",
+            why="QEMU 7.2 and 10.0 refuse an IPv6 address in hostfwd",
+            hint='"tcp:127.0.0.1:8443:443"',
+        )
     if network.vhost is True and not host.vhost_net:
         yield error(
             code="host.vhost.missing",

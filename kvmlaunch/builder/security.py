@@ -19,6 +19,22 @@ DENIED = {
 }
 
 
+def missing_rights(definition: Definition, host: HostFacts) -> str:
+    """Give what the user that the host was seen as cannot reach of a VM, "" when he reaches everything.
+
+    /dev/kvm counts only where KVM would run the guest for root.
+    """
+    writable = {disk.path for disk in definition.disk.values() if not disk.readonly}
+    for path, facts in host.paths.items():
+        there = facts.kind in {"file", "block"}
+        if facts.kind == "denied" or (there and not facts.readable):
+            return f"{host.user.name} may not read {path}"
+        if there and path in writable and not facts.writable:
+            return f"{host.user.name} may not write {path}"
+    needs_kvm = definition.accel != "tcg" and host.kvm.runs_ordinary_kernels
+    return f"{host.user.name} may not open /dev/kvm" if needs_kvm and host.kvm.device == "denied" else ""
+
+
 def plan_user(definition: Definition, host: HostFacts) -> Choice[str]:
     """Choose whom QEMU runs as: the caller; for root the system user `kvmlaunch` where it reaches every file."""
     name = host.user.name or str(host.user.uid)

@@ -107,7 +107,9 @@ def build_disks(
         ),
         (),
     )
-    yield Part(options=disk.scsi_controller(plans, scsi_threads), findings=tuple(check_ports(seats, machine_name)))
+    yield Part(
+        options=disk.scsi_controller(plans, definition, scsi_threads), findings=tuple(check_ports(seats, machine_name))
+    )
     for plan in plans:
         yield disk.build_disk(
             plan,

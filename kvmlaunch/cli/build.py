@@ -1,6 +1,5 @@
 """`print-cmd`, `explain`, `diff`."""
 
-import sys
 from collections.abc import Callable
 
 import click
@@ -14,7 +13,7 @@ from kvmlaunch.builder.render import (
     render_origin,
     render_pretty,
 )
-from kvmlaunch.cli.session import Session, complete_vm, session_command, vm_argument
+from kvmlaunch.cli.session import Session, complete_vm, session_command, standard_input, vm_argument
 from kvmlaunch.cli.show import short_path, show_document, show_table, show_warnings
 from kvmlaunch.model.codes import CODES
 from kvmlaunch.model.plan import Places, Plan
@@ -25,11 +24,6 @@ from kvmlaunch.steps.resolve import Resolved
 facts_option = click.option("--facts", metavar="DIR", help="Build for the host that was saved there.")
 
 RENDERERS: dict[str, Callable[[Plan, Places], str]] = {"pretty": render_pretty, "comments": render_comments}
-
-
-def standard_input(word: str) -> bytes:
-    """Give the definition on standard input where the word is `-`."""
-    return sys.stdin.buffer.read() if word == "-" else b""
 
 
 @click.command(name="print-cmd")

@@ -2,11 +2,10 @@
 
 import click
 
-from kvmlaunch.cli.build import standard_input
-from kvmlaunch.cli.session import Session, complete_vm, session_command, vms_argument
+from kvmlaunch.cli.session import Session, complete_vm, session_command, standard_input, vms_argument
 from kvmlaunch.cli.show import finding_document, say, short_path, show_document, show_error, show_warnings
 from kvmlaunch.model.finding import errors_of
-from kvmlaunch.steps.compile import validate as validate_all
+from kvmlaunch.steps.validate import validate as validate_all
 
 
 @click.command()

@@ -1,5 +1,6 @@
 """The command `kvmlaunch`: a lazy table of commands; here alone an exception becomes text and exit code."""
 
+import gc
 import os
 import signal
 import sys
@@ -161,6 +162,7 @@ def run(argv: list[str]) -> int:  # noqa: PLR0911 - one a kind of end
 
 def main() -> None:
     """Run the command line of this process."""
+    gc.set_threshold(100_000)  # a short command leaves no garbage: looking for it is a twentieth of print-cmd
     signal.signal(signal.SIGTERM, raise_terminated)
     signal.signal(signal.SIGHUP, raise_terminated)
     sys.exit(run(sys.argv[1:]))

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -112,6 +113,11 @@ def session_command(function: Callable[..., Any], *, short_file: bool = True) ->
         return function(session, **arguments)
 
     return with_options(run, short_file=short_file)
+
+
+def standard_input(word: str) -> bytes:
+    """Give the definition on standard input where the word is `-`."""
+    return sys.stdin.buffer.read() if word == "-" else b""
 
 
 def complete_vm(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:

@@ -48,7 +48,8 @@ def capture_host(
         paths = {str(path): capture_path(base, str(path)) for path in wanted.paths}
     for path in paths.values():
         path["disks"] = capture_disks(base, find_device(base, files, path))
-    for inode, holders in capture_lock_holders(base, {str(path.get("inode", "")) for path in paths.values()}).items():
+    inodes = {str(path.get("inode", "")) for path in paths.values()} if wanted.locks else set()
+    for inode, holders in (capture_lock_holders(base, inodes) if inodes else {}).items():
         for path in paths.values():
             path.update({"holders": holders} if path.get("inode") == inode else {})
     probes = {

@@ -2,10 +2,11 @@
 
 import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import PurePosixPath
 
 from kvmlaunch.host.files import write_all
-from kvmlaunch.host.tree import DIRECTORY, entered
+from kvmlaunch.host.tree import DIRECTORY, entered, make_at
 
 QEMU_LOG = "qemu.log"
 QEMU_LOG_LIMIT = 1 << 20
@@ -14,12 +15,21 @@ CONSOLE_LIMIT = 4 << 20  # bytes that are kept while the VM runs; the older half
 CHUNK = 1 << 16
 
 
+@contextlib.contextmanager
+def own_directory(directory: PurePosixPath, uid: int) -> Iterator[int]:
+    """Open the directory of a VM's kept logs, made with mode 0700; its shared parents may be passed through."""
+    with entered(directory.parent, uid, make=True) as parent:
+        make_at(parent, directory.name, directory, 0o700)
+    with entered(directory, uid) as fd:
+        yield fd
+
+
 def open_qemu_log(directory: PurePosixPath, uid: int, heading: str) -> tuple[int, int]:
     """Open QEMU's own log for appending and give its descriptor and size; beyond 1 MiB the old text goes to `.1`.
 
     The descriptor is open for reading too.  `uid` owns the directory's tree.
     """
-    with entered(directory, uid, make=True, mode=0o711 if uid == 0 else 0o700) as fd:
+    with own_directory(directory, uid) as fd:
         log = os.open(QEMU_LOG, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=fd)
         if os.fstat(log).st_size > QEMU_LOG_LIMIT:
             os.close(log)
@@ -53,7 +63,7 @@ def rotate_console(
 
 def keep_console(source: int, size: int, kept: PurePosixPath, log_uid: int) -> None:
     """Append the last 4 MiB of a console to the kept log; a full one becomes `.1` first."""
-    with entered(kept, log_uid, make=True, mode=0o711 if log_uid == 0 else 0o700) as fd:
+    with own_directory(kept, log_uid) as fd:
         with contextlib.suppress(FileNotFoundError):
             if (
                 os.stat(CONSOLE_LOG, dir_fd=fd, follow_symlinks=False).st_size + min(size, CONSOLE_LIMIT)

@@ -103,10 +103,14 @@ class KvmFacts:
     modules: tuple[str, ...] = ()
 
     @property
+    def runs_ordinary_kernels(self) -> bool:
+        """Is this KVM for ordinary guests: PVM alone runs PVM-aware kernels only."""
+        return "kvm_pvm" not in self.modules or bool({"kvm_intel", "kvm_amd"} & set(self.modules))
+
+    @property
     def runs_guests(self) -> bool:
-        """Does this KVM run ordinary guests: PVM alone runs PVM-aware kernels only."""
-        pvm_alone = "kvm_pvm" in self.modules and not {"kvm_intel", "kvm_amd"} & set(self.modules)
-        return self.device == "usable" and not pvm_alone
+        """Does KVM run ordinary guests for the VM's user."""
+        return self.device == "usable" and self.runs_ordinary_kernels
 
 
 @frozen(kw_only=True)

@@ -1,26 +1,12 @@
-"""`print-cmd`, `explain`, `diff`, `validate`: a definition compiled, nothing changed."""
-
-from collections.abc import Sequence
-
-from attrs import frozen
+"""`print-cmd`, `explain`, `diff`: a definition compiled, nothing changed."""
 
 from kvmlaunch.builder.render import Row, diff_argv, explain_rows, render_argv, select_rows
-from kvmlaunch.define.load import Loaded
 from kvmlaunch.errors import NotRunning, Report
-from kvmlaunch.host.definitions import definition_files
+from kvmlaunch.model.finding import errors_of
 from kvmlaunch.steps.caller import Caller
-from kvmlaunch.steps.load import Subject, load, load_subject, place_findings
+from kvmlaunch.steps.load import Subject, load_subject, place_findings
 from kvmlaunch.steps.observe import Seen, observe
 from kvmlaunch.steps.resolve import Resolved, refuse_errors, resolve
-
-
-@frozen(kw_only=True)
-class Checked:
-    """What `validate` found in one definition."""
-
-    name: str
-    file: str
-    loaded: Loaded
 
 
 def seen_of(caller: Caller, subject: Subject) -> Seen | None:
@@ -37,7 +23,7 @@ def compile_vm(caller: Caller, word: str, *, boot_from: str = "") -> Resolved:
     subject = load_subject(caller, word)
     seen = seen_of(caller, subject)
     resolved = resolve(caller, subject, everything=False, running=seen.pid if seen else None, boot_from=boot_from)
-    refuse_errors(resolved.name, place_findings(subject, resolved.plan.findings))
+    refuse_errors(resolved.name, place_findings(subject, errors_of(resolved.plan.findings)))
     return resolved
 
 
@@ -64,17 +50,3 @@ def diff_running(caller: Caller, word: str) -> tuple[str, ...]:
             )
         )
     return diff_argv(seen.record.argv, render_argv(resolved.plan, resolved.places))
-
-
-def validate(caller: Caller, words: Sequence[str]) -> tuple[Checked, ...]:
-    """Check definitions by their text alone; all that can be found without words."""
-    wanted = (
-        list(words) or [caller.file]
-        if words or caller.file
-        else [str(path) for path in definition_files(caller.search).values()]
-    )
-    checked = []
-    for word in wanted:
-        name, loaded, sources = load(caller, word)
-        checked.append(Checked(name=name, file=str(sources[0].path), loaded=loaded))
-    return tuple(checked)

@@ -2,10 +2,11 @@
 
 import os
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 from attrs import evolve, frozen
 
-from kvmlaunch.builder.security import SYSTEM_USER
+from kvmlaunch.builder.security import SYSTEM_USER, missing_rights
 from kvmlaunch.builder.vm import build_vm, needs_io_uring, wanted_paths
 from kvmlaunch.errors import HostFailed, PreflightFailed, PrivilegeMissing, Report
 from kvmlaunch.facts.qemu import parse_answers
@@ -14,16 +15,17 @@ from kvmlaunch.host.capture import capture_host
 from kvmlaunch.host.qemu_probe import load_answers, probe_qemu
 from kvmlaunch.host.rights import capture_user
 from kvmlaunch.host.saved import load_capture
-from kvmlaunch.model.change import Change
 from kvmlaunch.model.definition import AUTO, Definition
 from kvmlaunch.model.finding import Finding, errors_of
 from kvmlaunch.model.host import HeldByVm, HostFacts, UserFacts
 from kvmlaunch.model.plan import Places, Plan
 from kvmlaunch.model.qemu import QemuCaps
-from kvmlaunch.preflight.checks import check_plan, plan_changes
 from kvmlaunch.steps.caller import Caller
 from kvmlaunch.steps.load import Subject, place_findings
 from kvmlaunch.units import parse_size
+
+if TYPE_CHECKING:
+    from kvmlaunch.model.change import Change
 
 BINARIES = ("qemu-system-x86_64", "kvm")
 QEMU_ANSWERS = "qemu"  # beneath a saved capture
@@ -47,11 +49,15 @@ class Resolved:
 
     def findings(self) -> tuple[Finding, ...]:
         """Check the plan on this host; every finding with its place."""
+        from kvmlaunch.preflight.checks import check_plan  # noqa: PLC0415 - print-cmd checks nothing
+
         found = (*self.subject.findings, *check_plan(self.plan, self.host, self.caps, self.places))
         return place_findings(self.subject, found)
 
-    def changes(self) -> tuple[Change, ...]:
+    def changes(self) -> "tuple[Change, ...]":
         """Give what of the host must change first."""
+        from kvmlaunch.preflight.checks import plan_changes  # noqa: PLC0415 - print-cmd changes nothing
+
         return plan_changes(self.plan, self.host, self.places)
 
 
@@ -108,6 +114,7 @@ def read_host(
         ports=forwarded_ports(definition) if everything else (),
         listeners=everything,
         network_devices=everything,
+        locks=everything,
         io_uring=io_uring,
     )
     facts = parse_captured(capture_host(wanted, user=user))
@@ -117,17 +124,6 @@ def read_host(
 def forwarded_ports(definition: Definition) -> tuple[int, ...]:
     """Give the host ports that a VM forwards, whose holders are looked for."""
     return tuple(forward.host_port for network in definition.network.values() for forward in network.forwards)
-
-
-def lacking(definition: Definition, host: HostFacts) -> str:
-    """Give what the system user cannot reach of a VM, "" when it reaches everything."""
-    writable = {disk.path for disk in definition.disk.values() if not disk.readonly}
-    for path, facts in host.paths.items():
-        if facts.kind == "denied" or (facts.kind in {"file", "block"} and not facts.readable):
-            return f"{host.user.name} may not read {path}"
-        if facts.kind in {"file", "block"} and path in writable and not facts.writable:
-            return f"{host.user.name} may not write {path}"
-    return f"{host.user.name} may not open /dev/kvm" if host.kvm.device == "denied" else ""
 
 
 def read_host_for(definition: Definition, caller: Caller, *, everything: bool, io_uring: bool) -> HostFacts:
@@ -144,7 +140,7 @@ def read_host_for(definition: Definition, caller: Caller, *, everything: bool, i
         missing = f"there is no system user {SYSTEM_USER}"
     else:
         facts = read_host(definition, caller, user, everything=everything, io_uring=io_uring)
-        missing = lacking(definition, facts)
+        missing = missing_rights(definition, facts)
         if not missing:
             return facts
     return evolve(read_host(definition, caller, None, everything=everything, io_uring=io_uring), user_missing=missing)
