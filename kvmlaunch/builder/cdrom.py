@@ -61,7 +61,7 @@ def build_cdrom(definition: Definition, name: str, *, bus: str, boot: Choice[int
         field(
             "id",
             f"{table}.id",
-            fixed(names.device_id(f"cd-{name}"), "an id computed from the name", "kvmlaunch: names, not numbers"),
+            fixed(names.cdrom_device_id(name), "an id computed from the name", "kvmlaunch: names, not numbers"),
         ),
         wiring("bus", table, bus, "its port"),
     ]

@@ -2,7 +2,7 @@
 
 import hashlib
 
-LONGEST_STEM = 26  # QEMU refuses a node name of 32 characters, and `fmt-cd-` takes 7 at most: 31 − 5
+LONGEST_STEM = 26  # QEMU refuses a node name of 32 characters, and `fmt-` takes 4 of 31
 
 
 def digest(*words: str) -> str:
@@ -11,8 +11,11 @@ def digest(*words: str) -> str:
 
 
 def stem(name: str) -> str:
-    """Give the part of an id that stands for a name: the name itself, or its start and a hash where it is too long."""
-    return name if len(name) <= LONGEST_STEM else f"{name[:17]}-{digest(name)[:8]}"
+    """Give the part of an id that stands for a name: the name itself, or its start and a hash where it is too long.
+
+    A name as it is has at most 25 characters, one with a hash has 26, so that no two names meet.
+    """
+    return name if len(name) < LONGEST_STEM else f"{name[:17]}-{digest(name)[:8]}"
 
 
 def drive_id(name: str) -> str:
@@ -38,6 +41,11 @@ def cdrom_node_name(name: str) -> str:
 def device_id(name: str) -> str:
     """Give the id of a disk's device."""
     return f"dev-{stem(name)}"
+
+
+def cdrom_device_id(name: str) -> str:
+    """Give the id of a CD drive; a disk's, whatever its name, begins otherwise."""
+    return f"cd-{stem(name)}"
 
 
 def netdev_id(name: str) -> str:

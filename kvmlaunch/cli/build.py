@@ -1,29 +1,17 @@
 """`print-cmd`, `explain`, `diff`."""
 
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import click
 
-from kvmlaunch.builder.render import (
-    Row,
-    plan_document,
-    render_argv,
-    render_comments,
-    render_line,
-    render_origin,
-    render_pretty,
-)
 from kvmlaunch.cli.session import Session, complete_vm, session_command, standard_input, vm_argument
 from kvmlaunch.cli.show import short_path, show_document, show_table, show_warnings
-from kvmlaunch.model.codes import CODES
-from kvmlaunch.model.plan import Places, Plan
-from kvmlaunch.steps.compile import compile_vm, diff_running
-from kvmlaunch.steps.compile import explain as explain_vm
-from kvmlaunch.steps.resolve import Resolved
+
+if TYPE_CHECKING:
+    from kvmlaunch.builder.render import Row
+    from kvmlaunch.steps.resolve import Resolved
 
 facts_option = click.option("--facts", metavar="DIR", help="Build for the host that was saved there.")
-
-RENDERERS: dict[str, Callable[[Plan, Places], str]] = {"pretty": render_pretty, "comments": render_comments}
 
 
 @click.command(name="print-cmd")
@@ -38,19 +26,23 @@ def print_cmd(session: Session, vm: str, form: str | None, facts: str | None) ->
 
     Needs no root, takes no lock, changes nothing but its own cache.
     """
+    from kvmlaunch.builder import render  # noqa: PLC0415 - completion wants the options only
+    from kvmlaunch.steps.compile import compile_vm  # noqa: PLC0415
+
     resolved = compile_vm(session.caller(facts=facts, standard_input=standard_input(vm)), vm)
     plan, places = resolved.plan, resolved.places
     if not session.json:
         tell_about(session, resolved)
     if session.json:
-        show_document("print-cmd", plan_document(plan, places))
+        show_document("print-cmd", render.plan_document(plan, places))
     elif form == "null":
-        click.echo("".join(f"{word}\0" for word in render_argv(plan, places)), nl=False)
+        click.echo("".join(f"{word}\0" for word in render.render_argv(plan, places)), nl=False)
     else:
-        click.echo(RENDERERS.get(form or "", render_line)(plan, places))
+        renderers = {"pretty": render.render_pretty, "comments": render.render_comments}
+        click.echo(renderers.get(form or "", render.render_line)(plan, places))
 
 
-def tell_about(session: Session, resolved: Resolved) -> None:
+def tell_about(session: Session, resolved: "Resolved") -> None:
     """Say the fallbacks, and to whom the command belongs when `up` would not run it as the caller."""
     show_warnings(session, resolved.name, resolved.plan.findings)
     user = resolved.host.user
@@ -61,8 +53,10 @@ def tell_about(session: Session, resolved: Resolved) -> None:
         )
 
 
-def row_document(row: Row) -> dict[str, str]:
+def row_document(row: "Row") -> dict[str, str]:
     """Give the JSON form of a decision."""
+    from kvmlaunch.builder.render import render_origin  # noqa: PLC0415 - imported by explain already
+
     return {
         "key": row.key,
         "value": row.value,
@@ -73,8 +67,10 @@ def row_document(row: Row) -> dict[str, str]:
     }
 
 
-def row_cells(session: Session, row: Row) -> tuple[str, str, str]:
+def row_cells(session: Session, row: "Row") -> tuple[str, str, str]:
     """Give a decision as cells; the source with -v."""
+    from kvmlaunch.builder.render import render_origin  # noqa: PLC0415 - imported by explain already
+
     origin = short_path(render_origin(row.origin))
     why = f"{'auto: ' if row.reason else ''}{row.reason or origin}"
     source = f"   [{row.source}]" if session.verbose and row.source else ""
@@ -88,6 +84,8 @@ def row_cells(session: Session, row: Row) -> tuple[str, str, str]:
 @session_command
 def explain(session: Session, what: str, keys: tuple[str, ...], facts: str | None) -> None:
     """Tell every decision about a VM with its reason (KEYS: only these and what lies beneath), or what a CODE means."""
+    from kvmlaunch.model.codes import CODES  # noqa: PLC0415 - completion wants the options only
+
     if what in CODES:
         exit_code, sentence = CODES[what]
         if session.json:
@@ -97,6 +95,8 @@ def explain(session: Session, what: str, keys: tuple[str, ...], facts: str | Non
                 f"{what}\n  {sentence}\n  {f'exit code {exit_code}' if exit_code else 'a warning: it stops nothing'}"
             )
         return
+    from kvmlaunch.steps.compile import explain as explain_vm  # noqa: PLC0415
+
     resolved, rows = explain_vm(session.caller(facts=facts, standard_input=standard_input(what)), what, keys)
     if session.json:
         show_document("explain", {"name": resolved.name, "choices": [row_document(row) for row in rows]})
@@ -113,6 +113,8 @@ def explain(session: Session, what: str, keys: tuple[str, ...], facts: str | Non
 def diff(session: Session, vm: str, running: bool) -> int:
     """Compare a running VM with what its definition would start now: exit code 10 when they differ."""
     del running
+    from kvmlaunch.steps.compile import diff_running  # noqa: PLC0415 - completion wants the options only
+
     lines = diff_running(session.caller(), vm)
     if session.json:
         show_document("diff", {"name": vm, "differences": list(lines)})

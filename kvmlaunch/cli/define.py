@@ -5,7 +5,6 @@ import click
 from kvmlaunch.cli.session import Session, complete_vm, session_command, standard_input, vms_argument
 from kvmlaunch.cli.show import finding_document, say, short_path, show_document, show_error, show_warnings
 from kvmlaunch.model.finding import errors_of
-from kvmlaunch.steps.validate import validate as validate_all
 
 
 @click.command()
@@ -13,6 +12,8 @@ from kvmlaunch.steps.validate import validate as validate_all
 @session_command
 def validate(session: Session, vms: tuple[str, ...]) -> int:
     """Check definitions, all mistakes at once: VMs, files, - for standard input; all when none is named."""
+    from kvmlaunch.steps.validate import validate as validate_all  # noqa: PLC0415 - completion wants the options only
+
     checked = validate_all(session.caller(standard_input=standard_input("-") if "-" in vms else b""), vms)
     bad = [each for each in checked if errors_of(each.loaded.findings)]
     if session.json:

@@ -12,13 +12,6 @@ from kvmlaunch.steps.look import Status, known_names, running_names, status_of
 from kvmlaunch.units import MIB
 
 
-def uuids_of(session: Session, names: tuple[str, ...]) -> dict[str, str]:
-    """Give the UUIDs by which a VM's QEMU is recognised that kvmlaunch did not start."""
-    from kvmlaunch.steps.look import uuid_of  # noqa: PLC0415 - beside its use
-
-    return {name: uuid_of(session.caller(), name) for name in names}
-
-
 def status_document(status: Status) -> dict[str, Any]:
     """Give the JSON form of a status; memory in bytes, times ISO 8601."""
     return {**asdict(status), "seconds": round(status.seconds, 1), "notes": list(status.notes)}
@@ -61,7 +54,7 @@ def status(session: Session, vms: tuple[str, ...]) -> int:
             from kvmlaunch.host.definitions import find_definition  # noqa: PLC0415 - on this error only
 
             find_definition(name, caller.search)
-    found = status_of(caller, names, uuids_of(session, names))
+    found = status_of(caller, names)
     if session.json:
         show_document("status", {"vms": [status_document(each) for each in found]})
     else:
@@ -78,7 +71,7 @@ def status(session: Session, vms: tuple[str, ...]) -> int:
 def ls(session: Session, running: bool) -> None:
     """List VMs: every definition found, and every VM that runs."""
     caller = session.caller()
-    found = status_of(caller, running_names(caller) if running else known_names(caller), {})
+    found = status_of(caller, running_names(caller) if running else known_names(caller))
     if session.json:
         show_document("ls", {"vms": [status_document(each) for each in found]})
         return

@@ -34,7 +34,7 @@ class DurationType(click.ParamType[float]):
             self.fail(str(error), param, ctx)
 
 
-DETAILS = ("mount", "directory", "tap")  # steps that are said with -v
+DETAILS = {"mount": 1, "directory": 1, "tap": 1, "exec": 2}  # steps that are said with so many -v
 timeout_option = click.option(
     "--timeout", type=DurationType(), metavar="TIME", help="How long to wait at most, such as 90s or 2m."
 )
@@ -47,7 +47,7 @@ def teller(session: Session, vm: str) -> Tell:
     """Give what turns the steps of a VM into lines on stderr."""
 
     def tell(word: str, text: str) -> None:
-        if word in DETAILS and not session.verbose:
+        if session.verbose < DETAILS.get(word, 0):
             return
         if not session.json or word == "warn":
             say(session, vm, "warn" if word == "warn" else "ok", word, short_path(text))

@@ -13,6 +13,7 @@ from attrs import evolve, frozen
 from kvmlaunch.steps.caller import Caller, current_caller
 
 F = TypeVar("F", bound=Callable[..., Any])
+COMMANDS_TOO = 2  # -vv
 Color = Literal["auto", "always", "never"]
 
 
@@ -109,6 +110,8 @@ def session_command(function: Callable[..., Any], *, short_file: bool = True) ->
         )
         outer = context.obj if isinstance(context.obj, Session) else Session()
         session = merged(outer, inner)
+        if session.verbose >= COMMANDS_TOO:
+            show_commands()
         context.find_root().obj = session
         return function(session, **arguments)
 
@@ -118,6 +121,14 @@ def session_command(function: Callable[..., Any], *, short_file: bool = True) ->
 def standard_input(word: str) -> bytes:
     """Give the definition on standard input where the word is `-`."""
     return sys.stdin.buffer.read() if word == "-" else b""
+
+
+def show_commands() -> None:
+    """Print every tool that is run to stderr, ready to paste."""
+    import logging  # noqa: PLC0415 - with -vv only
+
+    logging.basicConfig(format="+ %(message)s", level=logging.WARNING)
+    logging.getLogger("kvmlaunch.command").setLevel(logging.DEBUG)
 
 
 def complete_vm(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:

@@ -104,9 +104,10 @@ def apply_pool(change: PoolChange, before: int, root: Path = Path("/")) -> int:
 def undo_pool(entry: Entry, change: PoolChange, root: Path = Path("/")) -> int:
     """Lower a pool by what this change gained, never by a page in use or promised; gives the pages given back."""
     total = read_number(pool_path(change, "nr_hugepages", root))
-    before = entry.before or 0
-    gained = (total if entry.after is None else entry.after) - before
-    own = max(0, min(gained, change.pages))
+    reached = entry.after if entry.after is not None else entry.undo_from if entry.undo_from is not None else total
+    gained = reached - (entry.before or 0)
+    given = 0 if entry.undo_from is None else max(0, entry.undo_from - total)
+    own = max(0, min(gained, change.pages) - given)
     free = read_number(pool_path(change, "free_hugepages", root))
     idle = max(0, free - reserved_pages(change, root))
     back = min(own, idle, total)
@@ -331,16 +332,22 @@ def apply_changes(head: Journal, changes: tuple[Change, ...], tell: Tell) -> Jou
 
 
 def undo_entries(journal: Journal, entries: tuple[Entry, ...]) -> Journal:
-    """Take entries of a journal back, the last first, and write down what is left; raises the first failure."""
-    failure: KvmlaunchError | None = None
+    """Take entries of a journal back, the last first, and write down what is left.
+
+    Stops at the first that cannot be taken back, as those before it carry it: a pool is not lowered beneath a
+    mount that is in use.  Raises Busy, HostFailed.
+    """
     for entry in reversed(entries):
+        noted = entry
+        if isinstance(entry.change, PoolChange) and entry.undo_from is None:
+            noted = evolve(entry, undo_from=read_number(pool_path(entry.change, "nr_hugepages")))
+            journal = journals.replaced(journal, entry, noted)
+            journals.write_journal(journal)
         try:
-            undo_entry(entry)
-        except KvmlaunchError as error:
-            failure = failure or error
-            continue
-        journal = journals.without(journal, entry)
-    journals.write_journal(evolve(journal, state="done") if journal.state == "intent" and not failure else journal)
-    if failure:
-        raise failure
+            undo_entry(noted)
+        except KvmlaunchError:
+            journals.write_journal(evolve(journal, state="done"))
+            raise
+        journal = journals.replaced(journal, noted, None)
+    journals.write_journal(evolve(journal, state="done"))
     return journal

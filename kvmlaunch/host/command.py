@@ -4,6 +4,7 @@ Not for what lasts (`run/spawn.py`), nor in threads or event loops: sh forks fro
 """
 
 import os
+import shlex
 from collections.abc import Sequence
 from typing import BinaryIO, cast
 
@@ -62,6 +63,7 @@ def run_with(argv: Sequence[str], timeout: float, given: BinaryIO, out: BinaryIO
     import sh
 
     logging.getLogger("sh").setLevel(logging.WARNING)
+    logging.getLogger("kvmlaunch.command").debug(shlex.join(argv))
     try:
         tool = sh.Command(argv[0], search_paths=search_path())
         done = tool(

@@ -8,10 +8,16 @@ from kvmlaunch.host.tree import failed
 FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
+def temporary_name(name: str) -> str:
+    """Give the name that a file has until it is whole; one name, as writers hold a lock, so a crash leaves one at most."""
+    return f".{name}.new"
+
+
 def write_atomically(directory_fd: int, name: str, text: str, *, durable: bool = True) -> None:
     """Write a file of mode 0600 in an opened directory: temp, fsync, rename, fsync again; raises HostFailed."""
-    temporary = f".{name}.{os.getpid()}"
+    temporary = temporary_name(name)
     try:
+        remove_if_there(directory_fd, temporary)
         fd = os.open(temporary, FILE, 0o600, dir_fd=directory_fd)
         try:
             write_all(fd, text.encode())

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from attrs import asdict, evolve
 
-from kvmlaunch.host.files import read_text_at, remove_if_there, write_atomically
+from kvmlaunch.host.files import read_text_at, remove_if_there, temporary_name, write_atomically
 from kvmlaunch.host.places import JOURNAL
 from kvmlaunch.host.tree import entered
 from kvmlaunch.model.change import (
@@ -26,6 +26,7 @@ from kvmlaunch.model.change import (
 )
 
 SCHEMA = 1
+COUNTS = ("before", "after", "undo_from")
 KINDS: dict[str, type[Change]] = {
     "pool": PoolChange,
     "mount": MountChange,
@@ -47,8 +48,7 @@ def render_journal(journal: Journal) -> str:
         {
             "kind": WORDS[type(entry.change)],
             "change": asdict(entry.change),
-            "before": entry.before,
-            "after": entry.after,
+            **{name: getattr(entry, name) for name in COUNTS},
         }
         for entry in journal.entries
     ]
@@ -64,7 +64,12 @@ def parse_journal(text: str) -> Journal:
             message = "another version of the journal"
             raise ValueError(message)
         entries = tuple(
-            Entry(change=KINDS[each["kind"]](**each["change"]), before=each["before"], after=each["after"])
+            Entry(
+                change=KINDS[each["kind"]](**each["change"]),
+                before=each["before"],
+                after=each["after"],
+                undo_from=each["undo_from"],
+            )
             for each in document.pop("entries")
         )
         return Journal(entries=entries, **document)
@@ -90,6 +95,7 @@ def write_journal(journal: Journal) -> None:
         if journal.entries:
             write_atomically(fd, name, render_journal(journal))
         else:
+            remove_if_there(fd, temporary_name(name))
             remove_if_there(fd, name)
 
 
@@ -124,6 +130,7 @@ def read_all_journals() -> tuple[Journal, ...]:
         return ()
 
 
-def without(journal: Journal, entry: Entry) -> Journal:
-    """Give a journal without an entry that was taken back."""
-    return evolve(journal, entries=tuple(each for each in journal.entries if each is not entry))
+def replaced(journal: Journal, entry: Entry, by: Entry | None) -> Journal:
+    """Give a journal with another entry in the place of one; None takes it out."""
+    kept = tuple(by if each is entry else each for each in journal.entries)
+    return evolve(journal, entries=tuple(each for each in kept if each is not None))

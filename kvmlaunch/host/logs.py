@@ -6,12 +6,14 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 
 from kvmlaunch.host.files import write_all
-from kvmlaunch.host.tree import DIRECTORY, entered, make_at
+from kvmlaunch.host.tree import DIRECTORY, entered, failed, make_at
 
 QEMU_LOG = "qemu.log"
 QEMU_LOG_LIMIT = 1 << 20
 CONSOLE_LOG = "console.log"
 CONSOLE_LIMIT = 4 << 20  # bytes that are kept while the VM runs; the older half goes to the kept log
+EVENTS_LOG = "events.log"
+EVENTS_LIMIT = 1 << 20
 CHUNK = 1 << 16
 
 
@@ -30,13 +32,36 @@ def open_qemu_log(directory: PurePosixPath, uid: int, heading: str) -> tuple[int
     The descriptor is open for reading too.  `uid` owns the directory's tree.
     """
     with own_directory(directory, uid) as fd:
-        log = os.open(QEMU_LOG, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=fd)
+        log = open_appending(fd, directory)
         if os.fstat(log).st_size > QEMU_LOG_LIMIT:
             os.close(log)
             os.rename(QEMU_LOG, f"{QEMU_LOG}.1", src_dir_fd=fd, dst_dir_fd=fd)
-            log = os.open(QEMU_LOG, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600, dir_fd=fd)
-    write_all(log, f"{heading}\n".encode())
+            log = open_appending(fd, directory)
+    try:
+        write_all(log, f"{heading}\n".encode())
+    except OSError as error:
+        raise failed(directory / QEMU_LOG, error) from error
     return log, os.fstat(log).st_size
+
+
+def open_appending(directory_fd: int, directory: PurePosixPath) -> int:
+    """Open QEMU's own log; raises PreflightFailed `host.dir.unsafe` for a link, `host.space`, HostFailed."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        return os.open(QEMU_LOG, flags, 0o600, dir_fd=directory_fd)
+    except OSError as error:
+        raise failed(directory / QEMU_LOG, error) from error
+
+
+def bound_events(run: PurePosixPath, uid: int) -> None:
+    """Empty QEMU's event log once it is more than 1 MiB: a guest can cause events; QEMU appends, so it goes on."""
+    with contextlib.suppress(FileNotFoundError, OSError), entered(run, uid) as fd:
+        events = os.open(EVENTS_LOG, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=fd)
+        try:
+            if os.fstat(events).st_size > EVENTS_LIMIT:
+                os.ftruncate(events, 0)
+        finally:
+            os.close(events)
 
 
 def rotate_console(

@@ -15,7 +15,7 @@ from attrs import frozen
 
 from kvmlaunch.errors import Busy, PreflightFailed, Report
 from kvmlaunch.facts.record import parse_last_end, parse_locked, parse_record, render_record
-from kvmlaunch.host.files import read_text_at, remove_if_there, write_atomically
+from kvmlaunch.host.files import read_text_at, remove_if_there, temporary_name, write_atomically
 from kvmlaunch.host.tree import DIRECTORY, entered, make_owned, unsafe
 from kvmlaunch.model.record import Record
 
@@ -29,7 +29,7 @@ QMP, QMP_OWN, EVENTS, EVENTS_LOG, CONSOLE, VNC = (
     "vnc.sock",
 )
 LOG = "log"
-OWN_FILES = (RECORD, QMP, QMP_OWN, EVENTS, EVENTS_LOG, CONSOLE, f"{CONSOLE}.lock", VNC)
+OWN_FILES = (RECORD, temporary_name(RECORD), QMP, QMP_OWN, EVENTS, EVENTS_LOG, CONSOLE, f"{CONSOLE}.lock", VNC)
 
 
 @frozen(kw_only=True)
@@ -124,7 +124,10 @@ def make_log_directory(claim: Claim, gid: int) -> None:
     """Make the directory of the console log."""
     with contextlib.suppress(FileExistsError):
         os.mkdir(LOG, 0o700, dir_fd=claim.fd)
-    fd = os.open(LOG, DIRECTORY, dir_fd=claim.fd)
+    try:
+        fd = os.open(LOG, DIRECTORY, dir_fd=claim.fd)
+    except OSError as error:
+        raise unsafe(claim.path / LOG, "it is a link or no directory") from error
     try:
         if os.fstat(fd).st_uid not in {os.geteuid(), claim.uid}:
             raise unsafe(claim.path / LOG, "it belongs to another user")

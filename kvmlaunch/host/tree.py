@@ -5,6 +5,7 @@ so what lies in them can be named; what lies in a user's directory is entered wi
 """
 
 import contextlib
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -29,12 +30,14 @@ def unsafe(path: PurePosixPath | str, why: str) -> PreflightFailed:
     )
 
 
-def failed(path: PurePosixPath | str, error: OSError) -> HostFailed:
-    """Give the failure of a system call on a path, as a full or read-only file system where it is one."""
-    code = "host.space" if error.errno in {28, 30, 122} else "host.failed"
-    return HostFailed(
-        Report(code=code, message=f"{path}: {error.strerror}", where=str(path), why=f"errno {error.errno}")
-    )
+def failed(path: PurePosixPath | str, error: OSError) -> HostFailed | PreflightFailed:
+    """Give the failure of a system call on a path; a full or read-only file system, or a link, is a refusal."""
+    message, why = f"{path}: {error.strerror}", f"errno {error.errno}"
+    if error.errno == errno.ELOOP:
+        return unsafe(path, "it is a link")
+    if error.errno in {errno.ENOSPC, errno.EROFS, errno.EDQUOT}:
+        return PreflightFailed(Report(code="host.space", message=message, where=str(path), why=why))
+    return HostFailed(Report(code="host.failed", message=message, where=str(path), why=why))
 
 
 def check_directory(fd: int, path: PurePosixPath | str, uid: int) -> None:
@@ -97,7 +100,8 @@ def make_owned(path: PurePosixPath, uid: int, gid: int, mode: int) -> None:
         fd = os.open(path.name, DIRECTORY, dir_fd=parent)
         try:
             owner = os.fstat(fd).st_uid
-            if owner not in {os.geteuid(), uid}:
+            in_roots_tree = os.geteuid() == 0 and os.fstat(parent).st_uid == 0
+            if owner not in {os.geteuid(), uid} and not in_roots_tree:
                 raise unsafe(path, f"it belongs to uid {owner}")
             if owner != uid or os.geteuid() == 0:
                 os.fchown(fd, uid, gid)

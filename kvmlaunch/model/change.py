@@ -72,11 +72,16 @@ ChangeOwner = Literal["up", "prepared"]
 
 @frozen(kw_only=True)
 class Entry:
-    """A change in the journal; `before` and `after` are a pool's total as read then, None where nothing is counted."""
+    """A change in the journal.
+
+    `before` and `after` are a pool's total as read then, `undo_from` the total when taking it back began,
+    None where nothing is counted or it did not come to that: so each step can be repeated after a crash.
+    """
 
     change: Change
     before: int | None = None
     after: int | None = None
+    undo_from: int | None = None
 
 
 @frozen(kw_only=True)

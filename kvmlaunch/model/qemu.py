@@ -48,8 +48,8 @@ class QemuCaps:
         return ".".join(str(part) for part in self.version)
 
     def machine(self, name: str) -> MachineType | None:
-        """Give a machine type by name or alias."""
-        return next((machine for machine in self.machines if name in {machine.name, machine.alias}), None)
+        """Give a machine type by name or alias; "" is the name of none."""
+        return next((machine for machine in self.machines if name and name in {machine.name, machine.alias}), None)
 
     def device_has(self, device: str, prop: str) -> bool:
         """Has this device this property."""

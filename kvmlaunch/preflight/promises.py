@@ -19,6 +19,7 @@ from kvmlaunch.model.plan import (
 from kvmlaunch.units import render_size
 
 O_DIRECT = 0o40000
+ORDINARY_PAGE = 4096  # of ordinary memory, which may be swapped out again, some may be missing
 FELL_BACK = re.compile(r".*falling back.*", re.IGNORECASE)
 
 
@@ -40,7 +41,7 @@ def compare(what: str, planned: object, seen: object, key: str) -> Iterator[Find
 
 
 def check_memory(promise: MemoryPromise, evidence: Evidence) -> Iterator[Finding]:
-    """Check the RAM mappings: their sum, their page size, no `mg` where merging is off, all there when preallocated."""
+    """Check the RAM mappings: sum, page size, no `mg` where merging is off, preallocated hugepages all there."""
     size = sum(mapping.size for mapping in evidence.ram)
     if size < promise.size:
         yield broken("the size of the RAM mapping", render_size(promise.size), render_size(size), "memory.size")
@@ -48,6 +49,9 @@ def check_memory(promise: MemoryPromise, evidence: Evidence) -> Iterator[Finding
         yield from compare("the page size of the RAM mapping", promise.page_size, mapping.page_size, "memory.hugepages")
         if not promise.merge and "mg" in mapping.flags:
             yield broken("merging of the guest's pages", "off", "on (VmFlags mg)", "memory.ksm")
+    resident = sum(mapping.resident for mapping in evidence.ram)
+    if promise.prealloc and promise.page_size > ORDINARY_PAGE and resident < promise.size:
+        yield broken("preallocated memory", render_size(promise.size), render_size(resident), "memory.prealloc")
     if promise.lock and evidence.locked_bytes < promise.size:
         yield broken("locked memory", render_size(promise.size), render_size(evidence.locked_bytes), "memory.lock")
 
@@ -117,7 +121,11 @@ def check_cmdline(argv: tuple[str, ...], seen: tuple[str, ...]) -> Iterator[Find
     gone = " ".join(word for word in argv if word not in seen) or "nothing"
     come = " ".join(word for word in seen if word not in argv) or "nothing"
     wrapper = bool(seen) and argv[:1] != seen[:1]
-    hint = f"qemu.binary is a wrapper: name the program itself, {seen[0]}" if wrapper else "is something changing QEMU's title?"
+    hint = (
+        f"qemu.binary is a wrapper: name the program itself, {seen[0]}"
+        if wrapper
+        else "is something changing QEMU's title?"
+    )
     yield error(
         code="qemu.promise",
         message="/proc/PID/cmdline is not the planned command line",

@@ -66,6 +66,14 @@ def is_of_record(pid: int, record: Record) -> bool:
     return False
 
 
+def children(pid: int) -> tuple[int, ...]:
+    """Give the child processes of a process's first thread."""
+    try:
+        return tuple(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()))
+    except OSError:
+        return ()
+
+
 @contextlib.contextmanager
 def held(pid: int) -> Iterator[Process | None]:
     """Hold a process by pidfd; None when there is none of that pid."""

@@ -11,12 +11,13 @@ from attrs import define
 
 from kvmlaunch.errors import Busy, NotRunning, Report
 from kvmlaunch.facts.console import EscapeWatch
-from kvmlaunch.host.logs import CONSOLE_LOG, QEMU_LOG, rotate_console
+from kvmlaunch.host.logs import CONSOLE_LOG, QEMU_LOG
 from kvmlaunch.host.rundir import CONSOLE, is_locked
 from kvmlaunch.run.process import held
 from kvmlaunch.steps.caller import Caller
 from kvmlaunch.steps.control import live
-from kvmlaunch.steps.observe import Seen, observe, owner_of
+from kvmlaunch.steps.heal import tend
+from kvmlaunch.steps.observe import Seen, observe
 
 CHUNK = 1 << 16
 MOST_KEPT = 1 << 20  # bytes for a terminal that does not read; the guest is never held up for it
@@ -129,7 +130,7 @@ def log_texts(caller: Caller, name: str, source: str) -> list[Path]:
     places = caller.places(name)
     if source == "qemu":
         return [Path(places.logs / f"{QEMU_LOG}.1"), Path(places.logs / QEMU_LOG)]
-    rotate_console(places.run, places.logs, owner_of(places.run), caller.uid)
+    tend(caller, places)
     return [
         Path(places.logs / f"{CONSOLE_LOG}.1"),
         Path(places.logs / CONSOLE_LOG),
@@ -139,7 +140,7 @@ def log_texts(caller: Caller, name: str, source: str) -> list[Path]:
 
 def is_alive(caller: Caller, name: str) -> bool:
     """Does a VM's QEMU live."""
-    seen = observe(name, caller.places(name))
+    seen = observe(caller, name)
     if seen.pid is None:
         return False
     with held(seen.pid) as process:

@@ -12,7 +12,7 @@ from kvmlaunch.steps.resolve import Resolved, refuse_errors, resolve
 def seen_of(caller: Caller, subject: Subject) -> Seen | None:
     """Look whether a VM runs on this host; a plan for a captured host has none."""
     name = subject.definition.name
-    return None if caller.facts else observe(name, caller.places(name))
+    return None if caller.facts else observe(caller, name)
 
 
 def compile_vm(caller: Caller, word: str, *, boot_from: str = "") -> Resolved:
@@ -38,7 +38,7 @@ def explain(caller: Caller, word: str, keys: tuple[str, ...]) -> tuple[Resolved,
 def diff_running(caller: Caller, word: str) -> tuple[str, ...]:
     """Give the options in which a running VM differs from what its definition would start now."""
     resolved = compile_vm(caller, word)
-    seen = observe(resolved.name, resolved.places)
+    seen = observe(caller, resolved.name)
     if not seen.lives or seen.record is None:
         raise NotRunning(
             Report(

@@ -13,7 +13,7 @@ COMMANDS: Mapping[Verb, str] = {Verb.PAUSE: "stop", Verb.RESUME: "cont", Verb.RE
 
 def live(caller: Caller, name: str) -> Seen:
     """Give a VM that runs; raises NotRunning `vm.stopped`, Busy `vm.state` while it starts."""
-    seen = observe(name, caller.places(name))
+    seen = observe(caller, name)
     if seen.state is VmState.STARTING:
         raise Busy(
             Report(

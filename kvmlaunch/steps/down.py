@@ -125,7 +125,7 @@ def down(
     """
     begun = time.monotonic()
     places = caller.places(name)
-    seen = observe(name, places)
+    seen = observe(caller, name)
     answer = plan_transition(seen.state, Verb.DOWN)
     if answer is Answer.BUSY and not force:
         raise Busy(

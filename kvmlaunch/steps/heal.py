@@ -13,13 +13,20 @@ from kvmlaunch.errors import Busy, KvmlaunchError
 from kvmlaunch.host import journal as journals
 from kvmlaunch.host.apply import apply_directory, mounts_on, undo_entries
 from kvmlaunch.host.lock import host_lock
-from kvmlaunch.host.logs import rotate_console
+from kvmlaunch.host.logs import bound_events, rotate_console
 from kvmlaunch.host.rundir import claimed, is_locked, remove_claimed, remove_contents
 from kvmlaunch.model.change import DirectoryChange, Journal, change_word
 from kvmlaunch.model.plan import Places
 from kvmlaunch.run.process import read_boot_id
 from kvmlaunch.steps.caller import Caller, Tell
 from kvmlaunch.steps.observe import owner_of
+
+
+def tend(caller: Caller, places: Places) -> None:
+    """Keep what a live VM writes within bounds: as nothing of ours is resident, every command that meets it does."""
+    uid = owner_of(places.run)
+    rotate_console(places.run, places.logs, uid, caller.uid)
+    bound_events(places.run, uid)
 
 
 def heal_journals(boot_id: str, tell: Tell, *, but: str = "") -> None:

@@ -7,14 +7,12 @@ from pathlib import Path
 
 from attrs import evolve, frozen
 
-from kvmlaunch.builder.names import vm_uuid
 from kvmlaunch.errors import KvmlaunchError
-from kvmlaunch.host.capture import own_machine_id
 from kvmlaunch.host.definitions import definition_files
 from kvmlaunch.host.places import run_parent
-from kvmlaunch.host.rundir import QMP
 from kvmlaunch.model.lifecycle import VmState
 from kvmlaunch.steps.caller import Caller
+from kvmlaunch.steps.heal import tend
 from kvmlaunch.steps.observe import Seen, age, monitor_path, observe
 
 ENDS = {
@@ -102,11 +100,13 @@ def build_status(seen: Seen, answer: object) -> Status:
     )
 
 
-def status_of(caller: Caller, names: Sequence[str], uuids: dict[str, str]) -> tuple[Status, ...]:
-    """Look at VMs, all monitors at once; `uuids` by name lets a QEMU be recognised that kvmlaunch did not start."""
-    seen = [observe(name, caller.places(name), uuids.get(name, "")) for name in names]
+def status_of(caller: Caller, names: Sequence[str]) -> tuple[Status, ...]:
+    """Look at VMs, all monitors at once."""
+    seen = [observe(caller, name) for name in names]
     living = [each for each in seen if each.lives]
     answers: dict[str, object] = {}
+    for each in living:
+        tend(caller, each.places)
     if living:
         from kvmlaunch.run.qmp import Target, ask_all  # noqa: PLC0415 - only when something runs
 
@@ -114,13 +114,6 @@ def status_of(caller: Caller, names: Sequence[str], uuids: dict[str, str]) -> tu
         for each, answer in zip(living, ask_all(targets, (("query-status", {}),)), strict=True):
             answers[each.name] = answer[0] if isinstance(answer, list) else answer
     return tuple(build_status(each, answers.get(each.name)) for each in seen)
-
-
-def uuid_of(caller: Caller, name: str) -> str:
-    """Give a VM's UUID, "" when no socket is left that somebody could serve: then it is not needed."""
-    if not os.path.exists(caller.places(name).run / QMP):
-        return ""
-    return vm_uuid(own_machine_id(Path("/etc/machine-id").read_text(encoding="ascii").strip()), caller.owner_uid, name)
 
 
 def known_names(caller: Caller) -> tuple[str, ...]:
@@ -134,4 +127,4 @@ def known_names(caller: Caller) -> tuple[str, ...]:
 
 def running_names(caller: Caller) -> tuple[str, ...]:
     """Give every VM that has a live QEMU."""
-    return tuple(name for name in known_names(caller) if observe(name, caller.places(name)).lives)
+    return tuple(name for name in known_names(caller) if observe(caller, name).lives)

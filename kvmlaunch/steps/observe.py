@@ -1,17 +1,21 @@
 """What a VM is seen to be, looked at anew each time: its lock, its process, its record."""
 
 import os
+from collections.abc import Callable
 from datetime import UTC, datetime
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from attrs import frozen
 
+from kvmlaunch.builder.names import vm_uuid
 from kvmlaunch.errors import PreflightFailed
+from kvmlaunch.host.capture import own_machine_id
 from kvmlaunch.host.rundir import QMP, QMP_OWN, Contents, is_locked, read_contents
 from kvmlaunch.model.lifecycle import VmState
 from kvmlaunch.model.plan import Places
 from kvmlaunch.model.record import Record
 from kvmlaunch.run.process import carries_uuid, held, is_of_record, read_boot_id, read_cmdline, read_start_time
+from kvmlaunch.steps.caller import Caller
 
 
 @frozen(kw_only=True)
@@ -92,13 +96,13 @@ def see_locked(name: str, places: Places, contents: Contents) -> Seen:
     )
 
 
-def see_unlocked(name: str, places: Places, contents: Contents, uuid: str) -> Seen:
+def see_unlocked(name: str, places: Places, contents: Contents, uuid: Callable[[], str]) -> Seen:
     """Give what a VM is whose lock nobody holds: stopped, ended, or run by somebody else's command."""
     if os.path.exists(places.run / QMP):
         from kvmlaunch.run.qmp import listener_pid  # noqa: PLC0415 - only where a socket is left
 
         pid = listener_pid(places.run / QMP)
-        wanted = contents.record.uuid if contents.record else uuid
+        wanted = contents.record.uuid if contents.record else uuid()
         if pid and carries_uuid(read_cmdline(pid), wanted):
             return Seen(name=name, places=places, state=VmState.FOREIGN, pid=pid, leftovers=True)
     state = VmState.ENDED if contents.record else VmState.STOPPED
@@ -113,8 +117,15 @@ def see_unlocked(name: str, places: Places, contents: Contents, uuid: str) -> Se
     )
 
 
-def observe(name: str, places: Places, uuid: str = "") -> Seen:
-    """Look at a VM; `uuid` lets a QEMU be recognised that kvmlaunch did not start."""
+def uuid_of(caller: Caller, name: str) -> str:
+    """Give a VM's UUID, by which a QEMU is recognised that kvmlaunch did not start."""
+    machine_id = own_machine_id(Path("/etc/machine-id").read_text(encoding="ascii")).strip()
+    return vm_uuid(machine_id, caller.owner_uid, name)
+
+
+def observe(caller: Caller, name: str) -> Seen:
+    """Look at a VM of the caller's."""
+    places = caller.places(name)
     locked = is_locked(places.run)
     try:
         contents = read_contents(places.run, owner_of(places.run))
@@ -122,7 +133,9 @@ def observe(name: str, places: Places, uuid: str = "") -> Seen:
         return Seen(name=name, places=places, state=VmState.STOPPED, unreadable=error.report.message)
     if not contents.exists:
         return Seen(name=name, places=places, state=VmState.STOPPED)
-    return see_locked(name, places, contents) if locked else see_unlocked(name, places, contents, uuid)
+    if locked:
+        return see_locked(name, places, contents)
+    return see_unlocked(name, places, contents, lambda: uuid_of(caller, name))
 
 
 def monitor_path(seen: Seen) -> PurePosixPath:

@@ -5,7 +5,7 @@ from pathlib import PurePosixPath
 
 from attrs import evolve, frozen
 
-from kvmlaunch.errors import PrivilegeMissing, Report
+from kvmlaunch.errors import Busy, PrivilegeMissing, Report
 from kvmlaunch.host import journal as journals
 from kvmlaunch.host.apply import apply_changes, undo_entries
 from kvmlaunch.host.lock import host_lock
@@ -63,7 +63,7 @@ def examine(caller: Caller, word: str) -> Resolved:
     """Give a VM as planned here; its own ports, locks and pages count as free for it."""
     subject = load_subject(caller, word)
     name = subject.definition.name
-    seen = observe(name, caller.places(name))
+    seen = observe(caller, name)
     return resolve(caller, subject, everything=True, running=seen.pid)
 
 
@@ -119,6 +119,17 @@ def undo(caller: Caller, name: str, tell: Tell) -> bool:
     """Take back what was prepared for a VM; tells whether there was anything.  Raises Busy while a QEMU uses it."""
     if caller.uid != 0:
         raise needs_root(name, ())
+    seen = observe(caller, name)
+    if seen.lives:
+        raise Busy(
+            Report(
+                code="host.hugetlbfs.busy",
+                message=f"{name} uses what was prepared",
+                where=str(seen.places.hugepages),
+                why=f"pid {seen.pid}: {seen.state.value}",
+                hint=f"kvmlaunch down {name}",
+            )
+        )
     with host_lock():
         journal: Journal | None = journals.read_journal(caller.owner_uid, name)
         if journal is None or journal.owner != "prepared":

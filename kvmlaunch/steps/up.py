@@ -6,6 +6,7 @@ after the claim is undone in reverse order.
 """
 
 import os
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -359,12 +360,26 @@ def pin_threads(resolved: Resolved, vm: "RunningVm") -> None:
     )
 
 
+def end_children(uuid: str) -> None:
+    """End a QEMU of this start that an interruption left without a hold: a child of ours with the VM's UUID."""
+    from signal import SIGKILL  # noqa: PLC0415 - the failing path only
+
+    from kvmlaunch.run.process import carries_uuid, children, held, read_cmdline  # noqa: PLC0415
+
+    for pid in children(os.getpid()):
+        with held(pid) as process:
+            if process and carries_uuid(read_cmdline(pid), uuid):
+                process.send(SIGKILL)
+                process.wait(10)
+
+
 @contextmanager
 def given_back_on_failure(caller: Caller, resolved: Resolved, claim: Claim, tell: Tell) -> Iterator[None]:
     """Undo everything in reverse order when what is within fails, interruptions included."""
     try:
         yield
     except BaseException:
+        end_children(resolved.plan.uuid)
         remove_contents(claim)
         if caller.uid == 0:
             from kvmlaunch.steps.heal import give_back_under_lock  # noqa: PLC0415 - the failing path only
@@ -391,6 +406,7 @@ def start(
         make_variables(resolved)
         argv = render_argv(resolved.plan, resolved.places)
         deadline = time.monotonic() + (wishes.timeout or float(resolved.subject.definition.lifecycle.start_timeout))
+        tell("exec", shlex.join(argv))
         vm = launch(caller, resolved, claim, argv, deadline)
         try:
             verify(resolved, vm, argv, deadline)
@@ -417,7 +433,7 @@ def up(
     subject = load_subject(caller, word)
     name = subject.definition.name
     tell("definition", str(subject.definition.file))
-    seen = observe(name, caller.places(name))
+    seen = observe(caller, name)
     if not wishes.dry_run or seen.lives:
         settled = settle(caller, seen, subject, tell)
         if settled:
