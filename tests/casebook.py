@@ -106,7 +106,9 @@ def load_case(name: str) -> Case:
     place = CASES / name
     words: dict[str, Any] = tomllib.loads((place / "case.toml").read_text(encoding="utf-8"))
     text = (place / words.pop("definition", "vm.toml")).read_text(encoding="utf-8")
-    texts = {PurePosixPath(path): (place / file).read_text(encoding="utf-8") for path, file in words.pop("texts", {}).items()}
+    texts = {
+        PurePosixPath(path): (place / file).read_text(encoding="utf-8") for path, file in words.pop("texts", {}).items()
+    }
     file = PurePosixPath(words.pop("file", f"/srv/vm/{name}.toml"))
     overrides = tuple(words.pop("overrides", ()))
     return Case(name=name, text=text, texts=texts, file=file, overrides=overrides, **words)
@@ -153,10 +155,10 @@ def host_of(case: Case, definition: Definition, places: Places) -> HostFacts:
 
 
 @cache
-def run_case(name: str) -> Outcome:
-    """Give what kvmlaunch makes of a case."""
+def run_case(name: str, qemu: str = "") -> Outcome:
+    """Give what kvmlaunch makes of a case; `qemu` is another version than the case's own."""
     case = load_case(name)
-    caps, captured = load_caps(case.qemu), load_host(case.host)
+    caps, captured = load_caps(qemu or case.qemu), load_host(case.host)
     places = places_of(case, captured)
     loaded = load(case, captured)
     definition = loaded.definition
@@ -180,9 +182,9 @@ def planned_cases() -> tuple[str, ...]:
     return tuple(name for name in case_names() if run_case(name).plan is not None)
 
 
-def accepted_cases() -> tuple[str, ...]:
-    """Give the cases that have an argv."""
-    return tuple(name for name in case_names() if not run_case(name).refused)
+def accepted_cases(qemu: str = "") -> tuple[str, ...]:
+    """Give the cases that have an argv, with their own version of QEMU or with another."""
+    return tuple(name for name in case_names() if not run_case(name, qemu).refused)
 
 
 def render_golden_argv(outcome: Outcome) -> str:

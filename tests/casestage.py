@@ -21,6 +21,7 @@ from kvmlaunch.units import MIB
 from tests.casebook import Outcome
 
 RAM: Final = 64 * MIB
+LEAST_CUT: Final = 200 * MIB  # a guest of as much RAM, or more, has RAM in its place
 IMAGE_SIZE: Final = 8 * MIB
 FLASH_SIZE: Final = 2 * MIB
 HAS_VHOST: Final = Path("/dev/vhost-net").exists()
@@ -40,8 +41,8 @@ SUBSTITUTIONS: Final = (
     Substitution("-accel", "^kvm$", "tcg", "the machine may have no KVM; how QEMU reads the other options is the same"),
     Substitution("-cpu", "^host", "max", "host needs KVM"),
     Substitution("-cpu", ",hv-[a-z-]+=[a-z0-9]+", "", "Hyper-V enlightenments need KVM"),
-    Substitution("-m", r"^(\d+G|\d{4,}M|[3-9]\d\dM)$", f"{RAM // MIB}M", "RAM is cut to what any machine has"),
-    Substitution("-object", r"(?<=,size=)(\d{10,}|[3-9]\d{8})(?=,)", f"{RAM}", "a backend has the size of the RAM"),
+    Substitution("-m", r"^(\d+G|\d{4,}M|[2-9]\d\dM)$", f"{RAM // MIB}M", "RAM is cut to what any machine has"),
+    Substitution("-object", r"(?<=,size=)(\d{10,}|[2-9]\d{8})(?=,)", f"{RAM}", "a backend has the size of the RAM"),
     Substitution("-object", r"(?<=,host-nodes=)\d+(?=,)", "0", "the machine may have one NUMA node"),
     *(
         ()
@@ -117,6 +118,7 @@ def make_kernel(place: Path) -> None:
     image[0x202:0x206] = b"HdrS"
     image[0x206:0x208] = (0x20C).to_bytes(2, "little")
     image[0x211] = 1  # loaded high
+    image[0x22C:0x230] = (0x7FFFFFFF).to_bytes(4, "little")  # the highest address of an initrd
     place.write_bytes(image)
 
 
@@ -173,7 +175,7 @@ def pages_on_stage(outcome: Outcome) -> int:
     assert plan is not None
     if plan.memory.backing != "hugepages":
         return 0
-    return -(-min(plan.memory.size, max(RAM, plan.memory.size if plan.memory.size < 300 * MIB else 0)) // (2 * MIB))
+    return -(-(plan.memory.size if plan.memory.size < LEAST_CUT else RAM) // (2 * MIB))
 
 
 def network_lines(networks: tuple[PlannedNetwork, ...]) -> Iterator[str]:
@@ -185,7 +187,9 @@ def network_lines(networks: tuple[PlannedNetwork, ...]) -> Iterator[str]:
         if network.ifname:
             queues = ("multi_queue",) if network.queues > 1 else ()
             yield shlex.join(("ip", "tuntap", "add", "dev", network.ifname, "mode", "tap", *queues))
-            yield shlex.join(("ip", "link", "set", network.ifname, *(("mtu", str(network.mtu)) if network.mtu else ()), "up"))
+            yield shlex.join(
+                ("ip", "link", "set", network.ifname, *(("mtu", str(network.mtu)) if network.mtu else ()), "up")
+            )
         if network.bridge:
             yield shlex.join(("ip", "link", "set", network.ifname, "master", network.bridge))
 

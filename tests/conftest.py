@@ -6,9 +6,14 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 TESTS: Final = Path(__file__).resolve().parent
 TIERS: Final = ("pure", "qemu", "boot", "root")
+
+# No test asserts a time, and a busy machine fails none.
+settings.register_profile("house", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("house")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

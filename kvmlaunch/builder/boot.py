@@ -4,7 +4,7 @@ from pathlib import PurePosixPath
 
 from attrs import frozen
 
-from kvmlaunch.builder.option import Part, field, fixed, pairs, value
+from kvmlaunch.builder.option import Part, by_hand, field, fixed, pairs, value
 from kvmlaunch.model.choice import Choice
 from kvmlaunch.model.definition import AUTO, Definition
 from kvmlaunch.model.finding import error
@@ -94,7 +94,7 @@ def kernel_options(definition: Definition) -> tuple[Option, ...]:
             f"-{name}",
             "boot",
             f"boot.{name}",
-            Choice(value=word, reason="", source="", origin=definition.origin(f"boot.{name}")),
+            by_hand(definition, f"boot.{name}", word),
         )
         for name, word in written.items()
         if word is not None
@@ -127,7 +127,7 @@ def boot_files(definition: Definition) -> tuple[PlannedFile, ...]:
 def firmware_choice(definition: Definition) -> Choice[str]:
     """Give the decision on the firmware for `explain`."""
     if definition.boot.firmware is not AUTO:
-        return Choice(value=definition.boot.firmware, reason="", source="", origin=definition.origin("boot.firmware"))
+        return by_hand(definition, "boot.firmware", definition.boot.firmware)
     return Choice(
         value="bios",
         reason="SeaBIOS starts every guest that does not need UEFI",

@@ -3,7 +3,7 @@
 from pathlib import PurePosixPath
 
 from kvmlaunch.builder import names
-from kvmlaunch.builder.option import Part, field, fixed, pairs, wiring
+from kvmlaunch.builder.option import Part, by_hand, field, fixed, pairs, wiring
 from kvmlaunch.model.choice import Choice, Origin
 from kvmlaunch.model.definition import Definition
 from kvmlaunch.model.plan import DrivePromise, Field, PlannedDisk
@@ -23,15 +23,13 @@ def plan_boot(definition: Definition, name: str, *, instead: str) -> Choice[int]
             origin=Origin(kind="set", place="--boot", key=key),
         )
     written = definition.cdrom[name].boot
-    return None if written is None else Choice(value=written, reason="", source="", origin=definition.origin(key))
+    return None if written is None else by_hand(definition, key, written)
 
 
 def drive_fields(definition: Definition, name: str) -> tuple[Field, ...]:
     """Give the fields of `-drive`."""
     table = f"cdrom.{name}"
-    path: Choice[PurePosixPath] = Choice(
-        value=definition.cdrom[name].path, reason="", source="", origin=definition.origin(f"{table}.path")
-    )
+    path: Choice[PurePosixPath] = by_hand(definition, f"{table}.path", definition.cdrom[name].path)
     return (
         field("file", f"{table}.path", path),
         field(

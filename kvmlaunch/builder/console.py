@@ -1,6 +1,6 @@
 """Serial console, the two QMP monitors, the random number source, the generation id."""
 
-from kvmlaunch.builder.option import BUILT_IN, Part, field, fixed, pairs, value, wiring
+from kvmlaunch.builder.option import BUILT_IN, Part, by_hand, field, fixed, pairs, value, wiring
 from kvmlaunch.model.choice import Choice
 from kvmlaunch.model.definition import Definition
 from kvmlaunch.model.plan import Field, Option, Place
@@ -63,7 +63,7 @@ def socket_fields(id_: str, socket: str, log: str, why: str, log_choice: Choice[
 def build_console(definition: Definition) -> Part:
     """Give the serial port, reached through a socket and kept in a log."""
     if not definition.console.serial:
-        none: Choice[str] = Choice(value="none", reason="", source="", origin=definition.origin("console.serial"))
+        none: Choice[str] = by_hand(definition, "console.serial", "none")
         return Part(options=(value("-serial", "console", "console.serial", none),))
     kept = Choice(
         value=True,

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from kvmlaunch.builder.option import BUILT_IN, Part, bare, field, fixed, pairs
+from kvmlaunch.builder.option import BUILT_IN, Part, bare, by_hand, field, fixed, pairs
 from kvmlaunch.model.choice import Choice, Origin
 from kvmlaunch.model.definition import AUTO, Definition, Topology
 from kvmlaunch.model.finding import Finding, error, warning
@@ -21,7 +21,7 @@ HYPERV_SOURCE = "QEMU docs, system/i386/hyperv"
 def plan_model(definition: Definition, accelerator: str) -> Choice[str]:
     """Choose the CPU model: host with KVM, max with TCG."""
     if definition.cpu.model is not AUTO:
-        return Choice(value=definition.cpu.model, reason="", source="", origin=definition.origin("cpu.model"))
+        return by_hand(definition, "cpu.model", definition.cpu.model)
     origin = Origin(kind="host", place=f"accelerator {accelerator}", key="cpu.model")
     if accelerator == "kvm":
         return Choice(
@@ -84,9 +84,7 @@ def hyperv_fields(definition: Definition, host: HostFacts, accelerator: str) -> 
 def plan_topology(definition: Definition) -> Choice[Topology]:
     """Choose sockets, cores and threads: one socket, a core a vCPU."""
     if definition.cpu.topology is not AUTO:
-        return Choice(
-            value=definition.cpu.topology, reason="", source="", origin=definition.origin("cpu.topology.cores")
-        )
+        return by_hand(definition, "cpu.topology.cores", definition.cpu.topology)
     topology = Topology(sockets=1, cores=definition.cpu.vcpus, threads=1)
     return Choice(
         value=topology,
@@ -148,9 +146,9 @@ def plan_pins(definition: Definition, host: HostFacts) -> Choice[tuple[int, ...]
     """
     written, vcpus = definition.cpu.pin, definition.cpu.vcpus
     if written == "none":
-        return Choice(value=(), reason="", source="", origin=definition.origin("cpu.pin"))
+        return by_hand(definition, "cpu.pin", ())
     if written is not AUTO:
-        return Choice(value=tuple(written), reason="", source="", origin=definition.origin("cpu.pin"))
+        return by_hand(definition, "cpu.pin", tuple(written))
     for node in host.nodes:
         if len(node.cpus) > vcpus:
             pins = node.cpus[-vcpus:]
@@ -204,7 +202,7 @@ def build_cpu(
         field(
             name,
             f"cpu.features.{name}",
-            Choice(value=switch, reason="", source="", origin=definition.origin(f"cpu.features.{name}")),
+            by_hand(definition, f"cpu.features.{name}", switch),
         )
         for name, switch in definition.cpu.features.items()
     )

@@ -6,7 +6,7 @@ from pathlib import PurePosixPath
 from attrs import frozen
 
 from kvmlaunch.builder import names
-from kvmlaunch.builder.option import Part, field, fixed, pairs, wiring
+from kvmlaunch.builder.option import Part, by_hand, field, fixed, pairs, wiring
 from kvmlaunch.model.choice import Choice, Origin
 from kvmlaunch.model.definition import AUTO, Aio, CacheMode, Definition, Disk
 from kvmlaunch.model.finding import Finding, error, warning
@@ -47,7 +47,7 @@ def plan_format(definition: Definition, name: str, disk: Disk, facts: PathFacts)
     """Choose the format by the kind and the suffix of the path, never by content; "" when neither tells."""
     key = f"disk.{name}.format"
     if disk.format is not AUTO:
-        return Choice(value=disk.format, reason="", source="", origin=definition.origin(key))
+        return by_hand(definition, key, disk.format)
     source = "QEMU security page: probing lets a guest choose its own format"
     origin = definition.origin(f"disk.{name}.path")
     if facts.kind == "block":
@@ -66,7 +66,7 @@ def plan_format(definition: Definition, name: str, disk: Disk, facts: PathFacts)
 def plan_bus(definition: Definition, name: str, disk: Disk) -> Choice[str]:
     """Choose the bus: virtio-blk; for Windows sata until the definition says that its driver is in."""
     if disk.bus is not AUTO:
-        return Choice(value=disk.bus, reason="", source="", origin=definition.origin(f"disk.{name}.bus"))
+        return by_hand(definition, f"disk.{name}.bus", disk.bus)
     if definition.os == "windows":
         return Choice(
             value="sata",
@@ -137,7 +137,7 @@ def plan_aio(
     """Choose the engine: native for direct I/O on allocated storage, io_uring where it can be used, else threads."""
     key, written = f"disk.{name}.aio", definition.disk[name].aio
     if written is not AUTO:
-        return Choice(value=written, reason="", source="", origin=definition.origin(key))
+        return by_hand(definition, key, written)
     fact = Origin(kind="host", place=f"{definition.disk[name].path}, aio limits", key=key)
     against_native = native_trouble(facts, host, cache, format_)
     if not against_native:
@@ -253,17 +253,15 @@ def check_aio(plan: DiskPlan, host: HostFacts, caps: QemuCaps) -> Iterator[Findi
         )
 
 
-def by_hand(name: str, key: str, value: FieldValue, definition: Definition) -> Field:
+def field_by_hand(name: str, key: str, value: FieldValue, definition: Definition) -> Field:
     """Give a field whose value was written."""
-    return field(name, key, Choice(value=value, reason="", source="", origin=definition.origin(key)))
+    return field(name, key, by_hand(definition, key, value))
 
 
 def drive_fields(plan: DiskPlan, definition: Definition) -> Iterator[Field]:
     """Give the fields of `-drive`, the path first."""
     table = plan.table
-    path: Choice[PurePosixPath] = Choice(
-        value=plan.disk.path, reason="", source="", origin=definition.origin(f"{table}.path")
-    )
+    path: Choice[PurePosixPath] = by_hand(definition, f"{table}.path", plan.disk.path)
     yield field("file", f"{table}.path", path)
     yield field("format", f"{table}.format", plan.format)
     yield wiring("if", table, "none", "the device below is attached by hand")
@@ -273,20 +271,20 @@ def drive_fields(plan: DiskPlan, definition: Definition) -> Iterator[Field]:
     yield field("aio", f"{table}.aio", plan.aio)
     yield field("discard", f"{table}.discard", plan_discard(plan, definition))
     if plan.disk.detect_zeroes != "off":
-        yield by_hand("detect-zeroes", f"{table}.detect_zeroes", plan.disk.detect_zeroes, definition)
+        yield field_by_hand("detect-zeroes", f"{table}.detect_zeroes", plan.disk.detect_zeroes, definition)
     if plan.disk.readonly:
-        yield by_hand("readonly", f"{table}.readonly", plan.disk.readonly, definition)
+        yield field_by_hand("readonly", f"{table}.readonly", plan.disk.readonly, definition)
     for name, number in (("iops", plan.disk.limits.iops), ("bandwidth", plan.disk.limits.bandwidth)):
         if number is not None:
             word = {"iops": "throttling.iops-total", "bandwidth": "throttling.bps-total"}[name]
-            yield by_hand(word, f"{table}.limits.{name}", int(number), definition)
+            yield field_by_hand(word, f"{table}.limits.{name}", int(number), definition)
 
 
 def plan_discard(plan: DiskPlan, definition: Definition) -> Choice[str]:
     """Choose what a guest's trim does: free the blocks."""
     key = f"{plan.table}.discard"
     if plan.disk.discard is not AUTO:
-        return Choice(value=plan.disk.discard, reason="", source="", origin=definition.origin(key))
+        return by_hand(definition, key, plan.disk.discard)
     return Choice(
         value="unmap",
         reason="a guest's trim frees blocks on the host; a trimmed image is sparse, so aio may change at a later start",
@@ -317,7 +315,7 @@ def device_fields(
         yield field("bootindex", f"{table}.boot", boot)
     yield field("serial", f"{table}.serial", plan_serial(plan, definition))
     if plan.disk.queues is not AUTO and plan.bus.value in QUEUES:
-        yield by_hand(QUEUES[plan.bus.value], f"{table}.queues", plan.disk.queues, definition)
+        yield field_by_hand(QUEUES[plan.bus.value], f"{table}.queues", plan.disk.queues, definition)
     yield from thread_fields(plan, threads)
     if (
         plan.facts.rotational is False
@@ -368,14 +366,14 @@ def error_fields(plan: DiskPlan, definition: Definition) -> Iterator[Field]:
     key = f"{plan.table}.on_error"
     for name in ("werror", "rerror"):
         word = "report" if name == "rerror" and plan.disk.on_error == "enospc" else plan.disk.on_error
-        yield field(name, key, Choice(value=word, reason="", source="", origin=definition.origin(key)))
+        yield field(name, key, by_hand(definition, key, word))
 
 
 def plan_serial(plan: DiskPlan, definition: Definition) -> Choice[str]:
     """Choose the serial number: the disk's name, by which the guest finds it under /dev/disk/by-id."""
     key = f"{plan.table}.serial"
     if plan.disk.serial is not AUTO:
-        return Choice(value=plan.disk.serial, reason="", source="", origin=definition.origin(key))
+        return by_hand(definition, key, plan.disk.serial)
     return Choice(
         value=plan.name if len(plan.name) <= LONGEST_SERIAL else f"{plan.name[:11]}-{names.digest(plan.name)[:8]}",
         reason="the disk's name: /dev/disk/by-id in the guest is stable",
@@ -391,7 +389,7 @@ def plan_boot(definition: Definition, name: str, *, instead: str) -> Choice[int]
     """
     written, key = definition.disk[name].boot, f"disk.{name}.boot"
     if written is not AUTO:
-        return Choice(value=written, reason="", source="", origin=definition.origin(key))
+        return by_hand(definition, key, written)
     taken = any(disk.boot is not AUTO for disk in definition.disk.values()) or any(
         cdrom.boot for cdrom in definition.cdrom.values()
     )
@@ -440,7 +438,7 @@ def controller_queues(plans: tuple[DiskPlan, ...], definition: Definition) -> It
     numbers = {name: number for name, number in written.items() if number is not AUTO}
     if numbers:
         name = max(numbers, key=lambda each: numbers[each])
-        yield by_hand("num_queues", f"disk.{name}.queues", numbers[name], definition)
+        yield field_by_hand("num_queues", f"disk.{name}.queues", numbers[name], definition)
 
 
 def scsi_controller(

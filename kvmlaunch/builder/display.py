@@ -1,6 +1,6 @@
 """The screen, or none."""
 
-from kvmlaunch.builder.option import Part, field, fixed, pairs, value, wiring
+from kvmlaunch.builder.option import Part, by_hand, field, fixed, pairs, value, wiring
 from kvmlaunch.model.choice import Choice
 from kvmlaunch.model.definition import Definition
 from kvmlaunch.model.plan import FieldValue, Place, PlannedListener
@@ -21,12 +21,7 @@ def vnc_target(definition: Definition) -> Choice[FieldValue]:
             origin=definition.origin("display.type"),
         )
     address, _, port = written.rpartition(":")
-    return Choice(
-        value=f"{address}:{int(port) - FIRST_VNC_PORT}",
-        reason="",
-        source="",
-        origin=definition.origin("display.address"),
-    )
+    return by_hand(definition, "display.address", f"{address}:{int(port) - FIRST_VNC_PORT}")
 
 
 def build_display(definition: Definition) -> Part:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from attrs import frozen
 
-from kvmlaunch.builder.option import Part, field, fixed, pairs
+from kvmlaunch.builder.option import Part, by_hand, field, fixed, pairs
 from kvmlaunch.model.choice import Choice, Origin
 from kvmlaunch.model.definition import AUTO, Definition
 from kvmlaunch.model.finding import Finding, error
@@ -66,9 +66,7 @@ def wants(load: DiskLoad, spare: int) -> bool:
 def plan_count(definition: Definition, wanting: int, spare: int) -> Choice[int]:
     """Choose how many threads: one a disk that profits, never more than spare host CPUs."""
     if definition.iothreads.count is not AUTO:
-        return Choice(
-            value=definition.iothreads.count, reason="", source="", origin=definition.origin("iothreads.count")
-        )
+        return by_hand(definition, "iothreads.count", definition.iothreads.count)
     number = min(wanting, max(spare, 1))
     return Choice(
         value=number,

@@ -4,7 +4,7 @@ import re
 from typing import Literal, assert_never
 
 from kvmlaunch.builder import names
-from kvmlaunch.builder.option import Part, bare, field, fixed, pairs, value, wiring
+from kvmlaunch.builder.option import Part, bare, by_hand, field, fixed, pairs, value, wiring
 from kvmlaunch.model.choice import Choice, Origin
 from kvmlaunch.model.definition import AUTO, Definition
 from kvmlaunch.model.finding import Finding, error, warning
@@ -29,7 +29,7 @@ def newest_q35(caps: QemuCaps) -> str:
 def plan_machine(definition: Definition, caps: QemuCaps) -> Choice[str]:
     """Choose the machine type: the newest q35 by its versioned name, so that guest hardware never changes unasked."""
     if definition.machine is not AUTO:
-        return Choice(value=definition.machine, reason="", source="", origin=definition.origin("machine"))
+        return by_hand(definition, "machine", definition.machine)
     return Choice(
         value=newest_q35(caps),
         reason=f"the newest q35 of QEMU {caps.version_text}, pinned by its versioned name",
@@ -264,7 +264,7 @@ def build_panic(definition: Definition) -> Part:
     """Give what a guest panic does; pausing needs the device by which the guest tells."""
     if definition.lifecycle.on_crash == "report":
         return Part()
-    pause: Choice[str] = Choice(value="pause", reason="", source="", origin=definition.origin("lifecycle.on_crash"))
+    pause: Choice[str] = by_hand(definition, "lifecycle.on_crash", "pause")
     return Part(
         options=(
             pairs(

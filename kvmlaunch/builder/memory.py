@@ -2,7 +2,7 @@
 
 from attrs import frozen
 
-from kvmlaunch.builder.option import BUILT_IN, Part, field, fixed, pairs, value, wiring
+from kvmlaunch.builder.option import BUILT_IN, Part, by_hand, field, fixed, pairs, value, wiring
 from kvmlaunch.model.choice import Choice, Origin
 from kvmlaunch.model.definition import AUTO, Definition
 from kvmlaunch.model.finding import Finding, error, warning
@@ -197,9 +197,7 @@ def size_field(definition: Definition) -> Choice[str]:
 def plan_prealloc(definition: Definition, memory: MemoryPlan) -> Choice[bool]:
     """Choose preallocation: with hugepages, so that a shortage shows at the start and not later as SIGBUS."""
     if definition.memory.prealloc is not AUTO:
-        return Choice(
-            value=definition.memory.prealloc, reason="", source="", origin=definition.origin("memory.prealloc")
-        )
+        return by_hand(definition, "memory.prealloc", definition.memory.prealloc)
     if memory.backing == "hugepages":
         return Choice(
             value=True,
@@ -302,14 +300,14 @@ def lock_options(definition: Definition) -> tuple[Option, ...]:
     """Give `-overcommit mem-lock=on` where it is asked for."""
     if not definition.memory.lock:
         return ()
-    lock: Choice[bool] = Choice(value=True, reason="", source="", origin=definition.origin("memory.lock"))
+    lock: Choice[bool] = by_hand(definition, "memory.lock", definition.memory.lock)
     return (pairs("-overcommit", "memory", field("mem-lock", "memory.lock", lock)),)
 
 
 def plan_balloon(definition: Definition, memory: MemoryPlan) -> Choice[str]:
     """Choose the balloon: with ordinary memory, so that free pages return to the host; none with hugepages."""
     if definition.memory.balloon is not AUTO:
-        return Choice(value=definition.memory.balloon, reason="", source="", origin=definition.origin("memory.balloon"))
+        return by_hand(definition, "memory.balloon", definition.memory.balloon)
     if memory.backing == "hugepages":
         return Choice(value="off", reason="hugepages are not given back page by page", source=POLICY, origin=BUILT_IN)
     if definition.os == "windows":

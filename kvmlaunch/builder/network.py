@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from attrs import frozen
 
 from kvmlaunch.builder import names
-from kvmlaunch.builder.option import BUILT_IN, Part, field, fixed, pairs, wiring
+from kvmlaunch.builder.option import BUILT_IN, Part, by_hand, field, fixed, pairs, wiring
 from kvmlaunch.model.choice import Choice, Origin
 from kvmlaunch.model.definition import AUTO, Definition, Forward, Network
 from kvmlaunch.model.finding import Finding, error
@@ -44,7 +44,7 @@ def plan_type(definition: Definition, name: str, network: Network) -> Choice[str
     """Choose the backend: what the other keys of the table say, else user networking."""
     key = f"network.{name}.type"
     if network.type is not AUTO:
-        return Choice(value=network.type, reason="", source="", origin=definition.origin(key))
+        return by_hand(definition, key, network.type)
     if network.bridge:
         return Choice(
             value="bridge",
@@ -70,7 +70,7 @@ def plan_type(definition: Definition, name: str, network: Network) -> Choice[str
 def plan_queues(definition: Definition, name: str, network: Network, type_: str) -> Choice[int]:
     """Choose the queue pairs: one a vCPU up to 8 with a tap of ours, else one."""
     if network.queues is not AUTO:
-        return Choice(value=network.queues, reason="", source="", origin=definition.origin(f"network.{name}.queues"))
+        return by_hand(definition, f"network.{name}.queues", network.queues)
     if type_ == "bridge" and network.model == "virtio-net":
         number = min(definition.cpu.vcpus, MOST_QUEUES)
         return Choice(
@@ -87,7 +87,7 @@ def plan_queues(definition: Definition, name: str, network: Network, type_: str)
 def plan_vhost(definition: Definition, name: str, network: Network, host: HostFacts, type_: str) -> Choice[bool]:
     """Choose the in-kernel backend: exactly where /dev/vhost-net opens, as QEMU 7.2 aborts without it."""
     if network.vhost is not AUTO:
-        return Choice(value=network.vhost, reason="", source="", origin=definition.origin(f"network.{name}.vhost"))
+        return by_hand(definition, f"network.{name}.vhost", network.vhost)
     fact = Origin(kind="host", place="/dev/vhost-net", key=f"network.{name}.vhost")
     if type_ not in {"bridge", "tap"}:
         return Choice(value=False, reason="vhost serves taps only", source=TAP_SOURCE, origin=fact)
@@ -189,16 +189,14 @@ def backend_fields(plan: NetworkPlan, definition: Definition) -> Iterator[Field]
             yield field(
                 "hostfwd",
                 f"{table}.forwards",
-                Choice(
-                    value=forward_text(forward), reason="", source="", origin=definition.origin(f"{table}.forwards")
-                ),
+                by_hand(definition, f"{table}.forwards", forward_text(forward)),
             )
         return
     if plan.network.ifname:
         yield field(
             "ifname",
             f"{table}.ifname",
-            Choice(value=plan.ifname, reason="", source="", origin=definition.origin(f"{table}.ifname")),
+            by_hand(definition, f"{table}.ifname", plan.ifname),
         )
     else:
         yield field(
@@ -258,14 +256,14 @@ def nic_fields(plan: NetworkPlan, definition: Definition, host: HostFacts) -> It
         yield field(
             "host_mtu",
             f"{table}.mtu",
-            Choice(value=network.mtu, reason="", source="", origin=definition.origin(f"{table}.mtu")),
+            by_hand(definition, f"{table}.mtu", network.mtu),
         )
 
 
 def plan_mac(plan: NetworkPlan, definition: Definition, host: HostFacts) -> Choice[str]:
     """Choose the MAC: computed, so it is stable and differs from every other guest's."""
     if plan.network.mac is not AUTO:
-        return Choice(value=str(plan.network.mac), reason="", source="", origin=definition.origin(f"{plan.table}.mac"))
+        return by_hand(definition, f"{plan.table}.mac", str(plan.network.mac))
     mac = names.mac_address(host.machine_id, definition.name, plan.name)
     return Choice(
         value=mac,

@@ -7,13 +7,16 @@ doubled; a `value` stands as it is; JSON is used only where key=value cannot say
 import json
 from collections.abc import Sequence
 from pathlib import PurePosixPath
+from typing import TypeVar
 
 from attrs import frozen
 
 from kvmlaunch.model.choice import Choice, Origin
+from kvmlaunch.model.definition import Definition
 from kvmlaunch.model.finding import Finding
 from kvmlaunch.model.plan import Field, FieldValue, Option, Place, Places, Promise
 
+T = TypeVar("T")
 BUILT_IN = Origin(kind="default")
 
 
@@ -29,6 +32,11 @@ class Part:
 def fixed(value: FieldValue, reason: str, source: str) -> Choice[FieldValue]:
     """Give a choice that depends on nothing: always this value."""
     return Choice(value=value, reason=reason, source=source, origin=BUILT_IN)
+
+
+def by_hand(definition: Definition, key: str, value: T) -> Choice[T]:
+    """Give a value that was written by hand: it passes through with its origin, and needs no reason."""
+    return Choice(value=value, reason="", source="", origin=definition.origin(key))
 
 
 def field(name: str, key: str, choice: Choice[FieldValue]) -> Field:

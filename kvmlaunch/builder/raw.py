@@ -3,8 +3,7 @@
 import re
 from collections.abc import Iterator
 
-from kvmlaunch.builder.option import Part, field
-from kvmlaunch.model.choice import Choice
+from kvmlaunch.builder.option import Part, by_hand, field
 from kvmlaunch.model.definition import Definition
 from kvmlaunch.model.finding import Finding, error
 from kvmlaunch.model.plan import Field, Option
@@ -38,9 +37,9 @@ def check_raw(definition: Definition, options: tuple[Option, ...]) -> Iterator[F
                 )
 
 
-def by_hand(definition: Definition, word: str) -> Field:
+def raw_field(definition: Definition, word: str) -> Field:
     """Give a value by hand."""
-    return field("", "raw.args", Choice(value=word, reason="", source="", origin=definition.origin("raw.args")))
+    return field("", "raw.args", by_hand(definition, "raw.args", word))
 
 
 def group_options(definition: Definition) -> Iterator[Option]:
@@ -50,9 +49,9 @@ def group_options(definition: Definition) -> Iterator[Option]:
     while index < len(args):
         has_value = args[index].startswith("-") and index + 1 < len(args) and not args[index + 1].startswith("-")
         if has_value:
-            yield Option(flag=args[index], form="value", table="raw", fields=(by_hand(definition, args[index + 1]),))
+            yield Option(flag=args[index], form="value", table="raw", fields=(raw_field(definition, args[index + 1]),))
         else:
-            yield Option(flag=args[index], form="bare", table="raw", fields=(by_hand(definition, args[index]),))
+            yield Option(flag=args[index], form="bare", table="raw", fields=(raw_field(definition, args[index]),))
         index += 2 if has_value else 1
 
 

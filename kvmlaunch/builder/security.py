@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from kvmlaunch.builder.option import Part, field, fixed, pairs
+from kvmlaunch.builder.option import Part, by_hand, field, fixed, pairs
 from kvmlaunch.model.choice import Choice, Origin
 from kvmlaunch.model.definition import AUTO, Definition
 from kvmlaunch.model.finding import Finding, error, warning
@@ -39,7 +39,7 @@ def plan_user(definition: Definition, host: HostFacts) -> Choice[str]:
     """Choose whom QEMU runs as: the caller; for root the system user `kvmlaunch` where it reaches every file."""
     name = host.user.name or str(host.user.uid)
     if definition.security.user is not AUTO:
-        return Choice(value=name, reason="", source="", origin=definition.origin("security.user"))
+        return by_hand(definition, "security.user", name)
     fact = Origin(kind="host", place="users", key="security.user")
     if host.caller_uid != 0:
         return Choice(value=name, reason="whoever starts a VM runs it", source="kvmlaunch docs, security", origin=fact)

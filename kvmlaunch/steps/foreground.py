@@ -8,7 +8,7 @@ import select
 import signal
 from typing import TYPE_CHECKING
 
-from kvmlaunch.errors import KvmlaunchError, QemuFailed
+from kvmlaunch.errors import Busy, KvmlaunchError, QemuFailed
 from kvmlaunch.host.rundir import QMP, QMP_OWN
 from kvmlaunch.steps.caller import Caller, Tell
 from kvmlaunch.steps.heal import clean_up
@@ -87,7 +87,11 @@ def supervise(caller: Caller, resolved: Resolved, vm: "RunningVm", tell: Tell) -
         os.close(read_end)
         os.close(write_end)
         vm.let_go()
-    clean_up(caller, resolved.name, resolved.places, tell)
+    try:
+        clean_up(caller, resolved.name, resolved.places, tell)
+    except Busy:
+        tell("ended", "another command ended it and cleans up")
+        return
     if isinstance(death, QemuFailed):
         raise death
     tell("ended", "QEMU ended")

@@ -1,0 +1,69 @@
+"""Why QEMU died: its own words stand beneath a code, a cause and the next command."""
+
+import pytest
+
+from kvmlaunch.model.codes import CODES
+from kvmlaunch.preflight.death import report_death
+
+ARGV = ("/usr/bin/qemu-system-x86_64", "-nodefaults")
+LOG = "/var/log/kvmlaunch/web01/qemu.log"
+
+
+@pytest.mark.parametrize(
+    ("signal", "code", "words"),
+    [
+        (7, "qemu.signal.bus", "memory backing"),
+        (31, "qemu.signal.sys", "seccomp"),
+        (6, "qemu.signal.abrt", "aborted"),
+        (9, "qemu.signal.kill", "killed"),
+        (15, "qemu.exit", "signal 15"),
+        (11, "qemu.exit", "signal 11"),
+    ],
+)
+def test_a_signal_is_told_in_words(signal: int, code: str, words: str) -> None:
+    report = report_death(-signal, "", ARGV, LOG)
+
+    assert report.code == code
+    assert words in report.message
+    assert report.why == "QEMU said nothing"
+    assert report.hint
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ('qemu: -device x: Failed to get "write" lock\nIs another process using the image [/a.img]?', "disk.locked"),
+        ('qemu: -device x: Failed to get shared "write" lock', "disk.locked"),
+        ("qemu: -netdev user,id=x: Could not set up host forwarding rule 'tcp:127.0.0.1:80-:80'", "host.port.used"),
+        ("qemu: -vnc 127.0.0.1:1: Failed to bind socket: Address already in use", "host.port.used"),
+        ("qemu: unable to map backing store for guest RAM: Cannot allocate memory", "host.hugepages.short"),
+        ("Could not access KVM kernel module: Permission denied", "host.kvm.permission"),
+        ("qemu: failed to initialize KVM: Operation not permitted", "host.kvm.permission"),
+        ("qemu: -device x: Property not found", "qemu.exit"),
+        ("", "qemu.exit"),
+    ],
+)
+def test_its_own_words_tell_the_cause_and_stand_verbatim(text: str, code: str) -> None:
+    report = report_death(1, f"{text}\n", ARGV, LOG)
+
+    assert report.code == code
+    assert report.why == (text or "QEMU said nothing")
+    assert report.where == LOG
+    assert report.hint
+
+
+def test_an_unknown_end_names_its_status() -> None:
+    assert "exit status 42" in report_death(42, "", ARGV, LOG).message
+
+
+def test_a_signal_is_no_matter_of_words() -> None:
+    report = report_death(-7, 'Failed to get "write" lock', ARGV, LOG)
+
+    assert report.code == "qemu.signal.bus"
+    assert "write" in report.why
+
+
+def test_every_code_is_registered() -> None:
+    codes = {report_death(status, "", ARGV, LOG).code for status in (1, -6, -7, -9, -15, -31)}
+
+    assert codes <= CODES.keys()
