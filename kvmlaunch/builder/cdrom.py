@@ -66,6 +66,7 @@ def build_cdrom(definition: Definition, name: str, *, bus: str, boot: Choice[int
     if boot:
         device.append(field("bootindex", f"{table}.boot", boot))
     promise = DrivePromise(
+        table=table,
         id=names.cdrom_id(name),
         path=definition.cdrom[name].path,
         format="raw",

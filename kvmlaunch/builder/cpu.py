@@ -15,6 +15,7 @@ HYPERV = (
     *("hv-relaxed", "hv-vapic", "hv-vpindex", "hv-runtime", "hv-time", "hv-synic", "hv-stimer", "hv-stimer-direct"),
     *("hv-tlbflush", "hv-ipi", "hv-frequencies"),
 )
+ONE_NODE = "kvmlaunch: one node, and a CPU left for I/O"
 HYPERV_SOURCE = "QEMU docs, system/i386/hyperv"
 
 
@@ -155,13 +156,13 @@ def plan_pins(definition: Definition, host: HostFacts) -> Choice[tuple[int, ...]
             return Choice(
                 value=pins,
                 reason=f"CPUs {render_cpus(pins)} of NUMA node {node.number}; {len(node.cpus) - vcpus} of it stay free",
-                source="kvmlaunch: one node, and a CPU left for I/O",
+                source=ONE_NODE,
                 origin=Origin(kind="host", place="NUMA nodes", key="cpu.pin"),
             )
     return Choice(
         value=(),
         reason=f"no NUMA node has more than {vcpus} CPUs, so nothing is pinned",
-        source="kvmlaunch: one node, and a CPU left for I/O",
+        source=ONE_NODE,
         origin=Origin(kind="host", place="NUMA nodes", key="cpu.pin"),
     )
 
@@ -169,7 +170,8 @@ def plan_pins(definition: Definition, host: HostFacts) -> Choice[tuple[int, ...]
 def check_pins(definition: Definition, host: HostFacts) -> Iterator[Finding]:
     """Check pinning: every CPU online (`def.value.range`); auto that could not pin is a warning."""
     pins = plan_pins(definition, host)
-    absent = tuple(cpu for cpu in (*pins.value, *plan_iothread_pins(definition)) if cpu not in host.cpus.online)
+    wanted = (*pins.value, *plan_iothread_pins(definition, host).value)
+    absent = tuple(cpu for cpu in wanted if cpu not in host.cpus.online)
     if absent:
         yield error(
             code="def.value.range",
@@ -188,10 +190,20 @@ def check_pins(definition: Definition, host: HostFacts) -> Iterator[Finding]:
         )
 
 
-def plan_iothread_pins(definition: Definition) -> tuple[int, ...]:
-    """Give the host CPUs of the I/O threads as written; auto and none pin nothing."""
-    written = definition.iothreads.pin
-    return () if written is AUTO or written == "none" else tuple(written)
+def plan_iothread_pins(definition: Definition, host: HostFacts) -> Choice[tuple[int, ...]]:
+    """Choose host CPUs for the I/O threads; auto takes those that pinned vCPUs leave free."""
+    written, key = definition.iothreads.pin, "iothreads.pin"
+    if written == "none":
+        return Choice(value=(), reason="", source="", origin=definition.origin(key))
+    if written is not AUTO:
+        return Choice(value=tuple(written), reason="", source="", origin=definition.origin(key))
+    vcpu_pins = plan_pins(definition, host).value
+    free = tuple(cpu for cpu in host.cpus.online if cpu not in vcpu_pins)
+    fact = Origin(kind="host", place="CPUs", key=key)
+    if not vcpu_pins or not free:
+        reason = "no vCPU is pinned" if not vcpu_pins else "the vCPUs leave no host CPU free"
+        return Choice(value=(), reason=reason, source=ONE_NODE, origin=fact)
+    return Choice(value=free, reason=f"CPUs {render_cpus(free)} are left by the vCPUs", source=ONE_NODE, origin=fact)
 
 
 def build_cpu(
@@ -213,7 +225,7 @@ def build_cpu(
     ]
     if paused:
         options.append(bare("-S", "cpu", "held before its first instruction, until `kvmlaunch resume`", "up --paused"))
-    elif plan_pins(definition, host).value or plan_iothread_pins(definition):
+    elif plan_pins(definition, host).value or plan_iothread_pins(definition, host).value:
         options.append(
             bare(
                 "-S", "cpu", "held until its threads are pinned; a pasted command waits for `cont`", "QEMU man page, -S"
@@ -240,3 +252,12 @@ def pin_choice(definition: Definition, host: HostFacts) -> Field:
         if pins.value or pins.reason or "cpu.pin" in definition.origins
         else fixed("none", "the scheduler places vCPUs well", "kvmlaunch: pin by hand where latency counts"),
     )
+
+
+def iothread_pin_choice(definition: Definition, host: HostFacts) -> tuple[Field, ...]:
+    """Give the decision on pinning I/O threads for `explain`, where one was asked for."""
+    if definition.iothreads.pin == "none":
+        return ()
+    pins = plan_iothread_pins(definition, host)
+    text = Choice(value=render_cpus(pins.value) or "none", reason=pins.reason, source=pins.source, origin=pins.origin)
+    return (field("", "iothreads.pin", text),)

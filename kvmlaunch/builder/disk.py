@@ -109,11 +109,12 @@ def uring_trouble(facts: PathFacts, cache: str) -> str:
     """Give why io_uring is avoided on this store, "" when it is not."""
     if facts.filesystem in URING_AVOIDS:
         return f"hangs were reported on {facts.filesystem}"
-    if facts.device.startswith("rbd"):
+    stores = (facts.device, facts.real.rpartition("/")[2] if facts.kind == "block" else "")
+    if any(store.startswith("rbd") for store in stores):
         return "hangs were reported on krbd"
-    if facts.device.startswith("loop"):
+    if any(store.startswith("loop") for store in stores):
         return "hangs were reported on loop devices"
-    if facts.device.startswith("dm-") and cache == "writeback":
+    if any(store.startswith("dm-") for store in stores) and cache == "writeback":
         return "hangs were reported on LVM with writeback"
     return ""
 
@@ -418,6 +419,7 @@ def promise(plan: DiskPlan) -> DrivePromise:
     """Give what query-block and fdinfo must say."""
     cache, limits = plan.cache.value, plan.disk.limits
     return DrivePromise(
+        table=plan.table,
         id=names.drive_id(plan.name),
         path=plan.disk.path,
         format=plan.format.value,

@@ -38,6 +38,12 @@ def plan_machine(definition: Definition, caps: QemuCaps) -> Choice[str]:
     )
 
 
+def real_name(name: str, caps: QemuCaps) -> str:
+    """Give the versioned name behind an alias such as q35."""
+    found = caps.machine(name)
+    return found.name if found else name
+
+
 def check_machine(definition: Definition, caps: QemuCaps) -> tuple[Finding, ...]:
     """Check a machine type: known to this QEMU (`qemu.machine.unknown`), not deprecated (a warning)."""
     name = plan_machine(definition, caps).value

@@ -68,6 +68,15 @@ def room_obstacle(host: HostFacts, page_size: int, pages: int, host_numa_node: i
     return ""
 
 
+def other_wish(definition: Definition) -> str:
+    """Give the written wish that hugepages would thwart, so that auto leaves them; "" for none."""
+    if definition.memory.ksm == "on":
+        return "memory.ksm is on, and hugepages cannot be merged"
+    if definition.memory.balloon == "on":
+        return "memory.balloon is on, and hugepages are not given back page by page"
+    return ""
+
+
 def plan_backing(definition: Definition, host: HostFacts, host_numa_node: int | None) -> Backing:
     """Choose the page size: as written; auto takes 2 MiB pages when they can be had, else says why not."""
     written, origin = definition.memory.hugepages, definition.origin("memory.hugepages")
@@ -77,6 +86,10 @@ def plan_backing(definition: Definition, host: HostFacts, host_numa_node: int | 
         return Backing(page_size=parse_size(written), choice=Choice(value=written, reason="", source="", origin=origin))
     pages = pages_needed(definition.memory.size, HUGE)
     fact = Origin(kind="host", place="hugepage pools", key="memory.hugepages")
+    wish = other_wish(definition)
+    if wish:
+        thwarted = definition.origin("memory.ksm" if definition.memory.ksm == "on" else "memory.balloon")
+        return Backing(page_size=None, choice=Choice(value="off", reason=wish, source=HUGETLB, origin=thwarted))
     problem = obstacle(host, HUGE, pages, host_numa_node)
     if problem:
         return Backing(
@@ -121,7 +134,7 @@ def plan_memory(definition: Definition, host: HostFacts) -> MemoryPlan:
     backing = plan_backing(definition, host, node)
     pages = pages_needed(definition.memory.size, backing.page_size) if backing.page_size else 0
     return MemoryPlan(
-        size=definition.memory.size,
+        size=pages * backing.page_size if backing.page_size else definition.memory.size,
         backing="hugepages" if backing.page_size else "ordinary",
         page_size=backing.page_size or 4096,
         pages=pages,
@@ -149,6 +162,17 @@ def check_backing(definition: Definition, host: HostFacts, memory: MemoryPlan) -
                 key="memory.hugepages",
                 why=backing.choice.reason,
                 hint=fix,
+            )
+        )
+    if memory.size != definition.memory.size:
+        pages_text = f"{count(memory.pages, 'page')} of {render_size(memory.page_size)}"
+        found.append(
+            warning(
+                code="host.hugepages.rounded",
+                message=f"the guest gets {render_size(memory.size)}",
+                key="memory.size",
+                why=f"{render_size(definition.memory.size)} take {pages_text}",
+                hint=f'memory = "{render_size(memory.size)}"',
             )
         )
     if memory.backing == "ordinary" and host.thp == "never":
@@ -183,11 +207,18 @@ def render_memory_size(size: int) -> str:
     return f"{size}B"
 
 
-def size_field(definition: Definition) -> Choice[str]:
-    """Give the size as `-m` takes it."""
+def size_field(definition: Definition, memory: MemoryPlan) -> Choice[str]:
+    """Give the size as `-m` takes it: whole pages, as QEMU 10 refuses a file-backed size that is not."""
     written = "memory.size" in definition.origins
+    if memory.size != definition.memory.size:
+        return Choice(
+            value=render_memory_size(memory.size),
+            reason=f"{render_size(definition.memory.size)} rounded up to {count(memory.pages, 'whole page')}",
+            source="measured: QEMU 10.0.2 refuses a size that is no multiple of the page",
+            origin=definition.origin("memory.size"),
+        )
     return Choice(
-        value=render_memory_size(definition.memory.size),
+        value=render_memory_size(memory.size),
         reason="" if written else "the built-in default",
         source="" if written else "kvmlaunch: defaults",
         origin=definition.origin("memory.size"),
@@ -282,7 +313,7 @@ def bound_options(definition: Definition, host: HostFacts, memory: MemoryPlan, n
 
 def backing_options(definition: Definition, host: HostFacts, memory: MemoryPlan) -> tuple[Option, ...]:
     """Give `-m` and what backs it."""
-    size = value("-m", "memory", "memory.size", size_field(definition))
+    size = value("-m", "memory", "memory.size", size_field(definition, memory))
     if memory.host_numa_node is not None:
         return (size, *bound_options(definition, host, memory, memory.host_numa_node))
     options = [size]

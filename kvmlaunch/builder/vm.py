@@ -170,6 +170,7 @@ def explained_only(
     return (
         field("", "boot.firmware", boot.firmware_choice(definition)),
         cpu.pin_choice(definition, host),
+        *cpu.iothread_pin_choice(definition, host),
         *([] if backing.backing == "hugepages" else [memory.hugepage_choice(definition, host, backing)]),
         field("", "memory.balloon", memory.plan_balloon(definition, backing)),
         *([] if threads.ids.value else [iothreads.count_choice(threads)]),
@@ -183,7 +184,7 @@ def identity(definition: Definition, host: HostFacts, caps: QemuCaps) -> Promise
     return IdentityPromise(
         name=definition.name,
         uuid=names.vm_uuid(host.machine_id, host.caller_uid, definition.name),
-        machine=machine.plan_machine(definition, caps).value,
+        machine=machine.real_name(machine.plan_machine(definition, caps).value, caps),
         vcpus=definition.cpu.vcpus,
         uid=host.user.uid,
     )
@@ -241,7 +242,7 @@ def build_vm(
         files=boot.boot_files(definition),
         variables=firmware.variables if firmware else None,
         vcpu_pins=cpu.plan_pins(definition, host).value,
-        iothread_pins=cpu.plan_iothread_pins(definition),
+        iothread_pins=cpu.plan_iothread_pins(definition, host).value,
         iothreads=threads.ids.value,
         serial=definition.console.serial,
     )

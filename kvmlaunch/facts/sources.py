@@ -19,7 +19,7 @@ is a probe, a JSON value by name:
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from kvmlaunch.facts import block, cpu, hugepages, kvm, limits, memory, mounts, network, numa, process
 from kvmlaunch.model.host import Holder, HostFacts, Mount, PathFacts
@@ -144,9 +144,10 @@ def parse_path(path: PurePosixPath, probe: object, found: tuple[Mount, ...]) -> 
     table: Mapping[object, object] = probe if isinstance(probe, Mapping) else {}
     on_files = table.get("kind") in {"file", "directory"}
     mount = mounts.find_mount(found, PurePosixPath(str(table.get("real", path)))) if on_files else None
-    return block.parse_path(
+    facts = block.parse_path(
         path,
         probe,
         filesystem=mount.type if mount else "",
         holders=process.parse_holders(table.get("holders", [])),
     )
+    return evolve(facts, real=str(table.get("real", path)))

@@ -9,7 +9,7 @@ FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def temporary_name(name: str) -> str:
-    """Give the name that a file has until it is whole; one name, as writers hold a lock, so a crash leaves one at most."""
+    """Give the name that a file has until it is whole: one alone, as writers hold a lock and a crash leaves one."""
     return f".{name}.new"
 
 

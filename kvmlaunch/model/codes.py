@@ -98,6 +98,7 @@ CODES: Final[dict[str, tuple[int, str]]] = {
     "vm.differs": (10, "The running VM differs from what its definition would start now."),
     "host.privilege": (77, "It needs root; the hint is the one command that does just that."),
     "host.hugepages.none": (0, "Automatic hugepages cannot be had; the guest gets ordinary memory, and why is said."),
+    "host.hugepages.rounded": (0, "The guest's memory was rounded up to whole pages, which are reserved anyway."),
     "host.thp.never": (0, "Transparent huge pages are off on the host."),
     "host.ksm.on": (0, "KSM runs on the host although the guest's memory is hugepages, which it cannot merge."),
     "host.ksm.off": (0, "The VM asks for KSM, and the host does not run it."),

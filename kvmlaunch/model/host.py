@@ -155,8 +155,9 @@ class PathFacts:
 
     `o_direct` is the outcome of an aligned O_DIRECT read of this very file, `refusal` what the
     system said when it was None or False.  `header` names a known image format found at the start,
-    "" when none.  `inode` is `major:minor:number` of the file itself, for identity.  `device` is the
-    bottom block device, with its scheduler's bracketed word, whether it rotates and its hardware queues.
+    "" when none.  `inode` is `major:minor:number` of the file itself, for identity.  `real` is the
+    path without links, `device` the bottom block device, with its scheduler's bracketed word, whether it
+    rotates and its hardware queues.
     """
 
     path: PurePosixPath
@@ -172,6 +173,7 @@ class PathFacts:
     header: str = ""
     backing: str = ""
     device: str = ""
+    real: str = ""
     scheduler: str = ""
     rotational: bool | None = None
     queues: int | None = None

@@ -101,8 +101,12 @@ class MemoryPromise:
 
 @frozen(kw_only=True)
 class DrivePromise:
-    """What query-block and fdinfo must say of a drive; `writeback` is the guest's volatile cache."""
+    """What query-block and fdinfo must say of a drive.
 
+    `table` is the definition's, `disk.root`; `writeback` tells whether the guest has a volatile cache.
+    """
+
+    table: str
     id: str
     path: PurePosixPath
     format: str

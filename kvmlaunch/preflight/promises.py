@@ -58,7 +58,7 @@ def check_memory(promise: MemoryPromise, evidence: Evidence) -> Iterator[Finding
 
 def check_drive(promise: DrivePromise, evidence: Evidence) -> Iterator[Finding]:
     """Check a drive: file, format, read-only, cache mode, limits, and O_DIRECT on its descriptors."""
-    table = promise.id.replace("disk-", "disk.", 1).replace("cdrom-", "cdrom.", 1)
+    table = promise.table
     seen = next((drive for drive in evidence.drives if drive.id == promise.id), None)
     if seen is None:
         yield broken(f"drive {promise.id}", str(promise.path), "no such drive", table)
@@ -88,6 +88,7 @@ def check_descriptors(promise: DrivePromise, seen: DriveEvidence, table: str) ->
 def check_identity(promise: IdentityPromise, evidence: Evidence) -> Iterator[Finding]:
     """Check name, UUID, number of vCPUs and uid; no capability is left to anybody but root."""
     yield from compare("the name", promise.name, evidence.name, "name")
+    yield from compare("the machine type", f"{promise.machine}-machine", evidence.machine, "machine")
     yield from compare("the UUID", promise.uuid, evidence.uuid, "uuid")
     yield from compare("the number of vCPUs", promise.vcpus, evidence.vcpus, "cpu.vcpus")
     yield from compare("the uid of QEMU", promise.uid, evidence.uid, "security.user")

@@ -212,18 +212,6 @@ def check_answers(outcome: Outcome, qmp: Monitor) -> None:
                 pass
 
 
-# Cases that QEMU 10 refuses, measured; each is a question to kvmlaunch, and an answer makes this test say so.
-REFUSED_BY_OTHER: Final = {
-    "hugepages-odd-size": "backend 'memory-backend-file' memory size must be multiple of 2 MiB",
-}
-
-
-def marked(name: str) -> object:
-    """Give a case as a parameter; one that QEMU 10 refuses is expected to fail, and only to fail."""
-    why = REFUSED_BY_OTHER.get(name)
-    return pytest.param(name, marks=pytest.mark.xfail(reason=why)) if why else name
-
-
 def check_start(outcome: Outcome, version: str, argv: tuple[str, ...], place: Path) -> None:
     """Start a QEMU with the argv of a case, hear what it makes of it, and quit."""
     binary = binary_of(version)
@@ -252,7 +240,7 @@ def test_qemu_takes_the_argv_of(name: str, tmp_path: Path) -> None:
 
 
 @needs_a_stage
-@pytest.mark.parametrize("name", [marked(name) for name in accepted_cases(OTHER) if load_case(name).qemu != OTHER])
+@pytest.mark.parametrize("name", [name for name in accepted_cases(OTHER) if load_case(name).qemu != OTHER])
 def test_qemu_10_takes_what_is_built_for_it_of(name: str, tmp_path: Path) -> None:
     outcome = run_case(name, OTHER)
     assert outcome.plan is not None
