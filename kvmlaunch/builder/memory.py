@@ -244,16 +244,12 @@ def plan_prealloc(definition: Definition, memory: MemoryPlan) -> Choice[bool]:
     )
 
 
-def backing_fields(definition: Definition, host: HostFacts, memory: MemoryPlan) -> Choice[Place]:
-    """Give the mount as the value of mem-path, with the decision on hugepages as its reason."""
+def mount_choice(definition: Definition, host: HostFacts, memory: MemoryPlan) -> Choice[Place]:
+    """Give the mount as the value of mem-path."""
     backing = plan_backing(definition, host, memory.host_numa_node).choice
-    written = f"{count(memory.pages, 'page')} of {render_size(memory.page_size)}"
-    return Choice(
-        value=Place(root="hugepages"),
-        reason=backing.reason or written,
-        source=backing.source or HUGETLB,
-        origin=backing.origin,
-    )
+    pages = f"{count(memory.pages, 'page')} of {render_size(memory.page_size)}"
+    reason = f"a mount of the VM's own: the kernel reserves its {pages} for it alone"
+    return Choice(value=Place(root="hugepages"), reason=reason, source=HUGETLB, origin=backing.origin)
 
 
 def bound_options(definition: Definition, host: HostFacts, memory: MemoryPlan, node: int) -> tuple[Option, ...]:
@@ -268,7 +264,7 @@ def bound_options(definition: Definition, host: HostFacts, memory: MemoryPlan, n
                 fixed("memory-backend-file", "hugepages are files of hugetlbfs", "QEMU man page, -object"),
             ),
             wiring("id", "memory", "mem0"),
-            field("mem-path", "memory.hugepages", backing_fields(definition, host, memory)),
+            field("mem-path", "memory.hugepages.mount", mount_choice(definition, host, memory)),
         )
     else:
         kind = (
@@ -318,7 +314,7 @@ def backing_options(definition: Definition, host: HostFacts, memory: MemoryPlan)
         return (size, *bound_options(definition, host, memory, memory.host_numa_node))
     options = [size]
     if memory.backing == "hugepages":
-        options.append(value("-mem-path", "memory", "memory.hugepages", backing_fields(definition, host, memory)))
+        options.append(value("-mem-path", "memory", "memory.hugepages.mount", mount_choice(definition, host, memory)))
     prealloc = plan_prealloc(definition, memory)
     if prealloc.value:
         options.append(

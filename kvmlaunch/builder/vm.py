@@ -7,6 +7,7 @@ from kvmlaunch.builder import (
     boot,
     cdrom,
     console,
+    controllers,
     cpu,
     disk,
     display,
@@ -18,14 +19,13 @@ from kvmlaunch.builder import (
     raw,
     security,
 )
-from kvmlaunch.builder.option import Part, field, wiring
+from kvmlaunch.builder.option import Part, field, fixed
 from kvmlaunch.model.definition import AUTO, Definition
 from kvmlaunch.model.finding import Finding, error
 from kvmlaunch.model.host import HostFacts
 from kvmlaunch.model.plan import Field, IdentityPromise, Plan, Promise
 from kvmlaunch.model.qemu import QemuCaps
 
-SATA_PORTS = 6  # of the ICH9 controller that is part of q35
 FAST_SCHEDULERS = ("none",)
 
 
@@ -61,31 +61,6 @@ def disk_loads(plans: tuple[disk.DiskPlan, ...]) -> tuple[iothreads.DiskLoad, ..
     )
 
 
-def ports(definition: Definition, plans: tuple[disk.DiskPlan, ...], machine_name: str) -> dict[str, str]:
-    """Give the place on a controller of each disk and CD-ROM that needs one, by table."""
-    on_sata = [
-        *(plan.table for plan in plans if plan.bus.value in {"sata", "ide"}),
-        *(f"cdrom.{name}" for name in definition.cdrom),
-    ]
-    per_bus = 1 if "q35" in machine_name else 2
-    seats = {table: f"ide.{index // per_bus}" for index, table in enumerate(on_sata)}
-    return seats | {plan.table: "scsi0.0" for plan in plans if plan.bus.value == "virtio-scsi"}
-
-
-def check_ports(seats: dict[str, str], machine_name: str) -> Iterator[Finding]:
-    """Refuse more SATA or IDE drives than the machine has ports (`qemu.capability`), and sata where there is none."""
-    seated = [table for table, seat in seats.items() if seat.startswith("ide.")]
-    most = SATA_PORTS if "q35" in machine_name else 4
-    if len(seated) > most:
-        yield error(
-            code="qemu.capability",
-            message=f"machine {machine_name} has {most} ports for disks and CD drives",
-            key=seated[most],
-            why=f"{len(seated)} are asked for",
-            hint='bus = "virtio-scsi"',
-        )
-
-
 def build_disks(
     definition: Definition,
     host: HostFacts,
@@ -97,19 +72,12 @@ def build_disks(
     """Give threads, controller, disks and CD drives."""
     loads = disk_loads(plans)
     threads = iothreads.plan_iothreads(definition, host, caps, loads)
-    seats = ports(definition, plans, machine_name)
+    buses = {plan.name: plan.bus.value for plan in plans}
+    seats = controllers.seats_of(definition, buses, machine_name)
+    scsi = [name for name, bus in buses.items() if bus == "virtio-scsi"]
     yield iothreads.build_iothreads(definition, host, threads, loads)
-    scsi_threads = next(
-        (
-            threads.of_disk[plan.name]
-            for plan in plans
-            if plan.bus.value == "virtio-scsi" and plan.name in threads.of_disk
-        ),
-        (),
-    )
-    yield Part(
-        options=disk.scsi_controller(plans, definition, scsi_threads), findings=tuple(check_ports(seats, machine_name))
-    )
+    scsi_threads = next((threads.of_disk[name] for name in scsi if name in threads.of_disk), ())
+    yield controllers.build_controllers(definition, buses, machine_name, scsi_threads)
     for plan in plans:
         yield disk.build_disk(
             plan,
@@ -165,16 +133,24 @@ def explained_only(
     threads = iothreads.plan_iothreads(definition, host, caps, disk_loads(plans))
     backing = memory.plan_memory(definition, host)
     against = tuple(
-        wiring("", f"disk.{name}.iothread", "none", reason) for name, reason in threads.reasons.items() if reason
+        field("", f"disk.{name}.iothread", fixed("none", reason, iothreads.GAIN))
+        for name, reason in threads.reasons.items()
+        if reason
+    )
+    queues = tuple(
+        field("", f"disk.{plan.name}.queues", choice)
+        for plan in plans
+        if (choice := disk.queue_default(plan, definition))
     )
     return (
         field("", "boot.firmware", boot.firmware_choice(definition)),
         cpu.pin_choice(definition, host),
         *cpu.iothread_pin_choice(definition, host),
-        *([] if backing.backing == "hugepages" else [memory.hugepage_choice(definition, host, backing)]),
+        memory.hugepage_choice(definition, host, backing),
         field("", "memory.balloon", memory.plan_balloon(definition, backing)),
         *([] if threads.ids.value else [iothreads.count_choice(threads)]),
         *against,
+        *queues,
         security.user_choice(definition, host),
     )
 

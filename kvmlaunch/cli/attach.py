@@ -27,7 +27,7 @@ def raw_terminal(fd: int) -> Iterator[None]:
 
     before = termios.tcgetattr(fd)
     try:
-        tty.setraw(fd)
+        tty.setraw(fd, termios.TCSADRAIN)  # what was typed already is not lost
         yield
     finally:
         termios.tcsetattr(fd, termios.TCSADRAIN, before)
@@ -70,9 +70,9 @@ def console(session: Session, vm: str, escape: str) -> None:
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     seen, connection = connect_console(session.caller(), vm)
-    say(session, vm, "ok", "console", f"connected; {escape} leaves it")
     lock = Path(f"{seen.places.run / 'console.sock'}.lock")
     with connection, console_lock(lock), held(seen.pid or 0) as process, raw_terminal(sys.stdin.fileno()):
+        say(session, vm, "ok", "console", f"connected; {escape} leaves it")
         ended = process is None or converse(connection, process.fd, sys.stdin.fileno(), sys.stdout.fileno(), byte)
     click.echo("", err=True)
     say(session, vm, "ok", "console", "the VM ended" if ended else "left; the VM runs on")
@@ -106,9 +106,12 @@ def logs(session: Session, vm: str, follow: bool, source: str, raw: bool) -> Non
         show_document("logs", {"name": vm, "source": source, "text": "".join(map(clean, texts))})
         return
     for text in texts:
-        click.echo(clean(text), nl=False)
+        click.echo(clean(text), nl=False, color=raw or None)
     if follow:
         for text in follow_log(files[-1], lambda: is_alive(caller, vm)):
-            click.echo(clean(text), nl=False)
+            click.echo(clean(text), nl=False, color=raw or None)
     elif not texts:
+        from kvmlaunch.host.definitions import find_definition  # noqa: PLC0415 - on this path only
+
+        find_definition(vm, caller.search)
         say(session, vm, "skip", "logs", "nothing was printed yet")

@@ -144,20 +144,23 @@ def is_array(form: Form) -> bool:
 
 
 def table_hook(table: type, made: Converter) -> Hook:
-    """Give the hook of a class: each key read by its own hook."""
-    overrides = {
-        field.name: override(omit=True)
-        if field.name in {"origins", "digest"} and table is Definition
-        else override(struct_hook=in_range(made.get_structure_hook(field.type), field))
-        for field in attrs.fields(table)
-    }
-    options: dict[str, Any] = {"_cattrs_use_linecache": False, **overrides}
-    build: Hook = make_dict_structure_fn(table, made, **options)
+    """Give the hook of a class: each key read by its own hook, all made when the first such table is met."""
+
+    @cache
+    def build() -> Hook:
+        overrides = {
+            field.name: override(omit=True)
+            if field.name in {"origins", "digest"} and table is Definition
+            else override(struct_hook=in_range(made.get_structure_hook(field.type), field))
+            for field in attrs.fields(table)
+        }
+        options: dict[str, Any] = {"_cattrs_use_linecache": False, **overrides}
+        return make_dict_structure_fn(table, made, **options)
 
     def hook(value: Any, form: Any) -> Any:  # noqa: ANN401 - as cattrs has it
         if type(value) is not dict:
             raise wrong_type(value, "a table")
-        return build(value, form)
+        return build()(value, form)
 
     return hook
 

@@ -1,5 +1,6 @@
 """`console` and `logs`: a guest's serial port, live and kept."""
 
+import contextlib
 import os
 import select
 import socket
@@ -26,7 +27,7 @@ FOLLOW_EVERY = 0.25  # seconds
 
 @define(kw_only=True)
 class Output:
-    """What is to be written to a terminal that may not be reading: the oldest gives way."""
+    """What is to be written to a side that may not be reading: the oldest gives way."""
 
     kept: bytes = b""
     dropped: int = 0
@@ -37,6 +38,11 @@ class Output:
         if len(self.kept) > MOST_KEPT:
             self.dropped += len(self.kept) - MOST_KEPT
             self.kept = self.kept[-MOST_KEPT:]
+
+    def write(self, fd: int) -> None:
+        """Write as much as is taken at once; who went away takes nothing more."""
+        with contextlib.suppress(OSError):
+            self.kept = self.kept[os.write(fd, self.kept[:CHUNK]) :]
 
 
 def connect_console(caller: Caller, name: str) -> tuple[Seen, socket.socket]:
@@ -83,25 +89,48 @@ def converse(connection: socket.socket, process_fd: int, terminal_in: int, termi
 
     The console is always drained, so a terminal that stops reading never stops the guest.  Tells whether QEMU ended.
     """
-    os.set_blocking(terminal_out, False)
-    output, watch = Output(), EscapeWatch(escape=escape)
-    while True:
-        waiting_out = [terminal_out] if output.kept else []
-        readable, writable, _ = select.select([connection.fileno(), terminal_in, process_fd], waiting_out, [])
-        if connection.fileno() in readable:
-            chunk = connection.recv(CHUNK)
-            if not chunk:
+    output, typed, watch = Output(), Output(), EscapeWatch(escape=escape)
+    with unblocked(terminal_out), unblocked(connection.fileno()):
+        while True:
+            reads = [connection.fileno(), terminal_in, process_fd]
+            writes = [(terminal_out, output), (connection.fileno(), typed)]
+            readable, writable, _ = select.select(reads, [fd for fd, kept in writes if kept.kept], [])
+            for fd, kept in writes:
+                if fd in writable:
+                    kept.write(fd)
+            if connection.fileno() in readable:
+                chunk = connection.recv(CHUNK)
+                if not chunk:
+                    return True
+                output.add(chunk)
+            elif process_fd in readable:
                 return True
-            output.add(chunk)
-        if terminal_out in writable:
-            output.kept = output.kept[os.write(terminal_out, output.kept[:CHUNK]) :]
-        if terminal_in in readable:
-            typed, left = watch.feed(os.read(terminal_in, CHUNK))
-            connection.sendall(typed)
-            if left:
-                return False
-        if process_fd in readable and connection.fileno() not in readable:
-            return True
+            if terminal_in in readable:
+                chunk = read_terminal(terminal_in)
+                sent, left = watch.feed(chunk)
+                typed.add(sent)
+                if left or not chunk:
+                    typed.write(connection.fileno())
+                    return False
+
+
+def read_terminal(fd: int) -> bytes:
+    """Give what was typed, nothing when the terminal has gone away."""
+    try:
+        return os.read(fd, CHUNK)
+    except OSError:
+        return b""
+
+
+@contextlib.contextmanager
+def unblocked(fd: int) -> Iterator[None]:
+    """Have a descriptor that does not block for a while: a terminal's is shared with the shell, which expects another."""
+    before = os.get_blocking(fd)
+    os.set_blocking(fd, False)
+    try:
+        yield
+    finally:
+        os.set_blocking(fd, before)
 
 
 def follow(path: Path, alive: Callable[[], bool]) -> Iterator[str]:

@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from attrs import field, frozen
 
+from kvmlaunch.errors import Report, UnknownVm
 from kvmlaunch.host.definitions import Trust, search_path
 from kvmlaunch.host.places import cache_directory, places_for, prepared_places
 from kvmlaunch.host.rights import capture_user
@@ -62,7 +63,11 @@ class Caller:
         return cache_directory(self.uid, self.environment)
 
     def places(self, vm: str) -> Places:
-        """Give the directories of a VM."""
+        """Give the directories of a VM; raises UnknownVm for a name that would lead elsewhere."""
+        if vm in {"", ".", ".."} or "/" in vm or "\0" in vm:
+            raise UnknownVm(
+                Report(code="vm.unknown", message=f"{vm!r} is no name of a VM", hint="kvmlaunch ls   lists the VMs")
+            )
         if self.for_user:
             return prepared_places(self.owner_uid, vm, str(self.home))
         return places_for(self.uid, vm, self.environment)
