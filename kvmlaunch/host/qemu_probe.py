@@ -15,10 +15,9 @@ from attrs import evolve
 from kvmlaunch.errors import HostFailed, PreflightFailed, Report
 from kvmlaunch.facts import qemu, qemu_cache
 from kvmlaunch.host.command import ToolResult, run_tool
-from kvmlaunch.model.qemu import QemuCaps
+from kvmlaunch.model.qemu import OLDEST_VERSION, QemuCaps
 
 START = ("-M", "none", "-nodefaults", "-no-user-config", "-display", "none", "-S", "-qmp", "stdio")
-OLDEST = (7, 0, 0)
 SUFFIXES = {qemu.HELP: ".txt", qemu.BINARY: ".txt"}
 
 
@@ -82,7 +81,7 @@ def capture_answers(binary: Path) -> Mapping[str, str]:
     help_text = ask(binary, ("-help",), None)
     try:
         version = qemu.parse_help_version(help_text.out)
-        if version < OLDEST:
+        if version[:2] < OLDEST_VERSION:
             raise too_old(binary, version)
         replies = ask(binary, START, qemu.render_queries(version))
         answers = qemu.parse_replies(replies.out)
@@ -151,7 +150,7 @@ def missing(binary: Path, why: str) -> PreflightFailed:
 
 def too_old(binary: Path, version: tuple[int, int, int]) -> PreflightFailed:
     """Give the refusal for a QEMU that is too old."""
-    found, oldest = (".".join(str(part) for part in parts) for parts in (version, OLDEST))
+    found, oldest = (".".join(str(part) for part in parts) for parts in (version, OLDEST_VERSION))
     return PreflightFailed(
         Report(
             code="qemu.version",

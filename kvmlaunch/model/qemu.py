@@ -2,8 +2,11 @@
 
 from collections.abc import Mapping
 from pathlib import PurePosixPath
+from typing import Final
 
 from attrs import field, frozen
+
+OLDEST_VERSION: Final = (7, 2)  # the oldest that the tests run
 
 
 @frozen(kw_only=True)

@@ -5,17 +5,16 @@ from collections.abc import Iterator
 from kvmlaunch.model.finding import Finding, error
 from kvmlaunch.model.host import HostFacts
 from kvmlaunch.model.plan import Places, Plan
-from kvmlaunch.model.qemu import QemuCaps
+from kvmlaunch.model.qemu import OLDEST_VERSION, QemuCaps
 
-OLDEST = (7, 2)  # the oldest that the tests run
 LONGEST_SOCKET_PATH = 107  # sun_path is 108 bytes with its final NUL: unix(7)
 SOCKETS = ("console.sock", "events.sock", "qmp-own.sock")
 
 
 def check_version(caps: QemuCaps) -> Iterator[Finding]:
     """Refuse a QEMU older than the tests know (`qemu.version`)."""
-    if caps.version[:2] < OLDEST:
-        oldest = ".".join(map(str, OLDEST))
+    if caps.version[:2] < OLDEST_VERSION:
+        oldest = ".".join(map(str, OLDEST_VERSION))
         yield error(
             code="qemu.version",
             message=f"QEMU {caps.version_text} is too old",

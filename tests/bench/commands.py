@@ -1,0 +1,84 @@
+"""Commands that end at once, against a bare Python of the same environment."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from tests.bench.measure import KVMLAUNCH, PYTHON, ROOT, BenchError, Row, command, compare, in_turn, run, skipped
+
+GROUP: Final = "a"
+PAIRS: Final = 15
+AIM: Final = 9.0
+LIBRARIES: Final = "import click, attrs, cattrs, cattrs.gen, tomli"
+MODULES: Final = "import kvmlaunch.cli.main, kvmlaunch.cli.build, kvmlaunch.steps.compile"
+BARE: Final = "python3 -c pass"
+
+DEFINITION: Final = """\
+vcpus  = 2
+memory = "256MiB"
+disk   = "bench.img"
+accel  = "any"
+"""
+
+
+def completion(words: str) -> dict[str, str]:
+    """Give what a shell sets when it asks for the last of these words."""
+    return {
+        "_KVMLAUNCH_COMPLETE": "bash_complete",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(len(words.split(" ")) - 1),
+    }
+
+
+def measure_commands(directory: Path) -> Iterator[Row]:
+    """Give the rows of `print-cmd` and its kin; the definition is a plain one with a disk of 1 MiB."""
+    (directory / "vmdefs").mkdir(exist_ok=True)
+    (directory / "vmdefs" / "bench.toml").write_text(DEFINITION)
+    (directory / "vmdefs" / "bench.img").write_bytes(bytes(1 << 20))
+    bare = command(PYTHON, "-c", "pass", at=directory)
+    for what, side, aim in (
+        ("print-cmd", command(KVMLAUNCH, "print-cmd", "bench", at=directory), AIM),
+        ("  of it: Python and the four libraries", command(PYTHON, "-c", LIBRARIES, at=directory), None),
+        ("  of it: and kvmlaunch's own modules", command(PYTHON, "-c", MODULES, at=ROOT), None),
+        ("completion of a VM's name", command(KVMLAUNCH, at=directory, extra=completion("kvmlaunch up be")), AIM),
+        ("completion of a command", command(KVMLAUNCH, at=directory, extra=completion("kvmlaunch pr")), AIM),
+        ("validate, one definition", command(KVMLAUNCH, "validate", "bench", at=directory), None),
+        ("explain", command(KVMLAUNCH, "explain", "bench", at=directory), None),
+    ):
+        yield compare(GROUP, what, BARE, in_turn(side, bare, PAIRS), aim=aim)
+    yield measure_virsh(directory)
+
+
+DOMAIN: Final = """\
+<domain type='qemu'>
+  <name>bench</name>
+  <memory unit='MiB'>256</memory>
+  <vcpu>2</vcpu>
+  <os><type arch='x86_64' machine='q35'>hvm</type></os>
+  <devices>
+    <disk type='file' device='disk'>
+      <driver name='qemu' type='raw' cache='none'/>
+      <source file='{image}'/>
+      <target dev='vda' bus='virtio'/>
+    </disk>
+    <interface type='user'><model type='virtio'/></interface>
+  </devices>
+</domain>
+"""
+
+
+def measure_virsh(directory: Path) -> Row:
+    """Give the row against libvirt's own translation, by its embedded driver: no daemon is needed."""
+    what, against = "print-cmd", "virsh domxml-to-native"
+    if not shutil.which("virsh"):
+        return skipped(GROUP, what, against, "virsh is not installed")
+    document = directory / "bench.xml"
+    document.write_text(DOMAIN.format(image=directory / "vmdefs" / "bench.img"))
+    virsh = ("virsh", "-c", f"qemu:///embed?root={directory / 'embed'}", "domxml-to-native", "qemu-argv", str(document))
+    try:
+        run(virsh)
+    except BenchError as error:
+        return skipped(GROUP, what, against, str(error).splitlines()[-1])
+    ours = command(KVMLAUNCH, "print-cmd", "bench", at=directory)
+    return compare(GROUP, what, against, in_turn(ours, command(*virsh), PAIRS))

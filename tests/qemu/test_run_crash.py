@@ -1,0 +1,187 @@
+"""Commands and QEMUs that are killed: the next command sees it right and puts it right."""
+
+import signal
+
+import pytest
+
+from tests.crashes import describe, killed_at, points
+from tests.sandbox import Machine, finish, is_alive, wait_for
+
+ENDED = "ended"
+FIRST = r"mkdirat\(.*kvmlaunch|flock"
+
+
+def test_a_killed_qemu_is_seen_as_ended_without_shutting_down(machine: Machine) -> None:
+    machine.define("web")
+    machine.ok("up", "web", "--paused")
+
+    machine.kill(machine.pid("web"))
+    result = machine.run("status", "web", "--json")
+
+    assert result.code == 3
+    assert result.json["vms"][0]["state"] == ENDED
+    assert "without shutting down" in result.json["vms"][0]["last_end"]
+
+
+def test_up_after_a_killed_qemu_heals_and_starts(machine: Machine) -> None:
+    machine.define("web", image=True)
+    machine.ok("up", "web", "--paused")
+    first = machine.pid("web")
+    machine.kill(first)
+
+    result = machine.ok("up", "web", "--paused")
+
+    assert "healed" in result.err
+    assert machine.qemus() == [machine.pid("web")]
+    assert machine.pid("web") != first
+
+
+def test_down_after_a_killed_qemu_cleans_up(machine: Machine) -> None:
+    machine.define("web")
+    machine.ok("up", "web", "--paused")
+    machine.kill(machine.pid("web"))
+
+    machine.ok("down", "web")
+
+    assert machine.leftovers() == []
+
+
+def test_an_up_of_another_vm_gives_back_what_a_killed_qemu_left_on_the_host(machine: Machine) -> None:
+    machine.define("web")
+    machine.define("other")
+    machine.ok("up", "web", "--paused")
+    machine.kill(machine.pid("web"))
+
+    machine.ok("up", "other", "--paused")
+
+    assert machine.journals() == ["0-other.json"]
+    assert not any("/vm/web/" in path for path in machine.mounts())
+    machine.end("other")
+    machine.ok("down", "web")
+    assert machine.leftovers() == []
+
+
+def test_quit_on_the_monitor_is_told_apart_from_a_kill(machine: Machine) -> None:
+    machine.define("web")
+    machine.ok("up", "web", "--paused")
+    pid = machine.pid("web")
+
+    machine.ok("monitor", "web", "quit")
+    wait_for("QEMU has ended", lambda: not is_alive(pid))
+
+    assert "monitor" in machine.status("web")["last_end"]
+
+
+def test_a_qemu_ended_by_a_signal_is_told_apart_from_a_kill(machine: Machine) -> None:
+    machine.define("web")
+    machine.ok("up", "web", "--paused")
+    pid = machine.pid("web")
+
+    machine.kill(pid, signal.SIGTERM)
+    wait_for("QEMU has ended", lambda: not is_alive(pid))
+
+    assert "signal" in machine.status("web")["last_end"]
+
+
+def check_healed_by(machine: Machine, verb: str) -> None:
+    """Hold what a killed command left against what the next one makes of it."""
+    assert machine.run("status", "web").code in {0, 3}
+    assert len(machine.qemus()) <= 1
+    if verb == "up":
+        machine.ok("up", "web", "--paused")
+        assert machine.qemus() == [machine.pid("web")]
+    machine.end("web")
+    assert machine.leftovers() == []
+
+
+def test_up_killed_at_any_call_is_healed_by_the_next_command(machine: Machine) -> None:
+    machine.define("web", image=True)
+    machine.ok("print-cmd", "web")
+    words = ("up", "web", "--paused")
+    places = points(machine, *words, after=FIRST, others=14)
+    machine.end("web")
+
+    for index, point in enumerate(places):
+        result = killed_at(machine, point, *words)
+        try:
+            assert result.code == -signal.SIGKILL or result.code == 128 + signal.SIGKILL, result
+            check_healed_by(machine, "up" if index % 2 else "down")
+        except AssertionError as error:
+            error.add_note(describe(point, words))
+            raise
+
+
+def test_down_killed_at_any_call_is_healed_by_the_next_command(machine: Machine) -> None:
+    machine.define("web", image=True)
+    machine.ok("up", "web", "--paused")
+    words = ("down", "web", "--force", "--timeout", "10ms")
+    places = points(machine, *words, after="pidfd_open|connect", others=6)
+
+    for index, point in enumerate(places):
+        machine.ok("up", "web", "--paused")
+        killed_at(machine, point, *words)
+        try:
+            check_healed_by(machine, "up" if index % 2 else "down")
+        except AssertionError as error:
+            error.add_note(describe(point, words))
+            raise
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 143)], ids=str
+)
+def test_an_interrupted_up_is_rolled_back(machine: Machine, number: signal.Signals, code: int) -> None:
+    machine.define("web")
+    process = machine.start("kvmlaunch", "up", "web", "--set", f"qemu.binary={machine.fake('hangs')}")
+    wait_for("QEMU was spawned", lambda: machine.qemus())
+
+    process.send_signal(number)
+    result = finish(process)
+
+    assert result.code == code, result.err
+    assert machine.leftovers() == []
+
+
+def test_more_signals_do_not_disturb_what_is_being_undone(machine: Machine) -> None:
+    machine.define("web")
+    process = machine.start("kvmlaunch", "up", "web", "--set", f"qemu.binary={machine.fake('hangs')}")
+    wait_for("QEMU was spawned", lambda: machine.qemus())
+
+    while process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGINT)
+    result = finish(process)
+
+    assert result.code in {130, 143}, result.err
+    assert machine.leftovers() == []
+
+
+def test_an_up_interrupted_while_others_start_ends_them_too(machine: Machine) -> None:
+    for name in ("one", "two", "three"):
+        machine.define(name)
+    binary = f"qemu.binary={machine.fake('hangs')}"
+    process = machine.start("kvmlaunch", "up", "one", "two", "three", "-j", "3", "--set", binary)
+    wait_for("QEMUs were spawned", lambda: len(machine.qemus()) == 3)
+
+    process.terminate()
+    result = finish(process)
+
+    assert result.code == 143
+    assert machine.leftovers() == []
+
+
+def test_an_up_whose_launcher_hangs_is_starting_and_no_second_one_begins(machine: Machine) -> None:
+    machine.define("web")
+    process = machine.start("kvmlaunch", "up", "web", "--set", f"qemu.binary={machine.fake('hangs')}")
+    wait_for("QEMU was spawned", lambda: machine.qemus())
+    process.send_signal(signal.SIGSTOP)
+
+    status = machine.run("status", "web", "--json")
+    second = machine.run("up", "web")
+
+    process.send_signal(signal.SIGCONT)
+    process.send_signal(signal.SIGTERM)
+    finish(process)
+    assert status.json["vms"][0]["state"] == "starting"
+    assert second.code == 7
+    assert machine.leftovers() == []

@@ -1,0 +1,269 @@
+"""QEMUs that die, hang or talk nonsense, and promises that are broken: `up` says why, in QEMU's words, and leaves nothing."""
+
+import pytest
+
+from tests.fakes.qemu import WORDS
+from tests.sandbox import TINY, Machine, Result
+
+
+def up_with(machine: Machine, behaviour: str, *more: str) -> Result:
+    """Start a VM with a QEMU that fails in one way."""
+    machine.define("web")
+    return machine.run("up", "web", "--set", f"qemu.binary={machine.fake(behaviour)}", *more)
+
+
+def test_a_qemu_that_refuses_is_quoted_word_for_word(machine: Machine) -> None:
+    result = up_with(machine, "refuses")
+
+    assert result.code == 9
+    assert result.codes >= {"qemu.exit"}
+    assert WORDS in result.err
+    assert machine.leftovers() == []
+
+
+def test_the_words_of_a_qemu_that_refused_are_kept_in_its_log(machine: Machine) -> None:
+    up_with(machine, "refuses")
+
+    kept = machine.ok("logs", "web", "--source", "qemu")
+
+    assert WORDS in kept.out
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "code"),
+    [("bus", "qemu.signal.bus"), ("sys", "qemu.signal.sys"), ("abrt", "qemu.signal.abrt"), ("kill", "qemu.signal.kill")],
+)
+def test_a_qemu_that_dies_of_a_signal_without_a_word_is_explained(machine: Machine, behaviour: str, code: str) -> None:
+    result = up_with(machine, behaviour)
+
+    assert result.code == 9
+    assert result.codes >= {code}
+    assert machine.leftovers() == []
+
+
+@pytest.mark.parametrize("behaviour", ["hangs", "silent"])
+def test_a_qemu_that_does_not_answer_is_ended_when_its_time_is_up(machine: Machine, behaviour: str) -> None:
+    result = up_with(machine, behaviour, "--timeout", "500ms")
+
+    assert result.code == 8
+    assert result.codes >= {"vm.start.timeout"}
+    assert machine.leftovers() == []
+
+
+@pytest.mark.parametrize("behaviour", ["garbage", "long"])
+def test_a_qemu_that_talks_nonsense_is_given_up(machine: Machine, behaviour: str) -> None:
+    result = up_with(machine, behaviour, "--timeout", "3s")
+
+    assert result.code in {8, 9}
+    assert "internal.bug" not in result.codes
+    assert machine.leftovers() == []
+
+
+def test_a_qemu_that_dies_after_its_greeting_is_quoted(machine: Machine) -> None:
+    result = up_with(machine, "greets-and-refuses")
+
+    assert result.code == 9
+    assert WORDS in result.err
+    assert machine.leftovers() == []
+
+
+def test_an_option_that_the_real_qemu_does_not_know_ends_with_its_words(machine: Machine) -> None:
+    machine.define("web", f'{TINY}[raw]\nargs = ["-device", "no-such-device"]\n')
+
+    result = machine.run("up", "web", "--paused")
+
+    assert result.code == 9
+    assert "'no-such-device' is not a valid device model name" in result.err
+    assert machine.leftovers() == []
+
+
+BROKEN = {
+    "a-second-name": ["-name", "guest=other"],
+    "another-uuid": ["-uuid", "00000000-0000-4000-8000-000000000001"],
+    "more-vcpus": ["-smp", "2"],
+    "a-volatile-cache": ["-global", "virtio-blk-device.write-cache=on"],
+}
+
+
+@pytest.mark.parametrize("name", sorted(BROKEN))
+def test_words_by_hand_that_break_a_promise_fail_the_start(machine: Machine, name: str) -> None:
+    raw = f"[raw]\nargs = {BROKEN[name]}\n".replace("'", '"')
+    machine.define("web", f'{TINY}{raw}[disk.root]\npath = "web.img"\ncache = "writethrough"\n')
+    (machine.directory / "vmdefs" / "web.img").write_bytes(bytes(1 << 20))
+
+    result = machine.run("up", "web", "--paused")
+
+    assert result.code in {5, 9}, result.err
+    assert result.codes & {"qemu.promise", "def.raw.option", "def.raw.id"}
+    assert machine.leftovers() == []
+
+
+def test_a_promise_that_is_broken_is_shown_with_what_was_planned_and_what_is(machine: Machine) -> None:
+    machine.define("web", f'{TINY}[raw]\nargs = ["-global", "virtio-blk-device.write-cache=on"]\n'
+                          '[disk.root]\npath = "web.img"\ncache = "writethrough"\n')  # fmt: skip
+    (machine.directory / "vmdefs" / "web.img").write_bytes(bytes(1 << 20))
+
+    result = machine.run("up", "web", "--paused")
+
+    assert result.code == 9, result.err
+    assert result.codes >= {"qemu.promise"}
+    assert "planned" in result.err
+
+
+def test_no_qemu_at_all_is_refused_before_anything_changes(machine: Machine) -> None:
+    machine.define("web")
+
+    result = machine.run("up", "web", "--set", "qemu.binary=/nonexistent/qemu")
+
+    assert result.code == 6
+    assert result.codes == {"qemu.missing"}
+    assert not machine.rundir("web").parent.exists()
+
+
+def test_a_program_that_is_no_qemu_is_refused(machine: Machine) -> None:
+    machine.define("web")
+
+    result = machine.run("up", "web", "--set", "qemu.binary=/bin/true")
+
+    assert result.code == 6
+    assert result.codes == {"qemu.version"}
+
+
+def test_a_disk_in_use_by_another_vm_is_refused_with_its_holder(machine: Machine) -> None:
+    machine.define("first", image=True)
+    machine.define("second", f'{TINY}[disk.root]\npath = "first.img"\n')
+    machine.ok("up", "first", "--paused")
+
+    result = machine.run("up", "second", "--paused")
+
+    assert result.code == 6
+    assert result.codes >= {"disk.locked"}
+    assert str(machine.pid("first")) in result.err
+    assert "VM first" in result.err
+    assert not machine.rundir("second").exists()
+
+
+@pytest.mark.parametrize("spelling", ["hard link", "symbolic link", "dots"])
+def test_a_disk_in_use_is_known_by_every_name(machine: Machine, spelling: str) -> None:
+    machine.define("first", image=True)
+    image, other = machine.directory / "vmdefs" / "first.img", machine.directory / "vmdefs" / "other.img"
+    match spelling:
+        case "hard link":
+            other.hardlink_to(image)
+        case "symbolic link":
+            other.symlink_to(image)
+        case _:
+            other = machine.directory / "vmdefs" / ".." / "vmdefs" / "first.img"
+    machine.define("second", f'{TINY}[disk.root]\npath = "{other}"\n')
+    machine.ok("up", "first", "--paused")
+
+    result = machine.run("up", "second", "--paused")
+
+    assert result.code == 6
+    assert result.codes >= {"disk.locked"}
+
+
+def test_a_disk_that_is_written_may_not_be_read_by_another_vm(machine: Machine) -> None:
+    machine.define("first", image=True)
+    machine.define("second", f'{TINY}[disk.root]\npath = "first.img"\nreadonly = true\n')
+    machine.ok("up", "first", "--paused")
+
+    result = machine.run("up", "second", "--paused")
+
+    assert result.code == 6
+    assert result.codes >= {"disk.locked"}
+
+
+def test_a_disk_that_is_only_read_is_shared(machine: Machine) -> None:
+    for name in ("first", "second"):
+        machine.define(name, f'{TINY}[disk.root]\npath = "shared.img"\nreadonly = true\n')
+    (machine.directory / "vmdefs" / "shared.img").write_bytes(bytes(1 << 20))
+
+    machine.ok("up", "first", "second", "--paused")
+
+    assert len(machine.qemus()) == 2
+
+
+def test_a_state_directory_that_is_full_stops_the_start_before_qemu(machine: Machine) -> None:
+    machine.define("web")
+    machine.execute("mount", "-o", "remount,size=4k,nr_inodes=1", "/var/lib/kvmlaunch")
+    machine.execute("mount", "-t", "tmpfs", "-o", "nr_inodes=1", "tmpfs", "/var/lib/kvmlaunch")
+
+    result = machine.run("up", "web", "--paused")
+
+    assert result.code == 6, result.err
+    assert result.codes >= {"host.space"}
+    assert machine.leftovers() == []
+
+
+def test_a_state_directory_that_is_read_only_stops_the_start_before_qemu(machine: Machine) -> None:
+    machine.define("web")
+    machine.execute("mount", "-t", "tmpfs", "-o", "ro", "tmpfs", "/var/lib/kvmlaunch")
+
+    result = machine.run("up", "web", "--paused")
+
+    assert result.code == 6, result.err
+    assert result.codes >= {"host.space"}
+    assert machine.leftovers() == []
+
+
+def test_a_log_directory_that_is_full_rolls_the_start_back(machine: Machine) -> None:
+    machine.define("web")
+    machine.execute("mount", "-t", "tmpfs", "-o", "nr_inodes=1", "tmpfs", "/var/log/kvmlaunch")
+
+    result = machine.run("up", "web", "--paused")
+
+    assert result.code == 6, result.err
+    assert "internal.bug" not in result.codes
+    assert machine.leftovers() == []
+
+
+@pytest.mark.parametrize("top", ["/run/kvmlaunch", "/var/lib/kvmlaunch", "/var/log/kvmlaunch"])
+def test_a_tree_that_others_may_write_is_refused(machine: Machine, top: str) -> None:
+    machine.define("web")
+    machine.outside(top).chmod(0o777)
+
+    result = machine.run("up", "web", "--paused")
+
+    assert result.code == 6
+    assert result.codes >= {"host.dir.unsafe"}
+    assert machine.qemus() == []
+
+
+@pytest.mark.parametrize("name", ["record.json", "qmp.sock", "events.log", "console.sock", "log"])
+@pytest.mark.parametrize("kind", ["link", "fifo"])
+def test_what_is_planted_in_a_run_directory_is_never_followed(machine: Machine, name: str, kind: str) -> None:
+    machine.define("web")
+    target = machine.directory / "target"
+    target.write_text("untouched")
+    place = machine.outside(f"/run/kvmlaunch/vm/web/{name}")
+    machine.execute("install", "-d", "-m", "0711", "/run/kvmlaunch/vm")
+    machine.execute("install", "-d", "-m", "0700", "/run/kvmlaunch/vm/web")
+    machine.execute("ln", "-s", target, f"/run/kvmlaunch/vm/web/{name}") if kind == "link" else machine.execute(
+        "mkfifo", f"/run/kvmlaunch/vm/web/{name}"
+    )
+
+    result = machine.run("up", "web", "--paused")
+
+    assert place.is_symlink() or kind == "fifo" or result.code == 0
+    assert "internal.bug" not in result.codes
+    assert result.code in {0, 6}, result.err
+    assert target.read_text() == "untouched"
+    machine.run("down", "web", "--force", "--timeout", "10ms")
+    assert target.read_text() == "untouched"
+    assert machine.qemus() == []
+
+
+def test_a_log_that_is_a_planted_link_is_not_followed(machine: Machine) -> None:
+    machine.define("web")
+    target = machine.directory / "target"
+    target.write_text("untouched")
+    machine.execute("install", "-d", "-m", "0711", "/var/log/kvmlaunch/web")
+    machine.execute("ln", "-s", target, "/var/log/kvmlaunch/web/qemu.log")
+
+    result = machine.run("up", "web", "--paused")
+
+    assert result.code == 6, result.err
+    assert "internal.bug" not in result.codes
+    assert target.read_text() == "untouched"
+    assert machine.leftovers() == []
