@@ -77,23 +77,34 @@ def row_cells(session: Session, row: "Row") -> tuple[str, str, str]:
     return row.key, row.value, f"{why}{source}"
 
 
+def show_meaning(session: Session, word: str) -> bool:
+    """Print what a code or a topic means; tells whether the word is one."""
+    from kvmlaunch.model.codes import CODES, TOPICS  # noqa: PLC0415 - completion wants the options only
+
+    if word in TOPICS:
+        document: dict[str, object] = {"topic": word, "sentences": list(TOPICS[word])}
+        text = "\n".join(TOPICS[word])
+    elif word in CODES:
+        exit_code, sentence = CODES[word]
+        document = {"code": word, "exit": exit_code, "sentence": sentence}
+        text = f"{word}\n  {sentence}\n  {f'exit code {exit_code}' if exit_code else 'a warning: it stops nothing'}"
+    else:
+        return False
+    if session.json:
+        show_document("meaning", document)
+    else:
+        click.echo(text)
+    return True
+
+
 @click.command()
 @click.argument("what", shell_complete=complete_vm)
 @click.argument("keys", nargs=-1)
 @facts_option
 @session_command
 def explain(session: Session, what: str, keys: tuple[str, ...], facts: str | None) -> None:
-    """Tell every decision about a VM with its reason (KEYS: only these and what lies beneath), or what a CODE means."""
-    from kvmlaunch.model.codes import CODES  # noqa: PLC0415 - completion wants the options only
-
-    if what in CODES:
-        exit_code, sentence = CODES[what]
-        if session.json:
-            show_document("code", {"code": what, "exit": exit_code, "sentence": sentence})
-        else:
-            click.echo(
-                f"{what}\n  {sentence}\n  {f'exit code {exit_code}' if exit_code else 'a warning: it stops nothing'}"
-            )
+    """Tell every decision about a VM with its reason (KEYS: only at and beneath these), what a CODE means, or `security`."""
+    if show_meaning(session, what):
         return
     from kvmlaunch.steps.compile import explain as explain_vm  # noqa: PLC0415
 

@@ -1,4 +1,4 @@
-"""Every code of a finding or error, with its exit code and one sentence; `explain CODE` prints them.
+"""Every code of a finding or error, and topics, for `explain CODE` and `explain TOPIC`.
 
 A code is stable and never reused.  A warning has the exit code 0: it stops nothing.
 """
@@ -112,4 +112,18 @@ CODES: Final[dict[str, tuple[int, str]]] = {
     "qemu.machine.deprecated": (0, "The machine type goes away with a later QEMU."),
     "vm.changed": (0, "The definition was changed since the VM was started."),
     "state.quarantined": (0, "The record of a run cannot be read; nothing was done on its word."),
+}
+
+# What `explain TOPIC` prints, a sentence a line.
+TOPICS: Final[dict[str, tuple[str, ...]]] = {
+    "security": (
+        "KVM with the pc and q35 machines is a security boundary by QEMU's own word; TCG is none.",
+        "QEMU runs as the caller; started by root, as the system user kvmlaunch where that reaches every file.",
+        "As long as it runs as root, every start says so, and so does status.",
+        "It has no capabilities then, no new privileges, and a seccomp filter: a forbidden call ends it.",
+        "Sockets, record and console lie in a directory of mode 0700 that belongs to the VM's user.",
+        "What that user can write is input: pid, mount and socket are verified before root acts on them.",
+        "An image's format is never probed, and a definition that others can write is not run by root.",
+        "Not promised: secrecy between guests that share a CPU, and anything that raw.args takes back.",
+    ),
 }

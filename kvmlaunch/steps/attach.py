@@ -124,7 +124,7 @@ def read_terminal(fd: int) -> bytes:
 
 @contextlib.contextmanager
 def unblocked(fd: int) -> Iterator[None]:
-    """Have a descriptor that does not block for a while: a terminal's is shared with the shell, which expects another."""
+    """Have a descriptor that does not block for a while: the shell shares a terminal's, and expects another."""
     before = os.get_blocking(fd)
     os.set_blocking(fd, False)
     try:
