@@ -3,4 +3,6 @@
 set -eu
 exec 9</sys/kernel/mm/hugepages
 flock 9
-echo $(($(cat /proc/sys/vm/nr_hugepages) + $1)) >/proc/sys/vm/nr_hugepages
+wanted=$(($(cat /proc/sys/vm/nr_hugepages) + $1))
+[ "$wanted" -ge 0 ] || wanted=0
+echo "$wanted" >/proc/sys/vm/nr_hugepages
