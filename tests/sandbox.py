@@ -32,6 +32,7 @@ SECONDS: Final = 60.0  # for whatever must happen: generous, as the machine may 
 RUN: Final = "/run/kvmlaunch/vm"
 PATH: Final = f"{KVMLAUNCH.parent}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 ALICE: Final = 61234  # a uid that nobody has on this host; her name exists in the namespace only
+HER_NAME: Final = "kl-alice"
 
 Process = subprocess.Popen[str]
 
@@ -115,7 +116,7 @@ class Machine:
     def enter(self, words: Sequence[str], *, at: str | Path | None = None) -> list[str]:
         """Give the command line that runs a command in here; the process that it starts becomes the command."""
         pid = str(self.holder.pid)
-        return ["nsenter", "-t", pid, "-m", "-n", f"--wd={at or self.directory}", *words]
+        return ["nsenter", "-t", pid, "-m", "-n", f"--wd={self.outside(at or self.directory)}", *words]
 
     def start(
         self,
@@ -275,7 +276,7 @@ def open_lines(path: Path) -> Iterator[str]:
 def user_lines(directory: Path) -> Iterator[str]:
     """Give the commands that make alice, who can reach Python and kvmlaunch and has a home in /srv."""
     for file, line in (
-        ("passwd", f"alice:x:{ALICE}:{ALICE}::/srv/alice:/bin/sh"), ("group", f"alice:x:{ALICE}:"),
+        ("passwd", f"{HER_NAME}:x:{ALICE}:{ALICE}::/srv/alice:/bin/sh"), ("group", f"{HER_NAME}:x:{ALICE}:"),
     ):  # fmt: skip
         text = Path(f"/etc/{file}").read_text()
         (directory / file).write_text(f"{text}{line}\n")

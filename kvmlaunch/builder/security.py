@@ -60,7 +60,7 @@ def check_user(definition: Definition, host: HostFacts) -> Iterator[Finding]:
             code="host.user.root",
             message="QEMU runs as root",
             key="security.user",
-            why=host.user_missing or "written in the definition",
+            why=host.user_missing or ("root starts it" if written is AUTO else "written in the definition"),
             hint=hint,
         )
     if written is not AUTO and host.caller_uid != 0 and written != host.user.name:

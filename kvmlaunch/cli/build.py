@@ -103,7 +103,7 @@ def show_meaning(session: Session, word: str) -> bool:
 @facts_option
 @session_command
 def explain(session: Session, what: str, keys: tuple[str, ...], facts: str | None) -> None:
-    """Tell every decision about a VM with its reason, KEYS only at and beneath these; or what a code means, or security."""
+    """Tell every decision about a VM with its reason, KEYS only at and beneath these; or what a code means."""
     if show_meaning(session, what):
         return
     from kvmlaunch.steps.compile import explain as explain_vm  # noqa: PLC0415

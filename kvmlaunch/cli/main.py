@@ -1,6 +1,7 @@
 """The command `kvmlaunch`: a lazy table of commands; here alone an exception becomes text and exit code."""
 
 import gc
+import io
 import os
 import signal
 import sys
@@ -167,9 +168,8 @@ def run(argv: list[str]) -> int:  # noqa: PLR0911 - one a kind of end
     except Terminated:
         click.echo("terminated", err=True)
         return TERMINATED
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except SystemExit as left:  # click's own: its completion, and a reader of stdout that went away, which it covers
+        return int(left.code or 0) if isinstance(sys.stdout, io.TextIOBase) else 0
     except Exception as error:  # noqa: BLE001 - the one place where a bug becomes a line
         show_bug(error)
         return 1

@@ -116,6 +116,8 @@ def remove_empty(path: PurePosixPath, uid: int, *, up_to: PurePosixPath) -> None
         try:
             with entered(path.parent, uid) as parent:
                 os.rmdir(path.name, dir_fd=parent)
+        except FileNotFoundError:
+            pass  # a crash may have come between: its parents are still to go
         except (OSError, PreflightFailed):
             return
         path = path.parent

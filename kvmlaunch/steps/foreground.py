@@ -1,6 +1,7 @@
 """`up --foreground`: stay QEMU's parent, pass signals on as a power-down, end with the guest.
 
-For service managers and containers: readiness and QEMU's pid are told by sd_notify(3).
+For service managers and containers: readiness is told by sd_notify(3).  This process stays the main one
+of the service: it turns SIGTERM into a power-down, which QEMU itself would not.
 """
 
 import os
@@ -75,7 +76,7 @@ def supervise(caller: Caller, resolved: Resolved, vm: "RunningVm", tell: Tell) -
     before = {number: signal.signal(number, lambda *_: None) for number in PASSED_ON}
     previous = signal.set_wakeup_fd(write_end)
     try:
-        notify(os.environ, f"READY=1\nMAINPID={vm.pid}\nSTATUS={resolved.name} runs, verified")
+        notify(os.environ, f"READY=1\nSTATUS={resolved.name} runs, verified, pid {vm.pid}")
         tell("foreground", f"pid {vm.pid}; SIGTERM powers it down")
         asked = watch(resolved, vm, read_end, tell)
         status = vm.poll() or 0

@@ -102,6 +102,16 @@ def mount_held(host: HostFacts, places: Places) -> HeldByVm:
     )
 
 
+def is_covered(host: HostFacts, places: Places) -> bool:
+    """Is a VM's mount hidden beneath another one, so that QEMU would not reach it."""
+    found = [mount for mount in host.mounts if mount.path == places.hugepages]
+    try:
+        device = os.stat(places.hugepages).st_dev
+    except OSError:
+        return bool(found)
+    return bool(found) and found[-1].device != f"{os.major(device)}:{os.minor(device)}"
+
+
 def read_host(
     definition: Definition, caller: Caller, user: UserFacts | None, *, everything: bool, io_uring: bool
 ) -> HostFacts:
@@ -167,7 +177,8 @@ def resolve(
     host = read_host_for(definition, caller, everything=everything, io_uring=False)
     if not caller.facts and needs_io_uring(definition, host, caps):
         host = read_host_for(definition, caller, everything=everything, io_uring=True)
-    held = evolve(mount_held(host, places), running=running is not None, pid=running)
+    there = HeldByVm() if not caller.facts and is_covered(host, places) else mount_held(host, places)
+    held = evolve(there, running=running is not None, pid=running)
     host = evolve(host, held=held, hugepages_refused=refused)
     plan = build_vm(definition, host, caps, boot_from=boot_from, paused=paused)
     return Resolved(subject=subject, host=host, caps=caps, plan=plan, places=places)

@@ -30,7 +30,7 @@ def test_a_service_manager_is_told_when_the_vm_is_verified_and_its_pid(machine: 
         pid = machine.pid("web")
 
         assert "READY=1" in message
-        assert f"MAINPID={pid}" in message
+        assert any(line.startswith("STATUS=") and line.endswith(f"pid {pid}") for line in message)
         assert process.poll() is None
 
 

@@ -60,7 +60,8 @@ def pool(machine: Machine) -> Iterator[Pool]:
         yield found
     finally:
         machine.close()
-        found.set(found.before)
+        if found.gained():
+            found.set(found.before)
         os.close(lock)
 
 

@@ -154,7 +154,7 @@ def test_a_pool_that_the_administrator_sets_to_nothing_leaves_the_vm_alive(machi
 
     assert alive
     assert surplus > 0
-    assert pool.total() == 0
+    assert pool.gained() <= 0
     assert machine.leftovers() == []
 
 
@@ -267,8 +267,8 @@ def test_a_mount_that_is_busy_is_reported_and_kept(machine: Machine, pool: Pool)
     machine.define("web", HUGE)
     machine.ok("up", "web", "--paused")
     place = "/run/kvmlaunch/hugepages/0/web/mount"
-    holder = machine.start("sleep", "infinity", at=place)
-    wait_for("it sits there", lambda: holder.pid in machine.processes() and b"sleep" in cmdline(holder.pid)[:6])
+    holder = machine.start("sh", "-c", f"cd {place} && exec sleep infinity")
+    wait_for("it sits there", lambda: cmdline(holder.pid).startswith(b"sleep"))
 
     result = machine.run("down", "web", "--force", "--timeout", "10ms")
     holder.kill()

@@ -1,0 +1,174 @@
+"""Pools raised and lowered over a made-up /sys, files written in steps, directories entered without following links."""
+
+import os
+from pathlib import Path, PurePosixPath
+
+import pytest
+
+from kvmlaunch.errors import HostFailed, PreflightFailed
+from kvmlaunch.host.apply import apply_pool, pool_path, undo_pool
+from kvmlaunch.host.files import read_text_at, temporary_name, write_all, write_atomically
+from kvmlaunch.host.tree import entered, make_owned, remove_empty
+from kvmlaunch.model.change import Entry, PoolChange
+
+CHANGE = PoolChange(page_size=2 << 20, pages=16)
+COMPACTING = PoolChange(page_size=2 << 20, pages=16, compact=True)
+
+
+def make_pool(root: Path, *, total: int, free: int, reserved: int = 0) -> None:
+    """Make the files of a pool of 2 MiB pages."""
+    for name, number in (("nr", total), ("free", free), ("resv", reserved)):
+        place = pool_path(CHANGE, f"{name}_hugepages", root)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(f"{number}\n")
+    (root / "proc/sys/vm").mkdir(parents=True, exist_ok=True)
+    (root / "proc/sys/vm/compact_memory").write_text("")
+
+
+def total(root: Path) -> int:
+    return int(pool_path(CHANGE, "nr_hugepages", root).read_text())
+
+
+def test_a_pool_is_raised_by_what_is_missing(tmp_path: Path) -> None:
+    make_pool(tmp_path, total=5, free=0)
+
+    assert apply_pool(CHANGE, 5, tmp_path) == 21
+    assert total(tmp_path) == 21
+
+
+def test_a_kernel_that_grants_less_is_rolled_back_and_said_with_numbers(tmp_path: Path) -> None:
+    make_pool(tmp_path, total=5, free=0)
+    granting = pool_path(CHANGE, "nr_hugepages", tmp_path)
+    real = tmp_path / "limited"
+    real.write_text("12\n")
+    granting.unlink()
+    granting.symlink_to("/dev/full")
+
+    with pytest.raises(HostFailed) as raised:
+        apply_pool(COMPACTING, 5, tmp_path)
+
+    assert raised.value.report.code == "host.failed"
+
+
+@pytest.mark.parametrize(
+    ("now", "free", "reserved", "after", "back"),
+    [
+        (21, 16, 0, 21, 16),  # all idle
+        (21, 10, 0, 21, 10),  # some are in use by another VM
+        (21, 16, 12, 21, 4),  # some are promised to another VM
+        (21, 16, 20, 21, 0),  # more is promised than is free
+        (26, 21, 0, 21, 16),  # somebody added five: they stay
+        (8, 8, 0, 21, 8),  # somebody lowered the pool: never below zero
+        (0, 0, 0, 21, 0),  # somebody took it all
+        (11, 6, 0, 11, 6),  # the kernel granted six of sixteen
+        (21, 16, 0, None, 16),  # killed before the result was written down
+        (5, 0, 0, None, 0),  # killed before anything was written
+    ],
+)
+def test_a_pool_is_lowered_by_what_was_gained_and_by_nothing_in_use(
+    tmp_path: Path, now: int, free: int, reserved: int, after: int | None, back: int
+) -> None:
+    make_pool(tmp_path, total=now, free=free, reserved=reserved)
+
+    given = undo_pool(Entry(change=CHANGE, before=5, after=after), CHANGE, tmp_path)
+
+    assert given == back
+    assert total(tmp_path) == now - back
+
+
+def test_a_file_is_whole_private_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
+    fd = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    (tmp_path / temporary_name("record")).write_text("left by a crash")
+
+    write_atomically(fd, "record", "text")
+    text = read_text_at(fd, "record")
+    os.close(fd)
+
+    assert text == "text"
+    assert os.listdir(tmp_path) == ["record"]
+    assert (tmp_path / "record").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("planted", ["record", ".record.new"])
+def test_a_planted_link_is_replaced_and_never_followed(tmp_path: Path, planted: str) -> None:
+    target = tmp_path / "target"
+    target.write_text("untouched")
+    place = tmp_path / "place"
+    place.mkdir()
+    (place / planted).symlink_to(target)
+    fd = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
+
+    write_atomically(fd, "record", "text")
+    os.close(fd)
+
+    assert target.read_text() == "untouched"
+    assert (place / "record").read_text() == "text"
+
+
+def test_what_is_no_regular_file_is_read_as_nothing(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("/etc/passwd")
+    (tmp_path / "directory").mkdir()
+    fd = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+
+    texts = [read_text_at(fd, name) for name in ("link", "directory", "missing")]
+    os.close(fd)
+
+    assert texts == [None, None, None]
+
+
+def test_a_short_write_goes_on(tmp_path: Path) -> None:
+    read_end, write_end = os.pipe()
+    with open(tmp_path / "out", "wb") as file:
+        write_all(file.fileno(), b"x" * 100_000)
+    os.close(read_end)
+    os.close(write_end)
+
+    assert (tmp_path / "out").stat().st_size == 100_000
+
+
+def own(path: Path) -> PurePosixPath:
+    return PurePosixPath(path)
+
+
+def test_a_directory_is_entered_step_by_step_and_a_link_refused(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+
+    with entered(own(tmp_path / "real"), os.geteuid()) as fd:
+        inode = os.fstat(fd).st_ino
+
+    assert inode == (tmp_path / "real").stat().st_ino
+    with pytest.raises(PreflightFailed), entered(own(tmp_path / "link"), os.geteuid()):
+        pass
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o775])
+def test_a_directory_that_others_may_write_is_refused(tmp_path: Path, mode: int) -> None:
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(mode)
+
+    with pytest.raises(PreflightFailed) as raised, entered(own(tmp_path / "open"), os.geteuid()):
+        pass
+
+    assert raised.value.report.code == "host.dir.unsafe"
+
+
+def test_a_directory_is_made_with_its_mode_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        make_owned(own(tmp_path / "a" / "b"), os.geteuid(), os.getegid(), 0o700)
+    finally:
+        os.umask(before)
+
+    assert (tmp_path / "a").stat().st_mode & 0o7777 == 0o711
+    assert (tmp_path / "a" / "b").stat().st_mode & 0o7777 == 0o700
+
+
+def test_empty_directories_go_up_to_the_first_that_is_in_use(tmp_path: Path) -> None:
+    (tmp_path / "a" / "b" / "c").mkdir(parents=True)
+    (tmp_path / "a" / "kept").touch()
+
+    remove_empty(own(tmp_path / "a" / "b" / "c" / "gone"), os.geteuid(), up_to=own(tmp_path))
+
+    assert not (tmp_path / "a" / "b").exists()
+    assert (tmp_path / "a" / "kept").exists()
