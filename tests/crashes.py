@@ -16,7 +16,8 @@ from tests.sandbox import KVMLAUNCH, Machine, Result
 
 CALL: Final = re.compile(r"^(\w+)\((.*)\)\s+= (-?\d+)")
 CHANGING: Final = {
-    *("mkdirat", "renameat", "renameat2", "unlinkat", "linkat", "mount", "umount2", "vfork", "clone3", "flock", "connect"),
+    *("mkdirat", "renameat", "renameat2", "unlinkat", "linkat", "mount", "umount2", "vfork", "clone3", "flock"),
+    *("connect",),
     *("fchown", "fchownat", "rmdir", "mkdir", "unlink", "ftruncate", "pidfd_open", "wait4", "pidfd_send_signal"),
 }  # fmt: skip
 
@@ -30,6 +31,7 @@ class Point:
     text: str
 
     def __str__(self) -> str:
+        """Give it in one line."""
         return f"{self.name}#{self.number} {self.text[:60]}"
 
 
@@ -42,7 +44,7 @@ def is_change(name: str, text: str, result: int) -> bool:
     """Does a call change something, or stand just before or after what does."""
     if name in CHANGING:
         return result >= 0
-    return name in {"write", "openat"} and ("O_CREAT" in text or "nr_hugepages\", O_WRONLY" in text)
+    return name in {"write", "openat"} and ("O_CREAT" in text or 'nr_hugepages", O_WRONLY' in text)
 
 
 def calls(log: Path) -> Iterator[tuple[Point, int]]:
@@ -67,7 +69,11 @@ def points(machine: Machine, *words: str, after: str, others: int) -> list[Point
     everything = list(calls(log))
     begin = next(index for index, (point, _) in enumerate(everything) if re.search(after, f"{point.name}({point.text}"))
     later = everything[begin:]
-    rest = [point for point, result in later if not is_change(point.name, point.text, result) and point.name not in {"exit_group", "execve"}]
+    rest = [
+        point
+        for point, result in later
+        if not is_change(point.name, point.text, result) and point.name not in {"exit_group", "execve"}
+    ]
     step = max(1, len(rest) // others)
     chosen = {point for point, result in later if is_change(point.name, point.text, result)} | set(rest[::step])
     return [point for point, _ in later if point in chosen]

@@ -11,7 +11,7 @@ import re
 import shlex
 import shutil
 import signal
-import subprocess  # noqa: S404, TID253 - tests start kvmlaunch, by itself and in ways that kvmlaunch would not
+import subprocess  # noqa: TID253 - tests start kvmlaunch, by itself and in ways that kvmlaunch would not
 import sys
 import time
 import uuid
@@ -130,9 +130,15 @@ class Machine:
         """Start a command in here."""
         environment = {"PATH": PATH, "HOME": "/root", "LC_ALL": "C.UTF-8", **(env or {})}
         process = subprocess.Popen(  # noqa: S603 - a test's own command
-            self.enter([str(word) for word in words], at=at), env=environment, umask=umask,
-            stdin=stdin, stdout=out, stderr=subprocess.PIPE if out == subprocess.PIPE else out,
-            text=True, errors="replace", start_new_session=True,
+            self.enter([str(word) for word in words], at=at),
+            env=environment,
+            umask=umask,
+            stdin=stdin,
+            stdout=out,
+            stderr=subprocess.PIPE if out == subprocess.PIPE else out,
+            text=True,
+            errors="replace",
+            start_new_session=True,
         )
         self.started.append(process)
         return process
@@ -158,7 +164,7 @@ class Machine:
         return self.ok("down", name, "--force", "--timeout", "10ms")
 
     def fake(self, behaviour: str) -> Path:
-        """Give a program that answers questions as QEMU does and, started as a VM, behaves as tests/fakes/qemu.py says."""
+        """Give a program that answers questions as QEMU does and, as a VM, behaves as tests/fakes/qemu.py says."""
         path = self.directory / f"qemu-{behaviour}"
         path.write_text(f'#!/bin/sh\nexec {sys.executable} {FAKES / "qemu.py"} {behaviour} "$@"\n')
         path.chmod(0o755)
@@ -208,7 +214,7 @@ class Machine:
         return [pid for pid in self.processes() if b"-uuid\0" in cmdline(pid) and b"strace\0" not in cmdline(pid)]
 
     def journals(self) -> list[str]:
-        """Give the names of the journals of host changes; one that a crash left unfinished says nothing and is written over."""
+        """Give the names of the journals; one that a crash left unfinished says nothing and is written over."""
         with suppress(FileNotFoundError):
             names = os.listdir(self.outside("/var/lib/kvmlaunch/journal"))
             return sorted(name for name in names if not name.startswith("."))
@@ -264,7 +270,7 @@ def finish(process: Process, seconds: float = SECONDS) -> Result:
 
 
 def open_lines(path: Path) -> Iterator[str]:
-    """Give the commands by which every user reaches a path: a directory that is closed gives way to an empty one with the path in it."""
+    """Give the commands by which every user reaches a path: a closed directory gives way to one with nothing else."""
     closed = [parent for parent in reversed(path.parents) if not parent.stat().st_mode & 0o001]
     if closed:
         cover = shlex.quote(str(closed[0]))
@@ -311,7 +317,10 @@ def made_machine(directory: Path, cache: Path, *, users: bool = False) -> Iterat
     script = script_of(directory, cache, users=users)
     holder = subprocess.Popen(  # noqa: S603 - the script is ours
         ["unshare", "--mount", "--net", "--propagation", "private", "sh", "-euc", script],  # noqa: S607
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, cwd="/",
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd="/",
     )
     machine = Machine(holder=holder, directory=directory)
     try:

@@ -42,6 +42,7 @@ def check_record(record: Record) -> None:
     texts = (
         record.vm,
         record.uuid,
+        record.state,
         record.boot_id,
         record.definition,
         record.digest,

@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator
+from typing import get_args
 
 from attrs import asdict, evolve
 
@@ -16,6 +17,7 @@ from kvmlaunch.host.places import JOURNAL
 from kvmlaunch.host.tree import entered
 from kvmlaunch.model.change import (
     Change,
+    ChangeOwner,
     DirectoryChange,
     Entry,
     Journal,
@@ -26,6 +28,7 @@ from kvmlaunch.model.change import (
 )
 
 SCHEMA = 1
+TEXTS = {"path", "ifname", "bridge"}
 COUNTS = ("before", "after", "undo_from")
 KINDS: dict[str, type[Change]] = {
     "pool": PoolChange,
@@ -72,10 +75,27 @@ def parse_journal(text: str) -> Journal:
             )
             for each in document.pop("entries")
         )
-        return Journal(entries=entries, **document)
+        journal = Journal(entries=entries, **document)
+        check_journal(journal)
     except (TypeError, KeyError, AttributeError, RecursionError) as error:
         message = f"no journal of ours: {error!r}"
         raise ValueError(message) from error
+    return journal
+
+
+def check_journal(journal: Journal) -> None:
+    """Refuse a journal with a wrong type, a number below zero or an unknown word; raises TypeError, ValueError."""
+    counted = [getattr(entry, name) for entry in journal.entries for name in COUNTS]
+    values = [value for entry in journal.entries for value in asdict(entry.change).items()]
+    texts = [journal.vm, journal.run, journal.boot_id, journal.time]
+    texts += [value for name, value in values if name in TEXTS]
+    numbers = [value for name, value in values if name not in TEXTS and type(value) is not bool]
+    if not all(type(text) is str for text in texts) or type(journal.uid) is not int:
+        raise TypeError("a text or the uid has the wrong type")
+    if not all(number is None or (type(number) is int and number >= 0) for number in (*counted, *numbers)):
+        raise TypeError("a number is none, or is below zero")
+    if journal.owner not in get_args(ChangeOwner) or journal.state not in {"intent", "done"}:
+        raise ValueError(f"owner {journal.owner!r} or state {journal.state!r} is unknown")
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 import base64
 import shutil
-import subprocess  # noqa: S404, TID253 - the guest is built by a script
+import subprocess  # noqa: TID253 - the guest is built by a script
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -55,11 +55,15 @@ def built() -> Path:
 
 @pytest.fixture
 def define(machine: Machine, built: Path) -> Define:
-    """Give what writes the definition of a guest: words of its kernel command line, a script that it runs, more tables."""
+    """Give what writes a guest's definition: words of its kernel command line, a script that it runs, more tables."""
 
-    def write(append: str = "", script: str = "", more: str = NO_NETWORK, disk: str = DISK, lifecycle: str = "") -> None:
+    def write(
+        append: str = "", script: str = "", more: str = NO_NETWORK, disk: str = DISK, lifecycle: str = ""
+    ) -> None:
         run = f" kvmlaunch.run={base64.b64encode(script.encode()).decode()}" if script else ""
-        text = GUEST.format(built=built, append=f"{append and ' '}{append}{run}", lifecycle=lifecycle, more=f"{more}{disk}")
+        text = GUEST.format(
+            built=built, append=f"{append and ' '}{append}{run}", lifecycle=lifecycle, more=f"{more}{disk}"
+        )
         machine.define("web", text)
         if disk:
             shutil.copyfile(built / "web01.img", machine.directory / "vmdefs" / "web.img")

@@ -151,11 +151,12 @@ def test_what_a_guest_prints_reaches_logs_without_its_escapes(machine: Machine, 
 
 
 def test_a_console_client_that_stops_reading_does_not_stop_the_guest(machine: Machine, define: Define) -> None:
-    script = "i=0; while [ $i -lt 4000 ]; do echo \"line $i 0123456789012345678901234567890123456789\"; i=$((i+1)); done > /dev/ttyS0; touch /run/done"
+    line = "0123456789" * 5
+    script = f"i=0; while [ $i -lt 4000 ]; do echo $i {line}; i=$((i+1)); done > /dev/ttyS0"
     define(script=script, disk="")
     machine.ok("up", "web")
     stuck = machine.start("sh", "-c", "sleep infinity | kvmlaunch console web | sleep infinity")
-    wait_for("it is connected", lambda: (machine.rundir("web") / "console.sock.lock").exists())
+    wait_for("it is connected", (machine.rundir("web") / "console.sock.lock").exists)
 
     wait_for("the guest got to its end", lambda: b"guest: ready" in read(machine), 150)
 

@@ -11,18 +11,20 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final, NoReturn
 
 REAL: Final = "qemu-system-x86_64"
 WORDS: Final = "qemu-system-x86_64: -device no-such: 'no-such' is not a valid device model name"
-GREETING: Final = b'{"QMP": {"version": {"qemu": {"micro": 0, "minor": 2, "major": 7}, "package": ""}, "capabilities": []}}\r\n'
+GREETING: Final = (
+    b'{"QMP": {"version": {"qemu": {"micro": 0, "minor": 2, "major": 7}, "package": ""}, "capabilities": []}}\r\n'
+)
 LONG: Final = 10 << 20
 
 
 def refuse() -> NoReturn:
     """Say why and end, as QEMU does with an option that it does not take."""
-    print(WORDS, file=sys.stderr)
-    sys.exit(1)
+    sys.exit(WORDS)
 
 
 def die_of(number: signal.Signals) -> Callable[[], None]:
@@ -59,10 +61,8 @@ def serve(first: bytes, then: Callable[[], None]) -> Callable[[], None]:
             listeners.append(listener)
         monitor = next(each for each in listeners if each.getsockname().endswith("/qmp.sock"))
         connection, _ = monitor.accept()
-        try:
+        with suppress(OSError):
             connection.sendall(first)
-        except OSError:
-            pass
         then()
 
     return run
@@ -86,7 +86,7 @@ def main() -> None:
     """Answer a question as the real QEMU, or behave as asked."""
     behaviour, arguments = sys.argv[1], sys.argv[2:]
     if "-uuid" not in arguments:
-        os.execvp(REAL, [REAL, *arguments])
+        os.execvp(REAL, [REAL, *arguments])  # noqa: S606 - it becomes the real one
     BEHAVIOURS[behaviour]()
 
 

@@ -236,7 +236,7 @@ def test_ids_are_valid_and_no_two_meet(name: str, other: str) -> None:
     assert len(set(made)) == len(made)
     assert set(made).isdisjoint({*OURS, "console", "qmp", "events", *(f"io{number}" for number in range(64))})
     assert all(QEMU_ID.fullmatch(identity) for identity in made)
-    assert all(len(identity) <= 31 for identity in (names.node_name(name), names.cdrom_node_name(name)))  # noqa: PLR2004
+    assert all(len(identity) <= 31 for identity in (names.node_name(name), names.cdrom_node_name(name)))
 
 
 def test_a_name_that_looks_like_a_shortened_one_is_not_taken_for_it() -> None:

@@ -391,5 +391,5 @@ def test_a_second_disk_leaves_the_ids_of_the_first_alone() -> None:
 def test_no_table_of_the_model_hides_a_key_from_these_tests() -> None:
     keys = [key for key, _ in keys_of(Definition)]
 
-    assert len(keys) > 60  # noqa: PLR2004 - about as many as format.md has
+    assert len(keys) > 60
     assert {"disk.*.limits.iops", "cpu.topology.cores", "cpu.features.*", "network.*.forwards"} <= set(keys)

@@ -235,7 +235,7 @@ def test_bound_ports_without_connections_and_peers() -> None:
         f"   1: 0100007F:1F90 0200007F:0050 01 {rest} 1211 1\n"
     )
     kept = network.parse_bound(text)
-    assert kept.count("\n") == 2  # noqa: PLR2004 - the title and one socket
+    assert kept.count("\n") == 2
     holder = Holder(pid=7, command="nc")
     found = network.parse_listeners({"/proc/net/tcp": kept}, {"1210": holder})
     assert found == (Listener(protocol="tcp", address="127.0.0.1", port=8080, holder=holder),)

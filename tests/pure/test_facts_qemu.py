@@ -157,7 +157,7 @@ def test_a_tool_says_how_it_ended() -> None:
     assert run_tool(["cat"]).out == ""
     done = run_tool(["sh", "-c", "echo one; echo two >&2; exit 4"])
     assert (done.status, done.out, done.err) == (4, "one\n", "two\n")
-    assert run_tool(["sh", "-c", "kill -TERM $$"]).status == -15  # noqa: PLR2004 - minus the signal
+    assert run_tool(["sh", "-c", "kill -TERM $$"]).status == -15
 
 
 def test_a_tool_has_no_terminal_and_a_plain_environment() -> None:

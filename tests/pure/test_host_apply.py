@@ -1,6 +1,7 @@
 """Pools raised and lowered over a made-up /sys, files written in steps, directories entered without following links."""
 
 import os
+import threading
 from pathlib import Path, PurePosixPath
 
 import pytest
@@ -36,33 +37,60 @@ def test_a_pool_is_raised_by_what_is_missing(tmp_path: Path) -> None:
     assert total(tmp_path) == 21
 
 
-def test_a_kernel_that_grants_less_is_rolled_back_and_said_with_numbers(tmp_path: Path) -> None:
+def test_a_pool_that_cannot_be_written_is_said_with_its_place(tmp_path: Path) -> None:
     make_pool(tmp_path, total=5, free=0)
-    granting = pool_path(CHANGE, "nr_hugepages", tmp_path)
-    real = tmp_path / "limited"
-    real.write_text("12\n")
-    granting.unlink()
-    granting.symlink_to("/dev/full")
+    place = pool_path(CHANGE, "nr_hugepages", tmp_path)
+    place.unlink()
+    place.symlink_to("/dev/full")
 
     with pytest.raises(HostFailed) as raised:
-        apply_pool(COMPACTING, 5, tmp_path)
+        apply_pool(CHANGE, 5, tmp_path)
 
-    assert raised.value.report.code == "host.failed"
+    assert raised.value.report.where == str(place)
+
+
+def test_a_kernel_that_grants_less_is_rolled_back_and_the_numbers_are_said(tmp_path: Path) -> None:
+    make_pool(tmp_path, total=5, free=0)
+    place = pool_path(CHANGE, "nr_hugepages", tmp_path)
+    written = tmp_path / "written"
+    place.unlink()
+    os.mkfifo(place)
+    kernel = threading.Thread(target=grant_in_part, args=(place, written, [12, 13, 5]))
+    kernel.start()
+
+    with pytest.raises(PreflightFailed) as raised:
+        apply_pool(COMPACTING, 5, tmp_path)
+    kernel.join()
+
+    report = raised.value.report
+    assert report.code == "host.hugepages.partial"
+    assert "16 pages were asked for beside the 5 there, the kernel granted 8" in report.why
+    assert "compaction freed 1 more" in report.why
+    assert written.read_text() == "21 21 5 "
+
+
+def grant_in_part(place: Path, written: Path, answers: list[int]) -> None:
+    """Play the kernel behind a control file: take what is written, and answer what there is then."""
+    for answer in answers:
+        with place.open() as file, written.open("a") as kept:
+            kept.write(f"{file.read()} ")
+        with place.open("w") as file:
+            file.write(f"{answer}\n")
 
 
 @pytest.mark.parametrize(
     ("now", "free", "reserved", "after", "back"),
     [
-        (21, 16, 0, 21, 16),  # all idle
-        (21, 10, 0, 21, 10),  # some are in use by another VM
-        (21, 16, 12, 21, 4),  # some are promised to another VM
-        (21, 16, 20, 21, 0),  # more is promised than is free
-        (26, 21, 0, 21, 16),  # somebody added five: they stay
-        (8, 8, 0, 21, 8),  # somebody lowered the pool: never below zero
-        (0, 0, 0, 21, 0),  # somebody took it all
-        (11, 6, 0, 11, 6),  # the kernel granted six of sixteen
-        (21, 16, 0, None, 16),  # killed before the result was written down
-        (5, 0, 0, None, 0),  # killed before anything was written
+        (121, 16, 0, 121, 16),  # all idle
+        (121, 10, 0, 121, 10),  # some are in use by another VM
+        (121, 16, 12, 121, 4),  # some are promised to another VM
+        (121, 16, 20, 121, 0),  # more is promised than is free
+        (126, 21, 0, 121, 16),  # somebody added five: they stay
+        (8, 8, 0, 121, 8),  # somebody lowered the pool: never below zero
+        (0, 0, 0, 121, 0),  # somebody took it all
+        (111, 6, 0, 111, 6),  # the kernel granted six of sixteen
+        (121, 16, 0, None, 16),  # killed before the result was written down
+        (105, 0, 0, None, 0),  # killed before anything was written
     ],
 )
 def test_a_pool_is_lowered_by_what_was_gained_and_by_nothing_in_use(
@@ -70,7 +98,7 @@ def test_a_pool_is_lowered_by_what_was_gained_and_by_nothing_in_use(
 ) -> None:
     make_pool(tmp_path, total=now, free=free, reserved=reserved)
 
-    given = undo_pool(Entry(change=CHANGE, before=5, after=after), CHANGE, tmp_path)
+    given = undo_pool(Entry(change=CHANGE, before=105, after=after), CHANGE, tmp_path)
 
     assert given == back
     assert total(tmp_path) == now - back

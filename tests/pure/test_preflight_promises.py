@@ -54,7 +54,7 @@ def drive_evidence(promise: DrivePromise) -> DriveEvidence:
 
 def ram_evidence(promise: MemoryPromise) -> RamMapping:
     """Give a mapping of RAM as promised."""
-    flags = {"rd", "wr", "dd"} | ({"ht"} if promise.page_size > 4096 else {"hg"}) | ({"mg"} if promise.merge else set())  # noqa: PLR2004
+    flags = {"rd", "wr", "dd"} | ({"ht"} if promise.page_size > 4096 else {"hg"}) | ({"mg"} if promise.merge else set())
     resident = promise.size if promise.prealloc else 12 * MIB
     return RamMapping(size=promise.size, page_size=promise.page_size, resident=resident, flags=frozenset(flags))
 

@@ -1,4 +1,4 @@
-"""The record of a run and the journal of host changes are input: anything may stand in them, and only ValueError comes out."""
+"""The record of a run and the journal are input: anything may stand in them, and only ValueError comes out."""
 
 import json
 import random
@@ -32,7 +32,8 @@ from kvmlaunch.model.record import Record
 
 RECORD = Record(
     vm="web", uuid="153105ea-21b8-8551-819e-b6bff2e5ab30", state="running", pid=4711, start_time=99, boot_id="b",
-    launcher=4710, launcher_start=98, uid=0, definition="/srv/web.toml", digest="d", started="2026-01-01T00:00:00+00:00",
+    launcher=4710, launcher_start=98, uid=0, definition="/srv/web.toml", digest="d",
+    started="2026-01-01T00:00:00+00:00",
     argv=("qemu", "-uuid", "x"), accelerator="tcg", memory="ordinary", stop_timeout=90.0, notes=("one",),
 )  # fmt: skip
 CHANGES = (
@@ -104,7 +105,9 @@ def spoiled(text: str, chance: random.Random) -> str:
 
 
 @pytest.mark.parametrize(
-    ("parse", "text"), [(parse_record, render_record(RECORD)), (parse_journal, render_journal(JOURNAL))], ids=["record", "journal"]
+    ("parse", "text"),
+    [(parse_record, render_record(RECORD)), (parse_journal, render_journal(JOURNAL))],
+    ids=["record", "journal"],
 )
 def test_a_thousand_spoiled_texts_are_read_or_refused(parse: Callable[[str], object], text: str) -> None:
     chance = random.Random(20)  # noqa: S311 - repeatable, no secret

@@ -133,7 +133,7 @@ def test_down_killed_at_any_call_is_healed_by_the_next_command(machine: Machine)
 def test_an_interrupted_up_is_rolled_back(machine: Machine, number: signal.Signals, code: int) -> None:
     machine.define("web")
     process = machine.start("kvmlaunch", "up", "web", "--set", f"qemu.binary={machine.fake('hangs')}")
-    wait_for("QEMU was spawned", lambda: machine.qemus())
+    wait_for("QEMU was spawned", machine.qemus)
 
     process.send_signal(number)
     result = finish(process)
@@ -145,7 +145,7 @@ def test_an_interrupted_up_is_rolled_back(machine: Machine, number: signal.Signa
 def test_more_signals_do_not_disturb_what_is_being_undone(machine: Machine) -> None:
     machine.define("web")
     process = machine.start("kvmlaunch", "up", "web", "--set", f"qemu.binary={machine.fake('hangs')}")
-    wait_for("QEMU was spawned", lambda: machine.qemus())
+    wait_for("QEMU was spawned", machine.qemus)
 
     while process.poll() is None:
         process.send_signal(signal.SIGTERM)
@@ -173,7 +173,7 @@ def test_an_up_interrupted_while_others_start_ends_them_too(machine: Machine) ->
 def test_an_up_whose_launcher_hangs_is_starting_and_no_second_one_begins(machine: Machine) -> None:
     machine.define("web")
     process = machine.start("kvmlaunch", "up", "web", "--set", f"qemu.binary={machine.fake('hangs')}")
-    wait_for("QEMU was spawned", lambda: machine.qemus())
+    wait_for("QEMU was spawned", machine.qemus)
     process.send_signal(signal.SIGSTOP)
 
     status = machine.run("status", "web", "--json")

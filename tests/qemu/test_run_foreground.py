@@ -96,7 +96,7 @@ def test_a_start_that_fails_never_reports_ready(machine: Machine) -> None:
 
     with service(machine, "--set", f"qemu.binary={machine.fake('refuses')}") as (process, manager):
         result = finish(process)
-        manager.setblocking(False)
+        manager.settimeout(0)
         try:
             said = manager.recv(4096)
         except BlockingIOError:
@@ -122,5 +122,5 @@ def test_a_second_foreground_of_a_running_vm_says_already(machine: Machine) -> N
 
     assert result.code == 0
     assert json.loads(result.out)["already"] is True
-    wait_for("it runs on", lambda: machine.qemus())
+    wait_for("it runs on", machine.qemus)
     machine.kill(machine.pid("web"), signal.SIGTERM)

@@ -138,7 +138,7 @@ def test_another_process_behind_both_sockets_is_told_apart_and_asked_nothing(mac
         (run / name).unlink()
     said = machine.directory / "said"
     other = machine.start("socat", "-u", f"UNIX-LISTEN:{RUN}/web/qmp.sock,fork", f"OPEN:{said},creat,append")
-    wait_for("it listens", lambda: (run / "qmp.sock").is_socket())
+    wait_for("it listens", (run / "qmp.sock").is_socket)
     os.link(run / "qmp.sock", run / "qmp-own.sock")
 
     result = machine.run("pause", "web")
@@ -258,7 +258,8 @@ def test_a_zombie_is_no_running_vm(machine: Machine) -> None:
     machine.define("web")
     keeper = (
         "import ctypes, subprocess, sys, time; ctypes.CDLL(None).prctl(36, 1, 0, 0, 0);"
-        f"subprocess.run({shlex.split('kvmlaunch up web --paused')!r}, check=True); print('up', flush=True); time.sleep(3600)"
+        f"subprocess.run({shlex.split('kvmlaunch up web --paused')!r}, check=True);"
+        "print('up', flush=True); time.sleep(3600)"
     )
     process = machine.start("python3", "-c", keeper)
     assert process.stdout

@@ -1,4 +1,4 @@
-"""QEMUs that die, hang or talk nonsense, and promises that are broken: `up` says why, in QEMU's words, and leaves nothing."""
+"""QEMUs that die, hang or talk nonsense, and broken promises: `up` says why, in QEMU's words, and leaves nothing."""
 
 import pytest
 
@@ -31,7 +31,12 @@ def test_the_words_of_a_qemu_that_refused_are_kept_in_its_log(machine: Machine) 
 
 @pytest.mark.parametrize(
     ("behaviour", "code"),
-    [("bus", "qemu.signal.bus"), ("sys", "qemu.signal.sys"), ("abrt", "qemu.signal.abrt"), ("kill", "qemu.signal.kill")],
+    [
+        ("bus", "qemu.signal.bus"),
+        ("sys", "qemu.signal.sys"),
+        ("abrt", "qemu.signal.abrt"),
+        ("kill", "qemu.signal.kill"),
+    ],
 )
 def test_a_qemu_that_dies_of_a_signal_without_a_word_is_explained(machine: Machine, behaviour: str, code: str) -> None:
     result = up_with(machine, behaviour)

@@ -8,20 +8,21 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from attrs import frozen
+from attrs import define
 
-from tests.sandbox import Machine, cache, machine, made_machine, require_root, wait_for
+from tests.sandbox import HER_NAME, Machine, cache, machine, made_machine, require_root, wait_for
 
 __all__ = ("cache", "machine")
 
 POOL: Final = Path("/sys/kernel/mm/hugepages/hugepages-2048kB")
 
 
-@frozen(kw_only=True)
+@define(kw_only=True)
 class Pool:
     """The host's pool of 2 MiB pages, by what it differs from the beginning of the test."""
 
     before: int
+    written: bool = False
 
     def total(self) -> int:
         """Give the pages of the pool."""
@@ -48,6 +49,7 @@ class Pool:
     def set(self, pages: int) -> None:
         """Write the total, as an administrator does."""
         (POOL / "nr_hugepages").write_text(str(pages))
+        self.written = True
 
 
 @pytest.fixture
@@ -59,10 +61,22 @@ def pool(machine: Machine) -> Iterator[Pool]:
     try:
         yield found
     finally:
-        machine.close()
-        if found.gained():
+        give_back(machine)
+        if found.written:
             found.set(found.before)
         os.close(lock)
+
+
+def give_back(machine: Machine) -> None:
+    """End all that runs in a machine, and have kvmlaunch take back, by delta, what the test left on the host."""
+    for pid in machine.processes():
+        machine.kill(pid)
+    for journal in machine.journals():
+        name = journal.removesuffix(".json").partition("-")[2]
+        machine.run("down", name)
+        machine.run("preflight", name, "--undo")
+        machine.run("preflight", name, "--undo", "--user", HER_NAME)
+    machine.close()
 
 
 @pytest.fixture

@@ -95,9 +95,8 @@ def test_a_mount_keeps_its_pages_from_everybody_else(machine: Machine, pool: Poo
     machine.ok("up", "web", "--paused")
     machine.execute("mkdir", "/run/kvmlaunch/thief")
 
-    stolen = machine.execute(
-        "mount", "-t", "hugetlbfs", "-o", f"pagesize=2M,min_size={(pool.idle() + 1) * 2}M", "none", "/run/kvmlaunch/thief"
-    )  # fmt: skip
+    options = f"pagesize=2M,min_size={(pool.idle() + 1) * 2}M"
+    stolen = machine.execute("mount", "-t", "hugetlbfs", "-o", options, "none", "/run/kvmlaunch/thief")
 
     assert stolen.code != 0
     machine.execute("rmdir", "/run/kvmlaunch/thief")
@@ -123,9 +122,7 @@ def test_many_vms_at_once_take_the_sum_and_give_it_back(machine: Machine, pool: 
 
 
 @pytest.mark.parametrize("command", ["up", "down", "preflight"])
-def test_a_killed_qemu_has_its_pages_given_back_by_the_next_command(
-    machine: Machine, pool: Pool, command: str
-) -> None:
+def test_a_killed_qemu_has_its_pages_given_back_by_the_next_command(machine: Machine, pool: Pool, command: str) -> None:
     machine.define("web", HUGE)
     machine.define("other", TINY)
     machine.ok("up", "web", "--paused")
@@ -181,7 +178,7 @@ def test_a_failed_start_gives_everything_back(machine: Machine, pool: Pool) -> N
 def test_an_interrupted_start_gives_everything_back(machine: Machine, pool: Pool) -> None:
     machine.define("web", HUGE)
     process = machine.start("kvmlaunch", "up", "web", "--set", f"qemu.binary={machine.fake('hangs')}")
-    wait_for("QEMU was spawned", lambda: machine.qemus())
+    wait_for("QEMU was spawned", machine.qemus)
 
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
@@ -212,7 +209,7 @@ def test_auto_takes_ordinary_memory_when_pages_cannot_be_had_and_says_why(machin
     assert pool.settled() == 0
 
 
-def test_pages_of_a_size_that_the_kernel_has_not_are_refused(machine: Machine, pool: Pool) -> None:
+def test_pages_of_one_gibibyte_beyond_the_host_are_refused(machine: Machine, pool: Pool) -> None:
     if not Path("/sys/kernel/mm/hugepages/hugepages-1048576kB").exists():
         pytest.skip("this machine has no pages of 1 GiB")
     machine.define("web", HUGE.replace("2MiB", "1GiB").replace("32MiB", "100TiB"))
@@ -249,7 +246,9 @@ def test_down_that_lowers_the_pool_is_healed_wherever_it_is_killed(machine: Mach
     machine.ok("up", "web", "--paused")
     words = ("down", "web", "--force", "--timeout", "10ms")
     places = points(machine, *words, after=r"flock", others=1)
-    changes = [point for point in places if point.name in {"umount2", "openat", "write", "renameat", "unlinkat", "mkdirat"}]
+    changes = [
+        point for point in places if point.name in {"umount2", "openat", "write", "renameat", "unlinkat", "mkdirat"}
+    ]
 
     for point in changes:
         machine.ok("up", "web", "--paused")

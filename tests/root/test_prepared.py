@@ -193,7 +193,9 @@ def test_a_user_runs_a_vm_with_huge_pages_once_root_has_prepared_it(hers: Machin
     for _ in range(2):
         started = as_alice(hers, "up", "web", "--paused")
         pid = as_alice(hers, "status", "web", "--json").json["vms"][0]["pid"] if started.code == 0 else 0
-        results.append((started.code, started.err, status_field(pid, "Uid").split()[:1], huge_kilobytes(pid) if pid else 0))
+        results.append(
+            (started.code, started.err, status_field(pid, "Uid").split()[:1], huge_kilobytes(pid) if pid else 0)
+        )
         ended = as_alice(hers, "down", "web", "--force", "--timeout", "10ms")
         assert ended.code == 0, ended.err
         assert "--undo" in ended.err
@@ -241,9 +243,17 @@ def test_what_a_user_plants_leads_root_nowhere(hers: Machine, pool: Pool, plante
     runtime = f"/run/user/{ALICE}"
     match planted:
         case "link to a directory":
-            hers.execute("sh", "-c", f"mv {runtime}/kvmlaunch/web {runtime}/kvmlaunch/moved; ln -s /srv/victim {runtime}/kvmlaunch/web")
+            hers.execute(
+                "sh",
+                "-c",
+                f"mv {runtime}/kvmlaunch/web {runtime}/kvmlaunch/moved; ln -s /srv/victim {runtime}/kvmlaunch/web",
+            )
         case _:
-            hers.execute("sh", "-c", f"mv {runtime}/kvmlaunch {runtime}/moved; ln -s /srv {runtime}/kvmlaunch; ln -s /srv/victim /srv/web")
+            hers.execute(
+                "sh",
+                "-c",
+                f"mv {runtime}/kvmlaunch {runtime}/moved; ln -s /srv {runtime}/kvmlaunch; ln -s /srv/victim /srv/web",
+            )
     before = (victim.stat().st_uid, victim.stat().st_mode, sorted(path.name for path in victim.iterdir()))
 
     undone = hers.run("preflight", "web", "--undo", "--user", HER_NAME)
