@@ -1,5 +1,6 @@
 """Reports, findings, rows and documents become text; the only place where a report becomes sentences."""
 
+import contextlib
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -31,12 +32,18 @@ def short_path(text: str) -> str:
     return text.removeprefix(f"{here}/")
 
 
+def talk(text: str) -> None:
+    """Print to stderr; a reader that went away changes nothing of what is done."""
+    with contextlib.suppress(OSError):
+        click.echo(text, err=True)
+
+
 def say(session: Session, vm: str, status: str, word: str, text: str) -> None:
     """Print one step of a VM to stderr, `web01  ok    preflight   12 checks`."""
     if session.quiet and status in {"ok", "skip"}:
         return
     line = f"{vm}  {paint(session, status, err=True)}{' ' * (STATUS_WIDTH - len(status))} {word:<{WORD_WIDTH}} {text}"
-    click.echo(line.rstrip(), err=True)
+    talk(line.rstrip())
 
 
 def report_lines(report: Report) -> list[str]:
@@ -50,7 +57,7 @@ def report_lines(report: Report) -> list[str]:
 def show_error(session: Session, report: Report, vm: str = "") -> None:
     """Print an error to stderr."""
     head = f"{paint(session, 'error', err=True)}: {f'{vm}: ' if vm else ''}{report.message}  [{report.code}]"
-    click.echo("\n".join([head, *report_lines(report)]), err=True)
+    talk("\n".join([head, *report_lines(report)]))
 
 
 def show_warnings(session: Session, vm: str, findings: Iterable[Finding]) -> None:
@@ -61,14 +68,13 @@ def show_warnings(session: Session, vm: str, findings: Iterable[Finding]) -> Non
         report = finding.report
         say(session, vm, "warn", "", f"{report.message}  [{report.code}]")
         where = f"{short_path(report.where)}: " if report.where else ""
-        click.echo(f"  {where}{report.why}", err=True)
+        talk(f"  {where}{report.why}")
         if session.verbose and report.hint:
-            click.echo(
+            talk(
                 "\n".join(
                     f"  {'fix: ' if index == 0 else '     '}{line}"
                     for index, line in enumerate(report.hint.splitlines())
-                ),
-                err=True,
+                )
             )
 
 
@@ -95,12 +101,12 @@ def show_failure(session: Session, error: KvmlaunchError, vm: str = "") -> None:
         document = {
             "error": {"code": error.report.code, "message": error.report.message, "vm": vm, "problems": problems}
         }
-        click.echo(json.dumps(document), err=True)
+        talk(json.dumps(document))
         return
     for report in error.problems:
         show_error(session, report, vm)
     if len(error.problems) > 1:
-        click.echo(f"{len(error.problems)} problems", err=True)
+        talk(f"{len(error.problems)} problems")
 
 
 def show_document(kind: str, document: Mapping[str, Any]) -> None:

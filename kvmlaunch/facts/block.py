@@ -36,6 +36,8 @@ MAGICS = (
 )
 LONGEST_BACKING = 1023
 LONGEST_QCOW2_HEADER = 20
+FIRST_WITH_FEATURES = 3  # version of qcow2
+EXTERNAL_DATA = 1 << 2
 CHOSEN = re.compile(r"\[([^\[\]\s]+)\]")
 LOCK = re.compile(
     r"(?:OFDLCK|POSIX) +\S+ +(?:READ|WRITE) +-?[0-9]+ "
@@ -91,6 +93,16 @@ def parse_backing_place(head: bytes) -> tuple[int, int]:
     return offset, length
 
 
+def parse_external(head: bytes) -> bool:
+    """Does a qcow2 file keep its data in another file, which its header names: incompatible feature bit 2.
+
+    Source: QEMU docs, interop/qcow2.
+    """
+    version = int.from_bytes(head[4:8], "big")
+    features = int.from_bytes(head[72:80], "big") if version >= FIRST_WITH_FEATURES else 0
+    return parse_header(head) == "qcow2" and bool(features & EXTERNAL_DATA)
+
+
 def parse_scheduler(text: str) -> str:
     """Give the scheduler in use: the word in brackets, or the only word."""
     match = CHOSEN.search(text)
@@ -128,6 +140,8 @@ def parse_path(path: PurePosixPath, probe: object, *, filesystem: str, holders: 
         inode=take(probe, "inode", str, ""),
         header=take(probe, "header", str, ""),
         backing=take(probe, "backing", str, ""),
+        chain=tuple(str(each) for each in take(probe, "chain", list, [])),
+        external_data=take(probe, "external", bool, None) or False,
         device=disk.name,
         scheduler=disk.scheduler,
         rotational=disk.rotational,

@@ -11,6 +11,7 @@ SCHEMA = 1
 LARGEST_PID = 1 << 22  # the kernel's own limit, PID_MAX_LIMIT
 FIRST_PID_OF_OTHERS = 2  # 0 is ourselves to kill(2), 1 is init
 LONGEST = 1 << 20
+LONGEST_TIMEOUT = 7 * 24 * 3600  # seconds, as in a definition
 
 
 def render_record(record: Record) -> str:
@@ -57,7 +58,7 @@ def check_record(record: Record) -> None:
         message = "a value has the wrong type"
         raise ValueError(message)
     timeout = record.stop_timeout
-    if type(timeout) not in {int, float} or not math.isfinite(timeout) or timeout < 0:
+    if type(timeout) not in {int, float} or not math.isfinite(timeout) or not 0 <= timeout <= LONGEST_TIMEOUT:
         message = "the timeout is no number of seconds"
         raise ValueError(message)
     least = FIRST_PID_OF_OTHERS if record.state == "running" else 0

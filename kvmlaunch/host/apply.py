@@ -16,8 +16,8 @@ from kvmlaunch.host.files import read_number, write_control
 from kvmlaunch.host.mount import mount_at, unmount_at
 from kvmlaunch.host.places import RUN
 from kvmlaunch.host.rights import rights_of
-from kvmlaunch.host.rundir import OWN_FILES
-from kvmlaunch.host.tap import make_tap, remove_tap, tap_exists
+from kvmlaunch.host.rundir import OWN_FILES, PREPARED
+from kvmlaunch.host.tap import make_tap, remove_tap
 from kvmlaunch.host.tree import entered, make_owned, remove_empty
 from kvmlaunch.model.change import (
     Change,
@@ -46,9 +46,11 @@ def pool_path(change: PoolChange, name: str, root: Path = Path("/")) -> Path:
     return root / f"sys/devices/system/node/node{change.host_numa_node}/hugepages" / size / name
 
 
-def reserved_pages(change: PoolChange, root: Path) -> int:
-    """Give the pages promised to mappings and mounts; the kernel counts them for the whole host only."""
-    return read_number(pool_path(evolve(change, host_numa_node=None), "resv_hugepages", root))
+def idle_pages(change: PoolChange, root: Path) -> int:
+    """Give the pages of the whole host that nobody holds or was promised; promises are counted for the host only."""
+    everywhere = evolve(change, host_numa_node=None)
+    free, promised = (read_number(pool_path(everywhere, name, root)) for name in ("free_hugepages", "resv_hugepages"))
+    return max(0, free - promised)
 
 
 def set_pool(change: PoolChange, wanted: int, root: Path) -> int:
@@ -104,12 +106,15 @@ def apply_pool(change: PoolChange, before: int, root: Path = Path("/")) -> int:
 def undo_pool(entry: Entry, change: PoolChange, root: Path = Path("/")) -> int:
     """Lower a pool by what this change gained, never by a page in use or promised; gives the pages given back."""
     total = read_number(pool_path(change, "nr_hugepages", root))
-    reached = entry.after if entry.after is not None else entry.undo_from if entry.undo_from is not None else total
-    gained = reached - (entry.before or 0)
+    before = entry.before or 0
+    # Without what was read afterwards a crash came between: only the very gain that was intended is ours.
+    gained = total - before if entry.after is None else entry.after - before
+    if entry.after is None and gained != change.pages:
+        return 0
     given = 0 if entry.undo_from is None else max(0, entry.undo_from - total)
     own = max(0, min(gained, change.pages) - given)
     free = read_number(pool_path(change, "free_hugepages", root))
-    idle = max(0, free - reserved_pages(change, root))
+    idle = min(free, idle_pages(change, root))
     back = min(own, idle, total)
     if back:
         set_pool(change, total - back, root)
@@ -200,12 +205,11 @@ def user_text(path: PurePosixPath) -> str:
     return ""
 
 
-def undo_mount(path: PurePosixPath, type_: str, uid: int = 0) -> None:
+def undo_mount(path: PurePosixPath, type_: str, uid: int = 0, *, up_to: PurePosixPath = RUN) -> None:
     """Unmount what was mounted there, as long as it is of the type that we mount, and remove its empty directories."""
-    for mount in mounts_on(str(path)):
-        if mount.type == type_:
-            release_mount(path, uid)
-    remove_empty(path, uid, up_to=RUN)
+    while (there := mounts_on(str(path))) and there[-1].type == type_:
+        release_mount(path, uid)
+    remove_empty(path, uid, up_to=up_to)
 
 
 def apply_log_mount(change: LogMountChange) -> None:
@@ -244,7 +248,7 @@ def undo_directory(change: DirectoryChange) -> None:
     path = PurePosixPath(change.path)
     with contextlib.suppress(FileNotFoundError, PreflightFailed), rights_of(owner_rights(change)):
         with entered(path, change.uid) as fd:
-            for name in OWN_FILES:
+            for name in (*OWN_FILES, PREPARED):
                 with contextlib.suppress(FileNotFoundError, IsADirectoryError):
                     os.unlink(name, dir_fd=fd)
         with entered(path.parent, change.uid) as parent, contextlib.suppress(OSError):
@@ -262,7 +266,7 @@ def is_there(change: Change) -> bool:
         case DirectoryChange():
             return os.path.isdir(change.path)
         case TapChange():
-            return tap_exists(change.ifname)
+            return False
         case LogMountChange():
             return bool(mounts_on(change.path))
         case PoolChange() | MountChange():
@@ -299,7 +303,7 @@ def undo_entry(entry: Entry) -> None:
         case MountChange():
             undo_mount(PurePosixPath(change.path), "hugetlbfs")
         case LogMountChange():
-            undo_mount(PurePosixPath(change.path), "tmpfs", change.uid)
+            undo_mount(PurePosixPath(change.path), "tmpfs", change.uid, up_to=PurePosixPath(change.path).parent)
         case DirectoryChange():
             undo_directory(change)
         case TapChange():
@@ -322,11 +326,14 @@ def apply_changes(head: Journal, changes: tuple[Change, ...], tell: Tell) -> Jou
     try:
         for entry in fresh:
             made.append(apply_entry(entry))
+            if isinstance(entry.change, PoolChange):
+                later = fresh[len(made) :]
+                journals.write_journal(evolve(journal, entries=(*head.entries, *made, *later)))
             tell(change_word(entry.change), render_entry(made[-1]))
         done = evolve(journal, state="done", entries=(*head.entries, *made))
         journals.write_journal(done)
     except BaseException:
-        undo_entries(journal, fresh)
+        undo_entries(evolve(journal, entries=(*head.entries, *made, *fresh[len(made) :])), (*made, *fresh[len(made) :]))
         raise
     return done
 

@@ -26,6 +26,7 @@ from kvmlaunch.model.host import UserFacts
 SEARCH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 BLOCK = 4096
 DEEPEST_STORE = 16
+DEEPEST_CHAIN = 64
 IO_URING_SETUP = 425
 SIZE_OF_IO_URING_PARAMS = 120
 # The first paragraph of /proc/cpuinfo is enough, and the kernel writes the rest only when it is read.
@@ -189,7 +190,9 @@ def capture_store(path: str, kind: str) -> dict[str, object]:
     try:
         head = os.pread(handle, BLOCK, 0)
         size = os.lseek(handle, 0, os.SEEK_END)
-        seen = {"readable": True, "header": block.parse_header(head), "backing": read_backing(handle, head)}
+        backing = read_backing(handle, head)
+        seen: dict[str, object] = {"readable": True, "header": block.parse_header(head), "backing": backing}
+        seen |= read_chain(path, head, backing) if backing or block.parse_external(head) else {}
     except OSError as error:
         return {"refusal": error.strerror}
     finally:
@@ -225,6 +228,28 @@ def read_backing(handle: int, head: bytes) -> str:
     except ValueError:
         return ""
     return os.fsdecode(os.pread(handle, length, offset)) if length else ""
+
+
+def read_chain(path: str, head: bytes, backing: str) -> dict[str, object]:
+    """Give where the files of a backing chain really lie, and whether one keeps its data in another file."""
+    chain: list[str] = []
+    external = block.parse_external(head)
+    while backing and len(chain) < DEEPEST_CHAIN:
+        path = os.path.realpath(os.path.join(os.path.dirname(path), backing))
+        chain.append(path)
+        try:
+            handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError:
+            break
+        try:
+            head = os.pread(handle, BLOCK, 0)
+            backing = read_backing(handle, head)
+        except OSError:
+            break
+        finally:
+            os.close(handle)
+        external = external or block.parse_external(head)
+    return {"chain": chain, "external": external}
 
 
 def find_device(base: str, files: Mapping[str, str], path: Mapping[str, object]) -> str:

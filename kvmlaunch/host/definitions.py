@@ -100,7 +100,7 @@ def read_file(path: Path, trust: Trust) -> bytes:
 def check_trust(path: Path, status: os.stat_result, trust: Trust) -> None:
     """Refuse a file, or a directory above it, that somebody else may write; a sticky directory is allowed."""
     refuse_unless_trusted(path, status, trust, sticky=False)
-    for parent in path.resolve().parents:
+    for parent in {*path.absolute().parents, *path.resolve().parents}:
         refuse_unless_trusted(parent, parent.stat(), trust, sticky=True)
 
 

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path, PurePosixPath
 
-from kvmlaunch.host.tree import failed
+from kvmlaunch.host.tree import failed, unsafe
 
 FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -45,6 +45,8 @@ def remove_if_there(directory_fd: int, name: str) -> None:
         os.unlink(name, dir_fd=directory_fd)
     except FileNotFoundError:
         return
+    except OSError as error:
+        raise unsafe(name, f"it cannot be removed: {error.strerror}") from error
 
 
 def read_text_at(directory_fd: int, name: str, most: int = 1 << 20) -> str | None:

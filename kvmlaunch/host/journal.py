@@ -119,11 +119,24 @@ def write_journal(journal: Journal) -> None:
             remove_if_there(fd, name)
 
 
+def read_boot_id() -> str:
+    """Give the id of this boot."""
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        return file.read().strip()
+
+
 def read_journal(uid: int, vm: str) -> Journal | None:
-    """Give a VM's journal, None when there is none; an unreadable one is put aside."""
+    """Give a VM's journal, None when there is none of this boot: the changes of another died with it.
+
+    An unreadable one is put aside, and a void one removed.
+    """
     try:
         with journal_directory() as fd:
-            return read_one(fd, file_name(uid, vm))
+            journal = read_one(fd, file_name(uid, vm))
+            if journal is not None and journal.boot_id != read_boot_id():
+                remove_if_there(fd, file_name(uid, vm))
+                return None
+            return journal
     except FileNotFoundError:
         return None
 

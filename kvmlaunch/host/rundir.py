@@ -29,6 +29,7 @@ QMP, QMP_OWN, EVENTS, EVENTS_LOG, CONSOLE, VNC = (
     "vnc.sock",
 )
 LOG = "log"
+PREPARED = "prepared"
 OWN_FILES = (RECORD, temporary_name(RECORD), QMP, QMP_OWN, EVENTS, EVENTS_LOG, CONSOLE, f"{CONSOLE}.lock", VNC)
 
 
@@ -143,25 +144,42 @@ def link_socket(claim: Claim) -> None:
         os.link(QMP, QMP_OWN, src_dir_fd=claim.fd, dst_dir_fd=claim.fd, follow_symlinks=False)
 
 
+def is_prepared(claim: Claim) -> bool:
+    """Did root prepare this run directory, so that it stays for a printed command."""
+    return read_text_at(claim.fd, PREPARED) is not None
+
+
+def mark_prepared(path: PurePosixPath, uid: int) -> None:
+    """Leave the mark of a prepared run directory."""
+    with entered(path, uid) as fd:
+        write_atomically(fd, PREPARED, "prepared by root until preflight --undo\n", durable=False)
+
+
 def remove_contents(claim: Claim) -> None:
-    """Remove our own files from a claimed run directory, and nothing that we do not know."""
+    """Remove our own files from a claimed run directory, and nothing that we do not know.
+
+    The place of the console log stays in a prepared one.
+    """
     for name in OWN_FILES:
         remove_if_there(claim.fd, name)
     with contextlib.suppress(OSError):
         fd = os.open(LOG, DIRECTORY, dir_fd=claim.fd)
         try:
-            for name in ("console.log", "console.log.1"):
-                remove_if_there(fd, name)
+            remove_if_there(fd, "console.log")
         finally:
             os.close(fd)
-        os.rmdir(LOG, dir_fd=claim.fd)
+        if not is_prepared(claim):
+            os.rmdir(LOG, dir_fd=claim.fd)
 
 
 def remove_claimed(claim: Claim) -> None:
-    """Remove a run directory whose lock is held."""
+    """Remove a run directory whose lock is held; a prepared one is emptied only."""
     remove_contents(claim)
+    if is_prepared(claim):
+        return
     with contextlib.suppress(OSError, PreflightFailed), entered(claim.path.parent, claim.uid) as parent:
-        os.rmdir(claim.path.name, dir_fd=parent)
+        if is_the_same(claim.fd, parent, claim.path.name):
+            os.rmdir(claim.path.name, dir_fd=parent)
 
 
 def is_locked(path: PurePosixPath) -> bool:

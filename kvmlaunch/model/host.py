@@ -155,7 +155,9 @@ class PathFacts:
 
     `o_direct` is the outcome of an aligned O_DIRECT read of this very file, `refusal` what the
     system said when it was None or False.  `header` names a known image format found at the start,
-    "" when none.  `inode` is `major:minor:number` of the file itself, for identity.  `real` is the
+    "" when none; `backing` is the name that a qcow2 file gives for its backing file, `chain` where the
+    files of that chain really lie, `external_data` whether one keeps its data in another file.
+    `inode` is `major:minor:number` of the file itself, for identity.  `real` is the
     path without links, `device` the bottom block device, with its scheduler's bracketed word, whether it
     rotates and its hardware queues.
     """
@@ -172,6 +174,8 @@ class PathFacts:
     inode: str = ""
     header: str = ""
     backing: str = ""
+    chain: tuple[str, ...] = ()
+    external_data: bool = False
     device: str = ""
     real: str = ""
     scheduler: str = ""
@@ -287,4 +291,6 @@ class HostFacts:
         if pool is None or self.holds_mount(page_size, pages):
             return 0
         own = (self.held.mount_size or 0) // page_size if self.held.mount_page_size == page_size else 0
-        return max(0, pages - pool.available - own)
+        everywhere = self.pool(page_size)
+        available = min(pool.free, everywhere.available) if everywhere else pool.available
+        return max(0, pages - available - own)

@@ -7,7 +7,7 @@ Argument and explanation are the same objects: render reads the values of an Opt
 from pathlib import PurePosixPath
 from typing import Literal
 
-from attrs import field, frozen
+from attrs import frozen
 
 from kvmlaunch.model.choice import Choice
 from kvmlaunch.model.finding import Finding
@@ -284,5 +284,5 @@ class Evidence:
     cap_eff: int
     locked_bytes: int
     cmdline: tuple[str, ...]
+    run_state: str = "running"
     log: str = ""
-    memory_backends: tuple[tuple[str, bool, bool], ...] = field(default=())

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import PurePosixPath
+from posixpath import normpath
 
 from kvmlaunch.model.finding import Finding, error, warning
 from kvmlaunch.model.host import Holder, HostFacts, PathFacts
@@ -99,19 +100,38 @@ def check_format(disk: PlannedDisk, facts: PathFacts) -> Iterator[Finding]:
         )
 
 
+def lies_elsewhere(disk: PlannedDisk, facts: PathFacts) -> str:
+    """Give a file outside the image's directory that its header makes QEMU open, "" for none."""
+    named = PurePosixPath(normpath(facts.backing))
+    protocol = ":" in facts.backing.partition("/")[0]
+    if facts.backing and (
+        protocol or disk.path.parent not in (disk.path.parent / named).parents or ".." in named.parts
+    ):
+        return facts.backing
+    home = PurePosixPath(facts.real).parent
+    return next((each for each in facts.chain if home not in PurePosixPath(each).parents), "")
+
+
 def check_backing(disk: PlannedDisk, facts: PathFacts) -> Iterator[Finding]:
-    """Refuse a backing file outside the image's directory (`disk.backing`): the image's header chooses it."""
-    if disk.format != "qcow2" or not facts.backing:
+    """Refuse a backing chain outside the image's directory, and data in another file (`disk.backing`)."""
+    if disk.format != "qcow2":
         return
-    backing = PurePosixPath(facts.backing)
-    beneath = not backing.is_absolute() and ".." not in backing.parts and ":" not in facts.backing
-    if not beneath and disk.path.parent not in backing.parents:
+    elsewhere = lies_elsewhere(disk, facts)
+    if elsewhere:
         yield error(
             code="disk.backing",
-            message=f"the backing file of {disk.path.name} lies elsewhere: {facts.backing}",
+            message=f"the backing file of {disk.path.name} lies elsewhere: {elsewhere}",
             key=f"{disk.table}.path",
             why="who can write the image can make QEMU open any file",
             hint=f"qemu-img rebase -u -b NAME -F FORMAT {disk.path}   with a name in {disk.path.parent}",
+        )
+    if facts.external_data:
+        yield error(
+            code="disk.backing",
+            message=f"{disk.path.name} keeps its data in another file",
+            key=f"{disk.table}.path",
+            why="who can write the image can make QEMU open any file",
+            hint=f"qemu-img convert -O qcow2 {disk.path} NEW.qcow2",
         )
 
 

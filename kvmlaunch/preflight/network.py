@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from kvmlaunch.model.change import Change, TapChange
 from kvmlaunch.model.finding import Finding, error
-from kvmlaunch.model.host import HostFacts, Listener
+from kvmlaunch.model.host import HostFacts, Listener, NetworkDevice
 from kvmlaunch.model.plan import Plan, PlannedListener, PlannedNetwork
 
 EVERYWHERE = {"0.0.0.0", "::", "*", ""}  # noqa: S104 - compared with, not bound to
@@ -74,13 +74,13 @@ def check_tap(network: PlannedNetwork, host: HostFacts) -> Iterator[Finding]:
 def check_own_tap(plan: Plan, network: PlannedNetwork, host: HostFacts) -> Iterator[Finding]:
     """Check that a tap of ours is there or can be made: only root makes one (`host.privilege`)."""
     device = host.network_devices.get(network.ifname)
-    if network.owned and device is None and not host.privileged:
+    if network.owned and not is_as_planned(network, device) and not host.privileged:
         user = host.user.name or str(host.user.uid)
         yield error(
             code="host.privilege",
             message=f"only root makes a tap on {network.bridge}",
             key=f"{network.table}.bridge",
-            why="nothing is prepared",
+            why="it is prepared otherwise" if device else "nothing is prepared",
             hint=f"sudo kvmlaunch preflight {plan.name} --apply --user {user}",
         )
     elif network.owned and device is not None:
@@ -94,6 +94,15 @@ def check_networks(plan: Plan, host: HostFacts) -> Iterator[Finding]:
         yield from check_own_tap(plan, network, host) if network.owned else check_tap(network, host)
 
 
+def is_as_planned(network: PlannedNetwork, device: NetworkDevice | None) -> bool:
+    """Is a tap of ours there, up, with its queues and MTU, and joined to the bridge that is wanted now."""
+    if device is None:
+        return False
+    mtu = network.mtu or device.mtu
+    wanted = (network.bridge, True, network.queues > 1, mtu)
+    return (device.master, device.up, device.multi_queue, device.mtu) == wanted
+
+
 def plan_network_changes(plan: Plan, host: HostFacts) -> tuple[Change, ...]:
     """Give the taps that must be made."""
     return tuple(
@@ -105,5 +114,5 @@ def plan_network_changes(plan: Plan, host: HostFacts) -> tuple[Change, ...]:
             mtu=network.mtu,
         )
         for network in plan.networks
-        if network.owned and network.ifname not in host.network_devices
+        if network.owned and not is_as_planned(network, host.network_devices.get(network.ifname))
     )

@@ -115,6 +115,13 @@ def check_promise(promise: Promise, evidence: Evidence) -> Iterator[Finding]:
             assert_never(promise)
 
 
+def check_run_state(argv: tuple[str, ...], seen: str) -> Iterator[Finding]:
+    """Check that the guest runs, or that it is held where argv says -S."""
+    held = "-S" in argv
+    if seen not in ({"prelaunch", "paused"} if held else {"running"}):
+        yield broken("the run state", "prelaunch" if held else "running", seen, "")
+
+
 def check_cmdline(argv: tuple[str, ...], seen: tuple[str, ...]) -> Iterator[Finding]:
     """Check that the process has the planned argv, word by word; names only the words that differ."""
     if argv == seen:
@@ -140,5 +147,6 @@ def check_promises(plan: Plan, argv: tuple[str, ...], evidence: Evidence) -> tup
     """Check every promise, that the process has the planned argv, and that QEMU fell back on nothing."""
     found = [finding for promise in plan.promises for finding in check_promise(promise, evidence)]
     found += check_cmdline(argv, evidence.cmdline)
+    found += check_run_state(argv, evidence.run_state)
     found += [broken("an engine of QEMU's", "no fallback", line, "") for line in FELL_BACK.findall(evidence.log)]
     return tuple(found)

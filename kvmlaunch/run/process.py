@@ -58,11 +58,11 @@ def carries_uuid(argv: tuple[str, ...], uuid: str) -> bool:
     return any(word == "-uuid" and argv[index + 1 : index + 2] == (uuid,) for index, word in enumerate(argv))
 
 
-def is_of_record(pid: int, record: Record) -> bool:
-    """Is a live process the one that a record tells of."""
+def is_of_record(pid: int, record: Record, uuid: str) -> bool:
+    """Is a live process the one that a record tells of; the VM's UUID is never taken from the record itself."""
     with contextlib.suppress(OSError, ValueError):
         same_start = read_boot_id() == record.boot_id and read_start_time(pid) == record.start_time
-        return same_start and carries_uuid(read_cmdline(pid), record.uuid)
+        return same_start and carries_uuid(read_cmdline(pid), uuid)
     return False
 
 
@@ -86,13 +86,3 @@ def held(pid: int) -> Iterator[Process | None]:
         yield Process(pid=pid, fd=fd)
     finally:
         os.close(fd)
-
-
-@contextlib.contextmanager
-def verified(record: Record) -> Iterator[Process | None]:
-    """Hold the process of a record, verified after its pidfd was opened; None when it is gone or another."""
-    if record.state != "running":
-        yield None
-        return
-    with held(record.pid) as process:
-        yield process if process and is_of_record(record.pid, record) else None

@@ -55,7 +55,7 @@ def open_socket(target: Target, seconds: float) -> socket.socket:
                     hint="kvmlaunch down NAME --force   ends the VM without the monitor",
                 )
             )
-    except TimeoutError as error:
+    except (TimeoutError, BlockingIOError) as error:  # a full backlog: nobody has accepted for a while
         connection.close()
         raise late(target, seconds) from error
     except OSError as error:

@@ -20,6 +20,7 @@ QUERIES: tuple[Query, ...] = (
     ("query-cpus-fast", {}),
     ("query-block", {}),
     ("qom-get", {"path": "/machine", "property": "type"}),
+    ("query-status", {}),
 )
 
 
@@ -60,7 +61,7 @@ def collect_evidence(pid: int, target: Target, ram_size: int, log: str, *, secon
     `qemu.promise` when the process cannot be looked at.
     """
     answers = [cast("Any", answer) for answer in ask(target, QUERIES, seconds=seconds)]
-    kvm, name, uuid, cpus, blocks, machine = answers
+    kvm, name, uuid, cpus, blocks, machine, run_state = answers
     try:
         status = kernel_view(pid)
         mappings = tuple(parse_smaps(Path(f"/proc/{pid}/smaps").read_text(encoding="utf-8", errors="replace")))
@@ -72,6 +73,7 @@ def collect_evidence(pid: int, target: Target, ram_size: int, log: str, *, secon
         name=name.get("name", ""),
         uuid=uuid["UUID"],
         machine=machine,
+        run_state=run_state["status"],
         vcpus=len(cpus),
         ram=guest_ram(mappings, ram_size),
         drives=drives,

@@ -34,8 +34,8 @@ def verified_process(seen: Seen, process: Process | None) -> Process | None:
     if process is None:
         return None
     if seen.record is not None and seen.record.state == "running":
-        return process if is_of_record(process.pid, seen.record) else None
-    return process if seen.record is None or carries_uuid(read_cmdline(process.pid), seen.record.uuid) else None
+        return process if is_of_record(process.pid, seen.record, seen.uuid) else None
+    return process if carries_uuid(read_cmdline(process.pid), seen.uuid) else None
 
 
 def ask_powerdown(seen: Seen, *, force: bool) -> None:

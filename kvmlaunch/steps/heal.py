@@ -3,19 +3,19 @@
 Runs under the host-wide lock.  Only what a dead `up` left is taken back; what was prepared stays.
 """
 
-import contextlib
 import os
 from pathlib import PurePosixPath
 
 from attrs import evolve
 
-from kvmlaunch.errors import Busy, KvmlaunchError
+from kvmlaunch.errors import KvmlaunchError
 from kvmlaunch.host import journal as journals
-from kvmlaunch.host.apply import apply_directory, mounts_on, undo_entries
+from kvmlaunch.host.apply import mounts_on, undo_entries
 from kvmlaunch.host.lock import host_lock
 from kvmlaunch.host.logs import bound_events, rotate_console
-from kvmlaunch.host.rundir import claimed, is_locked, remove_claimed, remove_contents
-from kvmlaunch.model.change import DirectoryChange, Journal, change_word
+from kvmlaunch.host.places import root_places
+from kvmlaunch.host.rundir import claimed, is_locked, remove_claimed
+from kvmlaunch.model.change import Journal, change_word
 from kvmlaunch.model.plan import Places
 from kvmlaunch.run.process import read_boot_id
 from kvmlaunch.steps.caller import Caller, Tell
@@ -29,20 +29,33 @@ def tend(caller: Caller, places: Places) -> None:
     bound_events(places.run, uid)
 
 
+def heal_one(journal: Journal) -> None:
+    """Take back what one dead start left: its console is kept first, and nobody may be starting it meanwhile."""
+    places = root_places(journal.vm)
+    if not os.path.isdir(places.run):
+        undo_entries(journal, journal.entries)
+        return
+    uid, gid = owner_of(places.run), os.stat(places.run).st_gid
+    with claimed(places.run, uid, gid) as claim:
+        rotate_console(places.run, places.logs, uid, 0, everything=True)
+        undo_entries(journal, journal.entries)
+        remove_claimed(claim)
+
+
 def heal_journals(boot_id: str, tell: Tell, *, but: str = "") -> None:
     """Take back what VMs that are gone left on the host; a journal of another boot is void.  Root only.
 
-    `but` is the run directory that the caller holds himself.
+    `but` is the run directory that the caller holds himself.  What cannot be healed is said, and stops nobody else.
     """
     for journal in journals.read_all_journals():
         if journal.boot_id != boot_id:
             journals.write_journal(evolve(journal, entries=()))
         elif journal.run != but and journal.owner == "up" and not is_locked(PurePosixPath(journal.run)):
             try:
-                undo_entries(journal, journal.entries)
+                heal_one(journal)
                 tell("healed", f"{journal.vm}: what a dead start left on the host was taken back")
-            except Busy as error:
-                tell("warn", f"{journal.vm}: {error.report.message}: {error.report.why}")
+            except KvmlaunchError as error:
+                tell("warn", f"{journal.vm} could not be healed: {error.report.message}: {error.report.why}")
 
 
 def give_back(uid: int, vm: str, tell: Tell) -> str:
@@ -61,33 +74,18 @@ def give_back(uid: int, vm: str, tell: Tell) -> str:
     return ""
 
 
-def prepared_directories(journal: Journal | None) -> tuple[DirectoryChange, ...]:
-    """Give the directories that were prepared, so that a printed command still runs after `down`."""
-    if journal is None or journal.owner != "prepared":
-        return ()
-    return tuple(entry.change for entry in journal.entries if isinstance(entry.change, DirectoryChange))
-
-
 def clean_up(caller: Caller, vm: str, places: Places, tell: Tell) -> bool:
     """Clean up after a VM that is gone: keep its console, empty its run directory, give back what its start took.
 
     Tells whether something stays because it was prepared.  Raises Busy `vm.locked` when it is started right now.
     """
-    uid = owner_of(places.run)
-    prepared = False
-    if os.path.isdir(places.run):
-        gid = os.stat(places.run).st_gid
-        with claimed(places.run, uid, gid) as claim:
-            rotate_console(places.run, places.logs, uid, caller.uid, everything=True)
-            remove_contents(claim)
-            prepared = give_back_under_lock(caller, vm, tell)
-            if not prepared:
-                remove_claimed(claim)
-    else:
+    if not os.path.isdir(places.run):
+        return give_back_under_lock(caller, vm, tell)
+    uid, gid = owner_of(places.run), os.stat(places.run).st_gid
+    with claimed(places.run, uid, gid) as claim:
+        rotate_console(places.run, places.logs, uid, caller.uid, everything=True)
         prepared = give_back_under_lock(caller, vm, tell)
-    for change in prepared_directories(journals.read_journal(caller.owner_uid, vm)) if caller.uid == 0 else ():
-        with contextlib.suppress(KvmlaunchError):
-            apply_directory(change)
+        remove_claimed(claim)
     return prepared
 
 

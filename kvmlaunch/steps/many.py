@@ -43,6 +43,9 @@ def start_child(name: str, action: Callable[[str], int]) -> int:
         code = action(name)
         sys.stdout.flush()
         sys.stderr.flush()
+    except BaseException as error:  # noqa: BLE001 - a bug in a child has nobody else to tell it
+        if isinstance(error, Exception):
+            sys.excepthook(*sys.exc_info())
     finally:
         os._exit(code)
 

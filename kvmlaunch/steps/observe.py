@@ -1,11 +1,10 @@
 """What a VM is seen to be, looked at anew each time: its lock, its process, its record."""
 
 import os
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from kvmlaunch.builder.names import vm_uuid
 from kvmlaunch.errors import PreflightFailed
@@ -22,13 +21,15 @@ from kvmlaunch.steps.caller import Caller
 class Seen:
     """What was seen of a VM.
 
-    `record` is of a run that was found to be live, or of the one that ended; `last_end` is QEMU's own reason
+    `uuid` is the VM's, computed and never read from the record.  `record` is of a run that was found to
+    be live, or of the one that ended; `last_end` is QEMU's own reason
     for it, "" when it left none.  `leftovers` tells whether something of it lies in the run directory.
     """
 
     name: str
     places: Places
     state: VmState
+    uuid: str = ""
     pid: int | None = None
     record: Record | None = None
     last_end: str = ""
@@ -76,42 +77,47 @@ def find_by_uuid(uuid: str) -> int | None:
     return None
 
 
-def see_locked(name: str, places: Places, contents: Contents) -> Seen:
-    """Give what a VM is whose lock is held."""
+def see_locked(name: str, places: Places, contents: Contents, uuid: str) -> Seen:
+    """Give what a VM is whose lock is held: by its QEMU, or by the command that starts it."""
     record = contents.record
-    if record is None:
-        return Seen(name=name, places=places, state=VmState.STARTING, unreadable=contents.unreadable, leftovers=True)
-    if record.state == "running" and is_of_record(record.pid, record):
-        return Seen(name=name, places=places, state=VmState.RUNNING, pid=record.pid, record=record, leftovers=True)
-    if record.state == "intent" and launcher_lives(record):
-        return Seen(name=name, places=places, state=VmState.STARTING, record=record, leftovers=True)
-    pid = find_by_uuid(record.uuid)
-    return Seen(
+    seen = Seen(
         name=name,
         places=places,
-        state=VmState.HALF if pid else VmState.STARTING,
-        pid=pid,
+        state=VmState.STARTING,
+        uuid=uuid,
         record=record,
+        unreadable=contents.unreadable,
         leftovers=True,
     )
+    if record is not None and record.state == "running" and is_of_record(record.pid, record, uuid):
+        return evolve(seen, state=VmState.RUNNING, pid=record.pid)
+    if record is not None and record.state == "intent" and launcher_lives(record):
+        return seen
+    pid = find_by_uuid(uuid)
+    if pid is None:
+        return seen
+    # A record that is missing, broken or of another process tells nothing: the lock and the UUID say that it runs.
+    half = record is not None and record.state == "intent"
+    return evolve(seen, state=VmState.HALF if half else VmState.RUNNING, pid=pid, record=record if half else None)
 
 
-def see_unlocked(name: str, places: Places, contents: Contents, uuid: Callable[[], str]) -> Seen:
+def see_unlocked(name: str, places: Places, contents: Contents, uuid: str) -> Seen:
     """Give what a VM is whose lock nobody holds: stopped, ended, or run by somebody else's command."""
+    state, pid = VmState.ENDED if contents.record else VmState.STOPPED, None
     if os.path.exists(places.run / QMP):
         from kvmlaunch.run.qmp import listener_pid  # noqa: PLC0415 - only where a socket is left
 
-        pid = listener_pid(places.run / QMP)
-        wanted = contents.record.uuid if contents.record else uuid()
-        if pid and carries_uuid(read_cmdline(pid), wanted):
-            return Seen(name=name, places=places, state=VmState.FOREIGN, pid=pid, leftovers=True)
-    state = VmState.ENDED if contents.record else VmState.STOPPED
+        listener = listener_pid(places.run / QMP)
+        if listener and carries_uuid(read_cmdline(listener), uuid):
+            state, pid = VmState.FOREIGN, listener
     return Seen(
         name=name,
         places=places,
         state=state,
-        record=contents.record,
-        last_end=contents.last_end,
+        uuid=uuid,
+        pid=pid,
+        record=None if pid else contents.record,
+        last_end="" if pid else contents.last_end,
         unreadable=contents.unreadable,
         leftovers=contents.exists,
     )
@@ -119,7 +125,10 @@ def see_unlocked(name: str, places: Places, contents: Contents, uuid: Callable[[
 
 def uuid_of(caller: Caller, name: str) -> str:
     """Give a VM's UUID, by which a QEMU is recognised that kvmlaunch did not start."""
-    machine_id = own_machine_id(Path("/etc/machine-id").read_text(encoding="ascii")).strip()
+    try:
+        machine_id = own_machine_id(Path("/etc/machine-id").read_text(encoding="ascii")).strip()
+    except OSError:
+        machine_id = ""
     return vm_uuid(machine_id, caller.owner_uid, name)
 
 
@@ -134,11 +143,11 @@ def observe(caller: Caller, name: str) -> Seen:
     if not contents.exists:
         return Seen(name=name, places=places, state=VmState.STOPPED)
     if locked:
-        return see_locked(name, places, contents)
-    return see_unlocked(name, places, contents, lambda: uuid_of(caller, name))
+        return see_locked(name, places, contents, uuid_of(caller, name))
+    return see_unlocked(name, places, contents, uuid_of(caller, name))
 
 
 def monitor_path(seen: Seen) -> PurePosixPath:
     """Give the socket by which a live VM is asked: the second name that a pasted QEMU cannot take over."""
     own = seen.places.run / QMP_OWN
-    return own if os.path.exists(own) else seen.places.run / QMP
+    return own if seen.state is not VmState.FOREIGN and os.path.exists(own) else seen.places.run / QMP

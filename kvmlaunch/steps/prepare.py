@@ -9,6 +9,7 @@ from kvmlaunch.errors import Busy, PrivilegeMissing, Report
 from kvmlaunch.host import journal as journals
 from kvmlaunch.host.apply import apply_changes, undo_entries
 from kvmlaunch.host.lock import host_lock
+from kvmlaunch.host.rundir import mark_prepared
 from kvmlaunch.model.change import Change, DirectoryChange, Journal, render_change
 from kvmlaunch.model.finding import Finding, warning
 from kvmlaunch.steps.caller import Caller, Tell
@@ -109,6 +110,9 @@ def prepare(caller: Caller, word: str, tell: Tell) -> Checked:
         refuse_errors(resolved.name, resolved.findings())
         head = evolve(journal_head(resolved), owner="prepared")
         made = apply_changes(head, (*directories(resolved), *all_changes(resolved)), tell)
+        if made.entries:
+            journals.write_journal(made)
+        mark_prepared(resolved.places.run, resolved.host.user.uid)
     fresh = tuple(entry.change for entry in made.entries[len(head.entries) :])
     return Checked(
         name=resolved.name, findings=(*resolved.findings(), *linger_findings(resolved)), changes=fresh, prepared=True
@@ -119,6 +123,19 @@ def undo(caller: Caller, name: str, tell: Tell) -> bool:
     """Take back what was prepared for a VM; tells whether there was anything.  Raises Busy while a QEMU uses it."""
     if caller.uid != 0:
         raise needs_root(name, ())
+    with host_lock():
+        refuse_while_used(caller, name)
+        journal: Journal | None = journals.read_journal(caller.owner_uid, name)
+        if journal is None or journal.owner != "prepared":
+            return False
+        undo_entries(journal, journal.entries)
+        for entry in reversed(journal.entries):
+            tell("undone", render_change(entry.change))
+    return True
+
+
+def refuse_while_used(caller: Caller, name: str) -> None:
+    """Raise Busy `host.hugetlbfs.busy` while a QEMU uses what was prepared."""
     seen = observe(caller, name)
     if seen.lives:
         raise Busy(
@@ -127,14 +144,6 @@ def undo(caller: Caller, name: str, tell: Tell) -> bool:
                 message=f"{name} uses what was prepared",
                 where=str(seen.places.hugepages),
                 why=f"pid {seen.pid}: {seen.state.value}",
-                hint=f"kvmlaunch down {name}",
+                hint=f"kvmlaunch down {name}   by whom it belongs to",
             )
         )
-    with host_lock():
-        journal: Journal | None = journals.read_journal(caller.owner_uid, name)
-        if journal is None or journal.owner != "prepared":
-            return False
-        undo_entries(journal, journal.entries)
-        for entry in reversed(journal.entries):
-            tell("undone", render_change(entry.change))
-    return True

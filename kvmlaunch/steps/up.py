@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from attrs import evolve, frozen
 
 from kvmlaunch.builder.render import render_argv
-from kvmlaunch.errors import Busy, PreflightFailed, QemuFailed, Report
+from kvmlaunch.errors import Busy, KvmlaunchError, PreflightFailed, QemuFailed, Report
 from kvmlaunch.host import journal as journals
 from kvmlaunch.host.apply import apply_changes
 from kvmlaunch.host.lock import host_lock
@@ -44,7 +44,7 @@ from kvmlaunch.model.record import Record
 from kvmlaunch.preflight.checks import CHECK_COUNT
 from kvmlaunch.run.process import read_boot_id, read_start_time
 from kvmlaunch.steps.caller import Caller, Tell
-from kvmlaunch.steps.heal import clean_up, heal_host
+from kvmlaunch.steps.heal import clean_up, give_back_under_lock, heal_host
 from kvmlaunch.steps.load import Subject, load_subject
 from kvmlaunch.steps.observe import Seen, age, observe
 from kvmlaunch.steps.resolve import Resolved, refuse_errors, resolve
@@ -200,14 +200,14 @@ def settle(caller: Caller, seen: Seen, subject: Subject, tell: Tell) -> Started 
 
 def end_half_started(seen: Seen, tell: Tell) -> None:
     """End a QEMU whose launcher died before it could verify it: nobody was promised anything of it."""
-    if seen.state is not VmState.HALF or seen.pid is None or seen.record is None:
+    if seen.state is not VmState.HALF or seen.pid is None:
         return
     from signal import SIGKILL  # noqa: PLC0415 - this path only
 
     from kvmlaunch.run.process import carries_uuid, held, read_cmdline  # noqa: PLC0415
 
     with held(seen.pid) as process:
-        if process and carries_uuid(read_cmdline(seen.pid), seen.record.uuid):
+        if process and carries_uuid(read_cmdline(seen.pid), seen.uuid):
             process.send(SIGKILL)
             process.wait(10)
             tell("healed", f"pid {seen.pid} was left half started and was ended")
@@ -380,12 +380,11 @@ def given_back_on_failure(caller: Caller, resolved: Resolved, claim: Claim, tell
         yield
     except BaseException:
         end_children(resolved.plan.uuid)
-        remove_contents(claim)
-        if caller.uid == 0:
-            from kvmlaunch.steps.heal import give_back_under_lock  # noqa: PLC0415 - the failing path only
-
-            give_back_under_lock(caller, resolved.name, tell)
-        remove_claimed(claim)
+        for undo in (lambda: give_back_under_lock(caller, resolved.name, tell), lambda: remove_claimed(claim)):
+            try:
+                undo()
+            except KvmlaunchError as error:
+                tell("warn", f"{error.report.message}: {error.report.why}; the next command tries again")
         raise
 
 

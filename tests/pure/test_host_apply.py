@@ -170,15 +170,25 @@ def test_a_directory_is_entered_step_by_step_and_a_link_refused(tmp_path: Path) 
         pass
 
 
-@pytest.mark.parametrize("mode", [0o777, 0o775])
-def test_a_directory_that_others_may_write_is_refused(tmp_path: Path, mode: int) -> None:
-    (tmp_path / "open").mkdir()
-    (tmp_path / "open").chmod(mode)
+@pytest.mark.parametrize(("name", "mode"), [("open", 0o777), ("kvmlaunch", 0o777), ("kvmlaunch", 0o775)])
+def test_a_directory_that_others_may_write_is_refused(tmp_path: Path, name: str, mode: int) -> None:
+    (tmp_path / name).mkdir()
+    (tmp_path / name).chmod(mode)
 
-    with pytest.raises(PreflightFailed) as raised, entered(own(tmp_path / "open"), os.geteuid()):
+    with pytest.raises(PreflightFailed) as raised, entered(own(tmp_path / name), os.geteuid()):
         pass
 
     assert raised.value.report.code == "host.dir.unsafe"
+
+
+def test_a_group_may_write_above_our_own_directories(tmp_path: Path) -> None:
+    (tmp_path / "log").mkdir()
+    (tmp_path / "log").chmod(0o775)
+
+    with entered(own(tmp_path / "log"), os.geteuid()) as fd:
+        inode = os.fstat(fd).st_ino
+
+    assert inode == (tmp_path / "log").stat().st_ino
 
 
 def test_a_directory_is_made_with_its_mode_whatever_the_umask(tmp_path: Path) -> None:
