@@ -87,7 +87,7 @@ def kvm_problem(host: HostFacts) -> tuple[str, str, str]:
         return (
             "host.kvm.permission",
             f"/dev/kvm may not be opened by {host.user.name or host.user.uid}",
-            f"usermod -aG kvm {host.user.name or host.user.uid}, then log in again",
+            f"setfacl -m u:{host.user.name or host.user.uid}:rw /dev/kvm   until a reboot; lasting: its group",
         )
     if not host.kvm.runs_guests:
         return (

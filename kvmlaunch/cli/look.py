@@ -8,7 +8,7 @@ from attrs import asdict
 
 from kvmlaunch.cli.session import Session, session_command, vm_argument, vms_argument
 from kvmlaunch.cli.show import duration_text, plain_text, short_path, show_document, show_table
-from kvmlaunch.steps.look import Status, known_names, running_names, status_of
+from kvmlaunch.steps.look import Status, known_names, met_names, running_names, status_of
 from kvmlaunch.units import MIB
 
 
@@ -47,21 +47,20 @@ def status_lines(status: Status) -> list[str]:
 def status(session: Session, vms: tuple[str, ...]) -> int:
     """Tell how VMs are; all that run when none is named.  Exit code 3 when a named one is not running."""
     caller = session.caller()
-    names = vms or running_names(caller)
     known = set(known_names(caller))
-    for name in vms:
-        if name not in known:
-            from kvmlaunch.host.definitions import find_definition  # noqa: PLC0415 - on this error only
-
-            find_definition(name, caller.search)
-    found = status_of(caller, names)
+    unknown = [name for name in vms if name not in known]
+    found = status_of(caller, [name for name in vms if name in known] if vms else met_names(caller))
     if session.json:
         show_document("status", {"vms": [status_document(each) for each in found]})
     else:
         for each in found:
             click.echo("\n".join([each.name, *status_lines(each)]))
-        if not found:
+        if not found and not unknown:
             click.echo("no VM is running", err=True)
+    for name in unknown:
+        from kvmlaunch.host.definitions import find_definition  # noqa: PLC0415 - on this error only
+
+        find_definition(name, caller.search)
     return 3 if vms and any(each.pid is None for each in found) else 0
 
 

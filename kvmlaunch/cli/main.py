@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
 INTERRUPTED, TERMINATED = 130, 143
+STANDARD_ERROR = 2  # the highest of the three standard descriptors
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 # name: (module:function, group in `--help`, one line)
@@ -57,6 +58,22 @@ class Terminated(BaseException):
     """SIGTERM or SIGHUP arrived; everything half-done is undone on the way out."""
 
 
+# What people type who come from elsewhere.
+SYNONYMS = {
+    "stop": "down",
+    "shutdown": "down",
+    "poweroff": "down",
+    "destroy": "down --force",
+    "kill": "down --force",
+    "start": "up",
+    "run": "up",
+    "boot": "up",
+    "list": "ls",
+    "ps": "ls",
+    "attach": "console",
+}
+
+
 class LazyGroup(click.Group):
     """A group that imports a command's module only when the command is used."""
 
@@ -83,7 +100,8 @@ class LazyGroup(click.Group):
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
             import difflib
 
-            near = difflib.get_close_matches(args[0], COMMANDS, n=2)
+            known = SYNONYMS.get(args[0])
+            near = [known] if known else difflib.get_close_matches(args[0], COMMANDS, n=2)
             ctx.fail(f"no such command: {args[0]}" + (f" (did you mean {' or '.join(near)}?)" if near else ""))
         return super().resolve_command(ctx, args)
 
@@ -184,8 +202,19 @@ def leave(code: int) -> NoReturn:
     os._exit(code)
 
 
+def open_closed() -> None:
+    """Put /dev/null where a standard stream is closed, as cron and daemons may leave them."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= STANDARD_ERROR:
+        continue
+    os.close(fd)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 - for as long as we live
+
+
 def main() -> None:
     """Run the command line of this process."""
+    open_closed()
     gc.set_threshold(100_000)  # a short command leaves no garbage: looking for it is a twentieth of print-cmd
     for each in ENDING:
         signal.signal(each, interrupt)

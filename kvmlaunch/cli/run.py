@@ -8,7 +8,7 @@ import click
 
 from kvmlaunch.cli.session import Session, session_command, vm_argument, vms_argument
 from kvmlaunch.cli.show import duration_text, say, short_path, show_document, show_failure, show_warnings
-from kvmlaunch.errors import KvmlaunchError
+from kvmlaunch.errors import Busy, KvmlaunchError, Report
 from kvmlaunch.model.change import render_change
 from kvmlaunch.model.lifecycle import Verb
 from kvmlaunch.steps.caller import Caller, Tell
@@ -112,11 +112,15 @@ def show_started(session: Session, started: "Started", wishes: "Wishes") -> None
         )
 
 
-def foreground_action(caller: Caller, tell: Tell) -> "Callable[[Resolved, RunningVm], None]":
+def foreground_action(session: Session, caller: Caller, tell: Tell) -> "Callable[[Resolved, RunningVm], None]":
     """Give what stays with a started VM until it ends."""
     from kvmlaunch.steps.foreground import supervise  # noqa: PLC0415 - `--foreground` only
 
-    return lambda resolved, vm: supervise(caller, resolved, vm, tell)
+    def stay(resolved: "Resolved", vm: "RunningVm") -> None:
+        show_warnings(session, resolved.name, resolved.findings())
+        supervise(caller, resolved, vm, tell)
+
+    return stay
 
 
 def wait_ready(session: Session, caller: Caller, name: str, started: "Started", timeout: float | None) -> None:
@@ -145,12 +149,16 @@ def start_one(session: Session, name: str, wishes: "Wishes", *, foreground: bool
 
     caller = session.caller()
     tell = teller(session, name)
-    then = foreground_action(caller, tell) if foreground else no_more
+    then = foreground_action(session, caller, tell) if foreground else no_more
     with spinner(session, f"{name}: starting", off=foreground):
         started = up(
             caller, name, wishes, lambda word, text: tell(word, text) if word != "started" or foreground else None, then
         )
-    if foreground and not started.already:
+    if foreground and started.already:
+        why = f"pid {started.pid} has another parent, and cannot be watched from here"
+        report = Report(code="vm.state", message=f"{name} runs already", why=why, hint=f"kvmlaunch restart {name}")
+        raise Busy(report)
+    if foreground:
         return
     show_started(session, started, wishes)
     if wishes.ready and not wishes.dry_run:
@@ -245,9 +253,9 @@ def down(
     session: Session, vms: tuple[str, ...], dry_run: bool, force: bool, timeout: float | None, every: bool, jobs: int
 ) -> int:
     """Power VMs down: ask the guest, wait, and give back every page, mount and tap."""
-    from kvmlaunch.steps.look import running_names  # noqa: PLC0415 - beside its use
+    from kvmlaunch.steps.look import met_names  # noqa: PLC0415 - beside its use
 
-    names = named(vms, lambda: running_names(session.caller()), every=every)
+    names = named(vms, lambda: met_names(session.caller()), every=every)
     return each_vm(
         session, names, lambda name: stop_one(session, name, timeout, force=force, dry_run=dry_run), jobs=jobs
     )
@@ -261,11 +269,10 @@ def down(
 @session_command
 def restart(session: Session, vms: tuple[str, ...], force: bool, timeout: float | None, jobs: int) -> int:
     """Power VMs down and start them again from their definitions, which are checked first."""
-    from kvmlaunch.steps.load import load_subject  # noqa: PLC0415 - beside its use
-    from kvmlaunch.steps.up import Wishes  # noqa: PLC0415
+    from kvmlaunch.steps.up import Wishes, check_restart  # noqa: PLC0415 - beside its use
 
     def restart_one(name: str) -> None:
-        load_subject(session.caller(), name)
+        check_restart(session.caller(), name)
         stop_one(session, name, timeout, force=force, dry_run=False)
         start_one(session, name, Wishes(), foreground=False)
 

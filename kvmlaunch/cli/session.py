@@ -148,4 +148,4 @@ def use_color(session: Session, stream_is_terminal: bool) -> bool:
     """Tell whether to colour: as asked, else on a terminal where NO_COLOR is not set."""
     if session.color != "auto":
         return session.color == "always"
-    return stream_is_terminal and not os.environ.get("NO_COLOR")
+    return stream_is_terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"

@@ -35,7 +35,7 @@ def short_path(text: str) -> str:
 def talk(text: str) -> None:
     """Print to stderr; a reader that went away changes nothing of what is done."""
     with contextlib.suppress(OSError):
-        click.echo(text, err=True)
+        click.echo(text, err=True, color=True)  # whether to colour was decided by whoever made the text
 
 
 def say(session: Session, vm: str, status: str, word: str, text: str) -> None:

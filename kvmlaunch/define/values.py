@@ -95,13 +95,21 @@ def parse_bool(value: object) -> bool:
     return value
 
 
+LARGEST_GUESS_IN_GIB = 64
+
+
+def guessed_size(number: int) -> str:
+    """Give how a bare number was probably meant: MiB, as `-m` takes it, unless it is small; "" for no guess."""
+    if not 0 < number < 1 << 30:
+        return ""
+    return f'"{number}GiB"' if number <= LARGEST_GUESS_IN_GIB else f'"{number}MiB"'
+
+
 def parse_size_value(value: object) -> Size:
     """Give bytes for `"8GiB"`."""
     if type(value) is int:
         message = f"{shown(value)} has no unit"
-        raise Mistake(
-            code="def.size.unit", message=message, right=f'"{abs(value)}GiB"' if 0 < abs(value) < 1 << 20 else ""
-        )
+        raise Mistake(code="def.size.unit", message=message, right=guessed_size(abs(value)))
     return Size(in_size_words(parse_size, parse_text(value, WANTED[Size]), suffix=""))
 
 

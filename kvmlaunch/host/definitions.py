@@ -110,7 +110,8 @@ def refuse_unless_trusted(path: Path, status: os.stat_result, trust: Trust, *, s
     open_to_others = status.st_mode & 0o022 and not (sticky and status.st_mode & stat.S_ISVTX)
     if foreign or open_to_others:
         why = f"it belongs to uid {status.st_uid}, mode {status.st_mode & 0o7777:04o}"
-        hint = f"chown root {path}" if foreign else f"chmod go-w {path}"
+        copy = f"install -m 0644 {path} /etc/kvmlaunch/vmdefs/"
+        hint = copy if foreign and path.suffix == SUFFIX else "" if foreign else f"chmod go-w {path}"
         raise DefinitionInvalid(
             Report(
                 code="def.untrusted",

@@ -81,7 +81,8 @@ def rotate_console(
             size = os.fstat(source).st_size
             if size and (everything or size > CONSOLE_LIMIT):
                 keep_console(source, size, kept, log_uid)
-                os.ftruncate(source, 0)
+                if not everything:
+                    os.ftruncate(source, 0)
         finally:
             os.close(source)
 

@@ -37,7 +37,7 @@ def runtime_directory(uid: int, environment: Mapping[str, str]) -> PurePosixPath
                 message="there is no safe runtime directory",
                 where=str(path),
                 why=trouble,
-                hint=f"sudo install -d -m 0700 -o {uid} /run/user/{uid}",
+                hint="unset XDG_RUNTIME_DIR" if written else f"sudo install -d -m 0700 -o {uid} /run/user/{uid}",
             )
         )
     return path

@@ -13,13 +13,14 @@ from pathlib import Path, PurePosixPath
 
 from attrs import frozen
 
-from kvmlaunch.errors import Busy, PreflightFailed, Report
+from kvmlaunch.errors import Busy, KvmlaunchError, PreflightFailed, Report
 from kvmlaunch.facts.record import parse_last_end, parse_locked, parse_record, render_record
 from kvmlaunch.host.files import read_text_at, remove_if_there, temporary_name, write_atomically
 from kvmlaunch.host.tree import DIRECTORY, entered, make_owned, unsafe
 from kvmlaunch.model.record import Record
 
 RECORD = "record.json"
+PREPARED, STOPPING = "prepared", "stopping"
 QMP, QMP_OWN, EVENTS, EVENTS_LOG, CONSOLE, VNC = (
     "qmp.sock",
     "qmp-own.sock",
@@ -29,8 +30,18 @@ QMP, QMP_OWN, EVENTS, EVENTS_LOG, CONSOLE, VNC = (
     "vnc.sock",
 )
 LOG = "log"
-PREPARED = "prepared"
-OWN_FILES = (RECORD, temporary_name(RECORD), QMP, QMP_OWN, EVENTS, EVENTS_LOG, CONSOLE, f"{CONSOLE}.lock", VNC)
+OWN_FILES = (
+    RECORD,
+    STOPPING,
+    temporary_name(RECORD),
+    QMP,
+    QMP_OWN,
+    EVENTS,
+    EVENTS_LOG,
+    CONSOLE,
+    f"{CONSOLE}.lock",
+    VNC,
+)
 
 
 @frozen(kw_only=True)
@@ -155,6 +166,18 @@ def mark_prepared(path: PurePosixPath, uid: int) -> None:
         write_atomically(fd, PREPARED, "prepared by root until preflight --undo\n", durable=False)
 
 
+def mark_stopping(path: PurePosixPath, uid: int) -> None:
+    """Say in a run directory that this process ends the VM."""
+    with contextlib.suppress(OSError, KvmlaunchError), entered(path, uid) as fd:
+        write_atomically(fd, STOPPING, str(os.getpid()), durable=False)
+
+
+def unmark_stopping(path: PurePosixPath, uid: int) -> None:
+    """Take that back: the guest did not power down, and the VM runs on."""
+    with contextlib.suppress(OSError, KvmlaunchError), entered(path, uid) as fd:
+        remove_if_there(fd, STOPPING)
+
+
 def remove_contents(claim: Claim) -> None:
     """Remove our own files from a claimed run directory, and nothing that we do not know.
 
@@ -200,6 +223,7 @@ class Contents:
     record: Record | None = None
     unreadable: str = ""
     last_end: str = ""
+    stopper: int | None = None
 
 
 def read_contents(path: PurePosixPath, uid: int) -> Contents:
@@ -207,12 +231,14 @@ def read_contents(path: PurePosixPath, uid: int) -> Contents:
     try:
         with entered(path, uid) as fd:
             text, events = read_text_at(fd, RECORD), read_text_at(fd, EVENTS_LOG)
+            stopping = read_text_at(fd, STOPPING) or ""
     except FileNotFoundError:
         return Contents(exists=False)
     last_end = parse_last_end(events or "")
     if text is None:
         return Contents(exists=True, last_end=last_end)
     try:
-        return Contents(exists=True, record=parse_record(text), last_end=last_end)
+        stopper = int(stopping) if stopping.isdecimal() else None
+        return Contents(exists=True, record=parse_record(text), last_end=last_end, stopper=stopper)
     except ValueError as error:
         return Contents(exists=True, unreadable=str(error), last_end=last_end)

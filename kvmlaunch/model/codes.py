@@ -110,6 +110,7 @@ CODES: Final[dict[str, tuple[int, str]]] = {
     "host.cpu.overcommitted": (0, "The host has fewer CPUs than the guest has vCPUs, or none to pin to."),
     "disk.cache.unsafe": (0, "cache=unsafe ignores the guest's flushes: a crash of the host loses data."),
     "qemu.machine.deprecated": (0, "The machine type goes away with a later QEMU."),
+    "vm.paused": (0, "The VM runs already, and its vCPUs stand still."),
     "vm.changed": (0, "The definition was changed since the VM was started."),
     "state.quarantined": (0, "The record of a run cannot be read; nothing was done on its word."),
 }

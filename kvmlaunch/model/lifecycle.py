@@ -16,6 +16,7 @@ class VmState(Enum):
     RUNNING = "running"
     PAUSED = "paused"
     ENDED = "ended"  # it ran and is gone; what it held is still there
+    STOPPING = "being stopped"
     HALF = "half started"  # its launcher died before every promise was read back
     FOREIGN = "running (not started by kvmlaunch)"
     HUNG = "not answering"
@@ -53,6 +54,7 @@ TRANSITIONS: Final[dict[VmState, dict[Verb, Answer]]] = {
     },
     S.STARTING: {V.UP: A.BUSY, V.DOWN: A.BUSY, V.PAUSE: A.BUSY, V.RESUME: A.BUSY, V.RESET: A.BUSY},
     S.RUNNING: {V.UP: A.ALREADY, V.DOWN: A.ACT, V.PAUSE: A.ACT, V.RESUME: A.ALREADY, V.RESET: A.ACT},
+    S.STOPPING: {V.UP: A.BUSY, V.DOWN: A.ACT, V.PAUSE: A.BUSY, V.RESUME: A.ACT, V.RESET: A.BUSY},
     S.PAUSED: {V.UP: A.ALREADY, V.DOWN: A.ACT, V.PAUSE: A.ALREADY, V.RESUME: A.ACT, V.RESET: A.ACT},
     S.ENDED: {
         V.UP: A.HEAL_THEN_ACT,

@@ -31,7 +31,8 @@ def check_kind(disk: PlannedDisk, facts: PathFacts, host: HostFacts) -> Iterator
     """Check that the path is a file or block device that the VM's user reaches."""
     key, path = f"{disk.table}.path", disk.path
     if facts.kind == "missing":
-        create = f"qemu-img create -f {disk.format or 'raw'} {path} 40G" if disk.table.startswith("disk.") else ""
+        image = disk.table.startswith("disk.") and not str(path).startswith("/dev/")
+        create = f"qemu-img create -f {disk.format or 'raw'} {path} 20G" if image else ""
         yield error(code="disk.missing", message=f"{path} does not exist", key=key, why=facts.refusal, hint=create)
     elif facts.kind == "denied":
         yield error(
@@ -96,7 +97,7 @@ def check_format(disk: PlannedDisk, facts: PathFacts) -> Iterator[Finding]:
             message=f"{disk.path} is no {disk.format} image",
             key=key,
             why=f"its header is {header or 'of no known format'}",
-            hint='format = "raw"',
+            hint=f"qemu-img info {disk.path}   says what it is; a damaged image must not be opened raw",
         )
 
 
@@ -148,7 +149,7 @@ def check_holders(disk: PlannedDisk, facts: PathFacts, host: HostFacts) -> Itera
             message=f"{disk.path} is in use",
             key=f"{disk.table}.path",
             why="locked by " + ", ".join(map(holder_text, others)),
-            hint=f"kvmlaunch down {others[0].vm}" if others[0].vm else "",
+            hint="give this VM an image of its own" + (f", or end the other: {others[0].vm}" if others[0].vm else ""),
         )
 
 

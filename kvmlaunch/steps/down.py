@@ -1,6 +1,7 @@
 """`down`: ask the guest to power down, wait, and only with force end QEMU; then give everything back."""
 
 import contextlib
+import os
 import time
 from signal import SIGKILL, SIGTERM
 
@@ -8,11 +9,14 @@ from attrs import frozen
 
 from kvmlaunch.errors import Busy, KvmlaunchError, Report, TimedOut
 from kvmlaunch.host import journal as journals
+from kvmlaunch.host.definitions import find_definition
+from kvmlaunch.host.rundir import mark_stopping, unmark_stopping
 from kvmlaunch.model.lifecycle import Answer, Verb, VmState, plan_transition
+from kvmlaunch.model.plan import Places
 from kvmlaunch.run.process import Process, carries_uuid, held, is_of_record, read_cmdline
 from kvmlaunch.steps.caller import Caller, Tell
 from kvmlaunch.steps.heal import clean_up
-from kvmlaunch.steps.observe import Seen, monitor_path, observe
+from kvmlaunch.steps.observe import Seen, monitor_path, observe, owner_of
 
 ASK_AGAIN = 5.0  # seconds
 TERM_SECONDS = 10.0  # how long QEMU may take to flush and close its images
@@ -38,8 +42,11 @@ def verified_process(seen: Seen, process: Process | None) -> Process | None:
     return process if carries_uuid(read_cmdline(process.pid), seen.uuid) else None
 
 
-def ask_powerdown(seen: Seen, *, force: bool) -> None:
-    """Press the guest's power button; a monitor that does not answer is an error unless force goes on without it."""
+def ask_powerdown(seen: Seen, *, force: bool) -> bool:
+    """Press the guest's power button; tells whether a paused guest was let run to hear it.
+
+    A monitor that does not answer is an error unless force goes on without it.
+    """
     from kvmlaunch.run.qmp import Target, ask  # noqa: PLC0415 - only when something runs
 
     target = Target(path=monitor_path(seen), pid=seen.pid)
@@ -47,9 +54,11 @@ def ask_powerdown(seen: Seen, *, force: bool) -> None:
         status, _ = ask(target, (("query-status", {}), ("system_powerdown", {})))
         if isinstance(status, dict) and status.get("status") in {"paused", "prelaunch"}:
             ask(target, (("cont", {}), ("system_powerdown", {})))
+            return True
     except KvmlaunchError:
         if not force:
             raise
+    return False
 
 
 def end_by_force(process: Process, tell: Tell) -> str:
@@ -83,18 +92,21 @@ def wait_asking(seen: Seen, process: Process, timeout: float) -> bool:
 
 def end_process(seen: Seen, process: Process, timeout: float, tell: Tell, *, force: bool) -> str:
     """Ask, wait, and with force end; gives the signal that ended it, "" for none.  Raises TimedOut."""
-    ask_powerdown(seen, force=force)
+    resumed = ask_powerdown(seen, force=force)
+    if resumed:
+        tell("resumed", "it was paused, and a paused guest hears no power button")
     tell("powerdown", f"pid {process.pid} was asked, waiting {timeout:g} s")
     if wait_asking(seen, process, timeout):
         return ""
     if force:
         return end_by_force(process, tell)
+    unmark_stopping(seen.places.run, owner_of(seen.places.run))
     raise TimedOut(
         Report(
             code="vm.stop.timeout",
             message=f"{seen.name} did not power down",
             where=f"pid {process.pid}",
-            why=f"the guest ignored the power button for {timeout:g} s; it runs on, untouched",
+            why=f"the guest ignored the power button for {timeout:g} s; it runs on{'' if resumed else ', untouched'}",
             hint=f"kvmlaunch down {seen.name} --force   ends it: TERM, then KILL; what it has not flushed is lost",
         )
     )
@@ -116,6 +128,18 @@ def end_seen(seen: Seen, timeout: float | None, tell: Tell, *, force: bool) -> s
         return end_process(seen, process, default if timeout is None else timeout, tell, force=force)
 
 
+def clean_up_after(caller: Caller, name: str, places: Places, tell: Tell) -> bool:
+    """Clean up; another command that does so at this moment is waited for."""
+    deadline = time.monotonic() + TERM_SECONDS
+    while True:
+        try:
+            return clean_up(caller, name, places, tell)
+        except Busy:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+
+
 def down(
     caller: Caller, name: str, tell: Tell, *, timeout: float | None = None, force: bool = False, dry_run: bool = False
 ) -> Ended:
@@ -127,6 +151,8 @@ def down(
     places = caller.places(name)
     seen = observe(caller, name)
     answer = plan_transition(seen.state, Verb.DOWN)
+    if seen.lives and not dry_run:
+        mark_stopping(places.run, owner_of(places.run))
     if answer is Answer.BUSY and not force:
         raise Busy(
             Report(
@@ -139,9 +165,11 @@ def down(
         )
     if dry_run:
         return Ended(name=name, already=answer is Answer.ALREADY)
+    if answer is Answer.ALREADY and not seen.leftovers and not os.path.isdir(places.logs):
+        find_definition(name, caller.search)  # raises UnknownVm: neither defined here nor ever started
     forced = end_seen(seen, timeout, tell, force=force)
     leftovers = seen.leftovers or (caller.uid == 0 and journals.read_journal(0, name) is not None)
-    prepared = clean_up(caller, name, places, tell) if leftovers else False
+    prepared = clean_up_after(caller, name, places, tell) if leftovers else False
     return Ended(
         name=name, already=not seen.lives, seconds=time.monotonic() - begun, forced=forced, still_prepared=prepared
     )

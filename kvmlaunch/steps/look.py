@@ -125,6 +125,12 @@ def known_names(caller: Caller) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
+def met_names(caller: Caller) -> tuple[str, ...]:
+    """Give every VM that has a live QEMU, or left something behind."""
+    quiet = {VmState.STOPPED}
+    return tuple(name for name in known_names(caller) if observe(caller, name).state not in quiet)
+
+
 def running_names(caller: Caller) -> tuple[str, ...]:
     """Give every VM that has a live QEMU."""
     return tuple(name for name in known_names(caller) if observe(caller, name).lives)

@@ -69,6 +69,11 @@ def launcher_lives(record: Record) -> bool:
             return False
 
 
+def is_kvmlaunch(pid: int) -> bool:
+    """Is a process a command of ours other than this one."""
+    return pid != os.getpid() and any("kvmlaunch" in word for word in read_cmdline(pid)[:3])
+
+
 def find_by_uuid(uuid: str) -> int | None:
     """Give the pid of a process whose argv carries a VM's UUID, None when there is none in sight."""
     for pid in filter(str.isdigit, os.listdir("/proc")):
@@ -90,7 +95,8 @@ def see_locked(name: str, places: Places, contents: Contents, uuid: str) -> Seen
         leftovers=True,
     )
     if record is not None and record.state == "running" and is_of_record(record.pid, record, uuid):
-        return evolve(seen, state=VmState.RUNNING, pid=record.pid)
+        stopping = contents.stopper is not None and is_kvmlaunch(contents.stopper)
+        return evolve(seen, state=VmState.STOPPING if stopping else VmState.RUNNING, pid=record.pid)
     if record is not None and record.state == "intent" and launcher_lives(record):
         return seen
     pid = find_by_uuid(uuid)
@@ -107,9 +113,12 @@ def see_unlocked(name: str, places: Places, contents: Contents, uuid: str) -> Se
     if os.path.exists(places.run / QMP):
         from kvmlaunch.run.qmp import listener_pid  # noqa: PLC0415 - only where a socket is left
 
-        listener = listener_pid(places.run / QMP)
-        if listener and carries_uuid(read_cmdline(listener), uuid):
-            state, pid = VmState.FOREIGN, listener
+        pid = listener_pid(places.run / QMP)
+        pid = pid if pid and carries_uuid(read_cmdline(pid), uuid) else None
+    if contents.exists and pid is None:
+        pid = find_by_uuid(uuid)  # its socket may have been taken over by a second one that then died
+    if pid is not None:
+        state = VmState.FOREIGN
     return Seen(
         name=name,
         places=places,

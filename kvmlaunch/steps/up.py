@@ -46,7 +46,7 @@ from kvmlaunch.run.process import read_boot_id, read_start_time
 from kvmlaunch.steps.caller import Caller, Tell
 from kvmlaunch.steps.heal import clean_up, give_back_under_lock, heal_host
 from kvmlaunch.steps.load import Subject, load_subject
-from kvmlaunch.steps.observe import Seen, age, observe
+from kvmlaunch.steps.observe import Seen, age, monitor_path, observe
 from kvmlaunch.steps.resolve import Resolved, refuse_errors, resolve
 from kvmlaunch.units import GIB, count, render_size
 
@@ -103,7 +103,8 @@ def notes_of(resolved: Resolved) -> tuple[str, ...]:
 def all_changes(resolved: Resolved) -> tuple[Change, ...]:
     """Give every host change of a start: the plan's, and for root's VMs the bounded place of the console log."""
     user = resolved.host.user
-    bounded = resolved.host.caller_uid == 0 and resolved.host.privileged and uses_log(resolved)
+    mounted = any(mount.path == resolved.places.run / "log" for mount in resolved.host.mounts)
+    bounded = resolved.host.caller_uid == 0 and resolved.host.privileged and uses_log(resolved) and not mounted
     log = (
         (LogMountChange(path=str(resolved.places.run / "log"), size=LOG_SIZE, uid=user.uid, gid=user.gid),)
         if bounded
@@ -171,11 +172,39 @@ def check_running(seen: Seen, subject: Subject, resolved_digest: str) -> tuple[F
     return ()
 
 
+def check_paused(seen: Seen) -> tuple[Finding, ...]:
+    """Say that a VM which runs already stands still (`vm.paused`)."""
+    from kvmlaunch.model.finding import warning  # noqa: PLC0415 - beside its only use
+    from kvmlaunch.run.qmp import Target, ask  # noqa: PLC0415
+
+    try:
+        answer = ask(Target(path=monitor_path(seen), pid=seen.pid), (("query-status", {}),), seconds=2)[0]
+    except KvmlaunchError:
+        return ()
+    if isinstance(answer, dict) and not answer.get("running"):
+        word = str(answer.get("status", "paused"))
+        return (
+            warning(
+                code="vm.paused",
+                message=f"{seen.name} stands still: {word}",
+                why="its vCPUs do not run",
+                hint=f"kvmlaunch resume {seen.name}",
+            ),
+        )
+    return ()
+
+
+def check_restart(caller: Caller, word: str) -> None:
+    """Refuse a restart before anything is ended: a definition with mistakes, or a VM that runs from another file."""
+    subject = load_subject(caller, word)
+    check_running(observe(caller, subject.definition.name), subject, subject.definition.digest)
+
+
 def settle(caller: Caller, seen: Seen, subject: Subject, tell: Tell) -> Started | None:
     """Deal with what is there already: running is fine, starting is busy, leftovers are cleaned up; None to go on."""
     match plan_transition(seen.state, Verb.UP):
         case Answer.ALREADY:
-            findings = check_running(seen, subject, subject.definition.digest)
+            findings = (*check_running(seen, subject, subject.definition.digest), *check_paused(seen))
             return Started(name=seen.name, pid=seen.pid, already=True, seconds=age(seen.record), findings=findings)
         case Answer.BUSY:
             who = f"pid {seen.pid}" if seen.pid else f"pid {seen.record.launcher}" if seen.record else "another command"
