@@ -1,4 +1,8 @@
-"""The host-wide lock: a flock on /sys/kernel/mm/hugepages, which holds across mount namespaces."""
+"""The host-wide lock: a flock on a control file of the kernel that only root can open.
+
+Opened and never written, it does nothing.  Directories of sysfs would not do: another network namespace
+with a sysfs of its own sees other inodes (measured), and any user could hold a lock on them.
+"""
 
 import contextlib
 import fcntl
@@ -8,22 +12,28 @@ from collections.abc import Iterator
 
 from kvmlaunch.errors import Busy, Report
 
-LOCK_PATH = "/sys/kernel/mm/hugepages"
+LOCK_PATHS = ("/proc/sys/vm/compact_memory", "/proc/sys/vm/drop_caches")  # the first needs CONFIG_COMPACTION
 RETRY = 0.01  # seconds
+
+
+def lock_path() -> str:
+    """Give the file whose lock is the host's."""
+    return next((path for path in LOCK_PATHS if os.path.exists(path)), LOCK_PATHS[-1])
 
 
 @contextlib.contextmanager
 def host_lock(deadline: float = 60.0) -> Iterator[None]:
     """Hold the lock under which pools, mounts and taps change; raises Busy `host.locked` after `deadline` seconds."""
-    fd = os.open(LOCK_PATH if os.path.isdir(LOCK_PATH) else "/sys/kernel", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    path = lock_path()
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
-        wait_for_lock(fd, deadline)
+        wait_for_lock(fd, path, deadline)
         yield
     finally:
         os.close(fd)
 
 
-def wait_for_lock(fd: int, deadline: float) -> None:
+def wait_for_lock(fd: int, path: str, deadline: float) -> None:
     """Take the flock, trying until the deadline."""
     end = time.monotonic() + deadline
     while True:
@@ -35,9 +45,9 @@ def wait_for_lock(fd: int, deadline: float) -> None:
                     Report(
                         code="host.locked",
                         message="another command is changing the host",
-                        where=LOCK_PATH,
+                        where=path,
                         why=f"its lock was not free within {deadline:g} s",
-                        hint=f"fuser -v {LOCK_PATH}   shows who holds it",
+                        hint=f"fuser -v {path}   shows who holds it",
                     )
                 ) from None
             time.sleep(RETRY)
