@@ -11,7 +11,6 @@ of them.  What else escapes is a bug of ours.
     │   ├── DefinitionInvalid        5
     │   ├── PreflightFailed          6
     │   ├── Busy                     7
-    │   ├── Differs                 10
     │   └── PrivilegeMissing        77
     ├── HostFailed                   1   the host did not do what it was told
     ├── TimedOut                     8
@@ -84,12 +83,6 @@ class Busy(Refused):
     """Somebody else holds it, or a state forbids it; the report names the holder."""
 
     exit_code = 7
-
-
-class Differs(Refused):
-    """A difference was found where none was wished."""
-
-    exit_code = 10
 
 
 class PrivilegeMissing(Refused):

@@ -446,7 +446,6 @@ def promise(plan: DiskPlan) -> DrivePromise:
         detect_zeroes=plan.disk.detect_zeroes,
         iops=limits.iops or 0,
         bandwidth=limits.bandwidth or 0,
-        aio=plan.aio.value,
     )
 
 

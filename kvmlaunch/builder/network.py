@@ -267,7 +267,7 @@ def plan_mac(plan: NetworkPlan, definition: Definition, host: HostFacts) -> Choi
     mac = names.mac_address(host.machine_id, definition.name, plan.name)
     return Choice(
         value=mac,
-        reason="computed from machine-id, VM and network: stable, and no two guests alike",
+        reason="computed from machine-id, VM and network: stable, and other for every other name",
         source="kvmlaunch: names, not numbers",
         origin=Origin(kind="host", place="/etc/machine-id", key=f"{plan.table}.mac"),
     )

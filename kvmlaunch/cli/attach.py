@@ -91,17 +91,14 @@ def console(session: Session, vm: str, escape: str) -> None:
 @partial(session_command, short_file=False)
 def logs(session: Session, vm: str, follow: bool, source: str, raw: bool) -> None:
     """Show what a guest, or its QEMU, has printed; escape sequences of the guest are taken out."""
-    from kvmlaunch.steps.attach import follow as follow_log  # noqa: PLC0415 - beside its use
+    from kvmlaunch.host.logs import read_log  # noqa: PLC0415 - beside its use
+    from kvmlaunch.steps.attach import follow as follow_log  # noqa: PLC0415
     from kvmlaunch.steps.attach import is_alive, log_texts  # noqa: PLC0415
 
     caller = session.caller()
     files = log_texts(caller, vm, source)
     clean = (lambda text: text) if raw else plain_text
-    texts = [
-        path.read_text(encoding="utf-8", errors="replace")
-        for path in (files[:-1] if follow else files)
-        if path.is_file()
-    ]
+    texts = [text for path in (files[:-1] if follow else files) if (text := read_log(path)) is not None]
     if session.json:
         show_document("logs", {"name": vm, "source": source, "text": "".join(map(clean, texts))})
         return

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
@@ -85,6 +86,28 @@ def rotate_console(
                     os.ftruncate(source, 0)
         finally:
             os.close(source)
+
+
+def open_kept(path: PurePosixPath) -> int | None:
+    """Open a log for reading; None where it is no regular file of one name, as a guest's user may plant others."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return None
+    status = os.fstat(fd)
+    if stat.S_ISREG(status.st_mode) and status.st_nlink <= 1:
+        return fd
+    os.close(fd)
+    return None
+
+
+def read_log(path: PurePosixPath) -> str | None:
+    """Give the text of a log, None where there is none."""
+    fd = open_kept(path)
+    if fd is None:
+        return None
+    with os.fdopen(fd, encoding="utf-8", errors="replace") as file:
+        return file.read()
 
 
 def keep_console(source: int, size: int, kept: PurePosixPath, log_uid: int) -> None:

@@ -117,7 +117,6 @@ class DrivePromise:
     detect_zeroes: str
     iops: int = 0
     bandwidth: int = 0
-    aio: str = ""
 
 
 @frozen(kw_only=True)

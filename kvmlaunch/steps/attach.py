@@ -12,7 +12,7 @@ from attrs import define
 
 from kvmlaunch.errors import Busy, NotRunning, Report
 from kvmlaunch.facts.console import EscapeWatch
-from kvmlaunch.host.logs import CONSOLE_LOG, QEMU_LOG
+from kvmlaunch.host.logs import CONSOLE_LOG, QEMU_LOG, open_kept
 from kvmlaunch.host.rundir import CONSOLE, is_locked
 from kvmlaunch.run.process import held
 from kvmlaunch.steps.caller import Caller
@@ -133,37 +133,42 @@ def unblocked(fd: int) -> Iterator[None]:
         os.set_blocking(fd, before)
 
 
-def follow(path: Path, alive: Callable[[], bool]) -> Iterator[str]:
-    """Give a log's text and then what is added, also after it was truncated, as long as `alive` says so."""
-    offset = 0
-    while True:
-        try:
-            with path.open("rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                offset = offset if size >= offset else 0
-                file.seek(offset)
-                chunk = file.read(CHUNK)
-        except OSError:
-            chunk = b""
-        offset += len(chunk)
-        if chunk:
-            yield chunk.decode(errors="replace")
-        elif not alive():
-            return
-        else:
-            time.sleep(FOLLOW_EVERY)
+def follow(path: PurePosixPath, alive: Callable[[], bool]) -> Iterator[str]:
+    """Give a log's text and then what is added, also after it was truncated, as long as `alive` says so.
+
+    The file stays open, so its last words are read even after `down` has removed it.
+    """
+    fd, offset = open_kept(path), 0
+    try:
+        while True:
+            lives = alive()
+            if fd is None:
+                fd = open_kept(path)
+            elif os.fstat(fd).st_size < offset:
+                offset = 0
+            chunk = os.pread(fd, CHUNK, offset) if fd is not None else b""
+            offset += len(chunk)
+            if chunk:
+                yield chunk.decode(errors="replace")
+            elif not lives:
+                return
+            else:
+                time.sleep(FOLLOW_EVERY)
+    finally:
+        if fd is not None:
+            os.close(fd)
 
 
-def log_texts(caller: Caller, name: str, source: str) -> list[Path]:
+def log_texts(caller: Caller, name: str, source: str) -> list[PurePosixPath]:
     """Give the files that hold a VM's log, the oldest first: `console` kept and live, or `qemu`."""
     places = caller.places(name)
     if source == "qemu":
-        return [Path(places.logs / f"{QEMU_LOG}.1"), Path(places.logs / QEMU_LOG)]
+        return [places.logs / f"{QEMU_LOG}.1", places.logs / QEMU_LOG]
     tend(caller, places)
     return [
-        Path(places.logs / f"{CONSOLE_LOG}.1"),
-        Path(places.logs / CONSOLE_LOG),
-        Path(places.run / "log" / CONSOLE_LOG),
+        places.logs / f"{CONSOLE_LOG}.1",
+        places.logs / CONSOLE_LOG,
+        places.run / "log" / CONSOLE_LOG,
     ]
 
 

@@ -16,10 +16,6 @@ from kvmlaunch.model.plan import Places
 Tell = Callable[[str, str], None]  # the word of a step (`hugepages`) and what was done
 
 
-def tell_nobody(_word: str, _text: str) -> None:
-    """Tell nothing to anybody."""
-
-
 @frozen(kw_only=True)
 class Caller:
     """Who asks.

@@ -7,6 +7,7 @@ of the service: it turns SIGTERM into a power-down, which QEMU itself would not.
 import os
 import select
 import signal
+import time
 from typing import TYPE_CHECKING
 
 from kvmlaunch.errors import Busy, KvmlaunchError, QemuFailed
@@ -18,6 +19,7 @@ from kvmlaunch.steps.resolve import Resolved
 if TYPE_CHECKING:
     from kvmlaunch.run.launch import RunningVm
 
+PRESS_AGAIN = 5000  # milliseconds: a guest that still boots did not see the first time
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -54,20 +56,21 @@ def watch(resolved: Resolved, vm: "RunningVm", wakeup: int, tell: Tell) -> bool:
     poller = select.poll()
     poller.register(vm.process.fd, select.POLLIN)
     poller.register(wakeup, select.POLLIN)
-    asked, limit = False, float(resolved.subject.definition.lifecycle.stop_timeout)
+    limit = float(resolved.subject.definition.lifecycle.stop_timeout)
+    end: float | None = None
     while True:
-        ready = dict(poller.poll(limit * 1000 if asked else None))
+        ready = dict(poller.poll(None if end is None else PRESS_AGAIN))
         if vm.process.fd in ready:
-            return asked
+            return end is not None
         if wakeup in ready:
             os.read(wakeup, 64)
-            asked = True
             notify(os.environ, "STOPPING=1")
-            press_power_button(resolved, vm, tell)
-        elif not ready:
+            end = end or time.monotonic() + limit
+        elif end is not None and time.monotonic() > end:
             tell("down", f"the guest did not power down within {limit:g} s")
             vm.end(10)
             return True
+        press_power_button(resolved, vm, tell)
 
 
 def supervise(caller: Caller, resolved: Resolved, vm: "RunningVm", tell: Tell) -> None:

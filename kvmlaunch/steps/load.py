@@ -9,7 +9,7 @@ from attrs import evolve, frozen
 from kvmlaunch.define.layers import Source, wanted_files
 from kvmlaunch.define.load import Loaded, Surroundings, load_definition
 from kvmlaunch.define.positions import locate
-from kvmlaunch.errors import DefinitionInvalid
+from kvmlaunch.errors import DefinitionInvalid, Report, UnknownVm
 from kvmlaunch.host.definitions import SUFFIX, find_definition, load_profiles, read_file
 from kvmlaunch.model.definition import SHORTHANDS, Definition
 from kvmlaunch.model.finding import Finding, errors_of
@@ -44,6 +44,10 @@ def first_source(caller: Caller, word: str) -> tuple[str, Source]:
     """Give the name of a VM and its own text; `word` is a name, a file, or `-`."""
     if word == STANDARD_INPUT:
         return STANDARD_INPUT_NAME, Source(path=caller.here / STANDARD_INPUT_NAME, text=caller.standard_input)
+    if caller.file and not is_file(word) and Path(caller.file).stem != word:
+        why = f"the name of a VM is its file's, so this file defines {Path(caller.file).stem}"
+        hint = f"kvmlaunch -f {caller.file} up {Path(caller.file).stem}"
+        raise UnknownVm(Report(code="vm.unknown", message=f"{caller.file} does not define {word}", why=why, hint=hint))
     if caller.file or is_file(word):
         path = Path(caller.here / (caller.file or word))
     else:

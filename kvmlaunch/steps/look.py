@@ -106,7 +106,8 @@ def status_of(caller: Caller, names: Sequence[str]) -> tuple[Status, ...]:
     living = [each for each in seen if each.lives]
     answers: dict[str, object] = {}
     for each in living:
-        tend(caller, each.places)
+        with contextlib.suppress(KvmlaunchError):
+            tend(caller, each.places)
     if living:
         from kvmlaunch.run.qmp import Target, ask_all  # noqa: PLC0415 - only when something runs
 

@@ -3,10 +3,11 @@
 import re
 import time
 from collections.abc import Callable
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from urllib.parse import urlsplit
 
 from kvmlaunch.errors import QemuFailed, Report, TimedOut
+from kvmlaunch.host.logs import read_log
 from kvmlaunch.model.definition import Ready
 from kvmlaunch.run.process import held
 
@@ -44,10 +45,7 @@ def answers_tcp(target: str) -> bool:
 
 def prints(log: PurePosixPath, pattern: str) -> bool:
     """Has the guest printed something that matches."""
-    try:
-        return re.search(pattern, Path(log).read_text(encoding="utf-8", errors="replace")) is not None
-    except OSError:
-        return False
+    return re.search(pattern, read_log(log) or "") is not None
 
 
 def test_of(ready: Ready, log: PurePosixPath) -> Callable[[], bool]:

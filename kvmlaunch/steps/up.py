@@ -20,6 +20,7 @@ from kvmlaunch.builder.render import render_argv
 from kvmlaunch.errors import Busy, KvmlaunchError, PreflightFailed, QemuFailed, Report
 from kvmlaunch.host import journal as journals
 from kvmlaunch.host.apply import apply_changes
+from kvmlaunch.host.files import remove_if_there, write_all
 from kvmlaunch.host.lock import host_lock
 from kvmlaunch.host.logs import QEMU_LOG, open_qemu_log
 from kvmlaunch.host.rights import group_numbers
@@ -284,10 +285,11 @@ def make_variables(resolved: Resolved) -> None:
     if os.path.exists(store):
         return
     with entered(resolved.places.state, user.uid) as fd:
-        temporary = f".{store.name}.{os.getpid()}"
+        temporary = f".{store.name}.new"
+        remove_if_there(fd, temporary)
         file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=fd)
         try:
-            os.write(file, Path(template).read_bytes())
+            write_all(file, Path(template).read_bytes())
             os.fchown(file, user.uid, user.gid)
             os.fsync(file)
         finally:
@@ -430,6 +432,7 @@ def start(
         remove_contents(claim)
         write_record(claim, record_of(resolved, (), 0, "intent"))
         make_log_directory(claim, user.gid)
+        changes = all_changes(resolved) if caller.uid == 0 else ()
         resolved = change_host(caller, resolved, wishes, tell)
         make_variables(resolved)
         argv = render_argv(resolved.plan, resolved.places)
@@ -446,7 +449,8 @@ def start(
         seconds = time.monotonic() - begun
         tell("started", f"pid {vm.pid} in {seconds:.2f} s")
     then(resolved, vm)
-    return Started(name=resolved.name, pid=vm.pid, seconds=seconds, argv=argv, findings=resolved.findings())
+    findings = resolved.findings()
+    return Started(name=resolved.name, pid=vm.pid, seconds=seconds, argv=argv, findings=findings, changes=changes)
 
 
 def no_more(_resolved: Resolved, vm: "RunningVm") -> None:
