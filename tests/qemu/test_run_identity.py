@@ -288,3 +288,53 @@ def test_a_vm_with_a_text_of_another_version_runs_on_untouched(machine: Machine)
     assert started.code in {0, 7}
     assert "internal.bug" not in seen.codes | started.codes
     assert machine.qemus() == [pid]
+
+
+def test_a_record_copied_from_another_vm_ends_neither_of_them(machine: Machine) -> None:
+    machine.define("web")
+    machine.define("other")
+    machine.ok("up", "web", "--paused")
+    machine.ok("up", "other", "--paused")
+    pid, other = machine.pid("web"), machine.pid("other")
+    there = machine.record("other")
+    edit_record(machine, pid=other, start_time=there["start_time"], uuid=there["uuid"])
+
+    seen = machine.status("web")
+    machine.run("down", "web", "--force", "--timeout", "10ms")
+
+    assert seen["pid"] == pid
+    assert is_alive(other)
+    assert not is_alive(pid)
+    machine.end("other")
+
+
+def test_a_vm_whose_record_is_gone_can_still_be_ended(machine: Machine) -> None:
+    machine.define("web")
+    machine.ok("up", "web", "--paused")
+    pid = machine.pid("web")
+    (machine.rundir("web") / "record.json").unlink()
+
+    seen = machine.status("web")
+    machine.ok("down", "web", "--force", "--timeout", "10ms")
+
+    assert seen["pid"] == pid
+    assert not is_alive(pid)
+    assert machine.leftovers() == []
+
+
+def test_a_qemu_whose_socket_a_second_one_took_is_still_seen(machine: Machine) -> None:
+    machine.define("web")
+    machine.ok("preflight", "web", "--apply")
+    line = machine.ok("print-cmd", "web", "-q").out.strip()
+    first = machine.start("sh", "-c", f"exec {line}")
+    wait_for("it answers", lambda: machine.status("web")["pid"] == first.pid)
+    (machine.rundir("web") / "qmp.sock").unlink()
+
+    seen = machine.status("web")
+    refused = machine.run("up", "web", "--paused")
+    machine.run("down", "web", "--force", "--timeout", "10ms")
+
+    assert seen["pid"] == first.pid
+    assert refused.code == 7
+    wait_for("it ended", lambda: first.poll() is not None)
+    machine.ok("preflight", "web", "--undo")

@@ -1,5 +1,6 @@
 """What `preflight --apply` prepares: for root and for an ordinary user, until it is undone."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -263,3 +264,24 @@ def test_what_a_user_plants_leads_root_nowhere(hers: Machine, pool: Pool, plante
     assert (victim.stat().st_uid, victim.stat().st_mode, sorted(path.name for path in victim.iterdir())) == before
     assert (victim / "qmp.sock").read_text() == "precious"
     assert pool.surplus() >= 0
+
+
+def test_a_journal_of_another_boot_takes_no_pages(machine: Machine, pool: Pool) -> None:
+    machine.define("web", HUGE)
+    machine.ok("up", "web", "--paused")
+    machine.kill(machine.pid("web"))
+    place = machine.outside("/var/lib/kvmlaunch/journal/0-web.json")
+    journal = json.loads(place.read_text())
+    before = pool.total()
+    text = json.dumps({**journal, "boot_id": "00000000-0000-0000-0000-000000000000"})
+    machine.ok("down", "web")
+    given_back = pool.total()
+    place.write_text(text)
+    pool.set(given_back + PAGES)
+
+    machine.ok("down", "web")
+    machine.ok("preflight", "web", "--undo")
+
+    assert given_back == before - PAGES
+    assert pool.total() == given_back + PAGES
+    assert not place.exists()

@@ -1,0 +1,89 @@
+"""What a qcow2 header makes QEMU open beside the image is found, and refused where it lies elsewhere."""
+
+from pathlib import Path, PurePosixPath
+
+import pytest
+
+from kvmlaunch.facts.sources import Wanted, parse_captured
+from kvmlaunch.host.capture import capture_host
+from kvmlaunch.model.host import PathFacts
+from kvmlaunch.model.plan import PlannedDisk
+from kvmlaunch.preflight.disk import check_backing
+
+EXTERNAL = 1 << 2
+NAME_AT = 112
+
+
+def qcow2(path: Path, backing: str = "", features: int = 0) -> Path:
+    """Write the header of a qcow2 image, version 3, with the name of its backing file."""
+    name = backing.encode()
+    head = b"QFI\xfb" + (3).to_bytes(4, "big")
+    head += (NAME_AT if name else 0).to_bytes(8, "big") + len(name).to_bytes(4, "big")
+    head = head.ljust(72, b"\0") + features.to_bytes(8, "big")
+    path.write_bytes(head.ljust(NAME_AT, b"\0") + name.ljust(8192, b"\0"))
+    return path
+
+
+def facts_of(path: Path) -> PathFacts:
+    """Give what a capture of this host says of an image."""
+    named = PurePosixPath(path)
+    return parse_captured(capture_host(Wanted(paths=(named,)))).paths[named]
+
+
+def refusals(path: Path) -> list[str]:
+    """Give the codes with which an image is refused."""
+    disk = PlannedDisk(
+        table="disk.root",
+        path=PurePosixPath(path),
+        format="qcow2",
+        format_written=False,
+        readonly=False,
+        cache="none",
+        cache_written=False,
+        aio="io_uring",
+        aio_written=False,
+    )
+    return [finding.report.code for finding in check_backing(disk, facts_of(path))]
+
+
+def test_an_image_beside_its_backing_file_is_taken(tmp_path: Path) -> None:
+    qcow2(tmp_path / "base.qcow2")
+
+    overlay = qcow2(tmp_path / "overlay.qcow2", "base.qcow2")
+
+    assert refusals(overlay) == []
+
+
+@pytest.mark.parametrize("backing", ["../base.qcow2", "/etc/passwd", "nbd:localhost:1", "json:{}"])
+def test_a_backing_file_elsewhere_is_refused(tmp_path: Path, backing: str) -> None:
+    overlay = qcow2(tmp_path / "overlay.qcow2", backing)
+
+    assert refusals(overlay) == ["disk.backing"]
+
+
+def test_a_path_that_only_seems_to_lie_beneath_is_refused(tmp_path: Path) -> None:
+    overlay = qcow2(tmp_path / "overlay.qcow2", f"{tmp_path}/../../etc/passwd")
+
+    assert refusals(overlay) == ["disk.backing"]
+
+
+def test_the_second_file_of_a_chain_is_looked_at_too(tmp_path: Path) -> None:
+    qcow2(tmp_path / "middle.qcow2", "/etc/passwd")
+
+    overlay = qcow2(tmp_path / "overlay.qcow2", "middle.qcow2")
+
+    assert refusals(overlay) == ["disk.backing"]
+
+
+def test_a_link_out_of_the_directory_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "base.qcow2").symlink_to("/etc/passwd")
+
+    overlay = qcow2(tmp_path / "overlay.qcow2", "base.qcow2")
+
+    assert refusals(overlay) == ["disk.backing"]
+
+
+def test_data_in_another_file_is_refused(tmp_path: Path) -> None:
+    image = qcow2(tmp_path / "image.qcow2", features=EXTERNAL)
+
+    assert refusals(image) == ["disk.backing"]
