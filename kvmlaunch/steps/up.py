@@ -37,7 +37,7 @@ from kvmlaunch.host.rundir import (
     write_record,
 )
 from kvmlaunch.host.tree import entered, make_owned
-from kvmlaunch.model.change import Change, Journal, LogMountChange, MountChange, PoolChange, TapChange
+from kvmlaunch.model.change import Change, Journal, LogMountChange
 from kvmlaunch.model.finding import Finding
 from kvmlaunch.model.lifecycle import Answer, Verb, VmState, plan_transition
 from kvmlaunch.model.plan import MemoryPlan, Place
@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from kvmlaunch.run.launch import RunningVm
 
 LOG_SIZE = 16 << 20  # bytes that a guest can fill with what it prints, for root's VMs
+TRIES = 5  # of counting pages while others move them
 SHORT = ("host.hugepages.short", "host.hugepages.partial")
 
 
@@ -253,26 +254,31 @@ def resolve_again(caller: Caller, resolved: Resolved, wishes: Wishes, refused: s
 def change_host(caller: Caller, resolved: Resolved, wishes: Wishes, tell: Tell) -> Resolved:
     """Heal, look again and change the host, all under the host-wide lock; gives the plan that holds.
 
+    Free and reserved pages are two files: while another QEMU touches its memory they are read apart, and a mount
+    that the kernel then refuses is counted and tried again (measured with 20 starts at once).
     When `auto` hugepages are refused by the kernel the VM gets ordinary memory, which is said.
     """
     if caller.uid != 0:
         return resolved
     with host_lock():
         heal_host(tell, but=str(resolved.places.run))
-        fresh = resolve_again(caller, resolved, wishes, "")
-        refuse_errors(fresh.name, fresh.findings())
-        if not any(
-            isinstance(change, PoolChange | MountChange | TapChange | LogMountChange) for change in all_changes(fresh)
-        ):
-            return fresh
-        try:
-            apply_changes(journal_head(fresh), all_changes(fresh), tell)
-        except PreflightFailed as error:
-            if fresh.plan.memory.asked or error.report.code not in SHORT:
-                raise
-            fresh = resolve_again(caller, resolved, wishes, error.report.why.splitlines()[0])
-            apply_changes(journal_head(fresh), all_changes(fresh), tell)
-        return fresh
+        refused = ""
+        for _ in range(TRIES):
+            fresh = resolve_again(caller, resolved, wishes, refused)
+            refuse_errors(fresh.name, fresh.findings())
+            try:
+                apply_changes(journal_head(fresh), all_changes(fresh), tell)
+            except PreflightFailed as error:
+                if error.report.code not in SHORT:
+                    raise
+                miscounted = error.report.where == str(fresh.places.hugepages)
+                if fresh.plan.memory.asked and not miscounted:
+                    raise
+                refused = "" if miscounted else error.report.why.splitlines()[0]
+                last = error
+            else:
+                return fresh
+        raise last
 
 
 def make_variables(resolved: Resolved) -> None:
