@@ -8,7 +8,7 @@ from attrs import asdict
 
 from kvmlaunch.cli.session import Session, session_command, vm_argument, vms_argument
 from kvmlaunch.cli.show import duration_text, plain_text, short_path, show_document, show_table
-from kvmlaunch.steps.look import Status, known_names, met_names, running_names, status_of
+from kvmlaunch.steps.look import Status, known_names, met_names, running_names, status_of, with_definitions
 from kvmlaunch.units import MIB
 
 
@@ -71,6 +71,7 @@ def ls(session: Session, running: bool) -> None:
     """List VMs: every definition found, and every VM that runs."""
     caller = session.caller()
     found = status_of(caller, running_names(caller) if running else known_names(caller))
+    found = with_definitions(caller, found)
     if session.json:
         show_document("ls", {"vms": [status_document(each) for each in found]})
         return

@@ -25,7 +25,10 @@ def pages_missing(plan: Plan, host: HostFacts) -> int:
 def check_hugepages(plan: Plan, host: HostFacts) -> Iterator[Finding]:
     """Check that pages can be had: the pool is there, the caller may raise it, the host keeps enough."""
     memory, key = plan.memory, "memory.hugepages"
-    if memory.backing != "hugepages" or has_mount(plan, host):
+    if memory.backing != "hugepages":
+        return
+    yield from check_cgroup(plan, host)
+    if has_mount(plan, host):
         return
     pages = f"{count(memory.pages, 'huge page')} of {render_size(memory.page_size)}"
     if host.pool(memory.page_size, memory.host_numa_node) is None:
@@ -53,7 +56,6 @@ def check_hugepages(plan: Plan, host: HostFacts) -> Iterator[Finding]:
         )
         return
     yield from check_reserve(plan, host, pages)
-    yield from check_cgroup(plan, host)
 
 
 def check_reserve(plan: Plan, host: HostFacts, pages: str) -> Iterator[Finding]:

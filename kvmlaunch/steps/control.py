@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from kvmlaunch.errors import Busy, NotRunning, Report
+from kvmlaunch.errors import Busy, DefinitionInvalid, NotRunning, Report
 from kvmlaunch.model.lifecycle import Answer, Verb, VmState, plan_transition
 from kvmlaunch.run.qmp import Query, Target, ask
 from kvmlaunch.steps.caller import Caller
@@ -55,5 +55,10 @@ def control(caller: Caller, name: str, verb: Verb) -> bool:
 
 
 def send_command(caller: Caller, name: str, command: str, arguments: Mapping[str, object]) -> object:
-    """Send one QMP command to a VM and give its answer."""
+    """Send one QMP command to a VM and give its answer; one that runs a program is refused (`def.raw.option`)."""
+    if str(arguments.get("uri", "")).startswith("exec:"):
+        why = "exec: runs a shell, and the sandbox answers that by ending QEMU"
+        raise DefinitionInvalid(
+            Report(code="def.raw.option", message=f"{command} exec: is not sent", where=name, why=why)
+        )
     return query(live(caller, name), (command, arguments), seconds=30.0)[0]

@@ -117,6 +117,12 @@ def status_of(caller: Caller, names: Sequence[str]) -> tuple[Status, ...]:
     return tuple(build_status(each, answers.get(each.name)) for each in seen)
 
 
+def with_definitions(caller: Caller, found: Sequence[Status]) -> tuple[Status, ...]:
+    """Give each status with the file that defines its VM, where no record of a run names it."""
+    files = definition_files(caller.search)
+    return tuple(evolve(each, definition=each.definition or str(files.get(each.name, ""))) for each in found)
+
+
 def known_names(caller: Caller) -> tuple[str, ...]:
     """Give every VM that has a definition or a run directory, sorted."""
     names = set(definition_files(caller.search))
