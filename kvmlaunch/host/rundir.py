@@ -156,8 +156,11 @@ def link_socket(claim: Claim) -> None:
 
 
 def is_prepared(claim: Claim) -> bool:
-    """Did root prepare this run directory, so that it stays for a printed command."""
-    return read_text_at(claim.fd, PREPARED) is not None
+    """Did root prepare this run directory, so that it stays for a printed command; the mark is root's to read."""
+    with contextlib.suppress(OSError):
+        os.stat(PREPARED, dir_fd=claim.fd, follow_symlinks=False)
+        return True
+    return False
 
 
 def mark_prepared(path: PurePosixPath, uid: int) -> None:
@@ -213,6 +216,12 @@ def is_locked(path: PurePosixPath) -> bool:
         return False
     device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}"
     return parse_locked(Path("/proc/locks").read_text(encoding="ascii"), device, status.st_ino)
+
+
+def monitor_socket(path: PurePosixPath) -> PurePosixPath:
+    """Give the socket by which a VM of ours is asked: the second name, which a pasted QEMU cannot take over."""
+    own = path / QMP_OWN
+    return own if os.path.exists(own) else path / QMP
 
 
 @frozen(kw_only=True)

@@ -11,7 +11,7 @@ import time
 from typing import TYPE_CHECKING
 
 from kvmlaunch.errors import Busy, KvmlaunchError, QemuFailed
-from kvmlaunch.host.rundir import QMP, QMP_OWN
+from kvmlaunch.host.rundir import monitor_socket
 from kvmlaunch.steps.caller import Caller, Tell
 from kvmlaunch.steps.heal import clean_up
 from kvmlaunch.steps.resolve import Resolved
@@ -39,10 +39,8 @@ def press_power_button(resolved: Resolved, vm: "RunningVm", tell: Tell) -> None:
     """Ask the guest to power down; a monitor that does not answer is said."""
     from kvmlaunch.run.qmp import Target, ask  # noqa: PLC0415 - imported by the start already
 
-    run = resolved.places.run
-    monitor = run / QMP_OWN if os.path.exists(run / QMP_OWN) else run / QMP
     try:
-        ask(Target(path=monitor, pid=vm.pid), (("system_powerdown", {}),))
+        ask(Target(path=monitor_socket(resolved.places.run), pid=vm.pid), (("system_powerdown", {}),))
         tell("powerdown", f"pid {vm.pid} was asked")
     except KvmlaunchError as error:
         tell("warn", error.report.message)

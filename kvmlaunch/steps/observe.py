@@ -9,7 +9,7 @@ from attrs import evolve, frozen
 from kvmlaunch.builder.names import vm_uuid
 from kvmlaunch.errors import PreflightFailed
 from kvmlaunch.host.capture import own_machine_id
-from kvmlaunch.host.rundir import QMP, QMP_OWN, Contents, is_locked, read_contents
+from kvmlaunch.host.rundir import QMP, Contents, is_locked, monitor_socket, read_contents
 from kvmlaunch.model.lifecycle import VmState
 from kvmlaunch.model.plan import Places
 from kvmlaunch.model.record import Record
@@ -158,5 +158,5 @@ def observe(caller: Caller, name: str) -> Seen:
 
 def monitor_path(seen: Seen) -> PurePosixPath:
     """Give the socket by which a live VM is asked: the second name that a pasted QEMU cannot take over."""
-    own = seen.places.run / QMP_OWN
-    return own if seen.state is not VmState.FOREIGN and os.path.exists(own) else seen.places.run / QMP
+    run = seen.places.run
+    return run / QMP if seen.state is VmState.FOREIGN else monitor_socket(run)

@@ -27,11 +27,11 @@ from kvmlaunch.host.rights import group_numbers
 from kvmlaunch.host.rundir import (
     EVENTS,
     QMP,
-    QMP_OWN,
     Claim,
     claimed,
     link_socket,
     make_log_directory,
+    monitor_socket,
     remove_claimed,
     remove_contents,
     write_record,
@@ -365,12 +365,7 @@ def verify(resolved: Resolved, vm: "RunningVm", argv: tuple[str, ...], deadline:
     from kvmlaunch.run.qmp import Target  # noqa: PLC0415
     from kvmlaunch.run.verify import collect_evidence  # noqa: PLC0415
 
-    target = Target(
-        path=resolved.places.run / QMP_OWN
-        if os.path.exists(resolved.places.run / QMP_OWN)
-        else resolved.places.run / QMP,
-        pid=vm.pid,
-    )
+    target = Target(path=monitor_socket(resolved.places.run), pid=vm.pid)
     seconds = max(1.0, deadline - time.monotonic())
     evidence = collect_evidence(vm.pid, target, resolved.plan.memory.size, vm.words(), seconds=seconds)
     broken = check_promises(resolved.plan, argv, evidence)
@@ -379,22 +374,14 @@ def verify(resolved: Resolved, vm: "RunningVm", argv: tuple[str, ...], deadline:
         raise QemuFailed(evolve(reports[0], where=reports[0].where or f"pid {vm.pid}"), reports)
 
 
-def pin_threads(resolved: Resolved, vm: "RunningVm") -> None:
-    """Pin vCPUs and I/O threads where the definition asks, and let the guest run."""
+def pin_threads(resolved: Resolved, vm: "RunningVm", *, paused: bool) -> None:
+    """Pin vCPUs and I/O threads where the definition asks, and let the guest run unless it is to stay paused."""
     plan = resolved.plan
     if not plan.vcpu_pins and not plan.iothread_pins:
         return
     from kvmlaunch.run.pin import pin_and_continue  # noqa: PLC0415 - only where something is pinned
 
-    pin_and_continue(
-        resolved.places.run / QMP_OWN,
-        vm.pid,
-        plan.vcpu_pins,
-        plan.iothread_pins,
-        go_on=not any(
-            option.flag == "-S" and option.fields[0].choice.source == "up --paused" for option in plan.options
-        ),
-    )
+    pin_and_continue(monitor_socket(resolved.places.run), vm.pid, plan.vcpu_pins, plan.iothread_pins, go_on=not paused)
 
 
 def end_children(uuid: str) -> None:
@@ -447,7 +434,7 @@ def start(
         vm = launch(caller, resolved, claim, argv, deadline)
         try:
             verify(resolved, vm, argv, deadline)
-            pin_threads(resolved, vm)
+            pin_threads(resolved, vm, paused=wishes.paused)
             write_record(claim, record_of(resolved, argv, vm.pid, "running"))
         except BaseException:
             vm.end()

@@ -285,3 +285,19 @@ def test_a_journal_of_another_boot_takes_no_pages(machine: Machine, pool: Pool) 
     assert given_back == before - PAGES
     assert pool.total() == given_back + PAGES
     assert not place.exists()
+
+
+def test_what_was_prepared_for_a_user_stays_over_her_up_and_down(hers: Machine) -> None:
+    prepare_for_alice(hers)
+    log = hers.outside(f"/run/user/{ALICE}/kvmlaunch/web/log")
+    before = log.is_dir()
+
+    started = as_alice(hers, "up", "web", "--paused")
+    ended = as_alice(hers, "down", "web", "--force", "--timeout", "10ms")
+
+    assert before
+    assert (started.code, ended.code) == (0, 0), started.err + ended.err
+    assert log.is_dir()
+    undone = hers.run("preflight", "web", "--undo", "--user", HER_NAME)
+    assert undone.code == 0, undone.err
+    assert not log.exists()
