@@ -27,10 +27,10 @@ def raw_terminal(fd: int) -> Iterator[None]:
 
     before = termios.tcgetattr(fd)
     try:
-        tty.setraw(fd, termios.TCSADRAIN)  # what was typed already is not lost
+        tty.setraw(fd, termios.TCSANOW)  # what was typed already is not lost
         yield
     finally:
-        termios.tcsetattr(fd, termios.TCSADRAIN, before)
+        termios.tcsetattr(fd, termios.TCSANOW, before)  # a terminal that nobody reads never drains
 
 
 @contextlib.contextmanager
