@@ -2,14 +2,13 @@
 
 from pathlib import PurePosixPath
 
-from attrs import frozen
-
 from kvmlaunch.builder.option import Part, by_hand, field, fixed, pairs, value
 from kvmlaunch.model.choice import Choice
 from kvmlaunch.model.definition import AUTO, Definition
 from kvmlaunch.model.finding import error
 from kvmlaunch.model.host import HostFacts
 from kvmlaunch.model.plan import Option, Place, PlannedFile
+from kvmlaunch.model.value import frozen
 
 VARIABLES = "uefi-variables.fd"
 

@@ -3,8 +3,6 @@
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
-from attrs import frozen
-
 from kvmlaunch.builder import names
 from kvmlaunch.builder.option import Part, by_hand, field, fixed, pairs, wiring
 from kvmlaunch.model.choice import Choice, Origin
@@ -13,6 +11,7 @@ from kvmlaunch.model.finding import Finding, error, warning
 from kvmlaunch.model.host import HostFacts, PathFacts
 from kvmlaunch.model.plan import DrivePromise, Field, FieldValue, Option, PlannedDisk
 from kvmlaunch.model.qemu import QemuCaps
+from kvmlaunch.model.value import frozen
 
 DIRECT = ("none", "directsync")
 WRITE_THROUGH = ("writethrough", "directsync")

@@ -2,8 +2,6 @@
 
 from collections.abc import Mapping
 
-from attrs import frozen
-
 from kvmlaunch.builder.option import Part, by_hand, field, fixed, pairs
 from kvmlaunch.model.choice import Choice, Origin
 from kvmlaunch.model.definition import AUTO, Definition
@@ -11,6 +9,7 @@ from kvmlaunch.model.finding import Finding, error
 from kvmlaunch.model.host import HostFacts
 from kvmlaunch.model.plan import Field, Option
 from kvmlaunch.model.qemu import QemuCaps
+from kvmlaunch.model.value import frozen
 
 GAIN = "qemu-devel 2025-11-04, aio_add_sqe v6 (20 % more IOPS)"
 MOST_MAPPED = 4  # threads of one disk; more was not seen to help

@@ -1,13 +1,12 @@
 """RAM and what backs it: hugepages of a mount of the VM's own, or ordinary memory with THP."""
 
-from attrs import frozen
-
 from kvmlaunch.builder.option import BUILT_IN, Part, by_hand, field, fixed, pairs, value, wiring
 from kvmlaunch.model.choice import Choice, Origin
 from kvmlaunch.model.definition import AUTO, Definition
 from kvmlaunch.model.finding import Finding, error, warning
 from kvmlaunch.model.host import HostFacts, HostNode
 from kvmlaunch.model.plan import Field, MemoryPlan, MemoryPromise, Option, Place
+from kvmlaunch.model.value import frozen
 from kvmlaunch.units import GIB, MIB, count, parse_size, render_size
 
 HUGE = 2 * MIB

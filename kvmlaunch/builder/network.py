@@ -2,8 +2,6 @@
 
 from collections.abc import Iterator
 
-from attrs import frozen
-
 from kvmlaunch.builder import names
 from kvmlaunch.builder.option import BUILT_IN, Part, by_hand, field, fixed, pairs, wiring
 from kvmlaunch.model.choice import Choice, Origin
@@ -11,6 +9,7 @@ from kvmlaunch.model.definition import AUTO, Definition, Forward, Network
 from kvmlaunch.model.finding import Finding, error
 from kvmlaunch.model.host import HostFacts
 from kvmlaunch.model.plan import Field, PlannedListener, PlannedNetwork
+from kvmlaunch.model.value import frozen
 
 DEFAULT_NETWORK = "net0"
 MOST_QUEUES = 8

@@ -9,12 +9,11 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import TypeVar
 
-from attrs import frozen
-
 from kvmlaunch.model.choice import Choice, Origin
 from kvmlaunch.model.definition import Definition
 from kvmlaunch.model.finding import Finding
 from kvmlaunch.model.plan import Field, FieldValue, Option, Place, Places, Promise
+from kvmlaunch.model.value import frozen
 
 T = TypeVar("T")
 BUILT_IN = Origin(kind="default")

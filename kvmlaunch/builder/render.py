@@ -3,11 +3,10 @@
 import shlex
 from collections.abc import Iterator
 
-from attrs import frozen
-
 from kvmlaunch.builder.option import render_option, render_scalar
 from kvmlaunch.model.choice import Choice, Origin
 from kvmlaunch.model.plan import Field, FieldValue, Option, Place, Places, Plan
+from kvmlaunch.model.value import frozen
 
 
 @frozen(kw_only=True)

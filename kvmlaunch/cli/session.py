@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import click
-from attrs import evolve, frozen
+from attrs import evolve
 
+from kvmlaunch.model.value import frozen
 from kvmlaunch.steps.caller import Caller, current_caller
 
 F = TypeVar("F", bound=Callable[..., Any])

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Final
 
-from attrs import field, frozen
+from attrs import field
 
 from kvmlaunch.define.keys import atoms, form_at, is_named, words
 from kvmlaunch.define.mistake import Mistake, Placed, nearest, shown, wrong_type
@@ -17,6 +17,7 @@ from kvmlaunch.define.shorthand import check_clash, expand
 from kvmlaunch.define.syntax import parse_toml
 from kvmlaunch.define.tree import Leaf, Path, Tree, join_path, leaves, merge, node_at, split_path, tree_of, without
 from kvmlaunch.model.choice import Origin
+from kvmlaunch.model.value import frozen
 
 MOST_LEVELS: Final = 5
 ANY_NAME: Final = "*"

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 
 import attrs
-from attrs import frozen
 
 from kvmlaunch.define.keys import UNWRITTEN, Form, fields_of, form_at, is_table, members, step
 from kvmlaunch.define.layers import (
@@ -32,6 +31,7 @@ from kvmlaunch.define.variables import VM_DIR, VM_NAME, put_variables
 from kvmlaunch.model.choice import Origin
 from kvmlaunch.model.definition import Definition
 from kvmlaunch.model.finding import Finding
+from kvmlaunch.model.value import frozen
 
 
 @frozen(kw_only=True)

@@ -3,10 +3,9 @@
 from datetime import date, datetime, time
 from typing import Final
 
-from attrs import frozen
-
 from kvmlaunch.define.tree import Path, quote
 from kvmlaunch.model.choice import Origin
+from kvmlaunch.model.value import frozen
 
 LONGEST_SHOWN: Final = 60
 KINDS: Final = {

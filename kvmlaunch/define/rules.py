@@ -8,13 +8,12 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
-from attrs import frozen
-
 from kvmlaunch.define.mistake import Mistake, shown
 from kvmlaunch.define.raw_rules import check_raw
 from kvmlaunch.define.tree import Path, quote
 from kvmlaunch.define.values import parse_host_port, render_forward
 from kvmlaunch.model.definition import AUTO, Definition, Disk, Network, Topology
+from kvmlaunch.model.value import frozen
 from kvmlaunch.units import GIB, MIB, count, render_size
 
 TABLE_NAME: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")

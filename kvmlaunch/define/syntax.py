@@ -10,9 +10,9 @@ from functools import lru_cache
 from typing import Final
 
 import tomli
-from attrs import frozen
 
 from kvmlaunch.model.definition import SHORTHANDS
+from kvmlaunch.model.value import frozen
 from kvmlaunch.units import count
 
 LARGEST_TEXT: Final = 1 << 20

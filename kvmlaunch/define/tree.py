@@ -9,9 +9,8 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import TypeAlias
 
-from attrs import frozen
-
 from kvmlaunch.model.choice import Origin
+from kvmlaunch.model.value import frozen
 
 Path: TypeAlias = tuple[str | int, ...]
 BARE_KEY = re.compile(r"[A-Za-z0-9_-]+|\*")

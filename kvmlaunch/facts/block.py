@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import TypeVar
 
-from attrs import evolve, frozen
+from attrs import evolve
 
 from kvmlaunch.model.host import Holder, PathFacts, PathKind
+from kvmlaunch.model.value import frozen
 
 T = TypeVar("T")
 U = TypeVar("U")

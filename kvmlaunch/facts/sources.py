@@ -19,10 +19,11 @@ is a probe, a JSON value by name:
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 
-from attrs import evolve, field, frozen
+from attrs import evolve, field
 
 from kvmlaunch.facts import block, cpu, hugepages, kvm, limits, memory, mounts, network, numa, process
 from kvmlaunch.model.host import Holder, HostFacts, Mount, PathFacts
+from kvmlaunch.model.value import frozen
 
 MACHINE_ID = "/etc/machine-id"
 BOOT_ID = "/proc/sys/kernel/random/boot_id"

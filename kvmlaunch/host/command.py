@@ -8,9 +8,8 @@ import shlex
 from collections.abc import Sequence
 from typing import BinaryIO, cast
 
-from attrs import frozen
-
 from kvmlaunch.errors import HostFailed, Report, TimedOut
+from kvmlaunch.model.value import frozen
 
 # The Debian package of a tool, for the hint when it is missing.
 PACKAGES = {

@@ -5,9 +5,8 @@ import stat
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 
-from attrs import frozen
-
 from kvmlaunch.errors import DefinitionInvalid, Report, UnknownVm
+from kvmlaunch.model.value import frozen
 
 SUFFIX = ".toml"
 LONGEST = (1 << 20) + 1  # one byte beyond what load_definition accepts, so that it is the one who refuses

@@ -11,13 +11,12 @@ import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from attrs import frozen
-
 from kvmlaunch.errors import Busy, KvmlaunchError, PreflightFailed, Report
 from kvmlaunch.facts.record import parse_last_end, parse_locked, parse_record, render_record
 from kvmlaunch.host.files import read_text_at, remove_if_there, temporary_name, write_atomically
 from kvmlaunch.host.tree import DIRECTORY, entered, make_owned, unsafe
 from kvmlaunch.model.record import Record
+from kvmlaunch.model.value import frozen
 
 RECORD = "record.json"
 PREPARED, STOPPING = "prepared", "stopping"

@@ -6,7 +6,7 @@ what the journal keeps, so a field never changes its meaning.
 
 from typing import Literal
 
-from attrs import frozen
+from kvmlaunch.model.value import frozen
 
 
 @frozen(kw_only=True)

@@ -2,7 +2,7 @@
 
 from typing import Generic, Literal, TypeVar
 
-from attrs import frozen
+from kvmlaunch.model.value import frozen
 
 T_co = TypeVar("T_co", covariant=True)
 

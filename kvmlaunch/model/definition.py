@@ -10,9 +10,10 @@ from enum import Enum
 from pathlib import PurePosixPath
 from typing import Any, Final, Literal, NewType
 
-from attrs import NOTHING, Factory, field, frozen
+from attrs import NOTHING, Factory, field
 
 from kvmlaunch.model.choice import Origin
+from kvmlaunch.model.value import frozen
 
 
 class Auto(Enum):

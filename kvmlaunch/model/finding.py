@@ -2,9 +2,8 @@
 
 from typing import Literal
 
-from attrs import frozen
-
 from kvmlaunch.errors import Report
+from kvmlaunch.model.value import frozen
 
 Severity = Literal["error", "warning"]
 

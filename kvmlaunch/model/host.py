@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Literal
 
-from attrs import field, frozen
+from attrs import field
 
+from kvmlaunch.model.value import frozen
 from kvmlaunch.units import GIB
 
 

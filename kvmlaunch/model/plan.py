@@ -7,10 +7,9 @@ Argument and explanation are the same objects: render reads the values of an Opt
 from pathlib import PurePosixPath
 from typing import Literal
 
-from attrs import frozen
-
 from kvmlaunch.model.choice import Choice
 from kvmlaunch.model.finding import Finding
+from kvmlaunch.model.value import frozen
 
 PlaceRoot = Literal["run", "hugepages", "state"]
 

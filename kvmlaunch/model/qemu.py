@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Final
 
-from attrs import field, frozen
+from attrs import field
+
+from kvmlaunch.model.value import frozen
 
 OLDEST_VERSION: Final = (7, 2)  # the oldest that the tests run
 

@@ -6,7 +6,7 @@ verified before anything is done with it.
 
 from typing import Literal
 
-from attrs import frozen
+from kvmlaunch.model.value import frozen
 
 
 @frozen(kw_only=True)

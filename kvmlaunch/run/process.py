@@ -11,10 +11,9 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
-from attrs import frozen
-
 from kvmlaunch.facts.record import parse_cmdline, parse_start_time
 from kvmlaunch.model.record import Record
+from kvmlaunch.model.value import frozen
 
 
 @frozen(kw_only=True)

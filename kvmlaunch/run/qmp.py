@@ -13,10 +13,10 @@ import struct
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 
-from attrs import frozen
 from qemu.qmp import ConnectError, ExecInterruptedError, ExecuteError, QMPClient, QMPError
 
 from kvmlaunch.errors import Busy, HostFailed, KvmlaunchError, NotRunning, Report, TimedOut
+from kvmlaunch.model.value import frozen
 
 logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
 

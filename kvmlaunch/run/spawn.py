@@ -6,9 +6,8 @@ import resource
 import subprocess
 from collections.abc import Iterator, Mapping
 
-from attrs import frozen
-
 from kvmlaunch.errors import QemuFailed, Report
+from kvmlaunch.model.value import frozen
 
 ENVIRONMENT: Mapping[str, str] = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C", "HOME": "/"}
 

@@ -5,13 +5,14 @@ import pwd
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 
-from attrs import field, frozen
+from attrs import field
 
 from kvmlaunch.errors import Report, UnknownVm
 from kvmlaunch.host.definitions import Trust, search_path
 from kvmlaunch.host.places import cache_directory, places_for, prepared_places
 from kvmlaunch.host.rights import capture_user
 from kvmlaunch.model.plan import Places
+from kvmlaunch.model.value import frozen
 
 Tell = Callable[[str, str], None]  # the word of a step (`hugepages`) and what was done
 

@@ -5,14 +5,13 @@ import os
 import time
 from signal import SIGKILL, SIGTERM
 
-from attrs import frozen
-
 from kvmlaunch.errors import Busy, KvmlaunchError, Report, TimedOut
 from kvmlaunch.host import journal as journals
 from kvmlaunch.host.definitions import find_definition
 from kvmlaunch.host.rundir import mark_stopping, unmark_stopping
 from kvmlaunch.model.lifecycle import Answer, Verb, VmState, plan_transition
 from kvmlaunch.model.plan import Places
+from kvmlaunch.model.value import frozen
 from kvmlaunch.run.process import Process, carries_uuid, held, is_of_record, read_cmdline
 from kvmlaunch.steps.caller import Caller, Tell
 from kvmlaunch.steps.heal import clean_up

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path, PurePosixPath
 
-from attrs import evolve, frozen
+from attrs import evolve
 
 from kvmlaunch.define.layers import Source, wanted_files
 from kvmlaunch.define.load import Loaded, Surroundings, load_definition
@@ -13,6 +13,7 @@ from kvmlaunch.errors import DefinitionInvalid, Report, UnknownVm
 from kvmlaunch.host.definitions import SUFFIX, find_definition, load_profiles, read_file
 from kvmlaunch.model.definition import SHORTHANDS, Definition
 from kvmlaunch.model.finding import Finding, errors_of
+from kvmlaunch.model.value import frozen
 from kvmlaunch.steps.caller import Caller
 
 STANDARD_INPUT = "-"

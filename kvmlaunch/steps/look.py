@@ -5,12 +5,13 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from attrs import evolve, frozen
+from attrs import evolve
 
 from kvmlaunch.errors import KvmlaunchError
 from kvmlaunch.host.definitions import definition_files
 from kvmlaunch.host.places import run_parent
 from kvmlaunch.model.lifecycle import VmState
+from kvmlaunch.model.value import frozen
 from kvmlaunch.steps.caller import Caller
 from kvmlaunch.steps.heal import tend
 from kvmlaunch.steps.observe import Seen, age, monitor_path, observe

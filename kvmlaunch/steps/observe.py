@@ -4,7 +4,7 @@ import os
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 
-from attrs import evolve, frozen
+from attrs import evolve
 
 from kvmlaunch.builder.names import vm_uuid
 from kvmlaunch.errors import PreflightFailed
@@ -13,6 +13,7 @@ from kvmlaunch.host.rundir import QMP, Contents, is_locked, monitor_socket, read
 from kvmlaunch.model.lifecycle import VmState
 from kvmlaunch.model.plan import Places
 from kvmlaunch.model.record import Record
+from kvmlaunch.model.value import frozen
 from kvmlaunch.run.process import carries_uuid, held, is_of_record, read_boot_id, read_cmdline, read_start_time
 from kvmlaunch.steps.caller import Caller
 

@@ -3,7 +3,7 @@
 import os
 from pathlib import PurePosixPath
 
-from attrs import evolve, frozen
+from attrs import evolve
 
 from kvmlaunch.errors import Busy, PrivilegeMissing, Report
 from kvmlaunch.host import journal as journals
@@ -12,6 +12,7 @@ from kvmlaunch.host.lock import host_lock
 from kvmlaunch.host.rundir import mark_prepared
 from kvmlaunch.model.change import Change, DirectoryChange, Journal, render_change
 from kvmlaunch.model.finding import Finding, warning
+from kvmlaunch.model.value import frozen
 from kvmlaunch.steps.caller import Caller, Tell
 from kvmlaunch.steps.heal import heal_host
 from kvmlaunch.steps.load import load_subject

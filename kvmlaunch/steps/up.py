@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from attrs import evolve, frozen
+from attrs import evolve
 
 from kvmlaunch.builder.render import render_argv
 from kvmlaunch.errors import Busy, KvmlaunchError, PreflightFailed, QemuFailed, Report
@@ -42,6 +42,7 @@ from kvmlaunch.model.finding import Finding
 from kvmlaunch.model.lifecycle import Answer, Verb, VmState, plan_transition
 from kvmlaunch.model.plan import MemoryPlan, Place
 from kvmlaunch.model.record import Record
+from kvmlaunch.model.value import frozen
 from kvmlaunch.preflight.checks import CHECK_COUNT
 from kvmlaunch.run.process import read_boot_id, read_start_time
 from kvmlaunch.steps.caller import Caller, Tell

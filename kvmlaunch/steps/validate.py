@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 
-from attrs import frozen
-
 from kvmlaunch.define.load import Loaded
 from kvmlaunch.host.definitions import definition_files
+from kvmlaunch.model.value import frozen
 from kvmlaunch.steps.caller import Caller
 from kvmlaunch.steps.load import load
 
