@@ -41,15 +41,15 @@ CLASHES: Final = {
     "-no-user-config": "it is always there",
     "-readconfig": "what it reads could not be checked; write the options out",
 }
-MACHINE_TYPE: Final = re.compile(r"[^=,]*(?:,|$)|(?:.*,)?(?:type|accel)=")
+MACHINE_TYPE: Final = r"[^=,]*(?:,|$)|(?:.*,)?(?:type|accel)="
 SECRET_IN: Final = {
-    "-object": re.compile(r"""secret.*[,{"]\s*"?data"?\s*[=:]|tls-creds.*password="""),
-    "-spice": re.compile(r"(?:^|,)password="),
-    "-iscsi": re.compile(r"(?:^|,)password="),
+    "-object": r"""secret.*[,{"]\s*"?data"?\s*[=:]|tls-creds.*password=""",
+    "-spice": r"(?:^|,)password=",
+    "-iscsi": r"(?:^|,)password=",
 }
-HIDDEN_FORWARD: Final = re.compile(r"hostfwd=(?:tcp|udp)?::|hostfwd=:")
-RUNS_A_PROGRAM: Final = re.compile(r"guestfwd=.*-cmd:|(?:^|,)helper=|(?:^|,)(?:down)?script=(?!no(?:,|$))")
-EVERYWHERE: Final = re.compile(r"tcp:(?:0|\[?::\]?)?:[0-9]")
+HIDDEN_FORWARD: Final = r"hostfwd=(?:tcp|udp)?::|hostfwd=:"
+RUNS_A_PROGRAM: Final = r"guestfwd=.*-cmd:|(?:^|,)helper=|(?:^|,)(?:down)?script=(?!no(?:,|$))"
+EVERYWHERE: Final = r"tcp:(?:0|\[?::\]?)?:[0-9]"
 
 
 def check_raw(arguments: Sequence[str]) -> Iterator[tuple[int, Mistake]]:
@@ -75,7 +75,7 @@ def check_option(option: str, value: str) -> Iterator[Mistake]:
     if option in CLASHES:
         message = f"{option} clashes with what kvmlaunch writes"
         yield Mistake(code="def.raw.option", message=message, hint=f"remove it: {CLASHES[option]}")
-    elif option == "-machine" and MACHINE_TYPE.match(value):
+    elif option == "-machine" and re.match(MACHINE_TYPE, value):
         message = "-machine with a type or an accelerator clashes with what kvmlaunch writes"
         yield Mistake(code="def.raw.option", message=message, hint='remove it: machine = "…" and accel = "…" say it')
     elif option == "-run-with" and "user=" in value:
@@ -87,7 +87,7 @@ def check_option(option: str, value: str) -> Iterator[Mistake]:
         yield Mistake(
             code="def.raw.option", message="-display vnc clashes with [display]", hint="remove it: [display] says it"
         )
-    if option in SECRET_IN and SECRET_IN[option].search(value):
+    if option in SECRET_IN and re.search(SECRET_IN[option], value):
         message = f"{option} has a secret in it, which anybody can read in the process list"
         hint = "put it into a file with mode 0600: -object secret,id=NAME,file=PATH"
         yield Mistake(code="def.secret", message=message, hint=hint)
@@ -100,7 +100,7 @@ def check_incoming(value: str) -> Iterator[Mistake]:
     if re.search(r"\bexec:|\"exec\"|transport=exec", value):
         message = "-incoming exec: runs a shell, and the sandbox kills QEMU for it"
         yield Mistake(code="def.raw.option", message=message, hint="-incoming unix:PATH")
-    elif EVERYWHERE.match(value):
+    elif re.match(EVERYWHERE, value):
         message = "-incoming has no address, so it would listen on all of them"
         hint = "-incoming tcp:127.0.0.1:PORT with ssh -L, or unix:PATH"
         yield Mistake(code="def.net.exposed", message=message, hint=hint)
@@ -108,10 +108,10 @@ def check_incoming(value: str) -> Iterator[Mistake]:
 
 def check_netdev(option: str, value: str) -> Iterator[Mistake]:
     """Give what is wrong with a network by hand."""
-    if HIDDEN_FORWARD.search(value):
+    if re.search(HIDDEN_FORWARD, value):
         message = f"{option} has a forward without a host address, so it would listen on all of them"
         hint = 'in a [network.NAME]: forwards = ["tcp:127.0.0.1:8080:80"]'
         yield Mistake(code="def.net.exposed", message=message, hint=hint)
-    if RUNS_A_PROGRAM.search(value):
+    if re.search(RUNS_A_PROGRAM, value):
         message = f"{option} runs a program, and the sandbox kills QEMU for it"
         yield Mistake(code="def.raw.option", message=message, hint="script=no,downscript=no, and no -cmd: or helper=")

@@ -19,11 +19,11 @@ LARGEST_TEXT: Final = 1 << 20
 DEEPEST: Final = 16
 LONGEST_NAME: Final = 60
 SHORTHAND_LINE = re.compile(r"^[ \t]*(memory|disk|network|cdrom)[ \t]*=", re.MULTILINE)
-PATH_LINE = re.compile(r"[ \t]*(path|kernel|initrd|binary|disk|cdrom)[ \t]*=")
-OPENINGS = re.compile(r"[\[{][\[{ =A-Za-z]*")
-DOTTED = re.compile(r"(?:[A-Za-z0-9_-]+[ \t]*\.[ \t]*)+|[\[{][\[{ =A-Za-z]*")
-DIGITS = re.compile(r"[0-9_]+")
-KNOWN_ENDINGS = re.compile(r" \(at (?:line \d+, column \d+|end of document)\)$")
+PATH_LINE = r"[ \t]*(path|kernel|initrd|binary|disk|cdrom)[ \t]*="
+OPENINGS = r"[\[{][\[{ =A-Za-z]*"
+DOTTED = r"(?:[A-Za-z0-9_-]+[ \t]*\.[ \t]*)+|[\[{][\[{ =A-Za-z]*"
+DIGITS = r"[0-9_]+"
+KNOWN_ENDINGS = r" \(at (?:line \d+, column \d+|end of document)\)$"
 
 
 @frozen(kw_only=True)
@@ -93,9 +93,9 @@ def is_too_deep(table: dict[str, object]) -> bool:
     return True
 
 
-def fault_of_match(message: str, text: str, pattern: "re.Pattern[str]") -> Fault:
+def fault_of_match(message: str, text: str, pattern: str) -> Fault:
     """Give a fault at the longest match of a pattern."""
-    match = max(pattern.finditer(text), key=lambda found: len(found[0]), default=None)
+    match = max(re.finditer(pattern, text), key=lambda found: len(found[0]), default=None)
     if match is None:
         return Fault(message=message)
     start = match.start()
@@ -109,7 +109,7 @@ def fault_of_bytes(error: UnicodeDecodeError) -> Fault:
     lead = error.object[line_start : error.start].decode(errors="replace")
     bad = "".join(f"\\x{byte:02x}" for byte in error.object[error.start : error.end])
     line = before.count(b"\n") + 1
-    if PATH_LINE.match(lead):
+    if re.match(PATH_LINE, lead):
         tail = error.object[error.start :].split(b"\n", 1)[0].decode(errors="backslashreplace").rstrip()
         return Fault(
             code="def.path",
@@ -130,7 +130,7 @@ def fault_of_syntax(text: str, error: tomli.TOMLDecodeError) -> Fault:
         return Fault(message="the file starts with a byte order mark", hint=hint)
     if error.msg.startswith("Cannot "):
         return fault_of_twice(text, line)
-    return Fault(line=line, column=column, message=lowered(KNOWN_ENDINGS.sub("", error.msg)))
+    return Fault(line=line, column=column, message=lowered(re.sub(KNOWN_ENDINGS, "", error.msg)))
 
 
 def fault_of_twice(text: str, line: int) -> Fault:

@@ -37,12 +37,12 @@ from kvmlaunch.units import (
 
 LARGEST_PORT: Final = 65535
 LARGEST_INTEGER: Final = (1 << 63) - 1
-MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
-IPV4 = re.compile(r"(?:(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)(?:\.(?!$)|$)){4}")
-IPV6 = re.compile(r"[0-9a-fA-F:]*:[0-9a-fA-F:]*(?:\d+(?:\.\d+){3})?(?:%[A-Za-z0-9]+)?")
-FORWARD = re.compile(r"([a-z]+):(?:(\[[^\]]*\]|[^:\[\]]*):)?([0-9]{1,6})(?::|-:|-)([0-9]{1,6})")
-HOST_PORT = re.compile(r"(\[[^\]]*\]|[^:\[\]]*):([0-9]{1,6})")
-HTTP = re.compile(r"http://(?:\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+)(?::([0-9]{1,6}))?(?:[/?][!-~]*)?")
+MAC = r"[0-9a-f]{2}(:[0-9a-f]{2}){5}"
+IPV4 = r"(?:(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)(?:\.(?!$)|$)){4}"
+IPV6 = r"[0-9a-fA-F:]*:[0-9a-fA-F:]*(?:\d+(?:\.\d+){3})?(?:%[A-Za-z0-9]+)?"
+FORWARD = r"([a-z]+):(?:(\[[^\]]*\]|[^:\[\]]*):)?([0-9]{1,6})(?::|-:|-)([0-9]{1,6})"
+HOST_PORT = r"(\[[^\]]*\]|[^:\[\]]*):([0-9]{1,6})"
+HTTP = r"http://(?:\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+)(?::([0-9]{1,6}))?(?:[/?][!-~]*)?"
 
 
 def parse_str(value: object) -> str:
@@ -199,7 +199,7 @@ def parse_mac(value: object) -> MacAddress:
     """Give a unicast MAC address in lower case, for `52:54:00:12:34:56` or with hyphens."""
     text = parse_text(value, WANTED[MacAddress])
     mac = text.lower().replace("-", ":")
-    if not MAC.fullmatch(mac):
+    if not re.fullmatch(MAC, mac):
         message = f"{shown(text)} is no MAC address"
         raise Mistake(code="def.value.choice", message=message, hint='write six pairs, such as "52:54:00:12:34:56"')
     if int(mac[:2], 16) & 1:
@@ -224,7 +224,7 @@ def parse_address(text: str) -> str:
     """Give an IP address, without the brackets of IPv6; names are refused, as they change under a VM."""
     bracketed = text.startswith("[") and text.endswith("]")
     address = text.strip("[]") if bracketed else text
-    if not (IPV6 if bracketed else IPV4).fullmatch(address):
+    if not re.fullmatch(IPV6 if bracketed else IPV4, address):
         right = "127.0.0.1" if text == "localhost" else ""
         hint = f'write "{right}"' if right else "write an address such as 127.0.0.1 or [::1]"
         raise Mistake(code="def.value.choice", message=f"{shown(text)} is no IP address", hint=hint)
@@ -234,7 +234,7 @@ def parse_address(text: str) -> str:
 def parse_forward(value: object) -> Forward:
     """Give the parts of `tcp:127.0.0.1:8080:80` or `tcp:[::1]:8080:80`."""
     text = parse_text(value, WANTED[Forward])
-    match = FORWARD.fullmatch(text)
+    match = re.fullmatch(FORWARD, text)
     if match is None or match[1] not in {"tcp", "udp"}:
         message = f"{shown(text)} is no forward"
         hint = 'write protocol:host address:host port:guest port, such as "tcp:127.0.0.1:8080:80"'
@@ -257,7 +257,7 @@ def parse_forward(value: object) -> Forward:
 
 def parse_host_port(text: str) -> tuple[str, int]:
     """Give address and port of `127.0.0.1:5901`; the address "" when it is not written."""
-    match = HOST_PORT.fullmatch(text)
+    match = re.fullmatch(HOST_PORT, text)
     if match is None:
         message = f"{shown(text)} is no address with a port"
         raise Mistake(code="def.value.choice", message=message, hint='write ADDRESS:PORT, such as "127.0.0.1:5901"')
@@ -268,7 +268,7 @@ def parse_ready(value: object) -> Ready:
     """Give what `http://…`, `console:REGEX` or `tcp:ADDRESS:PORT` waits for."""
     text = parse_text(value, WANTED[Ready])
     kind, _, target = text.partition(":")
-    match = HTTP.fullmatch(text)
+    match = re.fullmatch(HTTP, text)
     if match:
         parse_port(match[1] or "80")
         return Ready(kind="http", target=text)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from kvmlaunch.model.plan import DriveEvidence, RamMapping
+from kvmlaunch.model.evidence import DriveEvidence, RamMapping
 
 KIB = 1024
 

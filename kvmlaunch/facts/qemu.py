@@ -33,16 +33,16 @@ ACCELERATORS = ("kvm", "tcg", "xen")
 # Abstract, but there under whatever name a distribution gives its machine types.
 COMMON_MACHINE = "generic-pc-machine"
 
-HELP_LINE = re.compile(r"^-{1,2}[A-Za-z][A-Za-z0-9-]*(?:(?: or |/)-{1,2}[A-Za-z][A-Za-z0-9-]*)*", re.MULTILINE)
-HELP_WORD = re.compile(r"-{1,2}([A-Za-z][A-Za-z0-9-]*)")
-HELP_VERSION = re.compile(r"QEMU emulator version ([0-9]{1,4})\.([0-9]{1,4})\.([0-9]{1,4})", re.ASCII)
+HELP_LINE = r"(?m)^-{1,2}[A-Za-z][A-Za-z0-9-]*(?:(?: or |/)-{1,2}[A-Za-z][A-Za-z0-9-]*)*"
+HELP_WORD = r"-{1,2}([A-Za-z][A-Za-z0-9-]*)"
+HELP_VERSION = r"(?a)QEMU emulator version ([0-9]{1,4})\.([0-9]{1,4})\.([0-9]{1,4})"
 
 Table = Mapping[str, object]
 
 
 def parse_help_version(text: str) -> tuple[int, int, int]:
     """Give the version that `-help` opens with; ValueError when it is not QEMU's."""
-    match = HELP_VERSION.match(text)
+    match = re.match(HELP_VERSION, text)
     if match is None:
         message = f"it calls itself {text.strip().partition(chr(10))[0][:80]!r}, not a QEMU emulator"
         raise ValueError(message)
@@ -200,8 +200,8 @@ def parse_options(groups: Sequence[Table]) -> Mapping[str, Mapping[str, str]]:
 
 def parse_help(text_of_help: str) -> frozenset[str]:
     """Give the options that `-help` lists, without the dash."""
-    lines = HELP_LINE.findall(text_of_help)
-    return frozenset(word for line in lines for word in HELP_WORD.findall(line))
+    lines = re.findall(HELP_LINE, text_of_help)
+    return frozenset(word for line in lines for word in re.findall(HELP_WORD, line))
 
 
 def parse_cases(schema: Mapping[str, Table], command: str) -> Mapping[str, str]:
@@ -268,7 +268,7 @@ def prune_properties(types: Table) -> Mapping[str, list[str]]:
 def prune_help(text_of_help: str) -> str:
     """Give the first line, which has the version, and those that begin with an option."""
     first, *lines = text_of_help.split("\n")
-    return "\n".join([first, *(line for line in lines if HELP_LINE.match(line))]) + "\n"
+    return "\n".join([first, *(line for line in lines if re.match(HELP_LINE, line))]) + "\n"
 
 
 def pick(entry: Table, names: Iterable[str]) -> Table:

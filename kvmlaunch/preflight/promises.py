@@ -4,12 +4,11 @@ import re
 from collections.abc import Iterator
 from typing import assert_never
 
+from kvmlaunch.model.evidence import DriveEvidence, Evidence
 from kvmlaunch.model.finding import Finding, error
 from kvmlaunch.model.plan import (
     AcceleratorPromise,
-    DriveEvidence,
     DrivePromise,
-    Evidence,
     IdentityPromise,
     MemoryPromise,
     Plan,

@@ -9,7 +9,7 @@ from attrs import evolve
 
 from kvmlaunch.errors import KvmlaunchError, QemuFailed, Report
 from kvmlaunch.facts.evidence import guest_ram, parse_drives, parse_open_flags, parse_smaps, parse_status
-from kvmlaunch.model.plan import DriveEvidence, Evidence
+from kvmlaunch.model.evidence import DriveEvidence, Evidence
 from kvmlaunch.run.process import read_cmdline
 from kvmlaunch.run.qmp import Query, Target, ask
 

@@ -8,17 +8,8 @@ import pytest
 from attrs import evolve, fields
 
 from kvmlaunch.builder.render import render_argv
-from kvmlaunch.model.plan import (
-    AcceleratorPromise,
-    DriveEvidence,
-    DrivePromise,
-    Evidence,
-    IdentityPromise,
-    MemoryPromise,
-    Plan,
-    RamMapping,
-    SandboxPromise,
-)
+from kvmlaunch.model.evidence import DriveEvidence, Evidence, RamMapping
+from kvmlaunch.model.plan import AcceleratorPromise, DrivePromise, IdentityPromise, MemoryPromise, Plan, SandboxPromise
 from kvmlaunch.preflight.promises import check_promises
 from kvmlaunch.units import MIB
 from tests.casebook import accepted_cases, plan_of, run_case
