@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from kvmlaunch.cli.many import Document, each_vm, teller
 from kvmlaunch.cli.session import Session, session_command, vms_argument
 from kvmlaunch.cli.show import (
     finding_document,
@@ -12,39 +13,25 @@ from kvmlaunch.cli.show import (
     short_path,
     show_document,
     show_error,
-    show_failure,
     show_table,
     show_warnings,
 )
-from kvmlaunch.errors import KvmlaunchError
 from kvmlaunch.model.change import render_change
 from kvmlaunch.model.finding import errors_of
 from kvmlaunch.model.host import HostFacts
 from kvmlaunch.steps.caller import Caller
-from kvmlaunch.steps.many import common_code
 from kvmlaunch.units import MIB, count, render_cpus, render_size
 
 if TYPE_CHECKING:
     from kvmlaunch.steps.prepare import Checked
 
-PREFLIGHT_FAILED, NEEDS_PRIVILEGE = 6, 77
+PREFLIGHT_FAILED, DIFFERENT, NEEDS_PRIVILEGE = 6, 10, 77
 
 
-def show_checked(session: Session, checked: "Checked", done: str) -> int:
-    """Print what preflight found; gives the exit code."""
+def show_checked(session: Session, checked: "Checked", done: str) -> tuple[int, Document]:
+    """Print what preflight found; gives the exit code and the JSON form."""
     errors = errors_of(checked.findings)
-    if session.json:
-        show_document(
-            "preflight",
-            {
-                "name": checked.name,
-                "ok": not errors,
-                "prepared": checked.prepared,
-                "findings": [finding_document(finding) for finding in checked.findings],
-                "changes": [render_change(change) for change in checked.changes],
-            },
-        )
-    else:
+    if not session.json:
         for finding in errors:
             show_error(session, finding.report, checked.name)
         show_warnings(session, checked.name, checked.findings)
@@ -58,24 +45,30 @@ def show_checked(session: Session, checked: "Checked", done: str) -> int:
             else "nothing stands in the way"
         )
         say(session, checked.name, "FAIL" if errors else "ok", "preflight", words)
-    if not errors:
-        return 0
-    return NEEDS_PRIVILEGE if all(finding.report.code == "host.privilege" for finding in errors) else PREFLIGHT_FAILED
+    privilege = all(finding.report.code == "host.privilege" for finding in errors)
+    return (NEEDS_PRIVILEGE if privilege else PREFLIGHT_FAILED) if errors else 0, {
+        "name": checked.name,
+        "ok": not errors,
+        "prepared": checked.prepared,
+        "findings": [finding_document(finding) for finding in checked.findings],
+        "changes": [render_change(change) for change in checked.changes],
+    }
 
 
-def preflight_one(session: Session, caller: Caller, name: str, *, apply: bool, undo: bool) -> int:
+def preflight_one(session: Session, caller: Caller, name: str, *, apply: bool, undo: bool) -> tuple[int, Document]:
     """Check, prepare or undo for one VM."""
-    from kvmlaunch.cli.run import teller  # noqa: PLC0415 - beside its use
     from kvmlaunch.steps import prepare  # noqa: PLC0415
 
     tell = teller(session, name)
     if undo:
-        undone = prepare.undo(caller, name, tell)
-        if session.json:
-            show_document("preflight", {"name": name, "undone": undone})
-        elif not undone:
+        undone, found = prepare.undo(caller, name, tell)
+        if not session.json:
+            show_warnings(session, name, found)
+        if not undone and not session.json:
             say(session, name, "ok", "already", "nothing is prepared")
-        return 0
+        conflict = any(finding.report.code == "host.change.conflict" for finding in found)
+        document = {"name": name, "undone": undone, "findings": [finding_document(finding) for finding in found]}
+        return DIFFERENT if conflict else 0, document
     if apply:
         return show_checked(session, prepare.prepare(caller, name, tell), "done")
     return show_checked(session, prepare.check(caller, name), "would")
@@ -96,14 +89,7 @@ def preflight(session: Session, vms: tuple[str, ...], apply: bool, undo: bool, f
         from kvmlaunch.host.definitions import definition_files  # noqa: PLC0415 - beside its use
 
         vms = tuple(definition_files(caller.search))
-    codes: dict[str, int] = {}
-    for name in vms:
-        try:
-            codes[name] = preflight_one(session, caller, name, apply=apply, undo=undo)
-        except KvmlaunchError as error:
-            show_failure(session, error, name if len(vms) > 1 else "")
-            codes[name] = error.exit_code
-    return common_code(codes)
+    return each_vm(session, "preflight", vms, lambda name: preflight_one(session, caller, name, apply=apply, undo=undo))
 
 
 def facts_rows(facts: HostFacts) -> list[tuple[str, str]]:

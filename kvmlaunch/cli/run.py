@@ -1,22 +1,23 @@
 """`up`, `down`, `restart`, `pause`, `resume`, `reset`."""
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import click
 
+from kvmlaunch.cli.many import Document, each_vm, named, teller
 from kvmlaunch.cli.session import Session, session_command, vm_argument, vms_argument
-from kvmlaunch.cli.show import duration_text, say, short_path, show_document, show_failure, show_warnings
-from kvmlaunch.errors import Busy, KvmlaunchError, Report
+from kvmlaunch.cli.show import duration_text, say, show_document, show_warnings
+from kvmlaunch.errors import Busy, Report
 from kvmlaunch.model.change import render_change
 from kvmlaunch.model.lifecycle import Verb
 from kvmlaunch.steps.caller import Caller, Tell
-from kvmlaunch.steps.many import common_code, run_each
 from kvmlaunch.units import parse_duration
 
 if TYPE_CHECKING:
     from kvmlaunch.run.launch import RunningVm
+    from kvmlaunch.steps.down import Ended
     from kvmlaunch.steps.resolve import Resolved
     from kvmlaunch.steps.up import Started, Wishes
 
@@ -34,7 +35,6 @@ class DurationType(click.ParamType[float]):
             self.fail(str(error), param, ctx)
 
 
-DETAILS = {"mount": 1, "directory": 1, "tap": 1, "exec": 2}  # steps that are said with so many -v
 timeout_option = click.option(
     "--timeout", type=DurationType(), metavar="TIME", help="How long to wait at most, such as 90s or 2m."
 )
@@ -43,57 +43,8 @@ jobs_option = click.option(
 )
 
 
-def teller(session: Session, vm: str) -> Tell:
-    """Give what turns the steps of a VM into lines on stderr."""
-
-    def tell(word: str, text: str) -> None:
-        if session.verbose < DETAILS.get(word, 0):
-            return
-        if not session.json or word == "warn":
-            say(session, vm, "warn" if word == "warn" else "ok", word, short_path(text))
-
-    return tell
-
-
-def each_vm(session: Session, names: Sequence[str], action: Callable[[str], None], *, jobs: int) -> int:
-    """Run an action for each VM; failures are shown as they come, and the exit code is that of all."""
-
-    def run_one(name: str) -> int:
-        try:
-            action(name)
-        except KvmlaunchError as error:
-            show_failure(session, error, name if len(names) > 1 else "")
-            return error.exit_code
-        return 0
-
-    return common_code(run_each(names, run_one, at_once=jobs))
-
-
-def named(vms: tuple[str, ...], all_of: Callable[[], Sequence[str]], *, every: bool) -> Sequence[str]:
-    """Give the VMs that a command is for; raises UsageError when none is named."""
-    if every:
-        return all_of()
-    if not vms:
-        raise click.UsageError("name a VM, or --all")
-    return vms
-
-
 def show_started(session: Session, started: "Started", wishes: "Wishes") -> None:
     """Print what `up` did."""
-    if session.json:
-        show_document(
-            "up",
-            {
-                "name": started.name,
-                "pid": started.pid,
-                "already": started.already,
-                "seconds": round(started.seconds, 3),
-                "argv": list(started.argv),
-                "changes": [render_change(change) for change in started.changes],
-                "warnings": [finding.report.code for finding in started.findings],
-            },
-        )
-        return
     show_warnings(session, started.name, started.findings)
     if started.already:
         say(session, started.name, "ok", "already", f"running (pid {started.pid}, {duration_text(started.seconds)})")
@@ -110,6 +61,19 @@ def show_started(session: Session, started: "Started", wishes: "Wishes") -> None
             "started",
             f"pid {started.pid} in {started.seconds:.2f} s · kvmlaunch console {started.name}",
         )
+
+
+def started_document(started: "Started") -> Document:
+    """Give the JSON form of what `up` did."""
+    return {
+        "name": started.name,
+        "pid": started.pid,
+        "already": started.already,
+        "seconds": round(started.seconds, 3),
+        "argv": list(started.argv),
+        "changes": [render_change(change) for change in started.changes],
+        "warnings": [finding.report.code for finding in started.findings],
+    }
 
 
 def foreground_action(session: Session, caller: Caller, tell: Tell) -> "Callable[[Resolved, RunningVm], None]":
@@ -142,7 +106,7 @@ def wait_ready(session: Session, caller: Caller, name: str, started: "Started", 
         say(session, started.name, "ok", "ready", what)
 
 
-def start_one(session: Session, name: str, wishes: "Wishes", *, foreground: bool) -> None:
+def start_one(session: Session, name: str, wishes: "Wishes", *, foreground: bool) -> tuple[int, Document]:
     """Start one VM and say what was done."""
     from kvmlaunch.cli.progress import spinner  # noqa: PLC0415 - where one waits
     from kvmlaunch.steps.up import no_more, up  # noqa: PLC0415 - the heaviest step
@@ -158,11 +122,11 @@ def start_one(session: Session, name: str, wishes: "Wishes", *, foreground: bool
         why = f"pid {started.pid} has another parent, and cannot be watched from here"
         report = Report(code="vm.state", message=f"{name} runs already", why=why, hint=f"kvmlaunch restart {name}")
         raise Busy(report)
-    if foreground:
-        return
-    show_started(session, started, wishes)
-    if wishes.ready and not wishes.dry_run:
+    if not session.json and not foreground:
+        show_started(session, started, wishes)
+    if wishes.ready and not wishes.dry_run and not foreground:
         wait_ready(session, caller, name, started, wishes.timeout)
+    return 0, started_document(started)
 
 
 @click.command()
@@ -202,40 +166,38 @@ def up(
     if foreground and len(names) != 1:
         raise click.UsageError("--foreground takes one VM")
     wishes = Wishes(dry_run=dry_run, ready=until == "ready", timeout=timeout, paused=paused, boot_from=boot_from)
-    return each_vm(session, names, lambda name: start_one(session, name, wishes, foreground=foreground), jobs=jobs)
+    return each_vm(
+        session, "up", names, lambda name: start_one(session, name, wishes, foreground=foreground), jobs=jobs
+    )
 
 
-def stop_one(session: Session, name: str, timeout: float | None, *, force: bool, dry_run: bool) -> None:
+def stop_one(session: Session, name: str, timeout: float | None, *, force: bool, dry_run: bool) -> tuple[int, Document]:
     """End one VM and say what was done."""
     from kvmlaunch.cli.progress import spinner  # noqa: PLC0415 - where one waits
     from kvmlaunch.steps.down import down as end  # noqa: PLC0415
 
     with spinner(session, f"{name}: waiting for the guest to power down"):
         ended = end(session.caller(), name, teller(session, name), timeout=timeout, force=force, dry_run=dry_run)
-    if session.json:
-        show_document(
-            "down",
-            {
-                "name": name,
-                "already": ended.already,
-                "seconds": round(ended.seconds, 3),
-                "forced": ended.forced,
-                "still_prepared": ended.still_prepared,
-            },
-        )
-        return
+    if not session.json:
+        show_ended(session, ended, dry_run=dry_run)
+    return 0, {
+        "name": name,
+        "already": ended.already,
+        "seconds": round(ended.seconds, 3),
+        "forced": ended.forced,
+        "still_prepared": ended.still_prepared,
+    }
+
+
+def show_ended(session: Session, ended: "Ended", *, dry_run: bool) -> None:
+    """Print what `down` did."""
+    name, by = ended.name, f", ended by {ended.forced}" if ended.forced else ""
     if ended.already:
         say(session, name, "ok", "already", "stopped")
     elif dry_run:
         say(session, name, "ok", "would", "power it down and give back what it holds")
     else:
-        say(
-            session,
-            name,
-            "ok",
-            "stopped",
-            f"in {ended.seconds:.2f} s" + (f", ended by {ended.forced}" if ended.forced else ""),
-        )
+        say(session, name, "ok", "stopped", f"in {ended.seconds:.2f} s{by}")
     if ended.still_prepared and not ended.already:
         undo = f"sudo kvmlaunch preflight {name} --undo --user $USER"
         say(session, name, "ok", "prepared", f"what root prepared stays until  {undo}")
@@ -257,7 +219,7 @@ def down(
 
     names = named(vms, lambda: met_names(session.caller()), every=every)
     return each_vm(
-        session, names, lambda name: stop_one(session, name, timeout, force=force, dry_run=dry_run), jobs=jobs
+        session, "down", names, lambda name: stop_one(session, name, timeout, force=force, dry_run=dry_run), jobs=jobs
     )
 
 
@@ -271,12 +233,13 @@ def restart(session: Session, vms: tuple[str, ...], force: bool, timeout: float 
     """Power VMs down and start them again from their definitions, which are checked first."""
     from kvmlaunch.steps.up import Wishes, check_restart  # noqa: PLC0415 - beside its use
 
-    def restart_one(name: str) -> None:
+    def restart_one(name: str) -> tuple[int, Document]:
         check_restart(session.caller(), name)
-        stop_one(session, name, timeout, force=force, dry_run=False)
-        start_one(session, name, Wishes(), foreground=False)
+        ended = stop_one(session, name, timeout, force=force, dry_run=False)[1]
+        code, document = start_one(session, name, Wishes(), foreground=False)
+        return code, {**document, "down": ended}
 
-    return each_vm(session, named(vms, tuple, every=False), restart_one, jobs=jobs)
+    return each_vm(session, "restart", named(vms, tuple, every=False), restart_one, jobs=jobs)
 
 
 def control_vm(session: Session, vm: str, verb: Verb, done: str, already: str) -> None:

@@ -94,14 +94,16 @@ def finding_document(finding: Finding) -> dict[str, str]:
     return {"severity": finding.severity, "key": finding.key, **report_document(finding.report)}
 
 
+def error_document(error: KvmlaunchError) -> dict[str, Any]:
+    """Give the JSON form of what stopped us, with every problem of it."""
+    problems = [report_document(report) for report in error.problems]
+    return {"code": error.report.code, "message": error.report.message, "problems": problems}
+
+
 def show_failure(session: Session, error: KvmlaunchError, vm: str = "") -> None:
     """Print what stopped us, all problems of it, as text or as one JSON document on stderr."""
     if session.json:
-        problems = [report_document(report) for report in error.problems]
-        document = {
-            "error": {"code": error.report.code, "message": error.report.message, "vm": vm, "problems": problems}
-        }
-        talk(json.dumps(document))
+        talk(json.dumps({"error": {**error_document(error), "vm": vm}}))
         return
     for report in error.problems:
         show_error(session, report, vm)

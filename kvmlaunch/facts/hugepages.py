@@ -14,7 +14,8 @@ HOST = "/sys/kernel/mm/hugepages/hugepages-*"
 NODE = "/sys/devices/system/node/node[0-9]*/hugepages/hugepages-*"
 NODE_COUNTS = ("nr_hugepages", "free_hugepages", "surplus_hugepages")
 HOST_COUNTS = (*NODE_COUNTS, "resv_hugepages", "nr_overcommit_hugepages")
-FILES = (*(f"{HOST}/{name}" for name in HOST_COUNTS), *(f"{NODE}/{name}" for name in NODE_COUNTS))
+HOST_FILES = tuple(f"{HOST}/{name}" for name in HOST_COUNTS)
+FILES = (*HOST_FILES, *(f"{NODE}/{name}" for name in NODE_COUNTS))
 
 TOTAL = re.compile(
     r"(/sys/(?:kernel/mm|devices/system/node/node(?P<node>[0-9]{1,5}))"

@@ -3,7 +3,7 @@
 import contextlib
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import assert_never
 
@@ -21,6 +21,7 @@ from kvmlaunch.host.tap import make_tap, remove_tap
 from kvmlaunch.host.tree import entered, make_owned, remove_empty
 from kvmlaunch.model.change import (
     Change,
+    ChangeOwner,
     DirectoryChange,
     Entry,
     Journal,
@@ -31,6 +32,7 @@ from kvmlaunch.model.change import (
     change_word,
     render_entry,
 )
+from kvmlaunch.model.finding import Finding, warning
 from kvmlaunch.model.host import Mount, UserFacts
 from kvmlaunch.units import count, render_size
 
@@ -103,14 +105,17 @@ def apply_pool(change: PoolChange, before: int, root: Path = Path("/")) -> int:
     )
 
 
-def undo_pool(entry: Entry, change: PoolChange, root: Path = Path("/")) -> int:
-    """Lower a pool by what this change gained, never by a page in use or promised; gives the pages given back."""
+def undo_pool(entry: Entry, change: PoolChange, root: Path = Path("/")) -> Iterator[Finding]:
+    """Lower a pool by what this change gained, never by a page in use or promised; says what could not be given back.
+
+    Pages that somebody else took, or that were taken out of the pool meanwhile, are his: `host.change.conflict`.
+    """
     total = read_number(pool_path(change, "nr_hugepages", root))
     before = entry.before or 0
     # Without what was read afterwards a crash came between: only the very gain that was intended is ours.
     gained = total - before if entry.after is None else entry.after - before
     if entry.after is None and gained != change.pages:
-        return 0
+        return
     given = 0 if entry.undo_from is None else max(0, entry.undo_from - total)
     own = max(0, min(gained, change.pages) - given)
     free = read_number(pool_path(change, "free_hugepages", root))
@@ -118,7 +123,14 @@ def undo_pool(entry: Entry, change: PoolChange, root: Path = Path("/")) -> int:
     back = min(own, idle, total)
     if back:
         set_pool(change, total - back, root)
-    return back
+    if back < own:
+        yield warning(
+            code="host.change.conflict",
+            message=f"{back} of the {count(own, 'page')} of {render_size(change.page_size)} added to the pool go back",
+            where=str(pool_path(change, "nr_hugepages", root)),
+            why=f"somebody changed the pool or took pages since: it has {total}, {idle} of them idle",
+            hint="grep -i huge /proc/meminfo   then set vm.nr_hugepages to what you want",
+        )
 
 
 def mounts_on(path: str) -> tuple[Mount, ...]:
@@ -205,11 +217,35 @@ def user_text(path: PurePosixPath) -> str:
     return ""
 
 
-def undo_mount(path: PurePosixPath, type_: str, uid: int = 0, *, up_to: PurePosixPath = RUN) -> None:
-    """Unmount what was mounted there, as long as it is of the type that we mount, and remove its empty directories."""
+def undo_mount(path: PurePosixPath, type_: str, uid: int = 0) -> Iterator[Finding]:
+    """Unmount what was mounted there, as long as it is of the type that we mount; says whatever else is there."""
     while (there := mounts_on(str(path))) and there[-1].type == type_:
         release_mount(path, uid)
-    remove_empty(path, uid, up_to=up_to)
+    if there:
+        yield warning(
+            code="host.change.conflict",
+            message=f"{there[-1].type} of somebody else is mounted on {path}",
+            where=str(path),
+            why=f"{type_} was mounted there",
+            hint=f"umount {path}",
+        )
+
+
+def left_files(path: PurePosixPath) -> Iterator[Finding]:
+    """Say which files lie on a VM's hugetlbfs mount and keep its pages: they go away with it."""
+    try:
+        with entered(path, 0) as fd:
+            names = sorted(os.listdir(fd))
+            held = sum(os.stat(name, dir_fd=fd, follow_symlinks=False).st_blocks * 512 for name in names)
+    except (OSError, PreflightFailed):
+        return
+    if names and any(mount.type == "hugetlbfs" for mount in mounts_on(str(path))):
+        yield warning(
+            code="host.hugetlbfs.files",
+            message=f"{count(len(names), 'file')} on the VM's hugetlbfs mount go away with it",
+            where=str(path),
+            why=f"{', '.join(names[:3])}{', …' if names[3:] else ''}: {render_size(held)}; kvmlaunch makes none there",
+        )
 
 
 def apply_log_mount(change: LogMountChange) -> None:
@@ -243,14 +279,23 @@ def apply_directory(change: DirectoryChange) -> None:
         make_owned(PurePosixPath(change.path), change.uid, change.gid, change.mode)
 
 
-def undo_directory(change: DirectoryChange) -> None:
-    """Remove a directory when it is empty but for sockets of a QEMU that is gone."""
+def undo_directory(change: DirectoryChange) -> Iterator[Finding]:
+    """Remove a directory when it is empty but for sockets of a QEMU that is gone; says what else lies there."""
     path = PurePosixPath(change.path)
     with contextlib.suppress(FileNotFoundError, PreflightFailed), rights_of(owner_rights(change)):
         with entered(path, change.uid) as fd:
             for name in (*OWN_FILES, PREPARED):
                 with contextlib.suppress(FileNotFoundError, IsADirectoryError):
                     os.unlink(name, dir_fd=fd)
+            names = os.listdir(fd)
+        if names:
+            yield warning(
+                code="host.change.conflict",
+                message=f"{path} stays: {count(len(names), 'file')} of somebody else lie in it",
+                where=str(path),
+                why=", ".join(sorted(names)[:3]),
+                hint=f"rmdir {path}   once it is empty",
+            )
         with entered(path.parent, change.uid) as parent, contextlib.suppress(OSError):
             os.rmdir(path.name, dir_fd=parent)
 
@@ -294,30 +339,45 @@ def apply_entry(entry: Entry) -> Entry:
     return entry
 
 
-def undo_entry(entry: Entry) -> None:
-    """Take one change back; may be repeated, and takes back only what is still there and ours."""
+def undo_entry(entry: Entry) -> Iterator[Finding]:
+    """Take one change back; may be repeated, takes back only what is still there and ours, and says what is not."""
     change = entry.change
     match change:
         case PoolChange():
-            undo_pool(entry, change)
+            yield from undo_pool(entry, change)
         case MountChange():
-            undo_mount(PurePosixPath(change.path), "hugetlbfs")
+            path = PurePosixPath(change.path)
+            yield from left_files(path)
+            yield from undo_mount(path, "hugetlbfs")
+            remove_empty(path, 0, up_to=RUN)
         case LogMountChange():
-            undo_mount(PurePosixPath(change.path), "tmpfs", change.uid, up_to=PurePosixPath(change.path).parent)
+            yield from undo_mount(PurePosixPath(change.path), "tmpfs", change.uid)
         case DirectoryChange():
-            undo_directory(change)
+            yield from undo_directory(change)
         case TapChange():
             remove_tap(change)
         case _:
             assert_never(change)
 
 
-def apply_changes(head: Journal, changes: tuple[Change, ...], tell: Tell) -> Journal:
+def restore_mount(journal: Journal, entry: Entry) -> None:
+    """Mount again what a VM's mount had replaced: a larger one of a start gives way to the one that was prepared."""
+    if not isinstance(entry.change, MountChange):
+        return
+    earlier = [each.change for each in journal.entries if isinstance(each.change, MountChange) and each is not entry]
+    for change in earlier[-1:]:
+        if change.path == entry.change.path:
+            apply_mount(change)
+
+
+def apply_changes(head: Journal, changes: tuple[Change, ...], tell: Tell, owner: ChangeOwner = "up") -> Journal:
     """Make changes in order, journalled before the first; on any failure all of them are taken back.
 
     `head` is the VM's journal so far: what it holds already stays in it.
     """
-    fresh = tuple(Entry(change=change, before=read_before(change)) for change in changes if not is_there(change))
+    fresh = tuple(
+        Entry(change=change, owner=owner, before=read_before(change)) for change in changes if not is_there(change)
+    )
     if not fresh:
         return head
     journal = evolve(head, state="intent", entries=(*head.entries, *fresh))
@@ -333,17 +393,19 @@ def apply_changes(head: Journal, changes: tuple[Change, ...], tell: Tell) -> Jou
         done = evolve(journal, state="done", entries=(*head.entries, *made))
         journals.write_journal(done)
     except BaseException:
-        undo_entries(evolve(journal, entries=(*head.entries, *made, *fresh[len(made) :])), (*made, *fresh[len(made) :]))
+        tried = (*made, *fresh[len(made) :])
+        undo_entries(evolve(journal, entries=(*head.entries, *tried)), tried)
         raise
     return done
 
 
-def undo_entries(journal: Journal, entries: tuple[Entry, ...]) -> Journal:
-    """Take entries of a journal back, the last first, and write down what is left.
+def undo_entries(journal: Journal, entries: tuple[Entry, ...]) -> tuple[Finding, ...]:
+    """Take entries of a journal back, the last first, and write down what is left; gives what was found changed.
 
     Stops at the first that cannot be taken back, as those before it carry it: a pool is not lowered beneath a
     mount that is in use.  Raises Busy, HostFailed.
     """
+    found: list[Finding] = []
     for entry in reversed(entries):
         noted = entry
         if isinstance(entry.change, PoolChange) and entry.undo_from is None:
@@ -351,10 +413,11 @@ def undo_entries(journal: Journal, entries: tuple[Entry, ...]) -> Journal:
             journal = journals.replaced(journal, entry, noted)
             journals.write_journal(journal)
         try:
-            undo_entry(noted)
+            found += undo_entry(noted)
+            restore_mount(journal, noted)
         except KvmlaunchError:
             journals.write_journal(evolve(journal, state="done"))
             raise
         journal = journals.replaced(journal, noted, None)
     journals.write_journal(evolve(journal, state="done"))
-    return journal
+    return tuple(found)

@@ -27,7 +27,7 @@ from kvmlaunch.model.change import (
     TapChange,
 )
 
-SCHEMA = 1
+SCHEMA = 2
 TEXTS = {"path", "ifname", "bridge"}
 COUNTS = ("before", "after", "undo_from")
 KINDS: dict[str, type[Change]] = {
@@ -51,11 +51,12 @@ def render_journal(journal: Journal) -> str:
         {
             "kind": WORDS[type(entry.change)],
             "change": asdict(entry.change),
+            "owner": entry.owner,
             **{name: getattr(entry, name) for name in COUNTS},
         }
         for entry in journal.entries
     ]
-    head = {name: getattr(journal, name) for name in ("vm", "uid", "run", "owner", "boot_id", "time", "state")}
+    head = {name: getattr(journal, name) for name in ("vm", "uid", "run", "boot_id", "time", "state")}
     return json.dumps({"schema": SCHEMA, **head, "entries": entries}, indent=1)
 
 
@@ -69,6 +70,7 @@ def parse_journal(text: str) -> Journal:
         entries = tuple(
             Entry(
                 change=KINDS[each["kind"]](**each["change"]),
+                owner=each["owner"],
                 before=each["before"],
                 after=each["after"],
                 undo_from=each["undo_from"],
@@ -94,8 +96,9 @@ def check_journal(journal: Journal) -> None:
         raise TypeError("a text or the uid has the wrong type")
     if not all(number is None or (type(number) is int and number >= 0) for number in (*counted, *numbers)):
         raise TypeError("a number is none, or is below zero")
-    if journal.owner not in get_args(ChangeOwner) or journal.state not in {"intent", "done"}:
-        raise ValueError(f"owner {journal.owner!r} or state {journal.state!r} is unknown")
+    unknown = {entry.owner for entry in journal.entries} - set(get_args(ChangeOwner))
+    if unknown or journal.state not in {"intent", "done"}:
+        raise ValueError(f"owner {unknown or ''!r} or state {journal.state!r} is unknown")
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import PurePosixPath
 
 from kvmlaunch.errors import HostFailed, PreflightFailed, Report
@@ -64,7 +64,9 @@ def entered(path: PurePosixPath, uid: int, *, make: bool = False, mode: int = PA
             here = PurePosixPath(*path.parts[:index])
             if make:
                 make_at(fd, part, here, mode)
-            fd = step(fd, part, here)
+            below = step(fd, part, here)
+            os.close(fd)
+            fd = below
             check_directory(fd, here, uid)
         yield fd
     finally:
@@ -72,17 +74,15 @@ def entered(path: PurePosixPath, uid: int, *, make: bool = False, mode: int = PA
 
 
 def step(fd: int, name: str, here: PurePosixPath) -> int:
-    """Open a directory within an opened one, which is closed when that worked."""
+    """Open a directory within an opened one, a link never followed."""
     try:
-        below = os.open(name, DIRECTORY, dir_fd=fd)
+        return os.open(name, DIRECTORY, dir_fd=fd)
     except FileNotFoundError:
         raise
     except OSError as error:
         raise unsafe(
             here, "it is a link or no directory" if error.errno in {20, 40} else error.strerror or ""
         ) from error
-    os.close(fd)
-    return below
 
 
 def make_at(fd: int, name: str, here: PurePosixPath, mode: int) -> None:
@@ -100,17 +100,40 @@ def make_owned(path: PurePosixPath, uid: int, gid: int, mode: int) -> None:
     """Make a directory for a VM's user within a tree of root's or his own; one of another user is refused."""
     with entered(path.parent, uid, make=True) as parent:
         make_at(parent, path.name, path, mode)
-        fd = os.open(path.name, DIRECTORY, dir_fd=parent)
+        fd = open_owned(parent, path, uid)
         try:
-            owner = os.fstat(fd).st_uid
-            in_roots_tree = os.geteuid() == 0 and os.fstat(parent).st_uid == 0
-            if owner not in {os.geteuid(), uid} and not in_roots_tree:
-                raise unsafe(path, f"it belongs to uid {owner}")
-            if owner != uid or os.geteuid() == 0:
+            if os.fstat(fd).st_uid != uid or os.geteuid() == 0:
                 os.fchown(fd, uid, gid)
             os.fchmod(fd, mode)
         finally:
             os.close(fd)
+
+
+def open_owned(parent: int, path: PurePosixPath, uid: int) -> int:
+    """Open the last component of a path: a directory of a VM's user, or any within root's tree, which is root's.
+
+    Raises PreflightFailed `host.dir.unsafe`, FileNotFoundError.
+    """
+    fd = step(parent, path.name, path)
+    owner = os.fstat(fd).st_uid
+    in_roots_tree = os.geteuid() == 0 and os.fstat(parent).st_uid == 0
+    if owner not in {os.geteuid(), uid} and not in_roots_tree:
+        os.close(fd)
+        raise unsafe(path, f"it belongs to uid {owner}")
+    return fd
+
+
+def why_unsafe(paths: Iterable[PurePosixPath], uid: int) -> Report | None:
+    """Give why the first of a VM's directories may not be used, None when those that are there may."""
+    for path in paths:
+        try:
+            with entered(path.parent, uid) as parent:
+                os.close(open_owned(parent, path, uid))
+        except FileNotFoundError:
+            continue
+        except PreflightFailed as error:
+            return error.report
+    return None
 
 
 def remove_empty(path: PurePosixPath, uid: int, *, up_to: PurePosixPath) -> None:

@@ -74,11 +74,13 @@ ChangeOwner = Literal["up", "prepared"]
 class Entry:
     """A change in the journal.
 
+    `owner` tells whether a start made it, which ends with the VM, or `preflight --apply`, which stays.
     `before` and `after` are a pool's total as read then, `undo_from` the total when taking it back began,
     None where nothing is counted or it did not come to that: so each step can be repeated after a crash.
     """
 
     change: Change
+    owner: ChangeOwner = "up"
     before: int | None = None
     after: int | None = None
     undo_from: int | None = None
@@ -95,11 +97,14 @@ class Journal:
     vm: str
     uid: int
     run: str
-    owner: ChangeOwner
     boot_id: str
     time: str
     state: Literal["intent", "done"]
     entries: tuple[Entry, ...]
+
+    def owned(self, owner: ChangeOwner) -> tuple[Entry, ...]:
+        """Give the changes of one owner, in the order in which they were made."""
+        return tuple(entry for entry in self.entries if entry.owner == owner)
 
 
 def render_entry(entry: Entry) -> str:

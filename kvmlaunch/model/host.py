@@ -9,6 +9,7 @@ from typing import Literal
 
 from attrs import field
 
+from kvmlaunch.errors import Report
 from kvmlaunch.model.value import frozen
 from kvmlaunch.units import GIB
 
@@ -237,7 +238,8 @@ class HostFacts:
     `user` is whom QEMU runs as; `user_missing` says why root is not left for `kvmlaunch`, "" when it is
     or when the caller is not root.  `caller_uid` is the uid that the VM belongs to: the caller's, or the
     user's that root prepares for; `privileged` tells whether the caller himself is root.
-    `hugepages_refused` is what the kernel said when pages were tried for and not granted.
+    `hugepages_refused` is what the kernel said when pages were tried for and not granted; `unsafe` why a directory of
+    the VM's may not be used, None when all that are there may.
     """
 
     machine_id: str
@@ -265,6 +267,7 @@ class HostFacts:
     user_missing: str = ""
     privileged: bool = False
     hugepages_refused: str = ""
+    unsafe: Report | None = None
 
     @property
     def kept_memory(self) -> int:

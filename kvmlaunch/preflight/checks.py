@@ -20,6 +20,7 @@ CHECKS: Final[tuple[Callable[[Plan, HostFacts], Iterator[Finding]], ...]] = (
     disk.check_files,
     network.check_networks,
     network.check_ports,
+    qemu.check_directories,
 )
 PLACE_CHECKS: Final[tuple[Callable[[Plan, HostFacts, Places], Iterator[Finding]], ...]] = (
     memory.check_stacked,

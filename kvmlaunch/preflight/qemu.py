@@ -1,4 +1,4 @@
-"""The QEMU binary, and the length of the paths that it binds."""
+"""The QEMU binary, and the directories and sockets that it is given."""
 
 from collections.abc import Iterator
 
@@ -23,6 +23,12 @@ def check_version(caps: QemuCaps) -> Iterator[Finding]:
             why=f"the oldest that kvmlaunch is tested with is {oldest}",
             hint="install a newer QEMU, and name it in qemu.binary",
         )
+
+
+def check_directories(_plan: Plan, host: HostFacts) -> Iterator[Finding]:
+    """Refuse a directory of the VM's that somebody else could change under us (`host.dir.unsafe`)."""
+    if host.unsafe:
+        yield Finding(severity="error", report=host.unsafe)
 
 
 def check_socket_paths(_plan: Plan, _host: HostFacts, places: Places) -> Iterator[Finding]:

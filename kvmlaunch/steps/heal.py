@@ -16,6 +16,7 @@ from kvmlaunch.host.logs import bound_events, rotate_console
 from kvmlaunch.host.places import root_places
 from kvmlaunch.host.rundir import claimed, is_locked, remove_claimed
 from kvmlaunch.model.change import Journal, change_word
+from kvmlaunch.model.finding import Finding
 from kvmlaunch.model.plan import Places
 from kvmlaunch.run.process import read_boot_id
 from kvmlaunch.steps.caller import Caller, Tell
@@ -29,17 +30,23 @@ def tend(caller: Caller, places: Places) -> None:
     bound_events(places.run, uid)
 
 
-def heal_one(journal: Journal) -> None:
+def heal_one(journal: Journal) -> tuple[Finding, ...]:
     """Take back what one dead start left: its console is kept first, and nobody may be starting it meanwhile."""
     places = root_places(journal.vm)
     if not os.path.isdir(places.run):
-        undo_entries(journal, journal.entries)
-        return
+        return undo_entries(journal, journal.owned("up"))
     uid, gid = owner_of(places.run), os.stat(places.run).st_gid
     with claimed(places.run, uid, gid) as claim:
         rotate_console(places.run, places.logs, uid, 0, everything=True)
-        undo_entries(journal, journal.entries)
+        found = undo_entries(journal, journal.owned("up"))
         remove_claimed(claim)
+    return found
+
+
+def tell_found(found: tuple[Finding, ...], tell: Tell) -> None:
+    """Say what was found changed by others when something was taken back."""
+    for finding in found:
+        tell("warn", f"{finding.report.message}: {finding.report.why}  [{finding.report.code}]")
 
 
 def heal_journals(boot_id: str, tell: Tell, *, but: str = "") -> None:
@@ -50,28 +57,28 @@ def heal_journals(boot_id: str, tell: Tell, *, but: str = "") -> None:
     for journal in journals.read_all_journals():
         if journal.boot_id != boot_id:
             journals.write_journal(evolve(journal, entries=()))
-        elif journal.run != but and journal.owner == "up" and not is_locked(PurePosixPath(journal.run)):
+        elif journal.run != but and journal.owned("up") and not is_locked(PurePosixPath(journal.run)):
             try:
-                heal_one(journal)
+                found = heal_one(journal)
                 tell("healed", f"{journal.vm}: what a dead start left on the host was taken back")
+                tell_found(found, tell)
             except KvmlaunchError as error:
                 tell("warn", f"{journal.vm} could not be healed: {error.report.message}: {error.report.why}")
 
 
-def give_back(uid: int, vm: str, tell: Tell) -> str:
-    """Take the host changes of a VM's own start back; gives what stays because it was prepared, "" for nothing.
+def give_back(uid: int, vm: str, tell: Tell) -> bool:
+    """Take the host changes of a VM's own start back; tells whether something stays because it was prepared.
 
     Raises Busy when a process still uses them.
     """
     journal = journals.read_journal(uid, vm)
     if journal is None:
-        return ""
-    if journal.owner == "prepared":
-        return "prepared"
-    undo_entries(journal, journal.entries)
-    for entry in journal.entries:
+        return False
+    own = journal.owned("up")
+    tell_found(undo_entries(journal, own), tell)
+    for entry in own:
         tell(change_word(entry.change), "given back")
-    return ""
+    return bool(journal.owned("prepared"))
 
 
 def clean_up(caller: Caller, vm: str, places: Places, tell: Tell) -> bool:
@@ -96,7 +103,7 @@ def give_back_under_lock(caller: Caller, vm: str, tell: Tell) -> bool:
     if journals.read_journal(0, vm) is None:
         return False
     with host_lock():
-        return bool(give_back(0, vm, tell))
+        return give_back(0, vm, tell)
 
 
 def heal_host(tell: Tell, *, but: str = "") -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 from attrs import evolve
 
 from kvmlaunch.errors import KvmlaunchError
+from kvmlaunch.facts import hugepages
+from kvmlaunch.host.capture import read_all
 from kvmlaunch.host.definitions import definition_files
 from kvmlaunch.host.places import run_parent
 from kvmlaunch.model.lifecycle import VmState
@@ -15,6 +17,7 @@ from kvmlaunch.model.value import frozen
 from kvmlaunch.steps.caller import Caller
 from kvmlaunch.steps.heal import tend
 from kvmlaunch.steps.observe import Seen, age, monitor_path, observe
+from kvmlaunch.units import count, render_size
 
 ENDS = {
     "guest-shutdown": "the guest powered down",
@@ -68,6 +71,15 @@ def resident_memory(pid: int) -> int:
     return 0
 
 
+def surplus_note(memory: str) -> tuple[str, ...]:
+    """Say that pages like a VM's are surplus: the pool was lowered while they are in use, and they go when it ends."""
+    for pool in hugepages.parse_pools(dict(read_all("", hugepages.HOST_FILES))):
+        if pool.surplus and memory.endswith(f" of {render_size(pool.page_size)}"):
+            pages = f"{count(pool.surplus, 'huge page')} of {render_size(pool.page_size)}"
+            return (f"{pages} on this host are surplus: vm.nr_hugepages was lowered, they go when they are freed",)
+    return ()
+
+
 def build_status(seen: Seen, answer: object) -> Status:
     """Give the status of what was seen, with QEMU's answer to query-status (None when it was not asked)."""
     record = seen.record
@@ -85,7 +97,7 @@ def build_status(seen: Seen, answer: object) -> Status:
     if seen.lives and isinstance(answer, KvmlaunchError) and seen.state is not VmState.FOREIGN:
         state = VmState.HUNG.value
     quarantined = (f"[state.quarantined] {seen.unreadable}",) if seen.unreadable else ()
-    notes = (*(record.notes if record and seen.lives else ()), *quarantined)
+    notes = (*((*record.notes, *surplus_note(record.memory)) if record and seen.lives else ()), *quarantined)
     head = Status(name=seen.name, state=state, run_state=run_state, pid=seen.pid, notes=notes, last_end=end_text(seen))
     if record is None:
         return head

@@ -5,42 +5,58 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
 
+from kvmlaunch.model.value import frozen
 
-def run_each(names: Sequence[str], action: Callable[[str], int], *, at_once: int) -> dict[str, int]:
-    """Run an action for each name, so many at once, and give its exit code by name.
+Action = Callable[[str], tuple[int, str]]  # of a name: does it, gives the exit code and an answer
+
+
+@frozen(kw_only=True)
+class Child:
+    """A process that acts for one VM; its answer is left in the memory file `answer`."""
+
+    name: str
+    answer: int
+
+
+def run_each(names: Sequence[str], action: Action, *, at_once: int) -> dict[str, tuple[int, str]]:
+    """Run an action for each name, so many at once, and give its exit code and answer by name.
 
     With one at once it runs here; else in forked children, whose output goes where ours does.  Interrupted, it ends
     them too, and waits until each has undone its half.
     """
     if at_once < 2 or len(names) < 2:  # noqa: PLR2004 - nothing is at once
         return {name: action(name) for name in names}
-    codes: dict[str, int] = {}
-    running: dict[int, str] = {}
+    done: dict[str, tuple[int, str]] = {}
+    running: dict[int, Child] = {}
     waiting = list(names)
     try:
         while waiting or running:
             while waiting and len(running) < at_once:
-                name = waiting.pop(0)
-                running[start_child(name, action)] = name
+                pid, child = start_child(waiting.pop(0), action)
+                running[pid] = child
             pid, status = os.waitpid(-1, 0)
             if pid in running:
-                codes[running.pop(pid)] = os.waitstatus_to_exitcode(status)
+                ended = running.pop(pid)
+                done[ended.name] = os.waitstatus_to_exitcode(status), read_answer(ended)
     except BaseException:
         end_children(running)
         raise
-    return {name: codes[name] for name in names}
+    return {name: done[name] for name in names}
 
 
-def start_child(name: str, action: Callable[[str], int]) -> int:
+def start_child(name: str, action: Action) -> tuple[int, Child]:
     """Fork a child that runs the action and ends with its exit code; gives its pid."""
     sys.stdout.flush()
     sys.stderr.flush()
+    child = Child(name=name, answer=os.memfd_create("kvmlaunch-answer"))
     pid = os.fork()
     if pid:
-        return pid
+        return pid, child
     code = 1
     try:
-        code = action(name)
+        code, answer = action(name)
+        with open(child.answer, "w", encoding="utf-8") as file:
+            file.write(answer)
         sys.stdout.flush()
         sys.stderr.flush()
     except BaseException as error:  # noqa: BLE001 - a bug in a child has nobody else to tell it
@@ -48,6 +64,13 @@ def start_child(name: str, action: Callable[[str], int]) -> int:
             sys.excepthook(*sys.exc_info())
     finally:
         os._exit(code)
+
+
+def read_answer(child: Child) -> str:
+    """Give what a child that has ended left behind, "" when it died before."""
+    with open(child.answer, encoding="utf-8") as file:
+        file.seek(0)
+        return file.read()
 
 
 def end_children(pids: Iterable[int]) -> None:
@@ -58,7 +81,7 @@ def end_children(pids: Iterable[int]) -> None:
         os.waitpid(pid, 0)
 
 
-def common_code(codes: dict[str, int]) -> int:
+def common_code(codes: Iterable[int]) -> int:
     """Give the exit code of all: that of the failures when they agree, else 1; 0 when there is none."""
-    failures = {code for code in codes.values() if code}
+    failures = {code for code in codes if code}
     return failures.pop() if len(failures) == 1 else int(bool(failures))

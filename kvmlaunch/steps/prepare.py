@@ -77,7 +77,7 @@ def check(caller: Caller, word: str) -> Checked:
         name=resolved.name,
         findings=(*resolved.findings(), *linger_findings(resolved)),
         changes=all_changes(resolved),
-        prepared=journal is not None and journal.owner == "prepared",
+        prepared=journal is not None and bool(journal.owned("prepared")),
     )
 
 
@@ -109,8 +109,8 @@ def prepare(caller: Caller, word: str, tell: Tell) -> Checked:
         heal_host(tell)
         resolved = examine(caller, word)
         refuse_errors(resolved.name, resolved.findings())
-        head = evolve(journal_head(resolved), owner="prepared")
-        made = apply_changes(head, (*directories(resolved), *all_changes(resolved)), tell)
+        head = adopted(journal_head(resolved))
+        made = apply_changes(head, (*directories(resolved), *all_changes(resolved)), tell, "prepared")
         if made.entries:
             journals.write_journal(made)
         mark_prepared(resolved.places.run, resolved.host.user.uid)
@@ -120,19 +120,27 @@ def prepare(caller: Caller, word: str, tell: Tell) -> Checked:
     )
 
 
-def undo(caller: Caller, name: str, tell: Tell) -> bool:
-    """Take back what was prepared for a VM; tells whether there was anything.  Raises Busy while a QEMU uses it."""
+def adopted(journal: Journal) -> Journal:
+    """Give a journal whose every change is prepared: what a start made stays from now on."""
+    return evolve(journal, entries=tuple(evolve(entry, owner="prepared") for entry in journal.entries))
+
+
+def undo(caller: Caller, name: str, tell: Tell) -> tuple[bool, tuple[Finding, ...]]:
+    """Take back what was prepared for a VM; tells whether there was anything, and what others had changed since.
+
+    Raises Busy while a QEMU uses it.
+    """
     if caller.uid != 0:
         raise needs_root(name, ())
     with host_lock():
         refuse_while_used(caller, name)
         journal: Journal | None = journals.read_journal(caller.owner_uid, name)
-        if journal is None or journal.owner != "prepared":
-            return False
-        undo_entries(journal, journal.entries)
+        if journal is None or not journal.owned("prepared"):
+            return False, ()
+        found = undo_entries(journal, journal.entries)
         for entry in reversed(journal.entries):
             tell("undone", render_change(entry.change))
-    return True
+    return True, found
 
 
 def refuse_while_used(caller: Caller, name: str) -> None:

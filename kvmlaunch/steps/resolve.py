@@ -15,6 +15,7 @@ from kvmlaunch.host.capture import capture_host
 from kvmlaunch.host.qemu_probe import load_answers, probe_qemu
 from kvmlaunch.host.rights import capture_user
 from kvmlaunch.host.saved import load_capture
+from kvmlaunch.host.tree import why_unsafe
 from kvmlaunch.model.definition import AUTO, Definition
 from kvmlaunch.model.finding import Finding, errors_of
 from kvmlaunch.model.host import HeldByVm, HostFacts, UserFacts
@@ -180,7 +181,8 @@ def resolve(
         host = read_host_for(definition, caller, everything=everything, io_uring=True)
     there = HeldByVm() if not caller.facts and is_covered(host, places) else mount_held(host, places)
     held = evolve(there, running=running is not None, pid=running)
-    host = evolve(host, held=held, hugepages_refused=refused)
+    mine = (places.run, places.state, places.logs) if everything and not caller.facts else ()
+    host = evolve(host, held=held, hugepages_refused=refused, unsafe=why_unsafe(mine, host.user.uid))
     plan = build_vm(definition, host, caps, boot_from=boot_from, paused=paused)
     return Resolved(subject=subject, host=host, caps=caps, plan=plan, places=places)
 

@@ -137,7 +137,6 @@ def journal_head(resolved: Resolved) -> Journal:
         vm=resolved.name,
         uid=owner_uid,
         run=str(resolved.places.run),
-        owner="up",
         boot_id=boot_id,
         time=now,
         state="done",

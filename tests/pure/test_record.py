@@ -44,8 +44,8 @@ CHANGES = (
     TapChange(ifname="kl0", bridge="br0", uid=0, multi_queue=False, mtu=None),
 )
 JOURNAL = Journal(
-    vm="web", uid=0, run="/run/kvmlaunch/vm/web", owner="up", boot_id="b", time="2026-01-01T00:00:00+00:00",
-    state="done", entries=tuple(Entry(change=change, before=1, after=17) for change in CHANGES),
+    vm="web", uid=0, run="/run/kvmlaunch/vm/web", boot_id="b", time="2026-01-01T00:00:00+00:00",
+    state="done", entries=tuple(Entry(change=change, owner="prepared", before=1, after=17) for change in CHANGES),
 )  # fmt: skip
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),

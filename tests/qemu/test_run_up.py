@@ -335,7 +335,7 @@ def test_errors_are_one_json_document_on_stderr(machine: Machine) -> None:
     result = machine.run("up", "nobody", "--json")
 
     assert result.code == 4
-    assert result.out == ""
+    assert result.json["vms"][0]["error"]["code"] == "vm.unknown"
     assert json.loads(result.err)["error"]["code"] == "vm.unknown"
     assert [problem["code"] for problem in result.error["problems"]] == ["vm.unknown"]
 
@@ -363,3 +363,19 @@ def test_a_name_that_leads_elsewhere_is_no_vm(machine: Machine, name: str) -> No
     assert all(result.code == 4 for result in results), results
     assert machine.outside("/run/kvmlaunch").stat().st_mode == before
     assert machine.status("web")["pid"]
+
+
+@pytest.mark.parametrize("jobs", ["1", "3"])
+def test_several_vms_are_answered_by_one_document_the_failed_ones_in_it(machine: Machine, jobs: str) -> None:
+    machine.define("web")
+    machine.define("db")
+
+    started = machine.run("up", "web", "nobody", "db", "--paused", "--json", "-j", jobs)
+    ended = machine.run("down", "web", "db", "--force", "--timeout", "10ms", "--json", "-j", jobs)
+
+    web, nobody, database = started.json["vms"]
+    assert started.code == 4
+    assert (web["name"], nobody["name"], database["name"]) == ("web", "nobody", "db")
+    assert web["pid"] != database["pid"]
+    assert nobody["error"]["code"] == started.error["code"] == "vm.unknown"
+    assert [each["forced"] for each in ended.json["vms"]] == ["SIGTERM", "SIGTERM"]

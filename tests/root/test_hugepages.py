@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.crashes import describe, killed_at, points
+from tests.crashes import describe, killed_at, points, traced
 from tests.root.conftest import Pool
 from tests.sandbox import TINY, Machine, cmdline, is_alive, wait_for
 
@@ -146,11 +146,12 @@ def test_a_pool_that_the_administrator_sets_to_nothing_leaves_the_vm_alive(machi
     pid = machine.pid("web")
 
     pool.set(0)
-    alive, surplus = is_alive(pid), pool.surplus()
+    alive, surplus, notes = is_alive(pid), pool.surplus(), machine.status("web")["notes"]
     machine.end("web")
 
     assert alive
     assert surplus > 0
+    assert any(f"{surplus} huge pages of 2MiB on this host are surplus" in note for note in notes)
     assert pool.gained() <= 0
     assert machine.leftovers() == []
 
@@ -307,5 +308,18 @@ def test_mounts_that_somebody_stacked_are_refused(machine: Machine, pool: Pool) 
     assert result.codes >= {"host.hugetlbfs.stacked"}
     machine.end("web")
     machine.ok("preflight", "web", "--undo")
+    assert pool.settled() == 0
+    assert machine.leftovers() == []
+
+
+def test_a_mount_that_the_kernel_refuses_once_is_counted_again(machine: Machine, pool: Pool) -> None:
+    machine.define("web", HUGE)
+    refused_once = ("-o", "/dev/null", "-e", "trace=mount", "-e", "inject=mount:error=ENOMEM:when=1")
+
+    started = traced(machine, "up", "web", "--paused", options=refused_once)
+
+    assert started.code == 0, started.err
+    assert huge_kilobytes(machine.pid("web")) == PAGES * 2048
+    machine.end("web")
     assert pool.settled() == 0
     assert machine.leftovers() == []

@@ -24,9 +24,9 @@ def test_preparing_shows_what_it_does_and_a_second_time_does_nothing(machine: Ma
     machine.define("web", HUGE)
     short = max(0, PAGES - pool.idle())
 
-    first = machine.ok("preflight", "web", "--apply", "--json").json
+    first = machine.ok("preflight", "web", "--apply", "--json").json["vms"][0]
     gained = pool.gained()
-    second = machine.ok("preflight", "web", "--apply", "--json").json
+    second = machine.ok("preflight", "web", "--apply", "--json").json["vms"][0]
 
     assert first["prepared"]
     assert any("mount hugetlbfs" in change for change in first["changes"])
@@ -38,7 +38,7 @@ def test_preparing_shows_what_it_does_and_a_second_time_does_nothing(machine: Ma
 def test_preflight_alone_changes_nothing(machine: Machine, pool: Pool) -> None:
     machine.define("web", HUGE)
 
-    shown = machine.ok("preflight", "web", "--json").json
+    shown = machine.ok("preflight", "web", "--json").json["vms"][0]
 
     assert shown["changes"]
     assert pool.gained() == 0
@@ -301,3 +301,62 @@ def test_what_was_prepared_for_a_user_stays_over_her_up_and_down(hers: Machine) 
     undone = hers.run("preflight", "web", "--undo", "--user", HER_NAME)
     assert undone.code == 0, undone.err
     assert not log.exists()
+
+
+def test_a_larger_start_on_a_prepared_host_returns_to_what_was_prepared(machine: Machine, pool: Pool) -> None:
+    machine.define("web", HUGE)
+    machine.ok("preflight", "web", "--apply")
+    prepared, mounts = pool.total(), sorted(machine.mounts())
+
+    machine.ok("up", "web", "--paused", "--set", "memory.size=48MiB")
+    during = huge_kilobytes(machine.pid("web"))
+    machine.end("web")
+
+    assert during == 24 * 2048
+    assert pool.total() == prepared
+    assert sorted(machine.mounts()) == mounts
+    machine.ok("preflight", "web", "--undo")
+    assert pool.settled() == 0
+    assert machine.leftovers() == []
+
+
+def test_what_was_prepared_comes_back_after_a_larger_start_was_killed(machine: Machine, pool: Pool) -> None:
+    machine.define("web", HUGE)
+    machine.ok("preflight", "web", "--apply")
+    prepared, mounts = pool.total(), sorted(machine.mounts())
+    machine.ok("up", "web", "--paused", "--set", "memory.size=48MiB")
+
+    machine.kill(machine.pid("web"))
+    machine.ok("down", "web")
+
+    assert pool.total() == prepared
+    assert sorted(machine.mounts()) == mounts
+
+
+def test_undo_says_when_somebody_lowered_the_pool_meanwhile(machine: Machine, pool: Pool) -> None:
+    pool.set(0)
+    machine.define("web", HUGE)
+    machine.ok("preflight", "web", "--apply")
+    pool.set(0)
+
+    undone = machine.run("preflight", "web", "--undo")
+    again = machine.run("preflight", "web", "--undo")
+
+    assert undone.code == 10
+    assert "[host.change.conflict]" in undone.err
+    assert again.code == 0
+    assert pool.total() == 0
+    assert machine.leftovers() == []
+
+
+def test_a_file_that_was_left_on_the_mount_is_told_and_goes_away_with_it(machine: Machine, pool: Pool) -> None:
+    machine.define("web", HUGE)
+    machine.ok("preflight", "web", "--apply")
+    machine.outside(MOUNT).joinpath("left-behind").write_text("")
+
+    undone = machine.ok("preflight", "web", "--undo")
+
+    assert "[host.hugetlbfs.files]" in undone.err
+    assert "left-behind" in undone.err
+    assert pool.settled() == 0
+    assert machine.leftovers() == []

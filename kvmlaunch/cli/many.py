@@ -1,0 +1,60 @@
+"""A command for several VMs: the steps of each as lines, one failure beside the others, one document of all."""
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import click
+
+from kvmlaunch.cli.session import Session
+from kvmlaunch.cli.show import error_document, say, short_path, show_document, show_failure
+from kvmlaunch.errors import KvmlaunchError
+from kvmlaunch.steps.caller import Tell
+from kvmlaunch.steps.many import common_code, run_each
+
+Document = dict[str, Any]
+DETAILS = {"mount": 1, "directory": 1, "tap": 1, "exec": 2}  # steps that are said with so many -v
+
+
+def teller(session: Session, vm: str) -> Tell:
+    """Give what turns the steps of a VM into lines on stderr."""
+
+    def tell(word: str, text: str) -> None:
+        if session.verbose < DETAILS.get(word, 0):
+            return
+        if not session.json or word == "warn":
+            say(session, vm, "warn" if word == "warn" else "ok", word, short_path(text))
+
+    return tell
+
+
+def each_vm(
+    session: Session, kind: str, names: Sequence[str], action: Callable[[str], tuple[int, Document]], *, jobs: int = 1
+) -> int:
+    """Run an action for each VM; failures are shown as they come, and the exit code is that of all.
+
+    An action shows what it did and gives its exit code and its document; with --json all documents are printed as
+    one, a VM that failed with its error in it.
+    """
+
+    def run_one(name: str) -> tuple[int, str]:
+        try:
+            code, document = action(name)
+        except KvmlaunchError as error:
+            show_failure(session, error, name if len(names) > 1 else "")
+            code, document = error.exit_code, {"name": name, "error": error_document(error)}
+        return code, json.dumps(document)
+
+    done = run_each(names, run_one, at_once=jobs)
+    if session.json:
+        show_document(kind, {"vms": [json.loads(text) if text else {"name": name} for name, (_, text) in done.items()]})
+    return common_code(code for code, _ in done.values())
+
+
+def named(vms: tuple[str, ...], all_of: Callable[[], Sequence[str]], *, every: bool) -> Sequence[str]:
+    """Give the VMs that a command is for; raises UsageError when none is named."""
+    if every:
+        return all_of()
+    if not vms:
+        raise click.UsageError("name a VM, or --all")
+    return vms
