@@ -1,26 +1,25 @@
-"""The only door to qemu.qmp: short connections with deadlines, and typed errors.
+"""Asks monitors over their sockets: short connections, one deadline for all of them, and typed errors.
 
 A QMP socket serves one client; the next one connects and hangs, and so does a stopped QEMU.  So every
-exchange has a deadline, and none lasts.
+exchange has a deadline, and none lasts.  What is said stands in `facts/qmp.py`.
 """
 
-import asyncio
-import contextlib
-import logging
 import os
+import select
 import socket
 import struct
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Sequence
 from pathlib import PurePosixPath
 
-from qemu.qmp import ConnectError, ExecInterruptedError, ExecuteError, QMPClient, QMPError
+from attrs import define
 
 from kvmlaunch.errors import Busy, HostFailed, KvmlaunchError, NotRunning, Report, TimedOut
+from kvmlaunch.facts.qmp import Conversation, NoQmp, Query, QueryRefused
 from kvmlaunch.model.value import frozen
 
-logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
-
-Query = tuple[str, Mapping[str, object]]
+CHUNK = 1 << 16
+Answers = list[object]
 
 
 @frozen(kw_only=True)
@@ -87,66 +86,93 @@ def late(target: Target, seconds: float) -> TimedOut:
     )
 
 
-async def exchange(connection: socket.socket, queries: Sequence[Query]) -> list[object]:
-    """Negotiate, ask in order, leave; `quit` cuts the connection itself, which is its success."""
-    client = QMPClient("kvmlaunch")
-    await client.connect(connection)
-    answers: list[object] = []
-    try:
-        for command, arguments in queries:
-            try:
-                answers.append(await client.execute(command, dict(arguments) or None))
-            except ExecInterruptedError:
-                if command != "quit":
-                    raise
-                answers.append({})
-    finally:
-        with contextlib.suppress(EOFError, OSError, QMPError):
-            await client.disconnect()
-    return answers
+@define(kw_only=True)
+class Link:
+    """A conversation on its connection; `left` is still to be sent, `outcome` how it ended, None while it goes on."""
 
+    target: Target
+    connection: socket.socket
+    conversation: Conversation
+    left: bytes = b""
+    outcome: Answers | KvmlaunchError | None = None
 
-async def ask_within(target: Target, queries: Sequence[Query], seconds: float) -> list[object]:
-    """Ask a monitor; raises NotRunning, Busy, TimedOut, HostFailed `qmp.error` with QEMU's own words."""
-    connection = open_socket(target, seconds)
-    try:
-        return await asyncio.wait_for(exchange(connection, queries), seconds)
-    except TimeoutError as error:
-        raise late(target, seconds) from error
-    except ExecuteError as error:
-        raise HostFailed(
-            Report(code="qmp.error", message=f"QEMU refused: {error}", where=str(target.path), why=str(queries))
-        ) from error
-    except (ConnectError, ExecInterruptedError, QMPError, EOFError, OSError) as error:
-        raise refused(target, str(error)) from error
-    finally:
-        connection.close()
+    @property
+    def wishes(self) -> int:
+        """What to wait for, as poll(2) has it."""
+        return select.POLLIN | (select.POLLOUT if self.left else 0)
 
-
-def ask(target: Target, queries: Sequence[Query], *, seconds: float = 5.0) -> list[object]:
-    """Ask one monitor and give its answers in order."""
-    return asyncio.run(ask_within(target, queries, seconds))
-
-
-async def ask_each(
-    targets: Sequence[Target], queries: Sequence[Query], seconds: float
-) -> list[list[object] | KvmlaunchError]:
-    """Ask many monitors at once."""
-
-    async def ask_one(target: Target) -> list[object] | KvmlaunchError:
+    def go_on(self, happened: int) -> None:
+        """Do what the connection is ready for."""
         try:
-            return await ask_within(target, queries, seconds)
-        except KvmlaunchError as error:
-            return error
+            if self.left and happened & select.POLLOUT:
+                self.left = self.left[self.connection.send(self.left) :]
+            if happened & (select.POLLIN | select.POLLHUP | select.POLLERR):
+                self.receive()
+        except BlockingIOError:
+            return
+        except QueryRefused as error:
+            why = f"{self.conversation.current}"
+            report = Report(code="qmp.error", message=f"QEMU refused: {error}", where=str(self.target.path), why=why)
+            self.outcome = HostFailed(report)
+        except (NoQmp, OSError) as error:
+            self.outcome = refused(self.target, str(error))
 
-    return list(await asyncio.gather(*(ask_one(target) for target in targets)))
+    def receive(self) -> None:
+        """Take what has arrived; the end of the connection ends the conversation."""
+        chunk = self.connection.recv(CHUNK)
+        if chunk:
+            self.left += self.conversation.feed(chunk)
+        elif not self.conversation.close():
+            self.outcome = refused(self.target, "the connection was closed")
+        if self.conversation.done and self.outcome is None:
+            self.outcome = self.conversation.answers
+
+
+def converse(links: Sequence[Link], deadline: float) -> None:
+    """Carry conversations on until each has an outcome, or the deadline has come."""
+    poller = select.poll()
+    going = {link.connection.fileno(): link for link in links}
+    while going and (left := deadline - time.monotonic()) > 0:
+        for fd, link in going.items():
+            poller.register(fd, link.wishes)
+        for fd, happened in poller.poll(left * 1000):
+            going[fd].go_on(happened)
+            if going[fd].outcome is not None:
+                poller.unregister(fd)
+                del going[fd]
 
 
 def ask_all(
     targets: Sequence[Target], queries: Sequence[Query], *, seconds: float = 2.0
-) -> list[list[object] | KvmlaunchError]:
+) -> list[Answers | KvmlaunchError]:
     """Ask many monitors at once; one that does not answer gives its error in its place."""
-    return asyncio.run(ask_each(targets, queries, seconds))
+    deadline = time.monotonic() + seconds
+    outcomes: dict[int, Answers | KvmlaunchError] = {}
+    links: dict[int, Link] = {}
+    try:
+        for number, target in enumerate(targets):
+            try:
+                connection = open_socket(target, max(0.01, deadline - time.monotonic()))
+            except KvmlaunchError as error:
+                outcomes[number] = error
+            else:
+                talk = Conversation(queries=queries)
+                links[number] = Link(target=target, connection=connection, conversation=talk)
+        converse(list(links.values()), deadline)
+    finally:
+        for link in links.values():
+            link.connection.close()
+    for number, link in links.items():
+        outcomes[number] = late(link.target, seconds) if link.outcome is None else link.outcome
+    return [outcomes[number] for number in range(len(targets))]
+
+
+def ask(target: Target, queries: Sequence[Query], *, seconds: float = 5.0) -> Answers:
+    """Ask one monitor and give its answers in order; raises NotRunning, Busy, TimedOut, HostFailed `qmp.error`."""
+    (outcome,) = ask_all((target,), queries, seconds=seconds)
+    if isinstance(outcome, KvmlaunchError):
+        raise outcome
+    return outcome
 
 
 def listener_pid(path: PurePosixPath) -> int | None:

@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 
 from kvmlaunch.errors import Busy, DefinitionInvalid, NotRunning, Report
+from kvmlaunch.facts.qmp import Query
 from kvmlaunch.model.lifecycle import Answer, Verb, VmState, plan_transition
-from kvmlaunch.run.qmp import Query, Target, ask
+from kvmlaunch.run.qmp import Target, ask
 from kvmlaunch.steps.caller import Caller
 from kvmlaunch.steps.observe import Seen, monitor_path, observe
 
