@@ -53,18 +53,21 @@ def environment() -> dict[str, str]:
 
 
 def run(words: Sequence[str], *, extra: Mapping[str, str] | None = None, at: Path | None = None) -> float:
-    """Run a command to its end and give the seconds; raises BenchError with its words when it fails."""
+    """Run a command to its end and give the seconds; raises BenchError with its words when it fails, or never ends."""
     begun = time.perf_counter()
-    done = subprocess.run(  # noqa: S603 - the words are the bench's own
-        list(words),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        env={**environment(), **(extra or {})},
-        cwd=at,
-        timeout=LONGEST,
-        check=False,
-    )
+    try:
+        done = subprocess.run(  # noqa: S603 - the words are the bench's own
+            list(words),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env={**environment(), **(extra or {})},
+            cwd=at,
+            timeout=LONGEST,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as late:
+        raise BenchError(f"{' '.join(words)[:200]} took more than {LONGEST} s") from late
     seconds = time.perf_counter() - begun
     if done.returncode:
         message = f"{' '.join(words)[:200]} ended with {done.returncode}: {done.stderr.decode(errors='replace')[-600:]}"
