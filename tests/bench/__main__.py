@@ -23,9 +23,11 @@ from attrs import asdict
 from tests.bench.commands import measure_commands
 from tests.bench.many import can_run, measure_status, measure_validate, skipped_status
 from tests.bench.measure import ROOT, BenchError, Row, environment, skipped
-from tests.bench.starts import GROUP, SCRIPT, measure_starts
+from tests.bench.peers import measure_native, measure_peers
+from tests.bench.starts import GROUP, SCRIPT, Vm, measure_starts
 
 OWN: Final = ("/run/kvmlaunch", "/var/lib/kvmlaunch", "/var/log/kvmlaunch")
+LIBVIRT: Final = "/run/libvirt"  # where its embedded driver writes whatever root it is given
 INSIDE: Final = "--inside"
 TITLES: Final = {
     "a": "commands that end at once",
@@ -39,7 +41,8 @@ def isolated() -> int | None:
     """Run the bench again in a mount namespace of its own, as root can; None when this is it, or cannot be."""
     if INSIDE in sys.argv or os.geteuid() != 0 or not shutil.which("unshare"):
         return None
-    mounts = "; ".join(f"mkdir -p {path}; mount -t tmpfs -o mode=755 tmpfs {path}" for path in OWN)
+    places = (*OWN, LIBVIRT) if shutil.which("virsh") else OWN
+    mounts = "; ".join(f"mkdir -p {path}; mount -t tmpfs -o mode=755 tmpfs {path}" for path in places)
     script = f'{mounts}; exec "$@"'
     words = ["unshare", "--mount", "--propagation", "private", "sh", "-euc", script, "sh"]
     again = [sys.executable, "-m", "tests.bench", *sys.argv[1:], INSIDE]
@@ -58,6 +61,7 @@ def measure_all(home: Path) -> Iterator[Row]:
     """Give every row."""
     token = secrets.token_hex(3)
     yield from measure_commands(home)
+    yield measure_native(home)
     parent = run_parent()
     why = can_run() or ("" if parent else "there is no runtime directory: XDG_RUNTIME_DIR")
     if why or parent is None:
@@ -65,7 +69,9 @@ def measure_all(home: Path) -> Iterator[Row]:
         yield from measure_validate(home)
         yield from skipped_status(why)
         return
-    yield from measure_starts(home, parent, token)
+    plain = Vm(name=f"bench-{token}", home=home, run=parent / f"bench-{token}", pages=0)
+    yield from measure_starts(plain)
+    yield from measure_peers(plain)
     yield from measure_validate(home)
     yield from measure_status(home, token)
 

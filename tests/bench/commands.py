@@ -1,11 +1,10 @@
 """Commands that end at once, against a bare Python of the same environment."""
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from tests.bench.measure import KVMLAUNCH, PYTHON, ROOT, BenchError, Row, command, compare, in_turn, run, skipped
+from tests.bench.measure import KVMLAUNCH, PYTHON, ROOT, Row, command, compare, in_turn
 
 GROUP: Final = "a"
 PAIRS: Final = 15
@@ -49,38 +48,3 @@ def measure_commands(directory: Path) -> Iterator[Row]:
         ("explain", command(KVMLAUNCH, "explain", "bench", at=directory), None),
     ):
         yield compare(GROUP, what, BARE, in_turn(side, bare, PAIRS), aim=aim)
-    yield measure_virsh(directory)
-
-
-DOMAIN: Final = """\
-<domain type='qemu'>
-  <name>bench</name>
-  <memory unit='MiB'>256</memory>
-  <vcpu>2</vcpu>
-  <os><type arch='x86_64' machine='q35'>hvm</type></os>
-  <devices>
-    <disk type='file' device='disk'>
-      <driver name='qemu' type='raw' cache='none'/>
-      <source file='{image}'/>
-      <target dev='vda' bus='virtio'/>
-    </disk>
-    <interface type='user'><model type='virtio'/></interface>
-  </devices>
-</domain>
-"""
-
-
-def measure_virsh(directory: Path) -> Row:
-    """Give the row against libvirt's own translation, by its embedded driver: no daemon is needed."""
-    what, against = "print-cmd", "virsh domxml-to-native"
-    if not shutil.which("virsh"):
-        return skipped(GROUP, what, against, "virsh is not installed")
-    document = directory / "bench.xml"
-    document.write_text(DOMAIN.format(image=directory / "vmdefs" / "bench.img"))
-    virsh = ("virsh", "-c", f"qemu:///embed?root={directory / 'embed'}", "domxml-to-native", "qemu-argv", str(document))
-    try:
-        run(virsh)
-    except BenchError as error:
-        return skipped(GROUP, what, against, str(error).splitlines()[-1])
-    ours = command(KVMLAUNCH, "print-cmd", "bench", at=directory)
-    return compare(GROUP, what, against, in_turn(ours, command(*virsh), PAIRS))

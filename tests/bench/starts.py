@@ -14,8 +14,7 @@ from typing import Final
 
 from attrs import evolve, frozen
 
-from tests.bench.commands import DOMAIN
-from tests.bench.measure import HERE, KVMLAUNCH, BenchError, Row, compare, environment, in_turn, run, skipped
+from tests.bench.measure import HERE, KVMLAUNCH, Row, compare, environment, in_turn, run, skipped
 
 GROUP: Final = "b"
 PAIRS: Final = 11
@@ -78,9 +77,9 @@ def end(pid: int) -> None:
         os.close(handle)
 
 
-def up(vm: Vm, *, whole: bool) -> float:
-    """Start a VM by `up --paused`; gives the seconds until it returned, and with `whole` those of giving back too."""
-    seconds = run((KVMLAUNCH, "up", vm.name, "--paused", "--quiet"), at=vm.home)
+def up(vm: Vm, *options: str, whole: bool = False) -> float:
+    """Start a VM by `up`; gives the seconds until it returned, and with `whole` those of giving back too."""
+    seconds = run((KVMLAUNCH, "up", vm.name, "--quiet", *options), at=vm.home)
     end(int(record_pid(vm)))
     back = run((KVMLAUNCH, "down", vm.name, "--quiet"), at=vm.home)
     return seconds + back if whole else seconds
@@ -118,7 +117,7 @@ def measure_start(vm: Vm, what: str, *, whole: bool = False, aim: float | None =
     vm.define()
     argv = vm.argv()
     try:
-        measured = in_turn(lambda: up(vm, whole=whole), lambda: script(vm, argv, whole=whole), PAIRS)
+        measured = in_turn(lambda: up(vm, "--paused", whole=whole), lambda: script(vm, argv, whole=whole), PAIRS)
     except BaseException:
         sweep(vm)
         raise
@@ -130,9 +129,8 @@ def over(row: Row, most: float) -> Row:
     return evolve(row, aim=f"≤ {most * 1000:.0f} ms over it", kept=row.ours - row.theirs <= most)
 
 
-def measure_starts(home: Path, run_parent: Path, token: str) -> Iterator[Row]:
+def measure_starts(plain: Vm) -> Iterator[Row]:
     """Give the rows of starts; those with hugepages need root."""
-    plain = Vm(name=f"bench-{token}", home=home, run=run_parent / f"bench-{token}", pages=0)
     if not shutil.which("socat"):
         yield skipped(GROUP, "up --paused", SCRIPT, "socat is not installed")
         return
@@ -140,47 +138,7 @@ def measure_starts(home: Path, run_parent: Path, token: str) -> Iterator[Row]:
     if os.geteuid() != 0:
         yield skipped(GROUP, "up --paused, 256 MiB of hugepages", SCRIPT, "mounting needs root")
     else:
-        huge = Vm(name=f"bench-{token}-huge", home=home, run=run_parent / f"bench-{token}-huge", pages=PAGES)
+        name = f"{plain.name}-huge"
+        huge = evolve(plain, name=name, run=plain.run.with_name(name), pages=PAGES)
         yield measure_start(huge, "up --paused, 256 MiB of hugepages mounted and reserved")
         yield over(measure_start(huge, "the same, and given back by down", whole=True), AIM_MORE)
-    yield from measure_peers(plain)
-
-
-def measure_peers(vm: Vm) -> Iterator[Row]:
-    """Give the rows against other launchers, where they are installed."""
-    what = "up --paused, ordinary memory"
-    yield measure_virsh(vm, what)
-    for name in ("quickemu", "virt-install"):
-        why = "is not installed" if not shutil.which(name) else "is installed, and not measured here"
-        yield skipped(GROUP, what, name, f"{name} {why}")
-
-
-def measure_virsh(vm: Vm, what: str) -> Row:
-    """Give the row against `virsh start --paused`; a running libvirtd is needed."""
-    against = "virsh start --paused"
-    if not shutil.which("virsh"):
-        return skipped(GROUP, what, against, "virsh is not installed")
-    virsh = ("virsh", "-c", "qemu:///system")
-    document = vm.home / f"{vm.name}.xml"
-    document.write_text(
-        DOMAIN.format(image=vm.home / "vmdefs" / f"{vm.name}.img").replace(
-            "<name>bench</name>", f"<name>{vm.name}</name>"
-        )
-    )
-    try:
-        run((*virsh, "define", str(document)))
-    except BenchError as error:
-        return skipped(GROUP, what, against, str(error).splitlines()[-1])
-
-    def theirs() -> float:
-        seconds = run((*virsh, "start", "--paused", vm.name))
-        run((*virsh, "destroy", vm.name))
-        return seconds
-
-    try:
-        return compare(GROUP, what, against, in_turn(lambda: up(vm, whole=False), theirs, PAIRS))
-    except BenchError as error:
-        return skipped(GROUP, what, against, str(error).splitlines()[-1])
-    finally:
-        with suppress(BenchError):
-            run((*virsh, "undefine", vm.name))
