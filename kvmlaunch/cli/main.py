@@ -1,6 +1,5 @@
 """The command `kvmlaunch`: a lazy table of commands; here alone an exception becomes text and exit code."""
 
-import gc
 import io
 import os
 import signal
@@ -215,7 +214,6 @@ def open_closed() -> None:
 def main() -> None:
     """Run the command line of this process."""
     open_closed()
-    gc.set_threshold(100_000)  # a short command leaves no garbage: looking for it is a twentieth of print-cmd
     for each in ENDING:
         signal.signal(each, interrupt)
     leave(run(sys.argv[1:]))

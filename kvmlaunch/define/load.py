@@ -22,7 +22,6 @@ from kvmlaunch.define.layers import (
 )
 from kvmlaunch.define.mistake import Misplaced, Placed
 from kvmlaunch.define.paths import make_absolute
-from kvmlaunch.define.report import findings_of
 from kvmlaunch.define.resolved import render_resolved
 from kvmlaunch.define.rules import check_rules, check_vm_name
 from kvmlaunch.define.structure import structure, unknown_key
@@ -71,6 +70,8 @@ def load_definition(
     if wrong := check_vm_name(name):
         found.append(Placed(mistake=wrong, origin=Origin(kind="file", place=str(first.path))))
     if found or definition is None:
+        from kvmlaunch.define.report import findings_of  # noqa: PLC0415 - on a mistake only
+
         texts = {str(source.path): source.text for source in sources}
         return Loaded(definition=None, findings=findings_of(found, texts, first.path))
     return Loaded(definition=finished(definition, name, first.path, tree), findings=())

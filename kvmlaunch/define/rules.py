@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 from kvmlaunch.define.mistake import Mistake, shown
-from kvmlaunch.define.raw_rules import check_raw
 from kvmlaunch.define.tree import Path, quote
 from kvmlaunch.define.values import parse_host_port, render_forward
 from kvmlaunch.model.definition import AUTO, Definition, Disk, Network, Topology
@@ -321,6 +320,10 @@ def check_ready(definition: Definition) -> Broke:
 
 def check_arguments(definition: Definition) -> Broke:
     """Give arguments by hand that undo or double what kvmlaunch answers for."""
+    if not definition.raw.args:
+        return
+    from kvmlaunch.define.raw_rules import check_raw  # noqa: PLC0415 - where there are any
+
     for index, mistake in check_raw(definition.raw.args):
         yield Broken(("raw", "args", index), mistake)
 

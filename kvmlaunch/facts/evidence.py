@@ -1,43 +1,41 @@
 """What the live QEMU and /proc say, read into evidence; pure."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 from kvmlaunch.model.evidence import DriveEvidence, RamMapping
 
 KIB = 1024
+MAPPING = r"(?m)^([0-9a-f]{1,16})-([0-9a-f]{1,16}) \S+ \S+ \S+ \d+ *(.*)$"
 
 
-def parse_smaps(text: str) -> Iterator[RamMapping]:
-    """Give every mapping of /proc/PID/smaps; raises ValueError for a line of another shape.
+def parse_smaps(text: str, *, least: int = 0) -> Iterator[RamMapping]:
+    """Give the mappings of /proc/PID/smaps that have at least `least` bytes, as QEMU has some hundred small ones.
 
     Source: proc_pid_smaps(5).
     """
-    name, numbers, flags = "", dict[str, int](), frozenset[str]()
-    for line in text.splitlines():
-        head = line.split(maxsplit=5)
-        if not head:
-            continue
-        if head[0].endswith(":"):
-            if head[0] == "VmFlags:":
-                flags = frozenset(line.split()[1:])
-                yield build_mapping(name, numbers, flags)
-                numbers = {}
-            elif len(head) > 1 and head[1].isdigit():
-                numbers[head[0][:-1]] = int(head[1]) * KIB
-        else:
-            name = head[5] if len(head) > 5 else ""  # noqa: PLR2004 - the sixth field is the name
+    heads = list(re.finditer(MAPPING, text))
+    for head, following in zip_longest(heads, heads[1:]):
+        if int(head[2], 16) - int(head[1], 16) >= least:
+            yield parse_mapping(head[3], text[head.end() : following.start() if following else len(text)])
 
 
-def build_mapping(name: str, numbers: Mapping[str, int], flags: frozenset[str]) -> RamMapping:
-    """Give one mapping; a missing number is 0."""
-    return RamMapping(
-        size=numbers.get("Size", 0),
-        page_size=numbers.get("KernelPageSize", 0),
-        resident=numbers.get("Rss", 0) + numbers.get("Private_Hugetlb", 0),
-        flags=flags,
-        name=name,
+def parse_mapping(name: str, text: str) -> RamMapping:
+    """Give one mapping of the lines beneath its first; a missing number is 0."""
+    fields = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+    size, page_size, rss, huge = (
+        parse_kib(fields.get(field, "")) for field in ("Size", "KernelPageSize", "Rss", "Private_Hugetlb")
     )
+    flags = frozenset(fields.get("VmFlags", "").split())
+    return RamMapping(size=size, page_size=page_size, resident=rss + huge, flags=flags, name=name)
+
+
+def parse_kib(text: str) -> int:
+    """Give the bytes of `   128 kB`; 0 for anything else."""
+    number = text.split()[:1]
+    return int(number[0]) * KIB if number and number[0].isascii() and number[0].isdecimal() else 0
 
 
 def guest_ram(mappings: Sequence[RamMapping], size: int) -> tuple[RamMapping, ...]:

@@ -143,6 +143,13 @@ def load_io_uring() -> Callable[[], str]:
     return set_up_ring
 
 
+def try_io_uring(user: UserFacts) -> str:
+    """Give what io_uring_setup says to a user, "" when it makes a ring."""
+    set_up_ring = load_io_uring()
+    with rights_of(user):
+        return set_up_ring()
+
+
 def capture_path(base: str, path: str) -> dict[str, object]:
     """Give what can be seen of a file that a definition names, without its content."""
     real = os.path.realpath(base + path)

@@ -9,13 +9,16 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 from attrs import evolve
 
 from kvmlaunch.errors import HostFailed, PreflightFailed, Report
 from kvmlaunch.facts import qemu, qemu_cache
-from kvmlaunch.host.command import ToolResult, run_tool
 from kvmlaunch.model.qemu import OLDEST_VERSION, QemuCaps
+
+if TYPE_CHECKING:
+    from kvmlaunch.host.command import ToolResult
 
 START = ("-M", "none", "-nodefaults", "-no-user-config", "-display", "none", "-S", "-qmp", "stdio")
 SUFFIXES = {qemu.HELP: ".txt", qemu.BINARY: ".txt"}
@@ -90,8 +93,10 @@ def capture_answers(binary: Path) -> Mapping[str, str]:
     return {qemu.BINARY: f"{binary}\n", qemu.HELP: help_text.out, **answers}
 
 
-def ask(binary: Path, arguments: tuple[str, ...], queries: str | None) -> ToolResult:
+def ask(binary: Path, arguments: tuple[str, ...], queries: str | None) -> "ToolResult":
     """Give what a binary says; PreflightFailed when it cannot be started or fails."""
+    from kvmlaunch.host.command import run_tool  # noqa: PLC0415 - once a binary
+
     try:
         result = run_tool((str(binary), *arguments), input=queries)
     except HostFailed as error:

@@ -14,6 +14,7 @@ from kvmlaunch.model.evidence import DriveEvidence, Evidence
 from kvmlaunch.run.process import read_cmdline
 from kvmlaunch.run.qmp import Target, ask
 
+LEAST_RAM = 1 << 20  # bytes: no mapping of a guest's RAM is smaller
 QUERIES: tuple[Query, ...] = (
     ("query-kvm", {}),
     ("query-name", {}),
@@ -65,7 +66,8 @@ def collect_evidence(pid: int, target: Target, ram_size: int, log: str, *, secon
     kvm, name, uuid, cpus, blocks, machine, run_state = answers
     try:
         status = kernel_view(pid)
-        mappings = tuple(parse_smaps(Path(f"/proc/{pid}/smaps").read_text(encoding="utf-8", errors="replace")))
+        smaps = Path(f"/proc/{pid}/smaps").read_text(encoding="utf-8", errors="replace")
+        mappings = tuple(parse_smaps(smaps, least=LEAST_RAM))
         drives = tuple(with_flags(parse_drives(blocks), pid))
     except (OSError, ValueError) as error:
         raise unseen(pid, error) from error

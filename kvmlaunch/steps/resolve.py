@@ -11,7 +11,7 @@ from kvmlaunch.builder.vm import build_vm, needs_io_uring, wanted_paths
 from kvmlaunch.errors import HostFailed, PreflightFailed, PrivilegeMissing, Report
 from kvmlaunch.facts.qemu import parse_answers
 from kvmlaunch.facts.sources import Wanted, parse_captured
-from kvmlaunch.host.capture import capture_host
+from kvmlaunch.host.capture import capture_host, try_io_uring
 from kvmlaunch.host.qemu_probe import load_answers, probe_qemu
 from kvmlaunch.host.rights import capture_user
 from kvmlaunch.host.saved import load_capture
@@ -114,9 +114,7 @@ def is_covered(host: HostFacts, places: Places) -> bool:
     return bool(found) and found[-1].device != f"{os.major(device)}:{os.minor(device)}"
 
 
-def read_host(
-    definition: Definition, caller: Caller, user: UserFacts | None, *, everything: bool, io_uring: bool
-) -> HostFacts:
+def read_host(definition: Definition, caller: Caller, user: UserFacts | None, *, everything: bool) -> HostFacts:
     """Give the host's facts, seen with the rights of a user; `everything` looks at ports and network devices too."""
     if caller.facts:
         facts = parse_captured(load_capture(caller.facts))
@@ -127,7 +125,6 @@ def read_host(
         listeners=everything,
         network_devices=everything,
         locks=everything,
-        io_uring=io_uring,
     )
     facts = parse_captured(capture_host(wanted, user=user))
     return evolve(facts, caller_uid=caller.owner_uid, privileged=caller.uid == 0)
@@ -138,24 +135,24 @@ def forwarded_ports(definition: Definition) -> tuple[int, ...]:
     return tuple(forward.host_port for network in definition.network.values() for forward in network.forwards)
 
 
-def read_host_for(definition: Definition, caller: Caller, *, everything: bool, io_uring: bool) -> HostFacts:
+def read_host_for(definition: Definition, caller: Caller, *, everything: bool) -> HostFacts:
     """Give the facts as QEMU's user sees them; root gives way to `kvmlaunch` where that reaches every file."""
     written = definition.security.user
     if caller.facts or caller.uid != 0:
-        return read_host(definition, caller, None, everything=everything, io_uring=io_uring)
+        return read_host(definition, caller, None, everything=everything)
     if caller.for_user or written is not AUTO:
         user = capture_user(caller.for_user or str(written))
-        return read_host(definition, caller, user, everything=everything, io_uring=io_uring)
+        return read_host(definition, caller, user, everything=everything)
     try:
         user = capture_user(SYSTEM_USER)
     except HostFailed:
         missing = f"there is no system user {SYSTEM_USER}"
     else:
-        facts = read_host(definition, caller, user, everything=everything, io_uring=io_uring)
+        facts = read_host(definition, caller, user, everything=everything)
         missing = missing_rights(definition, facts)
         if not missing:
             return facts
-    return evolve(read_host(definition, caller, None, everything=everything, io_uring=io_uring), user_missing=missing)
+    return evolve(read_host(definition, caller, None, everything=everything), user_missing=missing)
 
 
 def resolve(
@@ -176,9 +173,9 @@ def resolve(
     definition = subject.definition
     caps = read_caps(definition, caller)
     places = caller.places(definition.name) if not caller.facts else facts_places(caller, definition)
-    host = read_host_for(definition, caller, everything=everything, io_uring=False)
+    host = read_host_for(definition, caller, everything=everything)
     if not caller.facts and needs_io_uring(definition, host, caps):
-        host = read_host_for(definition, caller, everything=everything, io_uring=True)
+        host = evolve(host, aio=evolve(host.aio, io_uring_refusal=try_io_uring(host.user)))
     there = HeldByVm() if not caller.facts and is_covered(host, places) else mount_held(host, places)
     held = evolve(there, running=running is not None, pid=running)
     mine = (places.run, places.state, places.logs) if everything and not caller.facts else ()

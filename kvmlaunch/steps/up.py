@@ -251,6 +251,12 @@ def resolve_again(caller: Caller, resolved: Resolved, wishes: Wishes, refused: s
     )
 
 
+def rests_on_the_host(resolved: Resolved) -> bool:
+    """Does a plan rest on pages, mounts or taps, which others may have changed since they were looked at."""
+    wished = any(finding.report.code == "host.hugepages.none" for finding in resolved.plan.findings)
+    return resolved.plan.memory.backing == "hugepages" or wished or bool(resolved.changes())
+
+
 def change_host(caller: Caller, resolved: Resolved, wishes: Wishes, tell: Tell) -> Resolved:
     """Heal, look again and change the host, all under the host-wide lock; gives the plan that holds.
 
@@ -264,8 +270,10 @@ def change_host(caller: Caller, resolved: Resolved, wishes: Wishes, tell: Tell) 
         heal_host(tell, but=str(resolved.places.run))
         refused = ""
         for _ in range(TRIES):
-            fresh = resolve_again(caller, resolved, wishes, refused)
-            refuse_errors(fresh.name, fresh.findings())
+            fresh = resolved
+            if rests_on_the_host(resolved):
+                fresh = resolve_again(caller, resolved, wishes, refused)
+                refuse_errors(fresh.name, fresh.findings())
             try:
                 apply_changes(journal_head(fresh), all_changes(fresh), tell)
             except PreflightFailed as error:
