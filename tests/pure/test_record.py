@@ -120,7 +120,7 @@ def test_a_thousand_spoiled_texts_are_read_or_refused(parse: Callable[[str], obj
             continue
 
 
-@pytest.mark.parametrize("text", ["", "[]", "null", "3", '"x"', "[" * 100_000, '{"schema": 1}', '{"schema": 99}'])
+@pytest.mark.parametrize("text", ["", "[]", "null", "3", '"x"', "[" * 100_000, '{"schema": 2}', '{"schema": 99}'])
 def test_texts_that_are_no_journal_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"."):
         parse_journal(text)
@@ -131,7 +131,7 @@ JOURNAL_TYPES = {
     "pages below zero": ('"pages": 16', '"pages": -16'),
     "a path as a number": ('"path": "/run/kvmlaunch/vm/web/log"', '"path": 7'),
     "before as text": ('"before": 1', '"before": "1"'),
-    "an owner of its own": ('"owner": "up"', '"owner": "me"'),
+    "an owner of its own": ('"owner": "prepared"', '"owner": "me"'),
     "a uid as text": ('"uid": 0', '"uid": "0"'),
 }
 
