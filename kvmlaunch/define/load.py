@@ -87,7 +87,7 @@ def build(
     tree = with_profile(tree, profiles)
     tree, refused = make_absolute(tree, first.path.parent, surroundings.working_directory, surroundings.home)
     wanted = {key: value for key, value in plain(tree).items() if key not in UNWRITTEN}
-    definition, wrong = structure(wanted | {"name": "vm", "file": "/vm.toml"})
+    definition, wrong = structure(wanted | {"name": "vm", "file": "/vm.toml"}, Definition)
     found += refused + wrong
     if definition is not None:
         written = attrs.evolve(definition, origins=origins_of(tree))

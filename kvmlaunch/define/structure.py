@@ -7,7 +7,7 @@ mistakes is built again without them, so that the rules across keys see all that
 
 from collections.abc import Callable
 from functools import cache, partial
-from typing import Any, Final, get_args
+from typing import Any, Final, TypeVar, get_args
 
 import attrs
 from cattrs import ClassValidationError, Converter, ForbiddenExtraKeysError, IterableValidationError
@@ -19,6 +19,7 @@ from kvmlaunch.define.tree import Path, join_path, quote
 from kvmlaunch.define.values import PARSERS, WANTED
 from kvmlaunch.model.definition import AUTO, LOADING_KEYS, RESERVED_KEYS, SHORTHANDS, Auto, Definition
 
+T = TypeVar("T")
 Hook = Callable[[Any, Any], Any]
 # Keys of tables that are reserved beside RESERVED_KEYS, by the table's class name.
 RESERVED_IN_TABLES: Final = {"Disk": ("size",)}
@@ -26,14 +27,17 @@ WANTED_CONTAINERS: Final[dict[type, str]] = {dict: "a table", list: "an array"}
 MOST_ROUNDS: Final = 100
 
 
-def structure(table: dict[str, object]) -> tuple[Definition | None, list[Misplaced]]:
-    """Give the definition built of all that is right, and every mistake; None when nothing can be built."""
+def structure(table: dict[str, object], form: type[T]) -> tuple[T | None, list[Misplaced]]:
+    """Give what a table defines, built of all that is right, and every mistake; None when nothing can be built.
+
+    `form` is Definition, or the class of another file with keys like its.
+    """
     found: list[Misplaced] = []
     for _ in range(MOST_ROUNDS):
         try:
-            return converter().structure(table, Definition), found
+            return converter().structure(table, form), found
         except ClassValidationError as error:
-            new = walk(error, ())
+            new = walk(error, (), form)
             for misplaced in new:
                 table = pruned(table, misplaced.path)
             found += [misplaced for misplaced in new if not (misplaced.rests and holds_one(misplaced.path, found))]
@@ -54,33 +58,33 @@ def pruned(table: dict[str, object], path: Path) -> dict[str, object]:
     return {key: value for key, value in table.items() if key != first}
 
 
-def walk(error: BaseException, path: Path) -> list[Misplaced]:
-    """Give the mistakes of an error of cattrs with their key paths."""
+def walk(error: BaseException, path: Path, root: type) -> list[Misplaced]:
+    """Give the mistakes of an error of cattrs with their key paths; `root` is the class of the whole file."""
     match error:
         case ClassValidationError():
             notes, others = error.group_exceptions()
-            found = [misplaced for inner, note in notes for misplaced in walk_key(inner, path, note.name)]
-            return found + [misplaced for inner in others for misplaced in walk(inner, path)]
+            found = [misplaced for inner, note in notes for misplaced in walk_key(inner, path, note.name, root)]
+            return found + [misplaced for inner in others for misplaced in walk(inner, path, root)]
         case IterableValidationError():
             items, others = error.group_exceptions()
-            found = [misplaced for inner, item in items for misplaced in walk(inner, (*path, item.index))]
-            return found + [misplaced for inner in others for misplaced in walk(inner, path)]
+            found = [misplaced for inner, item in items for misplaced in walk(inner, (*path, item.index), root)]
+            return found + [misplaced for inner in others for misplaced in walk(inner, path, root)]
         case ForbiddenExtraKeysError():
-            return [unknown_key(error.cl, name, path) for name in sorted(error.extra_fields)]
+            return [unknown_key(error.cl, name, path, root) for name in sorted(error.extra_fields)]
         case Mistake():
             return [Misplaced(path=path, mistake=error)]
     raise error
 
 
-def walk_key(error: BaseException, path: Path, name: str) -> list[Misplaced]:
+def walk_key(error: BaseException, path: Path, name: str, root: type) -> list[Misplaced]:
     """Give the mistakes beneath one key; cattrs tells a missing one by a KeyError."""
     if isinstance(error, KeyError):
         mistake = Mistake(code="def.value.type", message=f"`{name}` is missing", hint=f'{name} = "…"')
         return [Misplaced(path=path, mistake=mistake, on_key=True, rests=True)]
-    return walk(error, (*path, name))
+    return walk(error, (*path, name), root)
 
 
-def unknown_key(table: type, name: str, path: Path) -> Misplaced:
+def unknown_key(table: type, name: str, path: Path, root: type = Definition) -> Misplaced:
     """Give the mistake of a key that does not exist, with the nearest that does."""
     reserved = RESERVED_KEYS if table is Definition else RESERVED_IN_TABLES.get(table.__name__, ())
     known = tuple(fields_of(table)) + ((*LOADING_KEYS, *SHORTHANDS) if table is Definition else ())
@@ -92,17 +96,17 @@ def unknown_key(table: type, name: str, path: Path) -> Misplaced:
         close = nearest(name, known)
         if name == "name" and not path:
             why = "the VM's name is the name of its file"
-        elif close or elsewhere(name):
-            hint = elsewhere(name) or f"did you mean `{close}`?"
+        elif close or elsewhere(name, root):
+            hint = elsewhere(name, root) or f"did you mean `{close}`?"
         else:
             hint = f"keys here: {', '.join(fields_of(table))}; notes of your own start with x-"
     mistake = Mistake(code="def.key.unknown", message=message, why=why, hint=hint)
     return Misplaced(path=(*path, name), mistake=mistake, on_key=True)
 
 
-def elsewhere(name: str) -> str:
-    """Say in which table a key of this name stands, "" when in none."""
-    for table, field in fields_of(Definition).items():
+def elsewhere(name: str, root: type) -> str:
+    """Say in which table of a file a key of this name stands, "" when in none."""
+    for table, field in fields_of(root).items():
         for member in members(field.type):
             kind, dotted = (get_args(member)[1], f"{table}.NAME") if is_named(member) else (member, table)
             if is_table(kind) and name in fields_of(kind):

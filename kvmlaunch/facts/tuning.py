@@ -1,0 +1,156 @@
+"""The host's knobs: I/O schedulers, KSM, transparent huge pages, sysctls, governors, KVM's parameters.
+
+Sources: Documentation/block/queue-sysfs.rst, admin-guide/mm/ksm.rst, admin-guide/mm/transhuge.rst,
+admin-guide/sysctl/vm.rst, admin-guide/pm/cpufreq.rst; proc_buddyinfo(5); sysctl.d(5).
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import PurePosixPath
+
+from kvmlaunch.model.tuning import BlockDevice, HostTuning, Knob, PageHolder, SysctlLine
+
+KSM = "/sys/kernel/mm/ksm"
+UKSM = "/sys/kernel/mm/uksm/run"
+THP = "/sys/kernel/mm/transparent_hugepage"
+CPUS = "/sys/devices/system/cpu/cpu[0-9]*/cpufreq"
+MODULES = ("kvm/parameters/halt_poll_ns", "kvm_intel/parameters/nested", "kvm_amd/parameters/nested")
+SYSCTLS = ("vm.swappiness", "kernel.numa_balancing", "vm.nr_overcommit_hugepages", "vm.overcommit_memory")
+CMDLINE, BUDDYINFO = "/proc/cmdline", "/proc/buddyinfo"
+# The first directory wins where two hold a file of one name; /etc/sysctl.conf is read last: sysctl(8), --system.
+SYSCTL_DIRECTORIES = ("/etc/sysctl.d", "/run/sysctl.d", "/usr/local/lib/sysctl.d", "/usr/lib/sysctl.d", "/lib/sysctl.d")
+SYSCTL_CONF = "/etc/sysctl.conf"
+RC_LOCAL, PROCPS, INIT = "/etc/rc.local", "/etc/init.d/procps", "/proc/1/comm"
+FILES = (
+    *(f"{KSM}/*", UKSM, f"{THP}/enabled", f"{THP}/defrag", CMDLINE, BUDDYINFO, SYSCTL_CONF, RC_LOCAL, PROCPS, INIT),
+    *(f"{CPUS}/scaling_governor", f"{CPUS}/scaling_available_governors"),
+    *(f"/sys/module/{name}" for name in MODULES),
+    *(f"/proc/sys/{name.replace('.', '/')}" for name in SYSCTLS),
+    *(f"{directory}/*.conf" for directory in SYSCTL_DIRECTORIES),
+)
+QUEUE_FILES = ("scheduler", "read_ahead_kb", "rotational")
+
+CHOSEN = r"\[([^\[\]\s]+)\]"
+CPU_NUMBER = r"/sys/devices/system/cpu/cpu([0-9]{1,5})/cpufreq/scaling_governor"
+BUDDY_LINE = r"(?m)^Node +([0-9]{1,5}), zone +\S+((?: +[0-9]{1,18})+) *$"
+SYSCTL_LINE = r"(?m)^[ \t]*-?([A-Za-z0-9_./*-]+)[ \t]*=[ \t]*(.*?)[ \t]*$"
+
+
+def sysctl_path(name: str) -> str:
+    """Give the file of a sysctl: `vm.swappiness` is /proc/sys/vm/swappiness."""
+    return f"/proc/sys/{name.replace('.', '/')}"
+
+
+def queue_file(device: str, name: str) -> str:
+    """Give a file of a device's queue; a slash in a device's name is written `!` there."""
+    return f"/sys/block/{device.replace('/', '!')}/queue/{name}"
+
+
+def parse_knob(files: Mapping[str, str], path: str) -> Knob | None:
+    """Give a control file; of one that lists words, `[none] mq-deadline`, the word in brackets is the value."""
+    text = files.get(path)
+    if text is None:
+        return None
+    chosen = re.search(CHOSEN, text)
+    words = text.replace("[", "").replace("]", "").split()
+    return Knob(path=path, value=chosen[1] if chosen else text.strip(), offered=tuple(words) if chosen else ())
+
+
+def parse_tuning(files: Mapping[str, str], probes: Mapping[str, object]) -> HostTuning:
+    """Give the host's knobs of what was captured; `probes` holds devices, daemons, holders, udev and grub."""
+    knobs = {path: knob for path in files if (knob := parse_knob(files, path))}
+    ksm = {path.removeprefix(f"{KSM}/"): knob for path, knob in knobs.items() if path.startswith(f"{KSM}/")}
+    return HostTuning(
+        devices=parse_devices(files, probes.get("devices")),
+        ksm=ksm,
+        uksm=UKSM in files,
+        thp=knobs.get(f"{THP}/enabled"),
+        thp_defrag=knobs.get(f"{THP}/defrag"),
+        sysctls={name: knob for name in SYSCTLS if (knob := knobs.get(sysctl_path(name)))},
+        governors=parse_governors(files),
+        parameters={
+            name.replace("/parameters/", "."): knob for name in MODULES if (knob := knobs.get(f"/sys/module/{name}"))
+        },
+        cmdline=tuple(files.get(CMDLINE, "").split()),
+        buddies=parse_buddies(files.get(BUDDYINFO, "")),
+        daemons={name: pid for name, pid in table_of(probes.get("daemons")).items() if type(pid) is int},
+        holders=tuple(parse_holders(probes.get("page_holders"))),
+        sysctl_lines=tuple(parse_sysctls(files)),
+        udev=probes.get("udev") is True,
+        init=files.get(INIT, "").strip(),
+        local_script=files.get(RC_LOCAL),
+        procps_script=PROCPS in files,
+        grub=str(probes.get("grub") or ""),
+    )
+
+
+def table_of(probe: object) -> Mapping[str, object]:
+    """Give a probe that is a table, an empty one for anything else."""
+    return {str(name): value for name, value in probe.items()} if isinstance(probe, Mapping) else {}
+
+
+def parse_devices(files: Mapping[str, str], probe: object) -> tuple[BlockDevice, ...]:
+    """Give the devices at the bottom of the VMs' disks; the probe maps their names to hardware queues and VMs."""
+    return tuple(parse_device(files, name, table_of(seen)) for name, seen in table_of(probe).items())
+
+
+def parse_device(files: Mapping[str, str], name: str, seen: Mapping[str, object]) -> BlockDevice:
+    """Give one device."""
+    rotational = files.get(queue_file(name, "rotational"), "").strip()
+    queues, vms = seen.get("queues"), seen.get("vms")
+    return BlockDevice(
+        name=name,
+        scheduler=parse_knob(files, queue_file(name, "scheduler")),
+        read_ahead=parse_knob(files, queue_file(name, "read_ahead_kb")),
+        rotational=rotational != "0" if rotational else None,
+        queues=queues if type(queues) is int else 0,
+        vms=tuple(str(vm) for vm in vms) if isinstance(vms, list) else (),
+    )
+
+
+def parse_governors(files: Mapping[str, str]) -> Mapping[int, Knob]:
+    """Give the governor of each CPU that has one, with the words that it offers."""
+    found = {}
+    for path, text in files.items():
+        match = re.fullmatch(CPU_NUMBER, path)
+        if match:
+            offered = files.get(path.replace("scaling_governor", "scaling_available_governors"), "").split()
+            found[int(match[1])] = Knob(path=path, value=text.strip(), offered=tuple(offered))
+    return dict(sorted(found.items()))
+
+
+def parse_buddies(text: str) -> Mapping[int, tuple[int, ...]]:
+    """Give how many free blocks of 1, 2, 4, … pages each NUMA node has, all its zones together."""
+    found: dict[int, tuple[int, ...]] = {}
+    for node, counts in re.findall(BUDDY_LINE, text):
+        zone = tuple(int(number) for number in counts.split())
+        before = found.get(int(node), (0,) * len(zone))
+        found[int(node)] = tuple(sum(pair) for pair in zip(before, zone, strict=False))
+    return found
+
+
+def parse_holders(probe: object) -> Iterator[PageHolder]:
+    """Give the processes that have huge pages mapped."""
+    for each in probe if isinstance(probe, list) else ():
+        match each:
+            case {"pid": int(pid), "command": str(command), "bytes": int(size)}:
+                yield PageHolder(pid=pid, command=command, bytes=size)
+
+
+def parse_sysctls(files: Mapping[str, str]) -> Iterator[SysctlLine]:
+    """Give every setting of the files that `sysctl --system` reads, in its order: a later one wins."""
+    for path in sysctl_order(files):
+        for name, value in re.findall(SYSCTL_LINE, files[path]):
+            yield SysctlLine(file=path, name=name.replace("/", "."), value=value)
+
+
+def sysctl_order(files: Mapping[str, str]) -> list[str]:
+    """Give the files of sysctl.d by name, of those with one name the first directory's alone, /etc/sysctl.conf last."""
+    by_name: dict[str, str] = {}
+    for directory in SYSCTL_DIRECTORIES:
+        for path in files:
+            place = PurePosixPath(path)
+            if str(place.parent) == directory and place.suffix == ".conf":
+                by_name.setdefault(place.name, path)
+    ordered = [by_name[name] for name in sorted(by_name)]
+    return [*ordered, *([SYSCTL_CONF] if SYSCTL_CONF in files else [])]

@@ -1,0 +1,101 @@
+"""Look at the host's knobs: text and probes for `facts/tuning.py`, under a root."""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+
+from kvmlaunch.facts import mounts, tuning
+from kvmlaunch.facts.sources import Captured
+from kvmlaunch.host.capture import capture_disks, find_device, is_program, read_all
+from kvmlaunch.host.readers import device_number, names_in, read_text
+
+DAEMONS = ("tuned", "ksmtuned", "numad", "power-profiles-")  # comm has at most 15 characters
+UDEV = "/run/udev/control"
+GRUB_DEFAULTS = "/etc/default/grub"
+GRUB_TOOLS = {
+    "/usr/sbin/update-grub": "update-grub",
+    "/usr/sbin/grub2-mkconfig": "grub2-mkconfig -o /boot/grub2/grub.cfg",
+}
+
+
+def capture_tuning(paths: Mapping[str, Sequence[PurePosixPath]], *, root: Path = Path("/")) -> Captured:
+    """Look at the knobs of a host; `paths` are the files and devices of the disks of each VM."""
+    base = str(root).rstrip("/")
+    files = dict(read_all(base, (*tuning.FILES, *mounts.FILES)))
+    devices = capture_devices(base, files, paths)
+    files |= read_all(base, (tuning.queue_file(name, each) for name in devices for each in tuning.QUEUE_FILES))
+    processes = [pid for pid in names_in(f"{base}/proc") if pid.isdecimal()]
+    return Captured(
+        files=files,
+        probes={
+            "devices": devices,
+            "daemons": capture_daemons(base, processes),
+            "page_holders": capture_page_holders(base, processes),
+            "udev": os.path.exists(base + UDEV),
+            "grub": capture_grub(base),
+        },
+    )
+
+
+def capture_devices(
+    base: str, files: Mapping[str, str], paths: Mapping[str, Sequence[PurePosixPath]]
+) -> dict[str, dict[str, object]]:
+    """Give the devices at the bottom of VMs' disks by name: hardware queues, and the VMs."""
+    bottoms: dict[str, list[dict[str, object]]] = {}
+    vms: dict[str, dict[str, None]] = {}
+    queues: dict[str, object] = {}
+    for vm, places in paths.items():
+        for place in places:
+            number = number_of(base, files, str(place))
+            if number not in bottoms:
+                bottoms[number] = capture_disks(base, number)
+            for disk in bottoms[number]:
+                name = str(disk["name"])
+                queues[name] = disk["queues"]
+                vms.setdefault(name, {})[vm] = None
+    return {name: {"queues": queues[name], "vms": list(vms[name])} for name in sorted(vms)}
+
+
+def number_of(base: str, files: Mapping[str, str], path: str) -> str:
+    """Give `major:minor` of the device that a path is or lies on; of a file that is missing that of its directory."""
+    real = os.path.realpath(base + path)
+    while True:
+        try:
+            seen = os.stat(real)
+        except OSError:
+            if real in {"/", base}:
+                return ""
+            real = os.path.dirname(real)
+            continue
+        number = seen.st_rdev or seen.st_dev
+        return find_device(base, files, {"device": device_number(number), "real": real.removeprefix(base) or "/"})
+
+
+def capture_daemons(base: str, processes: Iterable[str]) -> dict[str, int]:
+    """Give the pids of programs that tune the host as well."""
+    found: dict[str, int] = {}
+    for pid in processes:
+        name = (read_text(f"{base}/proc/{pid}/comm") or "").strip()
+        if name in DAEMONS:
+            found.setdefault(name, int(pid))
+    return found
+
+
+def capture_page_holders(base: str, processes: Iterable[str]) -> list[dict[str, object]]:
+    """Give the processes that have huge pages mapped: HugetlbPages of /proc/PID/status, proc_pid_status(5)."""
+    found: list[dict[str, object]] = []
+    for pid in processes:
+        status = read_text(f"{base}/proc/{pid}/status") or ""
+        _, _, rest = status.partition("\nHugetlbPages:")
+        kilobytes = rest.split(maxsplit=1)[0] if rest else "0"
+        if kilobytes.isdecimal() and int(kilobytes):
+            command = (read_text(f"{base}/proc/{pid}/comm") or "").strip()
+            found.append({"pid": int(pid), "command": command, "bytes": int(kilobytes) * 1024})
+    return found
+
+
+def capture_grub(base: str) -> str:
+    """Give the command that renews GRUB's configuration, "" where this host boots otherwise."""
+    if not os.path.exists(base + GRUB_DEFAULTS):
+        return ""
+    return next((command for tool, command in GRUB_TOOLS.items() if is_program(base + tool)), "")

@@ -1,0 +1,156 @@
+"""The host's knobs as seen once, what is wanted of them, and what keeps that over a reboot."""
+
+from collections.abc import Mapping
+from typing import Final, Literal
+
+from attrs import field
+
+from kvmlaunch.model.choice import Choice
+from kvmlaunch.model.finding import Finding
+from kvmlaunch.model.value import frozen
+
+SMALL_PAGE: Final = 4096  # bytes, on x86-64
+Keeper = Literal["sysctl", "udev", "tmpfiles", "boot"]
+
+
+@frozen(kw_only=True)
+class Knob:
+    """A control file: the value in use, and the words that it offers where it lists them."""
+
+    path: str
+    value: str
+    offered: tuple[str, ...] = ()
+
+
+@frozen(kw_only=True)
+class BlockDevice:
+    """A device at the bottom of a VM's disk; `vms` have one on it.  `queues` are its hardware queues."""
+
+    name: str
+    scheduler: Knob | None = None
+    read_ahead: Knob | None = None
+    rotational: bool | None = None
+    queues: int = 0
+    vms: tuple[str, ...] = ()
+
+
+@frozen(kw_only=True)
+class PageHolder:
+    """A process that has huge pages mapped; `bytes` of all sizes together."""
+
+    pid: int
+    command: str
+    bytes: int
+
+
+@frozen(kw_only=True)
+class SysctlLine:
+    """A setting in one of the files that `sysctl --system` reads, in the order in which it reads them."""
+
+    file: str
+    name: str
+    value: str
+
+
+@frozen(kw_only=True)
+class HostTuning:
+    """The host's knobs.
+
+    `ksm` holds every file of KSM by name, empty where the kernel has none; `governors` those of the CPUs by
+    number; `parameters` are KVM's by `module.name`; `buddies` counts a NUMA node's free blocks of
+    1, 2, 4, … pages; `daemons` are the pids of programs that tune the host as well, by name.
+    `init` is the name of process 1; `local_script` the text of /etc/rc.local, None where there is none;
+    `grub` the command that renews GRUB's configuration, "" where this host boots otherwise.
+    """
+
+    devices: tuple[BlockDevice, ...] = ()
+    ksm: Mapping[str, Knob] = field(factory=dict)
+    uksm: bool = False
+    thp: Knob | None = None
+    thp_defrag: Knob | None = None
+    sysctls: Mapping[str, Knob] = field(factory=dict)
+    governors: Mapping[int, Knob] = field(factory=dict)
+    parameters: Mapping[str, Knob] = field(factory=dict)
+    cmdline: tuple[str, ...] = ()
+    buddies: Mapping[int, tuple[int, ...]] = field(factory=dict)
+    daemons: Mapping[str, int] = field(factory=dict)
+    holders: tuple[PageHolder, ...] = ()
+    sysctl_lines: tuple[SysctlLine, ...] = ()
+    init: str = ""
+    udev: bool = False
+    local_script: str | None = None
+    procps_script: bool = False
+    grub: str = ""
+
+    @property
+    def nodes(self) -> int:
+        """How many NUMA nodes have memory."""
+        return len(self.buddies)
+
+    @property
+    def largest_block(self) -> int:
+        """Bytes of the largest free block, 0 where that is not known."""
+        orders = (order for counts in self.buddies.values() for order, number in enumerate(counts) if number)
+        return max((SMALL_PAGE << order for order in orders), default=0)
+
+    def free_in_blocks(self, size: int) -> int:
+        """Give the free bytes that lie in blocks of at least `size` bytes."""
+        return sum(
+            number * (SMALL_PAGE << order)
+            for counts in self.buddies.values()
+            for order, number in enumerate(counts)
+            if SMALL_PAGE << order >= size
+        )
+
+
+@frozen(kw_only=True)
+class Setting:
+    """One knob and what is wanted of it.
+
+    `key` names it for people (`scheduler.vda`); `cost` is what it takes; `counted` tells a number that is raised by
+    what is missing and lowered by what was gained, as others count there too.  `keeper` is what makes it last.
+    """
+
+    key: str
+    knob: Knob
+    wanted: Choice[str]
+    keeper: Keeper
+    cost: str = ""
+    counted: bool = False
+
+    @property
+    def differs(self) -> bool:
+        """Must it be changed; of what is counted more is as good."""
+        if self.counted and self.knob.value.isdecimal() and self.wanted.value.isdecimal():
+            return int(self.knob.value) < int(self.wanted.value)
+        return self.knob.value != self.wanted.value
+
+
+@frozen(kw_only=True)
+class KeptFile:
+    """A file that makes settings last.
+
+    `fstab` are lines of ours within /etc/fstab instead; `command` makes it take effect without a reboot, "" where
+    nothing must be run; `inactive` says why nothing reads it at boot, "" where something does.
+    """
+
+    path: str
+    text: str
+    mode: int = 0o644
+    fstab: bool = False
+    command: str = ""
+    inactive: str = ""
+
+
+@frozen(kw_only=True)
+class TunePlan:
+    """What the host should be: settings in the order in which they are made, and the files that would keep them."""
+
+    settings: tuple[Setting, ...] = ()
+    files: tuple[KeptFile, ...] = ()
+    findings: tuple[Finding, ...] = ()
+
+    @property
+    def changes(self) -> tuple[Setting, ...]:
+        """The settings that differ."""
+        return tuple(setting for setting in self.settings if setting.differs)

@@ -1,0 +1,1 @@
+"""Wishes and the host's knobs become settings, and the files that keep them; pure."""

@@ -1,0 +1,179 @@
+"""The files that make settings last: which ones this host reads at boot, and what stands in them."""
+
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from kvmlaunch.model.tuning import HostTuning, KeptFile, Setting
+from kvmlaunch.model.wishes import HostWishes
+from kvmlaunch.units import GIB, MIB, render_size
+
+SYSCTL_FILE: Final = "/etc/sysctl.d/80-kvmlaunch.conf"
+UDEV_FILE: Final = "/etc/udev/rules.d/80-kvmlaunch.rules"
+TMPFILES_FILE: Final = "/etc/tmpfiles.d/kvmlaunch.conf"
+UNIT_FILE: Final = "/etc/systemd/system/kvmlaunch-hugepages.service"
+SCRIPT_FILE: Final = "/etc/kvmlaunch/boot.sh"
+GRUB_FILE: Final = "/etc/default/grub.d/kvmlaunch.cfg"
+FSTAB: Final = "/etc/fstab"
+HEAD: Final = "# Written by kvmlaunch tune apply --persist; kvmlaunch tune off removes it.\n"
+SYSTEMD: Final = "systemd"
+CLASSIC: Final = ("init", "openrc-init", "runit")  # names of process 1 that run /etc/init.d and /etc/rc.local
+
+
+def sysctl_name(path: str) -> str:
+    """Give the name of a sysctl; the pool of 2 MiB pages is vm.nr_hugepages, as x86-64's default size is 2 MiB."""
+    if path.startswith("/sys/kernel/mm/hugepages/"):
+        return "vm.nr_hugepages"
+    return path.removeprefix("/proc/sys/").replace("/", ".")
+
+
+def kept_by(settings: Sequence[Setting], *keepers: str) -> tuple[Setting, ...]:
+    """Give the settings that these keep."""
+    return tuple(setting for setting in settings if setting.keeper in keepers)
+
+
+def build_files(settings: Sequence[Setting], tuning: HostTuning, wishes: HostWishes) -> Iterator[KeptFile]:
+    """Give the files of `--persist`: those that this host's init reads."""
+    if kept_by(settings, "sysctl"):
+        yield render_sysctl(kept_by(settings, "sysctl"), tuning)
+    if tuning.init == SYSTEMD:
+        yield from build_systemd(settings)
+    else:
+        yield from build_script(settings, tuning)
+    if kept_by(settings, "udev") and (tuning.udev or tuning.init == SYSTEMD):
+        yield render_udev(kept_by(settings, "udev"))
+    if wishes.hugetlbfs:
+        yield render_mount(wishes.hugetlbfs, tuning)
+
+
+def render_sysctl(settings: Sequence[Setting], tuning: HostTuning) -> KeptFile:
+    """Give the file of sysctl.d; of huge pages it holds the sum for all VMs that start with the host."""
+    lines = [f"# {setting.wanted.reason or setting.key}\n{line_of(setting)}\n" for setting in settings]
+    read = tuning.init == SYSTEMD or (tuning.init in CLASSIC and tuning.procps_script)
+    inactive = "" if read else f"process 1 is {tuning.init or 'unknown'}, and nothing here applies sysctl.d at boot"
+    return KeptFile(path=SYSCTL_FILE, text=HEAD + "".join(lines), command=f"sysctl -p {SYSCTL_FILE}", inactive=inactive)
+
+
+def line_of(setting: Setting) -> str:
+    """Give a setting as a line of sysctl.d."""
+    return f"{sysctl_name(setting.knob.path)} = {setting.wanted.value}"
+
+
+def render_udev(settings: Sequence[Setting]) -> KeptFile:
+    """Give the rule that sets queues when a device appears: udev(7)."""
+    lines = []
+    for setting in settings:
+        parts = setting.knob.path.split("/")  # /sys/block/NAME/queue/FILE
+        match = f'ACTION=="add|change", SUBSYSTEM=="block", KERNEL=="{parts[3]}"'
+        lines.append(f'{match}, ATTR{{queue/{parts[5]}}}="{setting.wanted.value}"\n')
+    command = "udevadm control --reload && udevadm trigger --subsystem-match=block"
+    return KeptFile(path=UDEV_FILE, text=HEAD + "".join(lines), command=command)
+
+
+def build_systemd(settings: Sequence[Setting]) -> Iterator[KeptFile]:
+    """Give what systemd reads: tmpfiles.d for control files, and a unit that raises the pool early at boot."""
+    kept = kept_by(settings, "tmpfiles")
+    if kept:
+        lines = [f"w {setting.knob.path} - - - - {setting.wanted.value}\n" for setting in kept]
+        command = f"systemd-tmpfiles --create {TMPFILES_FILE}"
+        yield KeptFile(path=TMPFILES_FILE, text=HEAD + "".join(lines), command=command)
+    pools = [setting for setting in kept_by(settings, "sysctl") if setting.counted]
+    if pools:
+        yield render_unit(pools[0])
+
+
+def render_unit(pool: Setting) -> KeptFile:
+    """Give the unit that raises the pool before services fragment the memory; sysctl.d comes after it and agrees."""
+    text = f"""\
+{HEAD}[Unit]
+Description=Huge pages for virtual machines
+DefaultDependencies=no
+Before=sysinit.target systemd-sysctl.service
+ConditionPathExists={pool.knob.path}
+
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=/bin/sh -c 'echo {pool.wanted.value} > {pool.knob.path}'
+
+[Install]
+WantedBy=sysinit.target
+"""
+    name = UNIT_FILE.rpartition("/")[2]
+    return KeptFile(path=UNIT_FILE, text=text, command=f"systemctl daemon-reload && systemctl enable {name}")
+
+
+def build_script(settings: Sequence[Setting], tuning: HostTuning) -> Iterator[KeptFile]:
+    """Give the script for a host without systemd: every setting in it, for /etc/rc.local to run."""
+    if not settings:
+        return
+    lines = [f"set_knob {setting.wanted.value} {setting.knob.path}\n" for setting in settings]
+    text = f"""\
+#!/bin/sh
+{HEAD}
+set_knob() {{
+    if [ -w "$2" ]; then
+        echo "$1" > "$2" || echo "kvmlaunch: $2 does not take $1" >&2
+    fi
+}}
+
+{"".join(lines)}"""
+    called = tuning.init in CLASSIC and SCRIPT_FILE in (tuning.local_script or "")
+    why = f"process 1 is {tuning.init or 'unknown'}, and /etc/rc.local does not run it"
+    yield KeptFile(path=SCRIPT_FILE, text=text, mode=0o755, command=SCRIPT_FILE, inactive="" if called else why)
+
+
+def render_mount(place: str, tuning: HostTuning) -> KeptFile:
+    """Give the shared mount: a mount unit where systemd runs, a line of /etc/fstab elsewhere."""
+    if tuning.init != SYSTEMD:
+        line = f"hugetlbfs\t{place}\thugetlbfs\tpagesize=2M,mode=0755,nosuid,nodev\t0\t0"
+        return KeptFile(path=FSTAB, text=line, fstab=True, command=f"mkdir -p {place} && mount {place}")
+    name = f"{escape_unit(place)}.mount"
+    text = f"""\
+{HEAD}[Unit]
+Description=Shared huge pages
+
+[Mount]
+What=hugetlbfs
+Where={place}
+Type=hugetlbfs
+Options=pagesize=2M,mode=0755,nosuid,nodev
+
+[Install]
+WantedBy=multi-user.target
+"""
+    command = f"systemctl daemon-reload && systemctl enable --now {name}"
+    return KeptFile(path=f"/etc/systemd/system/{name}", text=text, command=command)
+
+
+def escape_unit(place: str) -> str:
+    """Give the name of a mount unit without its ending: systemd.unit(5), "String Escaping"."""
+    words = []
+    for part in place.strip("/").split("/"):
+        kept = (
+            character if character.isascii() and (character.isalnum() or character in ":_.") else escaped(character)
+            for character in part
+        )
+        words.append("".join(kept))
+    name = "-".join(words)
+    return f"\\x2e{name[1:]}" if name.startswith(".") else name
+
+
+def escaped(character: str) -> str:
+    """Give the bytes of a character, each in hexadecimal behind a backslash and an x."""
+    return "".join(f"\\x{byte:02x}" for byte in character.encode())
+
+
+def build_boot(settings: Sequence[Setting], tuning: HostTuning) -> Iterator[KeptFile]:
+    """Give the drop-in of `--boot` for GRUB: huge pages, while memory is still empty, and transparent ones."""
+    words = []
+    for setting in settings:
+        if setting.counted and f"{GIB >> 10}kB" in setting.knob.path:
+            words += [f"hugepagesz={render_size(GIB)[0]}G", f"hugepages={setting.wanted.value}"]
+        elif setting.counted:
+            words += [f"hugepagesz={2 * MIB >> 20}M", f"hugepages={setting.wanted.value}"]
+        elif setting.key == "thp.enabled":
+            words.append(f"transparent_hugepage={setting.wanted.value}")
+    if words:
+        text = f'{HEAD}GRUB_CMDLINE_LINUX="$GRUB_CMDLINE_LINUX {" ".join(words)}"\n'
+        inactive = "" if tuning.grub else "this host has no GRUB that update-grub or grub2-mkconfig configures"
+        yield KeptFile(path=GRUB_FILE, text=text, command=tuning.grub, inactive=inactive)

@@ -1,0 +1,111 @@
+"""Kernel samepage merging: on, off, taken apart, and how it scans.
+
+Source: Documentation/admin-guide/mm/ksm.rst.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from kvmlaunch.model.choice import Choice
+from kvmlaunch.model.definition import AUTO
+from kvmlaunch.model.finding import Finding, warning
+from kvmlaunch.model.tuning import HostTuning, Setting
+from kvmlaunch.model.wishes import HostWishes, KsmWishes
+from kvmlaunch.tune.fleet import VmWish, names_text
+from kvmlaunch.tune.wish import KEEP, by_hand, chosen, switch
+
+SOURCE: Final = "Linux Documentation/admin-guide/mm/ksm.rst"
+RUN: Final = {"off": "0", "on": "1", "unmerge": "2"}
+COST: Final = {
+    "1": "CPU for the scan, and what a VM holds shows in the timing of others",
+    "0": "",
+    "2": "memory for every page that is taken apart",
+}
+
+
+def plan_run(wishes: KsmWishes, vms: Sequence[VmWish]) -> Choice[str] | None:
+    """Give what /sys/kernel/mm/ksm/run should hold; None where it stays as it is found."""
+    if wishes.mode is not AUTO:
+        return None if wishes.mode == KEEP else by_hand(RUN[str(wishes.mode)], "ksm.mode")
+    asking = [vm.name for vm in vms if vm.ksm]
+    return chosen("1", f"asked for by {names_text(asking)}", SOURCE, key="memory.ksm") if asking else None
+
+
+def plan_scan(wishes: KsmWishes, tuning: HostTuning) -> Iterator[tuple[str, Choice[str]]]:
+    """Give how the scan should run, by KSM's own file names."""
+    yield from plan_pages(wishes, tuning)
+    if wishes.smart_scan is AUTO:
+        yield "smart_scan", chosen("1", "pages that never merged are skipped", SOURCE)
+    elif wishes.smart_scan != KEEP:
+        yield "smart_scan", by_hand(switch(wishes.smart_scan), "ksm.smart_scan")
+    if wishes.sleep_millisecs != KEEP:
+        yield "sleep_millisecs", by_hand(wishes.sleep_millisecs, "ksm.sleep_millisecs")
+    if wishes.merge_across_nodes is AUTO:
+        if tuning.nodes > 1 and not shared(tuning):
+            reason = f"{tuning.nodes} NUMA nodes: a merged page is far for one of them"
+            yield "merge_across_nodes", chosen("0", reason, SOURCE)
+    elif wishes.merge_across_nodes != KEEP:
+        yield "merge_across_nodes", by_hand(switch(wishes.merge_across_nodes), "ksm.merge_across_nodes")
+
+
+def plan_pages(wishes: KsmWishes, tuning: HostTuning) -> Iterator[tuple[str, Choice[str]]]:
+    """Give how many pages are looked at in a round: the kernel's advisor, where there is one, or a number by hand."""
+    advisor = "advisor_mode" in tuning.ksm
+    if wishes.pages_to_scan is AUTO:
+        if advisor:
+            reason = "the kernel chooses the pages a round by the time a scan takes"
+            yield "advisor_mode", chosen("scan-time", reason, SOURCE)
+    elif wishes.pages_to_scan != KEEP:
+        if advisor:
+            yield "advisor_mode", by_hand("none", "ksm.pages_to_scan")
+        yield "pages_to_scan", by_hand(wishes.pages_to_scan, "ksm.pages_to_scan")
+
+
+def shared(tuning: HostTuning) -> int:
+    """Give how many pages are merged now."""
+    knob = tuning.ksm.get("pages_shared")
+    return int(knob.value) if knob and knob.value.isdecimal() else 0
+
+
+def build_ksm(tuning: HostTuning, wishes: HostWishes, vms: Sequence[VmWish]) -> Iterator[Setting]:
+    """Give the settings of KSM: how it scans before it is switched on."""
+    run = plan_run(wishes.ksm, vms)
+    scan = plan_scan(wishes.ksm, tuning) if run and run.value == "1" else iter(())
+    by_file = [*scan, *([("run", run)] if run else [])]
+    for name, wanted in by_file:
+        if name in tuning.ksm:
+            cost = COST[wanted.value] if name == "run" else ""
+            yield Setting(key=f"ksm.{name}", knob=tuning.ksm[name], wanted=wanted, keeper="tmpfiles", cost=cost)
+
+
+def check_ksm(tuning: HostTuning, wishes: HostWishes, vms: Sequence[VmWish]) -> Iterator[Finding]:
+    """Say where KSM is wanted in vain: no kernel support, nothing to merge, or guests that should not share."""
+    run = plan_run(wishes.ksm, vms)
+    if run is None or run.value != "1":
+        return
+    if not tuning.ksm:
+        yield warning(
+            code="host.ksm.missing",
+            message="this kernel has no KSM: skipped",
+            key="ksm.mode",
+            why="/sys/kernel/mm/ksm is not there",
+            hint="zgrep CONFIG_KSM /proc/config.gz",
+        )
+    if vms and not any(vm.ksm for vm in vms):
+        yield warning(
+            code="host.ksm.on",
+            message="KSM will merge nothing of these VMs",
+            key="ksm.mode",
+            why=f'none of {names_text([vm.name for vm in vms])} says memory.ksm = "on", and hugepages never merge',
+            hint='memory.ksm = "on"   in the definitions that may share',
+        )
+    trusts = sorted({vm.trust for vm in vms if vm.ksm})
+    if len(trusts) > 1:
+        names = names_text([f"{vm.name} ({vm.trust or 'no label'})" for vm in vms if vm.ksm])
+        yield warning(
+            code="host.ksm.trust",
+            message="VMs of different trust would share pages",
+            key="ksm.mode",
+            why=f"their label trust differs: {names}; timing tells one what another holds",
+            hint='memory.ksm = "off"   in the definitions of one kind',
+        )

@@ -1,0 +1,131 @@
+"""Huge pages for all VMs that start with the host, transparent huge pages, swapping, NUMA balancing."""
+
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from kvmlaunch.model.choice import Choice
+from kvmlaunch.model.definition import AUTO
+from kvmlaunch.model.finding import Finding, error, warning
+from kvmlaunch.model.host import HostFacts, HugepagePool
+from kvmlaunch.model.tuning import HostTuning, Knob, Setting
+from kvmlaunch.model.wishes import HostWishes
+from kvmlaunch.tune.fleet import PAGE_SIZES, VmWish, names_text, pages_of
+from kvmlaunch.tune.wish import KEEP, by_hand, chosen, switch
+from kvmlaunch.units import GIB, MIB, count, render_size
+
+POOL_SOURCE: Final = "Linux Documentation/admin-guide/mm/hugetlbpage.rst"
+THP_SOURCE: Final = "Linux Documentation/admin-guide/mm/transhuge.rst; QEMU asks for huge pages by madvise"
+
+
+def pool_path(page_size: int) -> str:
+    """Give the file that holds a pool's total."""
+    return f"/sys/kernel/mm/hugepages/hugepages-{page_size >> 10}kB/nr_hugepages"
+
+
+def plan_pool(page_size: int, wishes: HostWishes, vms: Sequence[VmWish]) -> Choice[str] | None:
+    """Give the pages that a pool should have; None where it stays as it is found."""
+    word = render_size(page_size)
+    if word in wishes.hugepage_pools:
+        return by_hand(wishes.hugepage_pools[word], f"hugepage_pools.{word}")
+    if wishes.hugepages is AUTO:
+        need = [vm for vm in vms if vm.page_size == page_size]
+        pages = pages_of(vms, page_size)
+        reason = f"the sum for {names_text([f'{vm.name} {vm.pages}' for vm in need])}"
+        return chosen(pages, reason, POOL_SOURCE, key="memory.hugepages") if pages else None
+    return None
+
+
+def build_pools(host: HostFacts, wishes: HostWishes, vms: Sequence[VmWish]) -> Iterator[Setting]:
+    """Give the pools that should be larger, unless that would leave the host less than it keeps."""
+    for pool in host.pools:
+        wanted = plan_pool(pool.page_size, wishes, vms)
+        if wanted is None or not has_room(host, pool, int(wanted.value)):
+            continue
+        knob = Knob(path=pool_path(pool.page_size), value=str(pool.total))
+        cost = f"{render_size(int(wanted.value) * pool.page_size)} of memory that nothing else can use"
+        yield Setting(
+            key=f"hugepages.{render_size(pool.page_size)}",
+            knob=knob,
+            wanted=wanted,
+            keeper="boot" if pool.page_size == GIB else "sysctl",
+            cost=cost,
+            counted=True,
+        )
+
+
+def has_room(host: HostFacts, pool: HugepagePool, pages: int) -> bool:
+    """May a pool have so many pages: beyond all pools the host keeps max(1 GiB, 10 %) of its RAM."""
+    more = max(0, pages - pool.total) * pool.page_size
+    return not more or host.memory.available - more >= host.kept_memory
+
+
+def check_pools(host: HostFacts, wishes: HostWishes, vms: Sequence[VmWish]) -> Iterator[Finding]:
+    """Refuse a pool that the host has no room for, and say which page size is not there."""
+    there = {pool.page_size: pool for pool in host.pools}
+    for word, page_size in PAGE_SIZES.items():
+        wanted = plan_pool(page_size, wishes, vms)
+        if wanted is None:
+            continue
+        pages = f"{count(int(wanted.value), 'page')} of {word}"
+        pool = there.get(page_size)
+        if pool is None:
+            yield warning(
+                code="host.hugetlbfs.pagesize",
+                message=f"this kernel has no pages of {word}: skipped",
+                key=f"hugepages.{word}",
+                why=f"page sizes of this host: {', '.join(map(render_size, there)) or 'none'}",
+                hint="grep -E 'pse|pdpe1gb' /proc/cpuinfo",
+            )
+        elif not has_room(host, pool, int(wanted.value)):
+            more = (int(wanted.value) - pool.total) * page_size
+            yield error(
+                code="host.memory.short",
+                message=f"the host has no room for {pages}",
+                key=f"hugepages.{word}",
+                where=pool_path(page_size),
+                why=f"{render_size(more)} more are needed, {render_size(host.memory.available // MIB * MIB)} are "
+                f"available, and the host keeps {render_size(host.kept_memory // MIB * MIB)}; {wanted.reason}",
+                hint="kvmlaunch validate --together   names the VMs that do not fit",
+            )
+    yield from check_page_words(wishes)
+
+
+def check_page_words(wishes: HostWishes) -> Iterator[Finding]:
+    """Refuse a page size that no x86-64 kernel has."""
+    for word, pages in wishes.hugepage_pools.items():
+        if word not in PAGE_SIZES or pages < 0:
+            yield error(
+                code="def.value.choice",
+                message=f"there are no {pages} huge pages of {word}",
+                key=f"hugepage_pools.{word}",
+                why=f"wanted: a number, 0 or more, for {' or '.join(PAGE_SIZES)}",
+                hint='hugepage_pools = { "2MiB" = 512 }',
+            )
+
+
+def plan_thp(wishes: HostWishes, tuning: HostTuning, vms: Sequence[VmWish]) -> Choice[str] | None:
+    """Give the mode of transparent huge pages; None where it stays as it is found."""
+    if wishes.thp is not AUTO:
+        return None if wishes.thp == KEEP else by_hand(wishes.thp, "thp")
+    ordinary = [vm.name for vm in vms if not vm.pages]
+    if tuning.thp is None or tuning.thp.value != "never" or not ordinary:
+        return None
+    return chosen(
+        "madvise", f"{names_text(ordinary)} has ordinary memory, and QEMU asks for huge pages itself", THP_SOURCE
+    )
+
+
+def build_memory(tuning: HostTuning, wishes: HostWishes, vms: Sequence[VmWish]) -> Iterator[Setting]:
+    """Give the settings of transparent huge pages, swapping and NUMA balancing."""
+    thp = plan_thp(wishes, tuning, vms)
+    if thp and tuning.thp:
+        yield Setting(key="thp.enabled", knob=tuning.thp, wanted=thp, keeper="tmpfiles")
+    sysctls = {
+        "vm.swappiness": None if wishes.swappiness == KEEP else by_hand(wishes.swappiness, "swappiness"),
+        "kernel.numa_balancing": None
+        if wishes.numa_balancing == KEEP
+        else by_hand(switch(wishes.numa_balancing), "numa_balancing"),
+    }
+    for name, wanted in sysctls.items():
+        if wanted and name in tuning.sysctls:
+            yield Setting(key=name, knob=tuning.sysctls[name], wanted=wanted, keeper="sysctl")
