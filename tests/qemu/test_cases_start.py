@@ -1,21 +1,19 @@
 """Every golden argv is given to a QEMU of its version: a golden that no QEMU took is an opinion."""
 
-import json
 import os
 import re
 import shutil
 import socket
 import subprocess  # noqa: TID253 - a test starts QEMU by itself
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import pytest
-from attrs import frozen
 
 from kvmlaunch.builder.render import render_argv
 from kvmlaunch.facts.evidence import parse_drives
@@ -34,36 +32,12 @@ from tests.casestage import (
     seen_from_outside,
     substitute,
 )
+from tests.monitor import SECONDS, Monitor, negotiated
 
-SECONDS: Final = 120
 SECONDS_OF_A_MOUNT: Final = 10
 POOL: Final = Path("/sys/kernel/mm/hugepages/hugepages-2048kB")
 OTHER: Final = "10.0"
 CACHE: Final = TESTS.parent / ".cache" / "qemu10"
-
-
-@frozen(kw_only=True)
-class Monitor:
-    """A QMP connection."""
-
-    stream: Any
-
-    def ask(self, command: str, **arguments: object) -> Any:  # noqa: ANN401 - whatever QEMU answers
-        """Give the return value of a command."""
-        self.stream.write(json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n")
-        self.stream.flush()
-        while True:
-            message = self.receive()
-            if "event" not in message:
-                assert "return" in message, message
-                return message["return"]
-
-    def receive(self) -> Mapping[str, Any]:
-        """Give the next message."""
-        line = self.stream.readline()
-        assert line, "QEMU closed its monitor"
-        message: Mapping[str, Any] = json.loads(line)
-        return message
 
 
 @cache
@@ -176,16 +150,6 @@ def connect(process: "subprocess.Popen[bytes]", path: str) -> socket.socket:
     pytest.fail("QEMU did not listen")
 
 
-@contextmanager
-def monitor(process: "subprocess.Popen[bytes]", path: str) -> Iterator[Monitor]:
-    """Give a monitor past its greeting and the negotiation of capabilities."""
-    with connect(process, path) as connection, connection.makefile("rwb") as stream:
-        qmp = Monitor(stream=stream)
-        assert "QMP" in qmp.receive()
-        qmp.ask("qmp_capabilities")
-        yield qmp
-
-
 def check_drive(promise: DrivePromise, answer: object) -> None:
     """Hold what query-block says of a drive against its promise."""
     seen = next(drive for drive in parse_drives(answer) if drive.id == promise.id)
@@ -221,7 +185,7 @@ def check_start(outcome: Outcome, version: str, argv: tuple[str, ...], place: Pa
     with started(script, log, pages_on_stage(outcome)) as process:
         try:
             path = str(seen_from_outside(process.pid, outcome.places.run / "qmp.sock"))
-            with monitor(process, path) as qmp:
+            with negotiated(connect(process, path)) as qmp:
                 check_answers(outcome, qmp)
                 qmp.ask("quit")
             status = process.wait(SECONDS)
