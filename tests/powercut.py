@@ -1,6 +1,7 @@
 """Disks that lose what was not flushed when the power fails: simulated, by tests/fakes/volatile.py."""
 
 import shutil
+import subprocess  # noqa: TID253 - qemu-img makes an image
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +20,18 @@ KEPT: Final = ("kept", "kept", "kept")
 LOST_WITH_THE_HOST: Final = ("kept", "LOST", "LOST")
 LOST_WITH_THE_DISK: Final = ("kept", "kept", "LOST")
 LOST: Final = ("LOST", "LOST", "LOST")
+FLUSHED: Final = {mode: LOST_WITH_THE_HOST if mode == "unsafe" else KEPT for mode in CACHE_MODES}
+NEVER_FLUSHED: Final = {
+    "raw": {
+        "writeback": LOST_WITH_THE_HOST,
+        "none": LOST_WITH_THE_DISK,
+        "writethrough": KEPT,
+        "directsync": KEPT,
+        "unsafe": LOST_WITH_THE_HOST,
+    },
+    # QEMU keeps in its own memory where a qcow2 image has its data.
+    "qcow2": {"writeback": LOST, "none": LOST, "writethrough": KEPT, "directsync": KEPT, "unsafe": LOST},
+}
 
 
 def require_fuse() -> None:
@@ -46,13 +59,39 @@ def left_of(machine: Machine, end: str) -> Path:
     return machine.outside(machine.directory / "volatile" / end)
 
 
-def disk_tables(place: Path, disks: Mapping[str, str], more: str = "") -> str:
-    """Give the tables of disks by their names, each with its cache mode."""
+def with_every_mode(machine: Machine, format_: str) -> str:
+    """Serve an empty disk for each cache mode, in a machine; give their tables."""
+    image = empty_image(machine.directory, format_)
+    place = make_volatile(machine, {f"{mode}.img": image for mode in CACHE_MODES})
     return "".join(
-        f'[disk.{name}]\npath = "{place}/live/{name}.img"\ncache = "{cache}"\n{more}' for name, cache in disks.items()
+        f'[disk.{mode}]\npath = "{place}/live/{mode}.img"\nformat = "{format_}"\ncache = "{mode}"\n'
+        for mode in CACHE_MODES
     )
 
 
-def marks_left(machine: Machine, name: str, mark: bytes) -> tuple[str, ...]:
-    """Tell for each end whether a mark is still in a raw image."""
-    return tuple("kept" if mark in (left_of(machine, end) / name).read_bytes() else "LOST" for end in ENDS)
+def empty_image(directory: Path, format_: str) -> bytes:
+    """Give an image with nothing in it."""
+    if format_ == "raw":
+        return bytes(SIZE)
+    place = directory / "empty.qcow2"
+    subprocess.run(["qemu-img", "create", "-q", "-f", format_, place, str(SIZE)], check=True)  # noqa: S603, S607
+    return place.read_bytes()
+
+
+def content_left(machine: Machine, name: str, format_: str, end: str) -> bytes:
+    """Give what a guest would find on a disk after an end."""
+    image = left_of(machine, end) / f"{name}.img"
+    if format_ == "raw":
+        return image.read_bytes()
+    raw = machine.directory / "content.img"
+    result = machine.execute("qemu-img", "convert", "-f", format_, "-O", "raw", image, raw)
+    assert result.code == 0, result.err
+    return raw.read_bytes()
+
+
+def marks_left(machine: Machine, format_: str, mark: bytes) -> dict[str, tuple[str, ...]]:
+    """Tell for each cache mode whether a mark is there after each end."""
+    return {
+        mode: tuple("kept" if mark in content_left(machine, mode, format_, end) else "LOST" for end in ENDS)
+        for mode in CACHE_MODES
+    }
