@@ -59,6 +59,11 @@ def left_of(machine: Machine, end: str) -> Path:
     return machine.outside(machine.directory / "volatile" / end)
 
 
+def mend(machine: Machine) -> None:
+    """Let the disks whose names begin with `bad-` work from now on."""
+    (machine.directory / "store" / "mended").touch()
+
+
 def with_every_mode(machine: Machine, format_: str) -> str:
     """Serve an empty disk for each cache mode, in a machine; give their tables."""
     image = empty_image(machine.directory, format_)

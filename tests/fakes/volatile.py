@@ -6,7 +6,7 @@ Each is served as `live/NAME`, and read-only as what is left of it: `killed/NAME
 O_DIRECT gets as far as the disk's cache, any other as far as the page cache; fsync commits both.  It models order by
 fsync, not torn sectors, and not a disk that lies.
 
-A name that begins with `bad-write` or `bad-flush` fails so, with EIO.
+A name that begins with `bad-write` or `bad-flush` fails so, with EIO, until there is a file `mended` in STORE.
 """
 
 import errno
@@ -19,6 +19,7 @@ from typing import Any, Final
 import mfusepy
 
 VIEWS: Final = ("live", "killed", "cut1", "cut2")
+MENDED: Final = "mended"
 
 
 class File:
@@ -56,6 +57,7 @@ class VolatileFiles:
 
     def __init__(self, store: Path) -> None:
         """Begin with the files of a directory."""
+        self.store = store
         self.files = {path.name: File(path.read_bytes()) for path in store.iterdir()}
 
     def found(self, path: str) -> tuple[str, str, File]:
@@ -64,6 +66,11 @@ class VolatileFiles:
         if view not in VIEWS or len(rest) != 1 or rest[0] not in self.files:
             raise mfusepy.FuseOSError(errno.ENOENT)
         return view, rest[0], self.files[rest[0]]
+
+    def check(self, name: str, what: str) -> None:
+        """Fail what a file is bad at; raises EIO."""
+        if name.startswith(f"bad-{what}") and not (self.store / MENDED).exists():
+            raise mfusepy.FuseOSError(errno.EIO)
 
     def getattr(self, path: str, _handle: Any) -> dict[str, int]:  # noqa: ANN401 - of ctypes, as below
         """Describe a file; all else are directories."""
@@ -93,8 +100,7 @@ class VolatileFiles:
     def write(self, path: str, data: bytes, offset: int, handle: Any) -> int:  # noqa: ANN401
         """Write into a file."""
         _, name, file = self.found(path)
-        if name.startswith("bad-write"):
-            raise mfusepy.FuseOSError(errno.EIO)
+        self.check(name, "write")
         file.write(data, offset, direct=bool(handle.flags & os.O_DIRECT))
         return len(data)
 
@@ -106,8 +112,7 @@ class VolatileFiles:
     def fsync(self, path: str, _data_only: int, _handle: Any) -> int:  # noqa: ANN401
         """Commit a file."""
         _, name, file = self.found(path)
-        if name.startswith("bad-flush"):
-            raise mfusepy.FuseOSError(errno.EIO)
+        self.check(name, "flush")
         file.commit()
         return 0
 
