@@ -1,13 +1,14 @@
 """`pause`, `resume`, `reset`, `monitor`: one question to a live VM."""
 
+import contextlib
 from collections.abc import Mapping
 
-from kvmlaunch.errors import Busy, DefinitionInvalid, NotRunning, Report
+from kvmlaunch.errors import Busy, DefinitionInvalid, KvmlaunchError, NotRunning, Report
 from kvmlaunch.facts.qmp import Query
 from kvmlaunch.model.lifecycle import Answer, Verb, VmState, plan_transition
 from kvmlaunch.run.qmp import Target, ask
 from kvmlaunch.steps.caller import Caller
-from kvmlaunch.steps.observe import Seen, monitor_path, observe
+from kvmlaunch.steps.observe import LEFT, Seen, monitor_path, observe
 
 COMMANDS: Mapping[Verb, str] = {Verb.PAUSE: "stop", Verb.RESUME: "cont", Verb.RESET: "system_reset"}
 
@@ -41,6 +42,22 @@ def live(caller: Caller, name: str) -> Seen:
 def query(seen: Seen, *queries: Query, seconds: float = 5.0) -> list[object]:
     """Ask a live VM's monitor."""
     return ask(Target(path=monitor_path(seen), pid=seen.pid), queries, seconds=seconds)
+
+
+def press_power_button(target: Target) -> str:
+    """Ask a guest to power down; gives the run state that it was met in.
+
+    A guest that is paused is let run to hear it.  A QEMU that its guest has left, as under -no-shutdown, is told to
+    quit: nobody else would end it.
+    """
+    status, _ = ask(target, (("query-status", {}), ("system_powerdown", {})))
+    run_state = str(status.get("status", "")) if isinstance(status, dict) else ""
+    if run_state in {"paused", "prelaunch"}:
+        ask(target, (("cont", {}), ("system_powerdown", {})))
+    elif run_state == LEFT:
+        with contextlib.suppress(KvmlaunchError):  # it may be gone before it has answered
+            ask(target, (("quit", {}),))
+    return run_state
 
 
 def control(caller: Caller, name: str, verb: Verb) -> bool:

@@ -15,9 +15,10 @@ from kvmlaunch.model.value import frozen
 from kvmlaunch.run.process import Process, carries_uuid, held, is_of_record, read_cmdline
 from kvmlaunch.steps.caller import Caller, Tell
 from kvmlaunch.steps.heal import clean_up
-from kvmlaunch.steps.observe import Seen, monitor_path, observe, owner_of
+from kvmlaunch.steps.observe import LEFT, Seen, monitor_path, observe, owner_of
 
 ASK_AGAIN = 5.0  # seconds
+DEAF = {"io-error", "guest-panicked", "internal-error"}  # run states that nothing but a user ends
 TERM_SECONDS = 10.0  # how long QEMU may take to flush and close its images
 
 
@@ -41,23 +42,20 @@ def verified_process(seen: Seen, process: Process | None) -> Process | None:
     return process if carries_uuid(read_cmdline(process.pid), seen.uuid) else None
 
 
-def ask_powerdown(seen: Seen, *, force: bool) -> bool:
-    """Press the guest's power button; tells whether a paused guest was let run to hear it.
+def ask_powerdown(seen: Seen, *, force: bool) -> str:
+    """Press the guest's power button; gives the run state that it was met in.
 
-    A monitor that does not answer is an error unless force goes on without it.
+    A monitor that does not answer is an error unless force goes on without it: then "".
     """
-    from kvmlaunch.run.qmp import Target, ask  # noqa: PLC0415 - only when something runs
+    from kvmlaunch.run.qmp import Target  # noqa: PLC0415 - only when something runs
+    from kvmlaunch.steps.control import press_power_button  # noqa: PLC0415
 
-    target = Target(path=monitor_path(seen), pid=seen.pid)
     try:
-        status, _ = ask(target, (("query-status", {}), ("system_powerdown", {})))
-        if isinstance(status, dict) and status.get("status") in {"paused", "prelaunch"}:
-            ask(target, (("cont", {}), ("system_powerdown", {})))
-            return True
+        return press_power_button(Target(path=monitor_path(seen), pid=seen.pid))
     except KvmlaunchError:
         if not force:
             raise
-    return False
+    return ""
 
 
 def end_by_force(process: Process, tell: Tell) -> str:
@@ -91,10 +89,11 @@ def wait_asking(seen: Seen, process: Process, timeout: float) -> bool:
 
 def end_process(seen: Seen, process: Process, timeout: float, tell: Tell, *, force: bool) -> str:
     """Ask, wait, and with force end; gives the signal that ended it, "" for none.  Raises TimedOut."""
-    resumed = ask_powerdown(seen, force=force)
-    if resumed:
+    met = ask_powerdown(seen, force=force)
+    if met in {"paused", "prelaunch"}:
         tell("resumed", "it was paused, and a paused guest hears no power button")
-    tell("powerdown", f"pid {process.pid} was asked, waiting {timeout:g} s")
+    asked = "was told to quit: its guest had powered down" if met == LEFT else "was asked"
+    tell("powerdown", f"pid {process.pid} {asked}, waiting {timeout:g} s")
     if wait_asking(seen, process, timeout):
         return ""
     if force:
@@ -105,10 +104,18 @@ def end_process(seen: Seen, process: Process, timeout: float, tell: Tell, *, for
             code="vm.stop.timeout",
             message=f"{seen.name} did not power down",
             where=f"pid {process.pid}",
-            why=f"the guest ignored the power button for {timeout:g} s; it runs on{'' if resumed else ', untouched'}",
+            why=why_up(met, timeout),
             hint=f"kvmlaunch down {seen.name} --force   ends it: TERM, then KILL; what it has not flushed is lost",
         )
     )
+
+
+def why_up(met: str, timeout: float) -> str:
+    """Give why a guest that was asked to power down has not, by the run state that it was met in."""
+    if met in DEAF:
+        return f"it stands still ({met}) and hears no power button; waited {timeout:g} s"
+    untouched = "" if met in {"paused", "prelaunch"} else ", untouched"
+    return f"the guest ignored the power button for {timeout:g} s; it runs on{untouched}"
 
 
 def end_seen(seen: Seen, timeout: float | None, tell: Tell, *, force: bool) -> str:

@@ -37,10 +37,11 @@ def notify(environment: dict[str, str] | os._Environ[str], message: str) -> None
 
 def press_power_button(resolved: Resolved, vm: "RunningVm", tell: Tell) -> None:
     """Ask the guest to power down; a monitor that does not answer is said."""
-    from kvmlaunch.run.qmp import Target, ask  # noqa: PLC0415 - imported by the start already
+    from kvmlaunch.run.qmp import Target  # noqa: PLC0415 - imported by the start already
+    from kvmlaunch.steps import control  # noqa: PLC0415
 
     try:
-        ask(Target(path=monitor_socket(resolved.places.run), pid=vm.pid), (("system_powerdown", {}),))
+        control.press_power_button(Target(path=monitor_socket(resolved.places.run), pid=vm.pid))
         tell("powerdown", f"pid {vm.pid} was asked")
     except KvmlaunchError as error:
         tell("warn", error.report.message)

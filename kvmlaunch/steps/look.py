@@ -16,7 +16,7 @@ from kvmlaunch.model.lifecycle import VmState
 from kvmlaunch.model.value import frozen
 from kvmlaunch.steps.caller import Caller
 from kvmlaunch.steps.heal import tend
-from kvmlaunch.steps.observe import Seen, age, monitor_path, observe
+from kvmlaunch.steps.observe import LEFT, Seen, age, monitor_path, observe
 from kvmlaunch.units import count, render_size
 
 ENDS = {
@@ -50,9 +50,9 @@ class Status:
     last_end: str = ""
 
 
-def end_text(seen: Seen) -> str:
-    """Give how the last run ended, in words."""
-    if seen.state is not VmState.ENDED:
+def end_text(seen: Seen, run_state: str) -> str:
+    """Give how the last run ended, in words; also where QEMU was told to stay after its guest had powered down."""
+    if seen.state is not VmState.ENDED and run_state != LEFT:
         return ""
     if not seen.last_end:
         return "it ended without shutting down: killed, or the host went away"
@@ -85,20 +85,15 @@ def build_status(seen: Seen, answer: object) -> Status:
     record = seen.record
     run_state = str(answer.get("status", "")) if isinstance(answer, dict) else ""
     state = seen.state.value
-    if seen.state is VmState.RUNNING and run_state in {
-        "paused",
-        "prelaunch",
-        "io-error",
-        "suspended",
-        "internal-error",
-        "guest-panicked",
-    }:
+    if seen.state is VmState.RUNNING and isinstance(answer, dict) and not answer.get("running", True):
         state = VmState.PAUSED.value
     if seen.lives and isinstance(answer, KvmlaunchError) and seen.state is not VmState.FOREIGN:
         state = VmState.HUNG.value
     quarantined = (f"[state.quarantined] {seen.unreadable}",) if seen.unreadable else ()
     notes = (*((*record.notes, *surplus_note(record.memory)) if record and seen.lives else ()), *quarantined)
-    head = Status(name=seen.name, state=state, run_state=run_state, pid=seen.pid, notes=notes, last_end=end_text(seen))
+    head = Status(
+        name=seen.name, state=state, run_state=run_state, pid=seen.pid, notes=notes, last_end=end_text(seen, run_state)
+    )
     if record is None:
         return head
     return evolve(

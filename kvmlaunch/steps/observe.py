@@ -17,6 +17,8 @@ from kvmlaunch.model.value import frozen
 from kvmlaunch.run.process import carries_uuid, held, is_of_record, read_boot_id, read_cmdline, read_start_time
 from kvmlaunch.steps.caller import Caller
 
+LEFT = "shutdown"  # QEMU's run state when its guest has powered down and QEMU was told to stay
+
 
 @frozen(kw_only=True)
 class Seen:
@@ -24,7 +26,7 @@ class Seen:
 
     `uuid` is the VM's, computed and never read from the record.  `record` is of a run that was found to
     be live, or of the one that ended; `last_end` is QEMU's own reason
-    for it, "" when it left none.  `leftovers` tells whether something of it lies in the run directory.
+    for the last end, "" when it left none.  `leftovers` tells whether something of it lies in the run directory.
     """
 
     name: str
@@ -92,6 +94,7 @@ def see_locked(name: str, places: Places, contents: Contents, uuid: str) -> Seen
         state=VmState.STARTING,
         uuid=uuid,
         record=record,
+        last_end=contents.last_end,
         unreadable=contents.unreadable,
         leftovers=True,
     )

@@ -48,7 +48,7 @@ from kvmlaunch.run.process import read_boot_id, read_start_time
 from kvmlaunch.steps.caller import Caller, Tell
 from kvmlaunch.steps.heal import clean_up, give_back_under_lock, heal_host
 from kvmlaunch.steps.load import Subject, load_subject
-from kvmlaunch.steps.observe import Seen, age, monitor_path, observe
+from kvmlaunch.steps.observe import LEFT, Seen, age, monitor_path, observe
 from kvmlaunch.steps.resolve import Resolved, refuse_errors, resolve
 from kvmlaunch.units import GIB, count, render_size
 
@@ -190,7 +190,7 @@ def check_paused(seen: Seen) -> tuple[Finding, ...]:
                 code="vm.paused",
                 message=f"{seen.name} stands still: {word}",
                 why="its vCPUs do not run",
-                hint=f"kvmlaunch resume {seen.name}",
+                hint=f"kvmlaunch {'restart' if word == LEFT else 'resume'} {seen.name}",
             ),
         )
     return ()
