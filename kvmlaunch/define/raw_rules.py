@@ -47,6 +47,7 @@ SECRET_IN: Final = {
     "-spice": r"(?:^|,)password=",
     "-iscsi": r"(?:^|,)password=",
 }
+LOGIN_IN_URL: Final = r"""[a-z]://[^/@\s,'"]*[:%][^/@\s,'"]+@"""
 ESCAPED: Final = r"\\u([0-9a-fA-F]{4})"
 HIDDEN_FORWARD: Final = r"hostfwd=(?:tcp|udp)?::|hostfwd=:"
 RUNS_A_PROGRAM: Final = r"guestfwd=.*-cmd:|(?:^|,)helper=|(?:^|,)(?:down)?script=(?!no(?:,|$))"
@@ -88,12 +89,17 @@ def check_option(option: str, value: str) -> Iterator[Mistake]:
         yield Mistake(
             code="def.raw.option", message="-display vnc clashes with [display]", hint="remove it: [display] says it"
         )
-    if option in SECRET_IN and re.search(SECRET_IN[option], plain(value)):
+    if has_secret(option, plain(value)):
         message = f"{option} has a secret in it, which anybody can read in the process list"
         hint = "put it into a file with mode 0600: -object secret,id=NAME,file=PATH"
         yield Mistake(code="def.secret", message=message, hint=hint)
     if option in {"-netdev", "-nic", "-net"}:
         yield from check_netdev(option, value)
+
+
+def has_secret(option: str, value: str) -> bool:
+    """Does an option carry a secret itself: in a key for it, or in a URL (`https://user:password@`, iscsi with %)."""
+    return any(re.search(pattern, value) for pattern in (SECRET_IN.get(option), LOGIN_IN_URL) if pattern)
 
 
 def plain(value: str) -> str:

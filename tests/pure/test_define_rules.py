@@ -143,6 +143,9 @@ def test_what_goes_together_is_let_pass(text: str) -> None:
         ("\"-object\", \"{ 'data': 'hunter2', 'qom-type': 'secret', 'id': 's' }\"", "def.secret"),
         ('"-object", "data=hunter2,qom-type=secret,id=s"', "def.secret"),
         ('"-object", "secret,id=s,file=/a,,,data=hunter2"', "def.secret"),
+        ('"-drive", "id=d,if=none,format=raw,file=https://bob:hunter2@example.org/d.img"', "def.secret"),
+        ('"-drive", "id=d,if=none,format=raw,file=iscsi://bob%hunter2@example.org/iqn.a/1"', "def.secret"),
+        ('"-blockdev", \'{"driver":"https","url":"https://bob:hunter2@example.org/d.img"}\'', "def.secret"),
         ('"-run-with", "user=bob"', "def.raw.option"),
     ],
 )
@@ -157,6 +160,7 @@ def test_an_argument_by_hand_that_undoes_a_promise_is_refused(arguments: str, co
         '"-machine", "pcspk-audiodev=a"',
         '"-object", "secret,id=s,file=/run/s"',
         '"-object", "secret,id=s,file=/srv/a,,data=b"',
+        '"-drive", "id=d,if=none,format=raw,file=https://bob@example.org:8080/d@2.img,file.password-secret=s"',
         '"-incoming", "tcp:10.0.0.5:4444"',
         '"-incoming", "unix:/run/m"',
         '"-netdev", "tap,id=n,ifname=t0,script=no,downscript=no"',
