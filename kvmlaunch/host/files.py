@@ -13,14 +13,15 @@ def temporary_name(name: str) -> str:
     return f".{name}.new"
 
 
-def write_atomically(directory_fd: int, name: str, text: str, *, durable: bool = True) -> None:
-    """Write a file of mode 0600 in an opened directory: temp, fsync, rename, fsync again; raises HostFailed."""
+def write_atomically(directory_fd: int, name: str, text: str, *, durable: bool = True, mode: int = 0o600) -> None:
+    """Write a file in an opened directory: temp, fsync, rename, fsync again; raises HostFailed, PreflightFailed."""
     temporary = temporary_name(name)
     try:
         remove_if_there(directory_fd, temporary)
         fd = os.open(temporary, FILE, 0o600, dir_fd=directory_fd)
         try:
-            write_all(fd, text.encode())
+            write_all(fd, text.encode(errors="surrogateescape"))
+            os.fchmod(fd, mode)
             if durable:
                 os.fsync(fd)
         finally:

@@ -130,16 +130,68 @@ class Setting:
 class KeptFile:
     """A file that makes settings last.
 
-    `fstab` are lines of ours within /etc/fstab instead; `command` makes it take effect without a reboot, "" where
-    nothing must be run; `inactive` says why nothing reads it at boot, "" where something does.
+    `kind` tells a whole file, a symbolic link whose target is `text`, or lines of ours within /etc/fstab.  `command`
+    makes it take effect without a reboot, "" where nothing must be run; `inactive` says why nothing reads it at boot,
+    "" where something does.
     """
 
     path: str
     text: str
+    kind: Literal["file", "link", "fstab"] = "file"
     mode: int = 0o644
-    fstab: bool = False
     command: str = ""
     inactive: str = ""
+
+
+@frozen(kw_only=True)
+class SettingEntry:
+    """A knob in the journal of tuning: what it held, what is wanted, and `after`, as we last left it.
+
+    Until it is `done` a crash may have come between; `after` is then that of an earlier time, None where there was
+    none.  A setting that is not `lasting` died with the boot in which it was made.
+    """
+
+    key: str
+    path: str
+    before: str
+    wanted: str
+    after: str | None = None
+    done: bool = False
+    counted: bool = False
+    lasting: bool = False
+    boot_id: str = ""
+    time: str = ""
+
+
+@frozen(kw_only=True)
+class FileEntry:
+    """A file in the journal of tuning; `before` is the text that was there, None where there was no file.
+
+    `made` is the topmost directory that was made for it, "" where all were there.
+    """
+
+    path: str
+    kind: Literal["file", "link", "fstab"]
+    before: str | None
+    before_mode: int
+    wanted: str
+    mode: int
+    made: str = ""
+    done: bool = False
+    time: str = ""
+
+
+@frozen(kw_only=True)
+class MountEntry:
+    """The shared hugetlbfs in the journal of tuning; `made` tells whether its directory was made for it."""
+
+    path: str
+    made: bool
+    boot_id: str = ""
+    time: str = ""
+
+
+TuneEntry = SettingEntry | FileEntry | MountEntry
 
 
 @frozen(kw_only=True)

@@ -42,7 +42,10 @@ def build_files(settings: Sequence[Setting], tuning: HostTuning, wishes: HostWis
     if kept_by(settings, "udev") and (tuning.udev or tuning.init == SYSTEMD):
         yield render_udev(kept_by(settings, "udev"))
     if wishes.hugetlbfs:
-        yield render_mount(wishes.hugetlbfs, tuning)
+        mount = render_mount(wishes.hugetlbfs, tuning)
+        yield mount
+        if mount.kind == "file":
+            yield render_link(mount.path, "multi-user.target")
 
 
 def render_sysctl(settings: Sequence[Setting], tuning: HostTuning) -> KeptFile:
@@ -79,6 +82,7 @@ def build_systemd(settings: Sequence[Setting]) -> Iterator[KeptFile]:
     pools = [setting for setting in kept_by(settings, "sysctl") if setting.counted]
     if pools:
         yield render_unit(pools[0])
+        yield render_link(UNIT_FILE, "sysinit.target")
 
 
 def render_unit(pool: Setting) -> KeptFile:
@@ -98,8 +102,13 @@ ExecStart=/bin/sh -c 'echo {pool.wanted.value} > {pool.knob.path}'
 [Install]
 WantedBy=sysinit.target
 """
-    name = UNIT_FILE.rpartition("/")[2]
-    return KeptFile(path=UNIT_FILE, text=text, command=f"systemctl daemon-reload && systemctl enable {name}")
+    return KeptFile(path=UNIT_FILE, text=text, command="systemctl daemon-reload")
+
+
+def render_link(unit: str, target: str) -> KeptFile:
+    """Give the link that enables a unit: what `systemctl enable` makes."""
+    name = unit.rpartition("/")[2]
+    return KeptFile(path=f"/etc/systemd/system/{target}.wants/{name}", text=unit, kind="link")
 
 
 def build_script(settings: Sequence[Setting], tuning: HostTuning) -> Iterator[KeptFile]:
@@ -126,7 +135,7 @@ def render_mount(place: str, tuning: HostTuning) -> KeptFile:
     """Give the shared mount: a mount unit where systemd runs, a line of /etc/fstab elsewhere."""
     if tuning.init != SYSTEMD:
         line = f"hugetlbfs\t{place}\thugetlbfs\tpagesize=2M,mode=0755,nosuid,nodev\t0\t0"
-        return KeptFile(path=FSTAB, text=line, fstab=True, command=f"mkdir -p {place} && mount {place}")
+        return KeptFile(path=FSTAB, text=line, kind="fstab", command=f"mkdir -p {place} && mount {place}")
     name = f"{escape_unit(place)}.mount"
     text = f"""\
 {HEAD}[Unit]
@@ -141,8 +150,7 @@ Options=pagesize=2M,mode=0755,nosuid,nodev
 [Install]
 WantedBy=multi-user.target
 """
-    command = f"systemctl daemon-reload && systemctl enable --now {name}"
-    return KeptFile(path=f"/etc/systemd/system/{name}", text=text, command=command)
+    return KeptFile(path=f"/etc/systemd/system/{name}", text=text, command="systemctl daemon-reload")
 
 
 def escape_unit(place: str) -> str:

@@ -1,0 +1,228 @@
+"""`tune plan`, `apply`, `verify`, `off`."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from kvmlaunch.cli.many import teller
+from kvmlaunch.cli.session import Session, session_command, vms_argument
+from kvmlaunch.cli.show import finding_document, say, show_document, show_error, show_table, show_warnings
+from kvmlaunch.model.finding import Finding, errors_of
+from kvmlaunch.model.tuning import KeptFile, Setting
+from kvmlaunch.units import count
+
+if TYPE_CHECKING:
+    from kvmlaunch.steps.tune import Difference, Planned
+
+HOST = "host"
+DIFFERENT, FAILED = 10, 6
+every_option = click.option("--all", "every", is_flag=True, help="For every definition, not those with autostart only.")
+boot_option = click.option(
+    "--boot", is_flag=True, help="Also a drop-in for the boot loader; the command that it needs is shown, and not run."
+)
+
+
+@click.group()
+def tune() -> None:
+    """The host's knobs for its VMs: planned, made, kept over reboots, taken back."""
+
+
+def setting_cells(session: Session, setting: Setting) -> tuple[str, str, str]:
+    """Give a setting as a row: what it is and should be, and why."""
+    wanted = setting.wanted
+    change = f"{setting.knob.value} → {wanted.value}" if setting.differs else f"{wanted.value}, as it is"
+    by_hand = f"{wanted.origin.place} {wanted.origin.key}" if wanted.origin.kind == "file" else ""
+    why = " · ".join(part for part in (by_hand, wanted.reason, setting.cost and f"costs {setting.cost}") if part)
+    source = f"   [{wanted.source}]" if session.verbose and wanted.source else ""
+    return setting.key, change, f"{why}{source}"
+
+
+def setting_document(setting: Setting) -> dict[str, Any]:
+    """Give the JSON form of a setting."""
+    wanted = setting.wanted
+    return {
+        "key": setting.key,
+        "path": setting.knob.path,
+        "current": setting.knob.value,
+        "wanted": wanted.value,
+        "differs": setting.differs,
+        "reason": wanted.reason,
+        "source": wanted.source,
+        "origin": f"{wanted.origin.place} {wanted.origin.key}".strip(),
+        "cost": setting.cost,
+        "keeper": setting.keeper,
+    }
+
+
+def file_document(kept: KeptFile) -> dict[str, Any]:
+    """Give the JSON form of a file that would be, or was, written."""
+    return {
+        "path": kept.path,
+        "kind": kept.kind,
+        "text": kept.text,
+        "command": kept.command,
+        "inactive": kept.inactive,
+    }
+
+
+def plan_document(planned: "Planned", findings: Sequence[Finding]) -> dict[str, Any]:
+    """Give the JSON form of a plan."""
+    return {
+        "vms": [vm.name for vm in planned.vms],
+        "changes": len(planned.plan.changes),
+        "settings": [setting_document(setting) for setting in planned.plan.settings],
+        "files": [file_document(kept) for kept in planned.plan.files],
+        "findings": [finding_document(finding) for finding in findings],
+    }
+
+
+def show_findings(session: Session, findings: Sequence[Finding]) -> None:
+    """Print what cannot be had, errors first."""
+    for finding in errors_of(tuple(findings)):
+        show_error(session, finding.report, HOST)
+    show_warnings(session, HOST, findings)
+
+
+def show_plan(session: Session, planned: "Planned") -> None:
+    """Print a plan: what changes, what stays with -v, what would keep it."""
+    plan = planned.plan
+    shown = plan.settings if session.verbose else plan.changes
+    show_table([setting_cells(session, setting) for setting in shown])
+    for kept in plan.files:
+        note = f"   (not read at boot here: {kept.inactive})" if kept.inactive else ""
+        click.echo(f"with --persist: {kept.path}{note}")
+        if session.verbose:
+            click.echo("".join(f"    {line}\n" for line in kept.text.splitlines()), nl=False)
+    same = len(plan.settings) - len(plan.changes)
+    names = count(len(planned.vms), "VM")
+    click.echo(f"{count(len(plan.changes), 'change')}, {same} as they should be, for {names}", err=True)
+
+
+@tune.command()
+@vms_argument
+@every_option
+@boot_option
+@click.option("--exit-code", "exit_code", is_flag=True, help="Exit with 10 when something would change.")
+@session_command
+def plan(session: Session, vms: tuple[str, ...], every: bool, boot: bool, exit_code: bool) -> int:
+    """Say what of the host would change for these VMs, why, and what it costs; changes nothing, needs no root."""
+    from kvmlaunch.steps.tune import plan as plan_host  # noqa: PLC0415 - completion wants the options only
+
+    planned = plan_host(session.caller(), vms, every=every, boot=boot)
+    findings = planned.plan.findings
+    if session.json:
+        show_document("tune-plan", plan_document(planned, findings))
+    else:
+        show_plan(session, planned)
+        show_findings(session, findings)
+    if errors_of(findings):
+        return FAILED
+    return DIFFERENT if exit_code and planned.plan.changes else 0
+
+
+@tune.command()
+@vms_argument
+@every_option
+@click.option("--persist", is_flag=True, help="Also write the files that keep it over a reboot.")
+@boot_option
+@click.option("--drop-caches", is_flag=True, help="Give up the page cache where memory for huge pages is short.")
+@click.option("-n", "--dry-run", is_flag=True, help="The same as tune plan.")
+@session_command
+def apply(
+    session: Session,
+    vms: tuple[str, ...],
+    every: bool,
+    persist: bool,
+    boot: bool,
+    drop_caches: bool,
+    dry_run: bool,
+) -> int:
+    """Make the host as it should be, until the next boot, or with --persist beyond it; tune off takes it back."""
+    from kvmlaunch.steps import tune as steps  # noqa: PLC0415 - completion wants the options only
+
+    caller = session.caller()
+    if dry_run:
+        planned = steps.plan(caller, vms, every=every, boot=boot)
+        show_plan(session, planned)
+        show_findings(session, planned.plan.findings)
+        return 0
+    planned, failed = steps.apply(
+        caller,
+        vms,
+        teller(session, HOST),
+        every=every,
+        persist=persist,
+        boot=boot,
+        drop_caches=drop_caches,
+    )
+    inactive = steps.inactive_findings(planned.plan.files) if persist or boot else ()
+    findings = (*planned.plan.findings, *failed, *inactive)
+    if session.json:
+        show_document("tune-apply", plan_document(planned, findings))
+    else:
+        show_findings(session, findings)
+        show_applied(session, planned, persist=persist or boot)
+    return FAILED if failed else 0
+
+
+def show_applied(session: Session, planned: "Planned", *, persist: bool) -> None:
+    """Print what was done, and what is still to be run by hand."""
+    if not planned.plan.changes:
+        say(session, HOST, "ok", "already", "as it should be")
+    for kept in planned.plan.files if persist else ():
+        if kept.command and kept.path.startswith(("/etc/default/", "/etc/systemd/")):
+            say(session, HOST, "ok", "then", kept.command)
+
+
+@tune.command()
+@vms_argument
+@every_option
+@session_command
+def verify(session: Session, vms: tuple[str, ...], every: bool) -> int:
+    """Compare the host with what it should be, and the files with what was written: 10 when they differ."""
+    from kvmlaunch.steps.tune import verify as verify_host  # noqa: PLC0415 - completion wants the options only
+
+    planned, differences = verify_host(session.caller(), vms, every=every)
+    if session.json:
+        rows = [difference_document(each) for each in differences]
+        show_document("tune-verify", {**plan_document(planned, planned.plan.findings), "differences": rows})
+    else:
+        show_table([(each.key, f"{each.found}, should be {each.wanted}", place_text(each)) for each in differences])
+        show_findings(session, planned.plan.findings)
+        if not differences:
+            say(session, HOST, "ok", "verified", f"{count(len(planned.plan.settings), 'setting')} as they should be")
+    return DIFFERENT if differences else 0
+
+
+def place_text(difference: "Difference") -> str:
+    """Give where a difference lies, and who makes it."""
+    return f"{difference.place}{f': {difference.by}' if difference.by else ''}"
+
+
+def difference_document(difference: "Difference") -> dict[str, str]:
+    """Give the JSON form of a difference."""
+    return {
+        "key": difference.key,
+        "place": difference.place,
+        "wanted": difference.wanted,
+        "found": difference.found,
+        "by": difference.by,
+    }
+
+
+@tune.command()
+@click.option("--force", is_flag=True, help="Also put back what somebody else has changed since.")
+@session_command
+def off(session: Session, force: bool) -> int:
+    """Put everything back as it was before tune apply, files included."""
+    from kvmlaunch.steps.tune import off as put_back  # noqa: PLC0415 - completion wants the options only
+
+    there, found = put_back(session.caller(), teller(session, HOST), force=force)
+    if session.json:
+        show_document("tune-off", {"undone": there, "findings": [finding_document(finding) for finding in found]})
+    else:
+        show_findings(session, found)
+        if not there:
+            say(session, HOST, "ok", "already", "nothing is tuned")
+    return DIFFERENT if any(finding.report.code == "host.change.conflict" for finding in found) else 0

@@ -1,0 +1,178 @@
+"""Writes the files that keep settings over a reboot, and takes them back: other people's bytes stay as they are."""
+
+import os
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+
+from attrs import evolve
+
+from kvmlaunch.errors import KvmlaunchError
+from kvmlaunch.host.apply import mounts_on, release_mount
+from kvmlaunch.host.files import remove_if_there, write_atomically
+from kvmlaunch.host.fstab import has_region, remove_region, set_region
+from kvmlaunch.host.mount import mount_at
+from kvmlaunch.host.settings import Ledger
+from kvmlaunch.host.tree import entered, failed, remove_empty
+from kvmlaunch.model.finding import Finding, warning
+from kvmlaunch.model.tuning import FileEntry, KeptFile, MountEntry
+
+DIRECTORY_MODE = 0o755
+SHARED_OPTIONS = "pagesize=2M,mode=0755"
+
+
+def read_kept(path: str, kind: str) -> str | None:
+    """Give what stands in a file of ours, or what a link says; None where there is nothing."""
+    try:
+        if kind == "link":
+            return os.readlink(path)
+        with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
+            return file.read()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise failed(path, error) from error
+
+
+def is_kept(kept: KeptFile) -> bool:
+    """Stands in a file what should stand there."""
+    if kept.kind == "fstab":
+        return has_region(PurePosixPath(kept.path), (kept.text,))
+    return read_kept(kept.path, kept.kind) == kept.text
+
+
+def apply_file(ledger: Ledger, kept: KeptFile) -> Finding | None:
+    """Write one file; gives why it could not be."""
+    earlier = ledger.find(kept.path)
+    try:
+        before = None if kept.kind == "fstab" else read_kept(kept.path, kept.kind)
+        if isinstance(earlier, FileEntry) and before == earlier.wanted:
+            before, mode, made = earlier.before, earlier.before_mode, earlier.made
+        else:
+            mode, made = mode_of(kept.path), missing_directory(PurePosixPath(kept.path).parent)
+        entry = FileEntry(
+            path=kept.path,
+            kind=kept.kind,
+            before=before,
+            before_mode=mode,
+            wanted=kept.text,
+            mode=kept.mode,
+            made=made,
+            time=ledger.time,
+        )
+        ledger.put(entry)
+        write_kept(kept.path, kept.kind, kept.text, kept.mode)
+        ledger.put(evolve(entry, done=True))
+    except KvmlaunchError as error:
+        ledger.restore(kept.path, earlier)
+        report = error.report
+        return warning(code=report.code, message=report.message, where=kept.path, why=report.why, hint=report.hint)
+    return None
+
+
+def mode_of(path: str) -> int:
+    """Give a file's mode, that of a new one where there is none."""
+    try:
+        return os.stat(path, follow_symlinks=False).st_mode & 0o7777
+    except OSError:
+        return 0o644
+
+
+def missing_directory(path: PurePosixPath) -> str:
+    """Give the topmost directory of a path that is not there, "" when all are."""
+    missing = [place for place in (path, *path.parents) if not os.path.isdir(place)]
+    return str(missing[-1]) if missing else ""
+
+
+def write_kept(path: str, kind: str, text: str, mode: int) -> None:
+    """Write a file, a link or our lines; raises KvmlaunchError, nothing half-written."""
+    place = PurePosixPath(path)
+    if kind == "fstab":
+        set_region(place, (text,))
+        return
+    with entered(place.parent, 0, make=True, mode=DIRECTORY_MODE) as fd:
+        if kind == "link":
+            remove_if_there(fd, place.name)
+            try:
+                os.symlink(text, place.name, dir_fd=fd)
+            except OSError as error:
+                raise failed(path, error) from error
+        else:
+            write_atomically(fd, place.name, text, mode=mode)
+
+
+def undo_other(ledger: Ledger, entry: FileEntry | MountEntry, *, force: bool) -> Iterator[Finding]:
+    """Take a file or the shared mount back."""
+    if isinstance(entry, MountEntry):
+        yield from undo_shared_mount(ledger, entry)
+    else:
+        yield from undo_file(ledger, entry, force=force)
+
+
+def undo_file(ledger: Ledger, entry: FileEntry, *, force: bool) -> Iterator[Finding]:
+    """Put back what stood in a file, or remove it; one that somebody else has written since is left unless forced."""
+    place = PurePosixPath(entry.path)
+    if entry.kind == "fstab":
+        remove_region(place)
+        ledger.drop(entry.path)
+        return
+    live = read_kept(entry.path, entry.kind)
+    if live not in {entry.wanted, entry.before} and not force:
+        yield warning(
+            code="host.change.conflict",
+            message=f"{entry.path} was changed by somebody else and is left alone",
+            where=entry.path,
+            why="it is not as it was written" if live is not None else "it was removed",
+            hint="kvmlaunch tune off --force   restores it all the same",
+        )
+        return
+    if live != entry.before:
+        if entry.before is not None:
+            write_kept(entry.path, entry.kind, entry.before, entry.before_mode)
+        elif live is not None:
+            with entered(place.parent, 0) as fd:
+                remove_if_there(fd, place.name)
+    if entry.made:
+        remove_empty(place.parent, 0, up_to=PurePosixPath(entry.made).parent)
+    ledger.drop(entry.path)
+
+
+def apply_shared_mount(ledger: Ledger, path: str) -> Finding | None:
+    """Mount the shared hugetlbfs; there already is fine."""
+    if any(mount.type == "hugetlbfs" for mount in mounts_on(path)):
+        return None
+    place = PurePosixPath(path)
+    ledger.put(MountEntry(path=path, made=not os.path.isdir(place), boot_id=ledger.boot_id, time=ledger.time))
+    try:
+        with entered(place, 0, make=True, mode=DIRECTORY_MODE):
+            pass
+        mount_at(place, "hugetlbfs", SHARED_OPTIONS)
+    except (OSError, KvmlaunchError) as error:
+        remove_made(ledger, place)
+        return warning(
+            code="host.hugetlbfs.missing",
+            message=f"hugetlbfs could not be mounted on {path}: skipped",
+            where=path,
+            why=str(error),
+        )
+    return None
+
+
+def remove_made(ledger: Ledger, place: PurePosixPath) -> None:
+    """Remove the directory that was made for the shared mount."""
+    entry = ledger.find(str(place))
+    if isinstance(entry, MountEntry) and entry.made:
+        remove_empty(place, 0, up_to=place.parent)
+    ledger.drop(str(place))
+
+
+def undo_shared_mount(ledger: Ledger, entry: MountEntry) -> Iterator[Finding]:
+    """Unmount the shared hugetlbfs, unless a process uses it."""
+    place = PurePosixPath(entry.path)
+    try:
+        if any(mount.type == "hugetlbfs" for mount in mounts_on(entry.path)):
+            release_mount(place)
+    except KvmlaunchError as error:
+        report = error.report
+        yield warning(code=report.code, message=report.message, where=entry.path, why=report.why, hint=report.hint)
+        return
+    remove_made(ledger, place)

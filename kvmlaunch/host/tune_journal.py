@@ -1,0 +1,87 @@
+"""The journal of tuning: one file of root's, written before a knob or a file is touched, and after it.
+
+What cannot be read is put aside under another name; nothing is ever undone on a guess.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from attrs import asdict, fields
+
+from kvmlaunch.host.files import read_text_at, remove_if_there, write_atomically
+from kvmlaunch.host.places import STATE
+from kvmlaunch.host.tree import entered
+from kvmlaunch.model.tuning import FileEntry, MountEntry, SettingEntry, TuneEntry
+
+SCHEMA: Final = "kvmlaunch/tune-journal/1"
+NAME: Final = "tune.json"
+LARGEST: Final = 16 << 20  # bytes
+KINDS: Final[Mapping[str, type[TuneEntry]]] = {"setting": SettingEntry, "file": FileEntry, "mount": MountEntry}
+WORDS: Final = {kind: word for word, kind in KINDS.items()}
+MAY_BE_NONE: Final = ("before", "after")
+
+
+def render_entries(entries: Iterable[TuneEntry]) -> str:
+    """Give the JSON text of the journal."""
+    return json.dumps(
+        {"schema": SCHEMA, "entries": [{"kind": WORDS[type(entry)], **own_fields(entry)} for entry in entries]},
+        indent=1,
+    )
+
+
+def own_fields(entry: TuneEntry) -> dict[str, object]:
+    """Give the fields of an entry; the kind of a file beside the kind of the entry."""
+    return {("file_kind" if name == "kind" else name): value for name, value in asdict(entry).items()}
+
+
+def parse_entries(text: str) -> tuple[TuneEntry, ...]:
+    """Give the entries of a JSON text; raises ValueError for anything that is none of ours."""
+    try:
+        document = json.loads(text)
+        if document["schema"] != SCHEMA:
+            message = "another version of the journal"
+            raise ValueError(message)
+        return tuple(parse_entry(each) for each in document["entries"])
+    except (TypeError, KeyError, AttributeError, RecursionError) as error:
+        message = f"no journal of ours: {error!r}"
+        raise ValueError(message) from error
+
+
+def parse_entry(document: Mapping[str, Any]) -> TuneEntry:
+    """Give one entry; raises KeyError, TypeError for a wrong field or type."""
+    kind = KINDS[document["kind"]]
+    named = {("kind" if name == "file_kind" else name): value for name, value in document.items() if name != "kind"}
+    for field in fields(kind):
+        value = named[field.name]
+        wanted: object = int if field.name in {"mode", "before_mode"} else bool if field.type is bool else str
+        if type(value) is not wanted and not (value is None and field.name in MAY_BE_NONE):
+            raise TypeError(field.name)
+    return kind(**named)
+
+
+def write_entries(entries: Iterable[TuneEntry]) -> None:
+    """Write the journal so that it survives a crash; an empty one is removed.  Raises HostFailed, PreflightFailed."""
+    kept = tuple(entries)
+    with entered(STATE, 0, make=True) as fd:
+        if kept:
+            write_atomically(fd, NAME, render_entries(kept))
+        else:
+            remove_if_there(fd, NAME)
+
+
+def read_entries() -> tuple[tuple[TuneEntry, ...], str]:
+    """Give the journal, and why it cannot be read where it was put aside for that, "" otherwise."""
+    try:
+        with entered(STATE, 0) as fd:
+            text = read_text_at(fd, NAME, LARGEST)
+            if text is None:
+                return (), ""
+            try:
+                return parse_entries(text), ""
+            except ValueError as error:
+                os.rename(NAME, f"{NAME}.unreadable", src_dir_fd=fd, dst_dir_fd=fd)
+                return (), f"{STATE / NAME}: {error}; it lies beside it as {NAME}.unreadable"
+    except FileNotFoundError:
+        return (), ""

@@ -1,0 +1,273 @@
+"""`tune`: the host as the definitions and host.toml want it, planned, made, verified, taken back."""
+
+import os
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+
+from kvmlaunch.define.host_file import load_wishes
+from kvmlaunch.errors import PreflightFailed, PrivilegeMissing, Report
+from kvmlaunch.facts.sources import Wanted, parse_captured
+from kvmlaunch.facts.tuning import parse_tuning
+from kvmlaunch.host.capture import capture_host
+from kvmlaunch.host.capture_tuning import capture_tuning
+from kvmlaunch.host.definitions import definition_files, read_file
+from kvmlaunch.host.kept_files import apply_file, apply_shared_mount, is_kept, undo_other
+from kvmlaunch.host.lock import host_lock
+from kvmlaunch.host.settings import Ledger, apply_counted, apply_setting, settle, undo_all
+from kvmlaunch.host.tune_journal import read_entries
+from kvmlaunch.model.definition import Definition
+from kvmlaunch.model.finding import Finding, errors_of, warning
+from kvmlaunch.model.host import HostFacts
+from kvmlaunch.model.tuning import FileEntry, HostTuning, KeptFile, Setting, SettingEntry, TunePlan
+from kvmlaunch.model.value import frozen
+from kvmlaunch.model.wishes import HOST_FILE, HostWishes
+from kvmlaunch.run.process import read_boot_id
+from kvmlaunch.steps.caller import Caller, Tell
+from kvmlaunch.steps.load import invalid, load, load_subject
+from kvmlaunch.tune.daemons import overriding
+from kvmlaunch.tune.fleet import PAGE_SIZES, VmWish, vm_wish
+from kvmlaunch.tune.keep import SYSCTL_FILE, sysctl_name
+from kvmlaunch.tune.plan import plan_tuning
+
+
+@frozen(kw_only=True)
+class Planned:
+    """A plan, and what it was made of."""
+
+    plan: TunePlan
+    vms: tuple[VmWish, ...]
+    wishes: HostWishes
+    host: HostFacts
+    tuning: HostTuning
+
+
+@frozen(kw_only=True)
+class Difference:
+    """Something that is not as it should be: a knob, or a file; `by` names what makes it so, "" where nobody knows."""
+
+    key: str
+    place: str
+    wanted: str
+    found: str
+    by: str = ""
+
+
+def read_wishes(caller: Caller) -> HostWishes:
+    """Give what host.toml says, all defaults where there is none; raises DefinitionInvalid with every mistake."""
+    path = Path(HOST_FILE)
+    if not os.path.exists(path):
+        return HostWishes()
+    wishes, findings = load_wishes(PurePosixPath(path), read_file(path, caller.trust))
+    if wishes is None:
+        raise invalid("host.toml", findings)
+    return wishes
+
+
+def definitions_of(caller: Caller, words: Sequence[str], *, every: bool) -> tuple[Definition, ...]:
+    """Give the definitions that count: those named, all, or those that start with the host.
+
+    A broken definition is an error where it was named, and left out where all are meant: `validate` names it.
+    """
+    if words:
+        return tuple(load_subject(caller, word).definition for word in words)
+    found = (load(caller, name)[1].definition for name in definition_files(caller.search))
+    return tuple(each for each in found if each is not None and (every or each.lifecycle.autostart))
+
+
+def look(definitions: Sequence[Definition]) -> tuple[HostFacts, HostTuning]:
+    """Look at the host and at its knobs."""
+    paths = {each.name: tuple(disk.path for disk in each.disk.values()) for each in definitions}
+    captured = capture_tuning(paths)
+    host = parse_captured(capture_host(Wanted(locks=False)))
+    return host, parse_tuning(captured.files, captured.probes)
+
+
+def plan(caller: Caller, words: Sequence[str], *, every: bool, boot: bool = False) -> Planned:
+    """Give what the host should be; changes nothing, needs no root.  Raises DefinitionInvalid."""
+    wishes = read_wishes(caller)
+    definitions = definitions_of(caller, words, every=every)
+    host, tuning = look(definitions)
+    vms = tuple(vm_wish(each) for each in definitions)
+    return Planned(
+        plan=plan_tuning(host, tuning, wishes, vms, boot=boot), vms=vms, wishes=wishes, host=host, tuning=tuning
+    )
+
+
+def open_ledger(tell: Tell) -> Ledger:
+    """Give the journal of tuning, put right after a crash; under the host-wide lock."""
+    entries, unreadable = read_entries()
+    if unreadable:
+        tell("warn", f"[state.quarantined] {unreadable}")
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    ledger = Ledger(entries=entries, boot_id=read_boot_id(), time=now)
+    settle(ledger)
+    return ledger
+
+
+def refuse_user(caller: Caller, what: str, hint: str) -> None:
+    """Raise PrivilegeMissing for whoever is not root."""
+    if caller.uid != 0:
+        raise PrivilegeMissing(
+            Report(
+                code="host.privilege",
+                message=f"only root {what}",
+                where="tune",
+                why="knobs and files of the whole host",
+                hint=hint,
+            )
+        )
+
+
+def apply(
+    caller: Caller,
+    words: Sequence[str],
+    tell: Tell,
+    *,
+    every: bool,
+    persist: bool = False,
+    boot: bool = False,
+    drop_caches: bool = False,
+) -> tuple[Planned, tuple[Finding, ...]]:
+    """Make the host as it should be; a second time changes nothing.  Gives the plan and what could not be made.
+
+    `persist` also writes the files that keep it, `boot` the boot loader's as well.  Raises PrivilegeMissing,
+    PreflightFailed for a wish that the host has no room for, before anything is changed.
+    """
+    planned = plan(caller, words, every=every, boot=boot)
+    refuse_user(caller, "changes the host", "sudo kvmlaunch tune apply")
+    errors = tuple(finding.report for finding in errors_of(planned.plan.findings))
+    if errors:
+        raise PreflightFailed(errors[0], errors)
+    with host_lock():
+        ledger = open_ledger(tell)
+        planned = plan(caller, words, every=every, boot=boot)
+        lasting = persist or boot
+        found = [*apply_settings(ledger, planned.plan, tell, lasting=lasting, drop_caches=drop_caches)]
+        if planned.wishes.hugetlbfs:
+            found.append(apply_shared_mount(ledger, planned.wishes.hugetlbfs))
+        for kept in planned.plan.files if lasting else ():
+            if not is_kept(kept):
+                finding = apply_file(ledger, kept)
+                found.append(finding)
+                if finding is None:
+                    tell("written", kept.path)
+    return planned, tuple(finding for finding in found if finding)
+
+
+def apply_settings(
+    ledger: Ledger, wanted: TunePlan, tell: Tell, *, lasting: bool, drop_caches: bool
+) -> list[Finding | None]:
+    """Turn every knob that differs; one that cannot be turned does not stop the others."""
+    found = []
+    for setting in wanted.settings:
+        if setting.differs:
+            finding = turn(ledger, setting, lasting=lasting, drop_caches=drop_caches)
+            found.append(finding)
+            if finding is None:
+                tell("set", f"{setting.key}  {setting.knob.value} → {setting.wanted.value}")
+        elif lasting:
+            make_lasting(ledger, setting)
+    return found
+
+
+def turn(ledger: Ledger, setting: Setting, *, lasting: bool, drop_caches: bool) -> Finding | None:
+    """Turn one knob."""
+    if not setting.counted:
+        return apply_setting(ledger, setting, lasting=lasting)
+    page_size = PAGE_SIZES[setting.key.partition(".")[2]]
+    return apply_counted(ledger, setting, page_size, lasting=lasting, drop_caches=drop_caches)
+
+
+def make_lasting(ledger: Ledger, setting: Setting) -> None:
+    """Write down that a setting made earlier now outlives a reboot."""
+    from attrs import evolve  # noqa: PLC0415 - one use
+
+    entry = ledger.find(setting.knob.path)
+    if isinstance(entry, SettingEntry) and not entry.lasting:
+        ledger.put(evolve(entry, lasting=True))
+
+
+def verify(caller: Caller, words: Sequence[str], *, every: bool) -> tuple[Planned, tuple[Difference, ...]]:
+    """Give what of the host is not as it should be: knobs by the plan, files by the journal, and who overrides them."""
+    planned = plan(caller, words, every=every)
+    entries = read_entries()[0] if caller.uid == 0 else ()
+    kept = {kept.path: kept for kept in planned.plan.files}
+    files = [entry for entry in entries if isinstance(entry, FileEntry)]
+    return planned, (
+        *(knob_difference(planned, setting) for setting in planned.plan.changes),
+        *(file_difference(entry, kept.get(entry.path)) for entry in files if is_changed(entry, kept.get(entry.path))),
+        *overridden(planned, files),
+    )
+
+
+def knob_difference(planned: Planned, setting: Setting) -> Difference:
+    """Give the difference of a knob, with a program that tunes the host as well."""
+    by = ", ".join(f"{name} (pid {pid})" for name, pid in planned.tuning.daemons.items())
+    return Difference(
+        key=setting.key,
+        place=setting.knob.path,
+        wanted=setting.wanted.value,
+        found=setting.knob.value,
+        by=f"perhaps {by}" if by else "",
+    )
+
+
+def is_changed(entry: FileEntry, kept: KeptFile | None) -> bool:
+    """Is a file of ours not as it was written, or not as it would be written now."""
+    as_written = KeptFile(path=entry.path, text=entry.wanted, kind=entry.kind)
+    return not is_kept(as_written) or (kept is not None and kept.text != entry.wanted)
+
+
+def file_difference(entry: FileEntry, kept: KeptFile | None) -> Difference:
+    """Give the difference of a file."""
+    as_written = is_kept(KeptFile(path=entry.path, text=entry.wanted, kind=entry.kind))
+    found = "older than the plan" if as_written and kept is not None else "changed or removed by somebody else"
+    return Difference(key=entry.path, place=entry.path, wanted="as written", found=found)
+
+
+def overridden(planned: Planned, files: Sequence[FileEntry]) -> tuple[Difference, ...]:
+    """Give what a later file of sysctl.d will set otherwise at boot."""
+    if not any(entry.path == SYSCTL_FILE for entry in files):
+        return ()
+    found = []
+    for setting in planned.plan.settings:
+        name = sysctl_name(setting.knob.path)
+        line = overriding(planned.tuning, name, setting.wanted.value, SYSCTL_FILE)
+        if setting.keeper == "sysctl" and line:
+            found.append(
+                Difference(key=name, place=line.file, wanted=setting.wanted.value, found=line.value, by="a later file")
+            )
+    return tuple(found)
+
+
+def off(caller: Caller, tell: Tell, *, force: bool = False) -> tuple[bool, tuple[Finding, ...]]:
+    """Put the host back as it was, files included; tells whether there was anything, and what others had changed since.
+
+    What cannot be put back stays written down for the next time.
+    """
+    refuse_user(caller, "changes the host", "sudo kvmlaunch tune off")
+    with host_lock():
+        ledger = open_ledger(tell)
+        before = ledger.entries
+        found = tuple(undo_all(ledger, lambda entry: undo_other(ledger, entry, force=force), force=force))
+        left = {entry.path for entry in ledger.entries}
+        for entry in reversed(before):
+            if entry.path not in left:
+                tell("restored", entry.key if isinstance(entry, SettingEntry) else entry.path)
+    return bool(before), found
+
+
+def inactive_findings(files: Sequence[KeptFile]) -> tuple[Finding, ...]:
+    """Warn of files that nothing reads at boot (`host.notactive`)."""
+    return tuple(
+        warning(
+            code="host.notactive",
+            message=f"{kept.path} is written, and not active at boot",
+            where=kept.path,
+            why=kept.inactive,
+            hint=f"{kept.command}   at boot, by whatever starts this host" if kept.command else "",
+        )
+        for kept in files
+        if kept.inactive
+    )
