@@ -59,6 +59,10 @@ CODES: Final[dict[str, tuple[int, str]]] = {
     "host.aio.refused": (6, "The host refuses the asynchronous I/O engine that was asked for."),
     "host.vhost.missing": (6, "/dev/vhost-net cannot be opened, and vhost was asked for."),
     "host.space": (6, "A file system is full or read-only."),
+    "host.fstab.invalid": (
+        6,
+        "Lines for fstab would add a problem that it does not have, or the markers around ours do not fit together.",
+    ),
     "host.dir.unsafe": (6, "A directory is a link, belongs to somebody else, or can be written by others."),
     "host.bridge.missing": (6, "The bridge does not exist."),
     "host.tap.missing": (6, "The tap does not exist, or belongs to another user."),
