@@ -47,6 +47,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "Check the host for VMs; --apply prepares it, --undo takes that back.",
     ),
     "check": ("kvmlaunch.cli.host:preflight", "Host", "The same as preflight."),
+    "doctor": ("kvmlaunch.cli.doctor:doctor", "Host", "Examine this host for VMs: what is wrong, and what mends it."),
     "tune": ("kvmlaunch.cli.tune:tune", "Host", "Plan, make, verify and take back the host's settings for its VMs."),
     "facts": ("kvmlaunch.cli.host:facts", "Host", "Show what is known of this host, or save it."),
     "completion": ("kvmlaunch.cli.self:completion", "Self", "Print the completion script of a shell."),

@@ -2,19 +2,20 @@
 
 import os
 from collections.abc import Iterator
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from attrs import evolve
 
 from kvmlaunch.errors import KvmlaunchError
 from kvmlaunch.host.apply import mounts_on, release_mount
 from kvmlaunch.host.files import remove_if_there, write_atomically
-from kvmlaunch.host.fstab import has_region, remove_region, set_region
+from kvmlaunch.host.fstab import remove_region, set_region
 from kvmlaunch.host.mount import mount_at
 from kvmlaunch.host.settings import Ledger
 from kvmlaunch.host.tree import entered, failed, remove_empty
 from kvmlaunch.model.finding import Finding, warning
 from kvmlaunch.model.tuning import FileEntry, KeptFile, MountEntry
+from kvmlaunch.tune.fstab import parse_region
 
 DIRECTORY_MODE = 0o755
 SHARED_OPTIONS = "pagesize=2M,mode=0755"
@@ -36,7 +37,8 @@ def read_kept(path: str, kind: str) -> str | None:
 def is_kept(kept: KeptFile) -> bool:
     """Stands in a file what should stand there."""
     if kept.kind == "fstab":
-        return has_region(PurePosixPath(kept.path), (kept.text,))
+        text = read_kept(kept.path, "file") or ""
+        return parse_region(text) == (kept.text,)
     return read_kept(kept.path, kept.kind) == kept.text
 
 
@@ -87,7 +89,7 @@ def write_kept(path: str, kind: str, text: str, mode: int) -> None:
     """Write a file, a link or our lines; raises KvmlaunchError, nothing half-written."""
     place = PurePosixPath(path)
     if kind == "fstab":
-        set_region(place, (text,))
+        set_region(Path(path), (text,))
         return
     with entered(place.parent, 0, make=True, mode=DIRECTORY_MODE) as fd:
         if kind == "link":
@@ -112,7 +114,7 @@ def undo_file(ledger: Ledger, entry: FileEntry, *, force: bool) -> Iterator[Find
     """Put back what stood in a file, or remove it; one that somebody else has written since is left unless forced."""
     place = PurePosixPath(entry.path)
     if entry.kind == "fstab":
-        remove_region(place)
+        remove_region(Path(entry.path))
         ledger.drop(entry.path)
         return
     live = read_kept(entry.path, entry.kind)

@@ -33,7 +33,7 @@ def diagnose(
         *(each for pool in host.pools for each in check_pool(host, tuning, pool, vms)),
         *check_free_memory(host, tuning),
         *check_thp(tuning, vms),
-        *check_merging(host, tuning, vms),
+        *check_merging(tuning, vms),
         *(each for device in tuning.devices for each in check_device(device, wishes)),
         *check_aio(host),
         *check_governor(tuning),
@@ -58,7 +58,7 @@ def check_kvm(host: HostFacts, trial: Trial) -> Iterator[Diagnosis]:
             why="without KVM a guest is emulated: slow, and no security boundary", source=source, numbers=numbers,
         )  # fmt: skip
     elif trial.progressed is False or not host.kvm.runs_ordinary_kernels:
-        tried = f"{trial.kernel} printed nothing in {trial.seconds:.0f} s" if trial.progressed is False else ""
+        tried = trial_text(trial) if trial.progressed is False else ""
         pvm = "" if host.kvm.runs_ordinary_kernels else "kvm_pvm alone runs PVM-aware kernels only"
         yield Diagnosis(
             subject="kvm", verdict="FAIL", found=f"/dev/kvm opens ({modules}), and runs no ordinary guest", gain=9,
@@ -74,6 +74,12 @@ def check_kvm(host: HostFacts, trial: Trial) -> Iterator[Diagnosis]:
     else:
         found = f"runs guests ({modules}); {trial.kernel} booted in {trial.seconds:.1f} s"
         yield Diagnosis(subject="kvm", verdict="ok", found=found, source=source, numbers=numbers)
+
+
+def trial_text(trial: Trial) -> str:
+    """Give how a trial failed: QEMU's own last words, or that nothing came."""
+    words = trial.words.splitlines()
+    return f"{trial.kernel}: {words[-1] if words else f'nothing was printed in {trial.seconds:.0f} s'}"
 
 
 def check_pool(host: HostFacts, tuning: HostTuning, pool: HugepagePool, vms: Sequence[VmWish]) -> Iterator[Diagnosis]:
@@ -109,9 +115,8 @@ def check_free_memory(host: HostFacts, tuning: HostTuning) -> Iterator[Diagnosis
     """Tell free memory and how whole it is: the largest free block, and what lies in blocks of a huge page."""
     memory, largest, blocks = host.memory, tuning.largest_block, tuning.free_in_blocks(HUGE)
     whole, rest = (render_size(size // MIB * MIB) for size in (memory.total, memory.available))
-    found = (
-        f"{rest} of {whole} available, largest free block {render_size(largest)}, {render_size(blocks)} in huge pages"
-    )
+    huge, largest_text = render_size(blocks), render_size(largest)
+    found = f"{rest} of {whole} available, {huge} free in huge pages, largest block {largest_text}"
     numbers = {
         "total": memory.total, "available": memory.available, "free": memory.free, "largest_free_block": largest,
         "free_in_huge_pages": blocks,
@@ -139,7 +144,7 @@ def check_thp(tuning: HostTuning, vms: Sequence[VmWish]) -> Iterator[Diagnosis]:
     )  # fmt: skip
 
 
-def check_merging(host: HostFacts, tuning: HostTuning, vms: Sequence[VmWish]) -> Iterator[Diagnosis]:
+def check_merging(tuning: HostTuning, vms: Sequence[VmWish]) -> Iterator[Diagnosis]:
     """Tell KSM: its switch, what it saves, and whether it does so in vain."""
     if tuning.uksm:
         yield Diagnosis(
@@ -168,9 +173,8 @@ def check_merging(host: HostFacts, tuning: HostTuning, vms: Sequence[VmWish]) ->
 
 def render_profit(size: int) -> str:
     """Give bytes that may be fewer than none."""
-    return (
-        f"{'-' if size < 0 else ''}{render_size(abs(size) // MIB * MIB) if abs(size) >= MIB else f'{abs(size)} bytes'}"
-    )
+    rounded = abs(size) // MIB * MIB if abs(size) >= MIB else abs(size)
+    return f"{'-' if size < 0 else ''}{render_size(rounded)}"
 
 
 def check_device(device: BlockDevice, wishes: HostWishes) -> Iterator[Diagnosis]:

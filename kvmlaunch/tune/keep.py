@@ -1,10 +1,12 @@
 """The files that make settings last: which ones this host reads at boot, and what stands in them."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import PurePosixPath
 from typing import Final
 
 from kvmlaunch.model.tuning import HostTuning, KeptFile, Setting
 from kvmlaunch.model.wishes import HostWishes
+from kvmlaunch.tune.fstab import FstabLine, render_line
 from kvmlaunch.units import GIB, MIB, render_size
 
 SYSCTL_FILE: Final = "/etc/sysctl.d/80-kvmlaunch.conf"
@@ -14,6 +16,7 @@ UNIT_FILE: Final = "/etc/systemd/system/kvmlaunch-hugepages.service"
 SCRIPT_FILE: Final = "/etc/kvmlaunch/boot.sh"
 GRUB_FILE: Final = "/etc/default/grub.d/kvmlaunch.cfg"
 FSTAB: Final = "/etc/fstab"
+SHARED_OPTIONS: Final = ("pagesize=2M", "mode=0755", "nosuid", "nodev")
 HEAD: Final = "# Written by kvmlaunch tune apply --persist; kvmlaunch tune off removes it.\n"
 SYSTEMD: Final = "systemd"
 CLASSIC: Final = ("init", "openrc-init", "runit")  # names of process 1 that run /etc/init.d and /etc/rc.local
@@ -134,8 +137,8 @@ set_knob() {{
 def render_mount(place: str, tuning: HostTuning) -> KeptFile:
     """Give the shared mount: a mount unit where systemd runs, a line of /etc/fstab elsewhere."""
     if tuning.init != SYSTEMD:
-        line = f"hugetlbfs\t{place}\thugetlbfs\tpagesize=2M,mode=0755,nosuid,nodev\t0\t0"
-        return KeptFile(path=FSTAB, text=line, kind="fstab", command=f"mkdir -p {place} && mount {place}")
+        line = FstabLine(source="hugetlbfs", target=PurePosixPath(place), type="hugetlbfs", options=SHARED_OPTIONS)
+        return KeptFile(path=FSTAB, text=render_line(line), kind="fstab")
     name = f"{escape_unit(place)}.mount"
     text = f"""\
 {HEAD}[Unit]
@@ -145,7 +148,7 @@ Description=Shared huge pages
 What=hugetlbfs
 Where={place}
 Type=hugetlbfs
-Options=pagesize=2M,mode=0755,nosuid,nodev
+Options={",".join(SHARED_OPTIONS)}
 
 [Install]
 WantedBy=multi-user.target
