@@ -29,6 +29,7 @@ from kvmlaunch.model.definition import (
     Ready,
     Size,
 )
+from kvmlaunch.model.wishes import HostWishes
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 REFERENCE: Final = ROOT / "docs" / "reference.md"
@@ -179,11 +180,26 @@ def render_commands() -> str:
             group = its
             lines += ["", f"### {group}"]
         command = command_of(name)
-        lines += ["", f"**`{usage_text(name, command)}`**  ", cell(line)]
-        if own_options(command):
-            lines += ["", *table_head("option", "what it does")]
-            lines += [row(option_text(option), option.help or "") for option in own_options(command)]
+        if isinstance(command, click.Group):
+            for inner, each in command.commands.items():
+                lines += command_lines(f"{name} {inner}", each, each.help or "")
+        else:
+            lines += command_lines(name, command, line)
     return "\n".join(lines)
+
+
+def command_lines(name: str, command: click.Command, line: str) -> list[str]:
+    """Give one command: how it is called, what it does, its own options."""
+    lines = ["", f"**`{usage_text(name, command)}`**  ", cell(line)]
+    if own_options(command):
+        lines += ["", *table_head("option", "what it does")]
+        lines += [row(option_text(option), option.help or "") for option in own_options(command)]
+    return lines
+
+
+def render_host_keys() -> str:
+    """Give every key of host.toml."""
+    return "\n".join([*table_head("key", "value", "default", "what it is"), *key_rows(HostWishes)])
 
 
 def render_codes() -> str:
@@ -195,6 +211,7 @@ def render_codes() -> str:
 
 PARTS: Final[Mapping[str, Callable[[], str]]] = {
     "keys": render_keys,
+    "host keys": render_host_keys,
     "commands": render_commands,
     "codes": render_codes,
 }

@@ -117,12 +117,14 @@ def test_every_command_line_that_is_shown_is_one(page: Path) -> None:
     assert isinstance(cli, LazyGroup)
     wrong = []
     for words in calls(page.read_text()):
-        command = cli.get_command(click.Context(cli), words[0]) if words[0] in COMMANDS else None
+        command, rest = (cli.get_command(click.Context(cli), words[0]) if words[0] in COMMANDS else None), words[1:]
+        if isinstance(command, click.Group) and rest:
+            command, rest = command.commands.get(rest[0]), rest[1:]
         if command is None:
             wrong.append((words, "no such command"))
             continue
         try:
-            command.make_context(words[0], words[1:], parent=click.Context(cli))
+            command.make_context(words[0], list(rest), parent=click.Context(cli))
         except click.exceptions.Exit:
             continue
         except click.UsageError as error:

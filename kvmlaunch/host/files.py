@@ -65,8 +65,8 @@ def read_text_at(directory_fd: int, name: str, most: int = 1 << 20) -> str | Non
 
 
 def write_control(path: Path | PurePosixPath, text: str) -> None:
-    """Write a control file of the kernel in one write; raises OSError, also for the errors that come with it."""
-    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    """Write a control file of the kernel in one write, as a shell's `>` does; raises OSError, also for late errors."""
+    fd = os.open(path, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)
     try:
         os.write(fd, text.encode())
     finally:

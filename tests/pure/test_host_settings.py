@@ -1,0 +1,217 @@
+"""Knobs turned over a made-up /sys: written down first, put back only as we left them, whatever a crash leaves."""
+
+from pathlib import Path
+
+import pytest
+from attrs import evolve
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvmlaunch.host.settings import Ledger, apply_setting, settle, undo_setting
+from kvmlaunch.host.tune_journal import parse_entries, render_entries
+from kvmlaunch.model.finding import Finding
+from kvmlaunch.model.tuning import FileEntry, Knob, MountEntry, Setting, SettingEntry, TuneEntry
+from kvmlaunch.tune.wish import chosen
+
+pytestmark = pytest.mark.pure
+
+PATH = "/sys/kernel/mm/ksm/sleep_millisecs"
+ENTRIES: tuple[TuneEntry, ...] = (
+    SettingEntry(key="ksm.run", path="/sys/kernel/mm/ksm/run", before="0", wanted="1", after="1", done=True),
+    SettingEntry(key="ksm.run", path="/sys/kernel/mm/ksm/run", before="0", wanted="1"),
+    FileEntry(path="/etc/x", kind="file", before=None, before_mode=0o644, wanted="text\udc80", mode=0o644, made="/etc"),
+    FileEntry(path="/etc/y", kind="link", before="old", before_mode=0o777, wanted="new", mode=0o644, done=True),
+    MountEntry(path="/mnt/huge", made=True, boot_id="b", time="2026-01-01T00:00:00+00:00"),
+)
+
+
+class Host:
+    """A knob in a directory, and a journal in memory: every version of it in `written`."""
+
+    def __init__(self, root: Path, value: str) -> None:
+        """Make the knob."""
+        self.root = root
+        self.place = root / PATH.lstrip("/")
+        self.place.parent.mkdir(parents=True)
+        self.value = value
+        self.written: list[tuple[TuneEntry, ...]] = []
+        self.ledger = Ledger(entries=(), boot_id="b", time="t", write=self.written.append)
+
+    @property
+    def value(self) -> str:
+        """What the knob holds."""
+        return self.place.read_text().strip()
+
+    @value.setter
+    def value(self, value: str) -> None:
+        """Turn it, as somebody else would."""
+        self.place.write_text(f"{value}\n")
+
+    def apply(self, wanted: str, *, lasting: bool = False) -> Finding | None:
+        """Turn it as we do."""
+        setting = Setting(
+            key="ksm.sleep_millisecs",
+            knob=Knob(path=PATH, value=self.value),
+            wanted=chosen(wanted, "why", "source"),
+            keeper="tmpfiles",
+        )
+        return apply_setting(self.ledger, setting, self.root, lasting=lasting)
+
+    def undo(self, *, force: bool = False) -> list[str]:
+        """Put it back; gives the codes of what was found."""
+        entry = self.ledger.find(PATH)
+        assert isinstance(entry, SettingEntry)
+        return [each.report.code for each in undo_setting(self.ledger, entry, self.root, force=force)]
+
+
+@pytest.fixture
+def knob(tmp_path: Path) -> Host:
+    """Give a host whose knob holds 20."""
+    return Host(tmp_path, "20")
+
+
+def test_a_knob_is_written_down_before_it_is_turned_and_after(knob: Host) -> None:
+    knob.apply("500")
+
+    (before,), (after,) = knob.written
+    assert isinstance(before, SettingEntry)
+    assert isinstance(after, SettingEntry)
+    assert (before.before, before.wanted, before.after, before.done) == ("20", "500", None, False)
+    assert (after.after, after.done) == ("500", True)
+    assert knob.value == "500"
+
+
+def test_what_was_there_before_the_first_time_is_put_back(knob: Host) -> None:
+    knob.apply("500")
+    knob.apply("700")
+
+    assert knob.undo() == []
+    assert knob.value == "20"
+    assert knob.ledger.entries == ()
+
+
+def test_a_knob_that_somebody_else_turned_since_is_left_alone_unless_forced(knob: Host) -> None:
+    knob.apply("500")
+    knob.value = "33"
+
+    first, left = knob.undo(), knob.value
+    forced = knob.undo(force=True)
+
+    assert first == ["host.change.conflict"]
+    assert left == "33"
+    assert forced == []
+    assert knob.value == "20"
+
+
+def test_a_knob_that_was_put_back_by_hand_is_forgotten(knob: Host) -> None:
+    knob.apply("500")
+    knob.value = "20"
+
+    assert knob.undo() == []
+    assert knob.ledger.entries == ()
+
+
+def test_applying_over_what_somebody_else_set_takes_that_for_the_state_before(knob: Host) -> None:
+    knob.apply("500")
+    knob.value = "33"
+    knob.apply("500")
+
+    knob.undo()
+
+    assert knob.value == "33"
+
+
+def test_a_knob_that_is_gone_is_skipped_when_made_and_when_put_back(knob: Host) -> None:
+    knob.apply("500")
+    knob.place.unlink()
+
+    made = knob.ledger.find(PATH)
+    undone = knob.undo()
+
+    assert made is not None
+    assert undone == ["host.setting.refused"]
+    assert knob.ledger.entries == ()
+
+
+def test_a_value_that_the_kernel_refuses_leaves_knob_and_journal_as_they_were(knob: Host) -> None:
+    knob.apply("500")
+    knob.place.unlink()
+    knob.place.symlink_to("/proc/version")  # a file of the kernel that takes nothing
+
+    found = knob.apply("700")
+
+    entry = knob.ledger.find(PATH)
+    assert found is not None
+    assert found.report.code == "host.setting.refused"
+    assert isinstance(entry, SettingEntry)
+    assert (entry.before, entry.wanted, entry.done) == ("20", "500", True)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("earlier", [None, "500"])
+def test_a_crash_between_is_put_right_by_what_the_knob_holds(knob: Host, turned: bool, earlier: str | None) -> None:  # noqa: FBT001 - a row
+    if earlier:
+        knob.apply(earlier)
+    knob.apply("700")
+    ledger = Ledger(entries=knob.written[-2], boot_id="b", time="t", write=knob.written.append)
+    if not turned:
+        knob.value = earlier or "20"
+    knob.ledger = ledger
+
+    settle(ledger, knob.root)
+    found = knob.undo() if ledger.entries else []
+
+    assert found == []
+    assert knob.value == "20"
+    assert ledger.entries == ()
+
+
+@pytest.mark.parametrize(("lasting", "kept"), [(False, 0), (True, 1)])
+def test_what_does_not_last_is_void_after_a_reboot(knob: Host, lasting: bool, kept: int) -> None:  # noqa: FBT001 - a row
+    knob.apply("500", lasting=lasting)
+    knob.ledger.boot_id = "another"
+
+    settle(knob.ledger, knob.root)
+
+    assert len(knob.ledger.entries) == kept
+
+
+def test_the_journal_is_read_back_as_it_was_written() -> None:
+    assert parse_entries(render_entries(ENTRIES)) == ENTRIES
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ('"before": "0"', '"before": 0'),
+        ('"done": true', '"done": 1'),
+        ('"wanted": "1"', '"wanted": null'),
+        ('"kind": "setting"', '"kind": "other"'),
+        ('"path": "/etc/x"', '"place": "/etc/x"'),
+        ("kvmlaunch/tune-journal/1", "kvmlaunch/tune-journal/9"),
+    ],
+)
+def test_a_journal_of_another_shape_is_refused_whole(before: str, after: str) -> None:
+    text = render_entries(ENTRIES)
+    assert before in text
+
+    with pytest.raises(ValueError, match=r"."):
+        parse_entries(text.replace(before, after, 1))
+
+
+@given(text=st.text(max_size=200))
+def test_whatever_stands_in_the_journal_only_valueerror_comes_out(text: str) -> None:
+    try:
+        parse_entries(text)
+    except ValueError:
+        return
+
+
+def test_an_entry_takes_the_place_of_an_earlier_one_of_its_path(knob: Host) -> None:
+    first = ENTRIES[0]
+    assert isinstance(first, SettingEntry)
+    knob.ledger.put(first)
+    knob.ledger.put(evolve(first, after="2"))
+    knob.ledger.put(ENTRIES[2])
+
+    assert [entry.path for entry in knob.ledger.entries] == [first.path, "/etc/x"]

@@ -1,0 +1,302 @@
+"""What the host should be: by kind of device, by what the VMs ask, by hand; and the files that keep it."""
+
+import pytest
+
+from kvmlaunch.model.definition import AUTO, Size
+from kvmlaunch.model.tuning import KeptFile, TunePlan
+from kvmlaunch.model.wishes import HostWishes, KsmWishes
+from kvmlaunch.tune.daemons import overriding
+from kvmlaunch.tune.fleet import VmWish
+from kvmlaunch.tune.keep import escape_unit
+from kvmlaunch.tune.plan import plan_tuning
+from kvmlaunch.units import GIB, MIB
+from tests.tuningbook import host, queue, tuning, without_systemd
+
+pytestmark = pytest.mark.pure
+
+WEB = VmWish(name="web01", page_size=2 * MIB, pages=512)
+DB = VmWish(name="db01", page_size=2 * MIB, pages=4096)
+ORDINARY = VmWish(name="small")
+MERGING = VmWish(name="dense", ksm=True, trust="a")
+
+
+def changes(plan: TunePlan) -> dict[str, str]:
+    """Give what would change."""
+    return {setting.key: setting.wanted.value for setting in plan.changes}
+
+
+def codes(plan: TunePlan) -> list[str]:
+    """Give the codes of what cannot be had."""
+    return [finding.report.code for finding in plan.findings]
+
+
+def text_of(plan: TunePlan, path: str) -> str:
+    """Give what a kept file would hold."""
+    return next(kept.text for kept in plan.files if kept.path == path)
+
+
+@pytest.mark.parametrize(
+    ("device", "queues", "rotational", "wanted"),
+    [
+        ("nvme0n1", 8, "0", "none"),
+        ("sda", 1, "1", "mq-deadline"),
+        ("sdb", 1, "0", "mq-deadline"),
+        ("sdc", 16, "0", "none"),
+        ("sdd", 16, "1", "mq-deadline"),
+        ("vda", 1, "1", "none"),
+        ("xvdb", 4, "0", "none"),
+    ],
+)
+def test_a_scheduler_is_chosen_by_the_kind_of_device(device: str, queues: int, rotational: str, wanted: str) -> None:
+    found = tuning(devices={device: queues}, files=queue(device, "bfq", rotational=rotational))
+
+    plan = plan_tuning(host(), found, HostWishes(), ())
+
+    assert changes(plan) == {f"scheduler.{device}": wanted}
+    assert all(setting.wanted.reason and setting.wanted.source for setting in plan.changes)
+
+
+def test_a_device_without_a_choice_of_scheduler_is_left_alone() -> None:
+    plan = plan_tuning(host(), tuning(devices={"nvme0n1": 8}), HostWishes(), ())
+
+    assert plan.settings == ()
+
+
+@pytest.mark.parametrize(("word", "today"), [("deadline", "mq-deadline"), ("noop", "none"), ("cfq", "bfq")])
+@pytest.mark.parametrize("key", ["scheduler", "elevator"])
+def test_the_words_of_old_kernels_are_understood_and_said(word: str, today: str, key: str) -> None:
+    found = tuning(devices={"sda": 1}, files=queue("sda", "kyber", rotational="1"))
+
+    wishes = HostWishes(**{key: word})  # type: ignore[arg-type]
+
+    plan = plan_tuning(host(), found, wishes, ())
+
+    assert changes(plan) == {"scheduler.sda": today}
+    assert "host.scheduler.renamed" in codes(plan)
+    assert "Linux 5.0" in plan.changes[0].wanted.reason
+
+
+def test_one_device_may_be_wanted_otherwise_than_the_others() -> None:
+    files = queue("sda", "none", rotational="1") | queue("sdb", "none", rotational="1")
+    wishes = HostWishes(schedulers={"sda": "bfq", "sdb": "keep"}, read_ahead=Size(4 * MIB))
+
+    plan = plan_tuning(host(), tuning(devices={"sda": 1, "sdb": 1}, files=files), wishes, ())
+
+    assert changes(plan) == {"scheduler.sda": "bfq", "read_ahead.sda": "4096", "read_ahead.sdb": "4096"}
+
+
+def test_a_scheduler_or_device_that_is_not_there_is_skipped_and_the_rest_is_planned() -> None:
+    files = queue("sda", "none", rotational="1", offered=("none", "mq-deadline")) | queue("sdb", "none", rotational="1")
+    wishes = HostWishes(scheduler="bfq", schedulers={"sdz": "none"})
+
+    plan = plan_tuning(host(), tuning(devices={"sda": 1, "sdb": 1}, files=files), wishes, ())
+
+    assert changes(plan) == {"scheduler.sdb": "bfq"}
+    assert codes(plan).count("host.scheduler.unknown") == 2
+
+
+def test_the_pool_is_the_sum_for_the_vms_and_never_lowered() -> None:
+    short = plan_tuning(host(pages=100), tuning(), HostWishes(), (WEB, DB, ORDINARY))
+    enough = plan_tuning(host(pages=9000), tuning(), HostWishes(), (WEB, DB, ORDINARY))
+
+    assert changes(short) == {"hugepages.2MiB": "4608"}
+    assert "web01 512, db01 4096" in short.changes[0].wanted.reason
+    assert changes(enough) == {}
+
+
+def test_a_pool_that_would_leave_the_host_too_little_is_refused_with_the_numbers() -> None:
+    plan = plan_tuning(host(total=16 * GIB, available=9 * GIB), tuning(), HostWishes(), (WEB, DB))
+
+    assert changes(plan) == {}
+    assert codes(plan) == ["host.memory.short"]
+    assert plan.findings[0].severity == "error"
+
+
+def test_pools_by_hand_come_before_the_sum_and_unknown_sizes_are_refused() -> None:
+    by_hand = plan_tuning(host(), tuning(), HostWishes(hugepage_pools={"2MiB": 64, "1GiB": 2}), (WEB,))
+    unknown = plan_tuning(host(), tuning(), HostWishes(hugepage_pools={"4MiB": 64}), ())
+    kept = plan_tuning(host(), tuning(), HostWishes(hugepages="keep"), (WEB,))
+
+    assert changes(by_hand) == {"hugepages.2MiB": "64", "hugepages.1GiB": "2"}
+    assert codes(unknown) == ["def.value.choice"]
+    assert changes(kept) == {}
+
+
+def test_ksm_follows_the_vms_and_scans_before_it_is_switched_on() -> None:
+    plan = plan_tuning(host(), tuning(), HostWishes(), (MERGING, WEB))
+    nobody = plan_tuning(host(), tuning(), HostWishes(hugepages="keep"), (WEB,))
+
+    assert [key for key in changes(plan) if key.startswith("ksm")] == ["ksm.advisor_mode", "ksm.run"]
+    assert "dense" in plan.changes[1].wanted.reason
+    assert changes(nobody) == {}
+
+
+@pytest.mark.parametrize(("mode", "run"), [("on", "1"), ("unmerge", "2")])
+def test_ksm_by_hand_is_written_as_the_kernel_has_it(mode: str, run: str) -> None:
+    plan = plan_tuning(host(), tuning(), HostWishes(ksm=KsmWishes(mode=mode)), ())  # type: ignore[arg-type]
+
+    assert changes(plan)["ksm.run"] == run
+
+
+def test_ksm_switched_off_by_hand_stops_a_running_one() -> None:
+    running = tuning(files={"/sys/kernel/mm/ksm/run": "1\n"})
+
+    assert changes(plan_tuning(host(), running, HostWishes(ksm=KsmWishes(mode="off")), ())) == {"ksm.run": "0"}
+
+
+def test_an_old_kernel_without_advisor_scans_by_number() -> None:
+    old = {f"/sys/kernel/mm/ksm/{name}": text for name, text in (("run", "0\n"), ("pages_to_scan", "100\n"))}
+    found = tuning()
+    ksm = {name: knob for name, knob in found.ksm.items() if name in {"run", "pages_to_scan"}}
+    plan = plan_tuning(
+        host(),
+        type(found)(ksm=ksm, buddies={0: (1,), 1: (1,)}),
+        HostWishes(ksm=KsmWishes(mode="on", pages_to_scan=500)),
+        (),
+    )
+
+    assert old
+    assert changes(plan) == {"ksm.pages_to_scan": "500", "ksm.run": "1"}
+
+
+def test_on_several_nodes_pages_are_not_merged_across_them_while_nothing_is_merged() -> None:
+    nodes = "Node 0, zone Normal 1\nNode 1, zone Normal 1\n"
+    fresh = plan_tuning(host(), tuning(files={"/proc/buddyinfo": nodes}), HostWishes(), (MERGING,))
+    merged = {"/proc/buddyinfo": nodes, "/sys/kernel/mm/ksm/pages_shared": "7\n"}
+    later = plan_tuning(host(), tuning(files=merged), HostWishes(), (MERGING,))
+
+    assert changes(fresh)["ksm.merge_across_nodes"] == "0"
+    assert "ksm.merge_across_nodes" not in changes(later)
+
+
+def test_ksm_in_vain_and_between_guests_of_different_trust_is_said() -> None:
+    on = HostWishes(ksm=KsmWishes(mode="on"))
+    other = VmWish(name="guest", ksm=True, trust="b")
+
+    assert "host.ksm.on" in codes(plan_tuning(host(), tuning(), on, (WEB,)))
+    assert "host.ksm.trust" in codes(plan_tuning(host(), tuning(), on, (MERGING, other)))
+    assert "host.ksm.missing" in codes(plan_tuning(host(), type(tuning())(), on, ()))
+
+
+def test_transparent_huge_pages_are_made_possible_where_a_vm_has_ordinary_memory() -> None:
+    never = tuning(files={"/sys/kernel/mm/transparent_hugepage/enabled": "always madvise [never]\n"})
+
+    assert changes(plan_tuning(host(), never, HostWishes(), (ORDINARY,))) == {"thp.enabled": "madvise"}
+    assert changes(plan_tuning(host(), never, HostWishes(), ())) == {}
+    assert changes(plan_tuning(host(), never, HostWishes(thp="keep"), (ORDINARY,))) == {}
+
+
+def test_what_is_never_forced_is_set_by_hand_alone() -> None:
+    wishes = HostWishes(swappiness=10, numa_balancing="off", halt_poll_ns=0, governor="performance")
+
+    plan = plan_tuning(host(), tuning(), wishes, ())
+
+    assert changes(plan) == {"vm.swappiness": "10", "kernel.numa_balancing": "0", "kvm.halt_poll_ns": "0"}
+    assert codes(plan) == ["host.governor.unknown"]
+    assert all(setting.wanted.origin.kind == "file" for setting in plan.changes)
+
+
+def test_programs_that_undo_settings_and_dead_words_on_the_command_line_are_said() -> None:
+    found = tuning(files={"/proc/cmdline": "root=/dev/sda1 elevator=noop\n"}, daemons={"tuned": 77})
+
+    plan = plan_tuning(host(), found, HostWishes(), ())
+
+    assert sorted(codes(plan)) == ["host.cmdline.elevator", "host.tuned.conflict"]
+
+
+WISHES = HostWishes(swappiness=10, thp="always", hugetlbfs="/mnt/huge pages")
+
+
+def kept_plan(*, init: str, boot: bool = False) -> TunePlan:
+    """Give a plan with something for every keeper."""
+    files = queue("sda", "none", rotational="1")
+    found = without_systemd(tuning(devices={"sda": 1}, files=files), init=init)
+    return plan_tuning(host(), found, WISHES, (WEB,), boot=boot)
+
+
+def test_with_systemd_every_setting_has_the_file_that_is_read_at_boot() -> None:
+    plan = kept_plan(init="systemd")
+
+    assert "vm.nr_hugepages = 512\n" in text_of(plan, "/etc/sysctl.d/80-kvmlaunch.conf")
+    assert "vm.swappiness = 10\n" in text_of(plan, "/etc/sysctl.d/80-kvmlaunch.conf")
+    assert 'KERNEL=="sda", ATTR{queue/scheduler}="mq-deadline"' in text_of(plan, "/etc/udev/rules.d/80-kvmlaunch.rules")
+    tmpfiles = text_of(plan, "/etc/tmpfiles.d/kvmlaunch.conf")
+    assert "w /sys/kernel/mm/transparent_hugepage/enabled - - - - always\n" in tmpfiles
+    unit = text_of(plan, "/etc/systemd/system/kvmlaunch-hugepages.service")
+    assert "echo 512 > /sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages" in unit
+    assert "Where=/mnt/huge pages" in text_of(plan, "/etc/systemd/system/mnt-huge\\x20pages.mount")
+    assert all(not kept.inactive for kept in plan.files)
+
+
+def test_enabling_a_unit_is_the_link_that_systemctl_would_make() -> None:
+    links = {kept.path: kept.text for kept in kept_plan(init="systemd").files if kept.kind == "link"}
+
+    wants = "/etc/systemd/system"
+    assert links == {
+        f"{wants}/sysinit.target.wants/kvmlaunch-hugepages.service": f"{wants}/kvmlaunch-hugepages.service",
+        f"{wants}/multi-user.target.wants/mnt-huge\\x20pages.mount": f"{wants}/mnt-huge\\x20pages.mount",
+    }
+
+
+def test_without_systemd_a_script_holds_it_all_and_fstab_the_mount() -> None:
+    plan = kept_plan(init="init")
+    script = next(kept for kept in plan.files if kept.path == "/etc/kvmlaunch/boot.sh")
+
+    assert script.mode == 0o755
+    assert "set_knob always /sys/kernel/mm/transparent_hugepage/enabled\n" in script.text
+    assert "set_knob mq-deadline /sys/block/sda/queue/scheduler\n" in script.text
+    assert text_of(plan, "/etc/fstab").startswith("hugetlbfs /mnt/huge\\040pages hugetlbfs ")
+    assert "rc.local" in script.inactive
+
+
+def test_a_script_that_rc_local_runs_is_active() -> None:
+    found = tuning(files={"/etc/rc.local": "#!/bin/sh\n/etc/kvmlaunch/boot.sh\n", "/proc/1/comm": "init\n"})
+
+    plan = plan_tuning(host(), found, WISHES, ())
+
+    assert [kept.inactive for kept in plan.files if kept.path.endswith("boot.sh")] == [""]
+
+
+def test_the_boot_loader_is_given_huge_pages_while_memory_is_empty_and_only_when_asked() -> None:
+    wishes = HostWishes(hugepage_pools={"2MiB": 512, "1GiB": 4}, thp="never")
+    asked = plan_tuning(host(), tuning(grub="update-grub"), wishes, (), boot=True)
+    unasked = plan_tuning(host(), tuning(grub="update-grub"), wishes, ())
+
+    text = text_of(asked, "/etc/default/grub.d/kvmlaunch.cfg")
+    assert "hugepagesz=2M hugepages=512 hugepagesz=1G hugepages=4" in text
+    assert "transparent_hugepage=never" in text
+    assert [kept.command for kept in asked.files if "grub" in kept.path] == ["update-grub"]
+    assert not any("grub" in kept.path for kept in unasked.files)
+
+
+@pytest.mark.parametrize(
+    ("files", "by"),
+    [
+        ({"/etc/sysctl.d/99-local.conf": "vm.swappiness = 60\n"}, "/etc/sysctl.d/99-local.conf"),
+        ({"/etc/sysctl.conf": "vm.swappiness = 60\n"}, "/etc/sysctl.conf"),
+        ({"/etc/sysctl.d/99-local.conf": "vm.swappiness = 10\n"}, ""),
+        ({"/etc/sysctl.d/10-early.conf": "vm.swappiness = 60\n"}, ""),
+    ],
+)
+def test_a_later_file_of_sysctl_d_that_sets_otherwise_is_named(files: dict[str, str], by: str) -> None:
+    ours = {"/etc/sysctl.d/80-kvmlaunch.conf": "vm.swappiness = 10\n"}
+
+    line = overriding(tuning(files={**ours, **files}), "vm.swappiness", "10", "/etc/sysctl.d/80-kvmlaunch.conf")
+
+    assert (line.file if line else "") == by
+
+
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [("/mnt/huge", "mnt-huge"), ("/mnt/huge-1", "mnt-huge\\x2d1"), ("/a b/ä", "a\\x20b-\\xc3\\xa4"), ("/.x", "\\x2ex")],
+)
+def test_a_mount_units_name_is_escaped_as_systemd_escape_does(place: str, name: str) -> None:
+    assert escape_unit(place) == name
+
+
+def test_nothing_wished_and_nobody_asking_is_no_plan_at_all() -> None:
+    plan = plan_tuning(host(), tuning(), HostWishes(), ())
+
+    assert (plan.settings, plan.files, plan.findings) == ((), (), ())
+    assert HostWishes().scheduler is AUTO
+    assert KeptFile(path="/x", text="").kind == "file"
