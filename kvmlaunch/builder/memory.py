@@ -139,6 +139,7 @@ def plan_memory(definition: Definition, host: HostFacts) -> MemoryPlan:
         pages=pages,
         host_numa_node=node,
         asked=definition.memory.hugepages is not AUTO,
+        node_asked=definition.memory.numa is not AUTO,
         lock=definition.memory.lock,
     )
 

@@ -286,11 +286,12 @@ def build_network(plan: NetworkPlan, definition: Definition, host: HostFacts) ->
     )
 
 
-def planned(plan: NetworkPlan) -> PlannedNetwork:
+def planned(plan: NetworkPlan, definition: Definition, host: HostFacts) -> PlannedNetwork:
     """Give the network as the checks want it."""
     return PlannedNetwork(
         table=plan.table,
         type=plan.type.value,
+        mac=plan_mac(plan, definition, host).value if plan.type.value != "none" else "",
         bridge=plan.network.bridge or "",
         ifname=plan.ifname,
         owned=plan.type.value == "bridge",
@@ -304,7 +305,11 @@ def listeners(plan: NetworkPlan) -> tuple[PlannedListener, ...]:
     """Give the ports of the host that QEMU will bind."""
     return tuple(
         PlannedListener(
-            key=f"{plan.table}.forwards", protocol=forward.protocol, address=forward.address, port=forward.host_port
+            key=f"{plan.table}.forwards",
+            protocol=forward.protocol,
+            address=forward.address,
+            port=forward.host_port,
+            guest_port=forward.guest_port,
         )
         for forward in (plan.network.forwards if plan.type.value == "user" else ())
     )

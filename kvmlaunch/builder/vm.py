@@ -213,7 +213,7 @@ def build_vm(
             *(disk.planned(plan) for plan in plans),
             *(cdrom.planned(definition, name) for name in definition.cdrom),
         ),
-        networks=tuple(network.planned(plan) for plan in nets),
+        networks=tuple(network.planned(plan, definition, host) for plan in nets),
         listeners=(*(each for plan in nets for each in network.listeners(plan)), *display.listeners(definition)),
         files=boot.boot_files(definition),
         variables=firmware.variables if firmware else None,

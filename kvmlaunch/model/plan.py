@@ -141,7 +141,10 @@ Promise = AcceleratorPromise | MemoryPromise | DrivePromise | SandboxPromise | I
 
 @frozen(kw_only=True)
 class MemoryPlan:
-    """What backs the guest's RAM.  `pages` are pages of `page_size`, 0 with ordinary memory."""
+    """What backs the guest's RAM.  `pages` are pages of `page_size`, 0 with ordinary memory.
+
+    `asked` tells whether the backing was written by hand, `node_asked` the same of the host NUMA node.
+    """
 
     size: int
     backing: Literal["hugepages", "ordinary"]
@@ -149,6 +152,7 @@ class MemoryPlan:
     pages: int
     host_numa_node: int | None = None
     asked: bool = False
+    node_asked: bool = False
     lock: bool = False
 
     @property
@@ -174,10 +178,11 @@ class PlannedDisk:
 
 @frozen(kw_only=True)
 class PlannedNetwork:
-    """A network as planned; `ifname` is the tap, ours when `owned`."""
+    """A network as planned; `ifname` is the tap, ours when `owned`; `mac` is "" where there is no NIC."""
 
     table: str
     type: str
+    mac: str = ""
     bridge: str = ""
     ifname: str = ""
     owned: bool = False
@@ -188,12 +193,13 @@ class PlannedNetwork:
 
 @frozen(kw_only=True)
 class PlannedListener:
-    """A port of the host that QEMU will bind."""
+    """A port of the host that QEMU will bind; `guest_port` is where a forward of it leads."""
 
     key: str
     protocol: Literal["tcp", "udp"]
     address: str
     port: int
+    guest_port: int | None = None
 
 
 @frozen(kw_only=True)

@@ -1,6 +1,8 @@
 """A definition meets this host and its QEMU: facts captured, the plan built, everything checked."""
 
 import os
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -63,6 +65,18 @@ class Resolved:
         return plan_changes(self.plan, self.host, self.places)
 
 
+@frozen(kw_only=True)
+class Sight:
+    """How a host and its QEMU are looked at: anew for one VM (`sight_of_one`), once for several (steps/fleet.py).
+
+    `host` gives the facts as a user sees them, None for the caller; `io_uring` what io_uring_setup says to a user.
+    """
+
+    caps: Callable[[Definition, Caller], QemuCaps]
+    host: Callable[[Definition, Caller, UserFacts | None], HostFacts]
+    io_uring: Callable[[UserFacts], str]
+
+
 def find_binary(definition: Definition, caller: Caller) -> Path:
     """Give the QEMU to use; raises PreflightFailed `qemu.missing`."""
     if definition.qemu.binary is not AUTO:
@@ -114,18 +128,33 @@ def is_covered(host: HostFacts, places: Places) -> bool:
     return bool(found) and found[-1].device != f"{os.major(device)}:{os.minor(device)}"
 
 
+def sight_of_one(*, everything: bool) -> Sight:
+    """Give the sight of one VM: all is looked at when it is asked for; `everything` adds ports and network devices."""
+    return Sight(caps=read_caps, host=partial(read_host, everything=everything), io_uring=try_io_uring)
+
+
 def read_host(definition: Definition, caller: Caller, user: UserFacts | None, *, everything: bool) -> HostFacts:
-    """Give the host's facts, seen with the rights of a user; `everything` looks at ports and network devices too."""
-    if caller.facts:
-        facts = parse_captured(load_capture(caller.facts))
-        return evolve(facts, privileged=facts.caller_uid == 0)
-    wanted = Wanted(
-        paths=tuple(dict.fromkeys(wanted_paths(definition))),
-        ports=forwarded_ports(definition) if everything else (),
+    """Give the host's facts for one VM, seen with the rights of a user."""
+    return look_at_host(caller, wanted_for((definition,), everything=everything), user)
+
+
+def wanted_for(definitions: Iterable[Definition], *, everything: bool) -> Wanted:
+    """Give what has to be looked at for some VMs; `everything` looks at ports and network devices too."""
+    those = tuple(definitions)
+    return Wanted(
+        paths=tuple(dict.fromkeys(path for definition in those for path in wanted_paths(definition))),
+        ports=tuple(port for definition in those for port in forwarded_ports(definition)) if everything else (),
         listeners=everything,
         network_devices=everything,
         locks=everything,
     )
+
+
+def look_at_host(caller: Caller, wanted: Wanted, user: UserFacts | None) -> HostFacts:
+    """Give the host's facts, seen with the rights of a user; those of a saved capture where the caller names one."""
+    if caller.facts:
+        facts = parse_captured(load_capture(caller.facts))
+        return evolve(facts, privileged=facts.caller_uid == 0)
     facts = parse_captured(capture_host(wanted, user=user))
     return evolve(facts, caller_uid=caller.owner_uid, privileged=caller.uid == 0)
 
@@ -135,24 +164,23 @@ def forwarded_ports(definition: Definition) -> tuple[int, ...]:
     return tuple(forward.host_port for network in definition.network.values() for forward in network.forwards)
 
 
-def read_host_for(definition: Definition, caller: Caller, *, everything: bool) -> HostFacts:
+def read_host_for(definition: Definition, caller: Caller, sight: Sight) -> HostFacts:
     """Give the facts as QEMU's user sees them; root gives way to `kvmlaunch` where that reaches every file."""
     written = definition.security.user
     if caller.facts or caller.uid != 0:
-        return read_host(definition, caller, None, everything=everything)
+        return sight.host(definition, caller, None)
     if caller.for_user or written is not AUTO:
-        user = capture_user(caller.for_user or str(written))
-        return read_host(definition, caller, user, everything=everything)
+        return sight.host(definition, caller, capture_user(caller.for_user or str(written)))
     try:
         user = capture_user(SYSTEM_USER)
     except HostFailed:
         missing = f"there is no system user {SYSTEM_USER}"
     else:
-        facts = read_host(definition, caller, user, everything=everything)
+        facts = sight.host(definition, caller, user)
         missing = missing_rights(definition, facts)
         if not missing:
             return facts
-    return evolve(read_host(definition, caller, None, everything=everything), user_missing=missing)
+    return evolve(sight.host(definition, caller, None), user_missing=missing)
 
 
 def resolve(
@@ -164,18 +192,20 @@ def resolve(
     refused: str = "",
     boot_from: str = "",
     paused: bool = False,
+    sight: Sight | None = None,
 ) -> Resolved:
     """Look at the host, ask QEMU, build the plan.
 
     `everything` also looks at ports and network devices; `running` is the pid of this VM's QEMU, whose ports and locks
-    are its own; `refused` is what the kernel said when hugepages were tried for.
+    are its own; `refused` is what the kernel said when hugepages were tried for; `sight` what was looked at already.
     """
-    definition = subject.definition
-    caps = read_caps(definition, caller)
-    places = caller.places(definition.name) if not caller.facts else facts_places(caller, definition)
-    host = read_host_for(definition, caller, everything=everything)
+    definition, sight = subject.definition, sight or sight_of_one(everything=everything)
+    caps = sight.caps(definition, caller)
+    places = None if caller.facts else caller.places(definition.name)
+    host = read_host_for(definition, caller, sight)
+    places = places or facts_places(host, definition)
     if not caller.facts and needs_io_uring(definition, host, caps):
-        host = evolve(host, aio=evolve(host.aio, io_uring_refusal=try_io_uring(host.user)))
+        host = evolve(host, aio=evolve(host.aio, io_uring_refusal=sight.io_uring(host.user)))
     there = HeldByVm() if not caller.facts and is_covered(host, places) else mount_held(host, places)
     held = evolve(there, running=running is not None, pid=running)
     mine = (places.run, places.state, places.logs) if everything and not caller.facts else ()
@@ -184,12 +214,10 @@ def resolve(
     return Resolved(subject=subject, host=host, caps=caps, plan=plan, places=places)
 
 
-def facts_places(caller: Caller, definition: Definition) -> Places:
+def facts_places(facts: HostFacts, definition: Definition) -> Places:
     """Give the directories as they would be on the captured host, for its user."""
     from kvmlaunch.host.places import root_places, user_places  # noqa: PLC0415 - `--facts` only
 
-    assert caller.facts is not None
-    facts = parse_captured(load_capture(caller.facts))
     if facts.caller_uid == 0:
         return root_places(definition.name)
     return user_places(
