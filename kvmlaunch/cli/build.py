@@ -4,14 +4,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kvmlaunch.cli.session import Session, complete_vm, session_command, standard_input, vm_argument
+from kvmlaunch.cli.session import Session, complete_vm, facts_option, session_command, standard_input, vm_argument
 from kvmlaunch.cli.show import short_path, show_document, show_table, show_warnings
 
 if TYPE_CHECKING:
     from kvmlaunch.builder.render import Row
     from kvmlaunch.steps.resolve import Resolved
-
-facts_option = click.option("--facts", metavar="DIR", help="Build for the host that was saved there.")
 
 
 @click.command(name="print-cmd")

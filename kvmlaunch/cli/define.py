@@ -1,48 +1,89 @@
 """`validate`, `show`, `init`, `schema`."""
 
+from typing import TYPE_CHECKING
+
 import click
 
-from kvmlaunch.cli.session import Session, complete_vm, session_command, standard_input, vms_argument
-from kvmlaunch.cli.show import finding_document, say, short_path, show_document, show_error, show_warnings
+from kvmlaunch.cli.many import Document
+from kvmlaunch.cli.session import Session, complete_vm, facts_option, session_command, standard_input, vms_argument
+from kvmlaunch.cli.show import (
+    error_document,
+    finding_document,
+    say,
+    short_path,
+    show_document,
+    show_error,
+    show_failure,
+    show_warnings,
+)
 from kvmlaunch.model.finding import errors_of
+from kvmlaunch.steps.many import common_code
+from kvmlaunch.units import count
+
+if TYPE_CHECKING:
+    from kvmlaunch.steps.fleet import Together
+    from kvmlaunch.steps.validate import Checked
+
+
+def show_definition(session: Session, checked: "Checked", beside: "Together | None") -> tuple[int, Document]:
+    """Print what is wrong with a definition, alone and beside the others; gives the exit code and the JSON form."""
+    errors = errors_of(checked.loaded.findings)
+    failure = beside.failures.get(checked.file) if beside else None
+    conflicts = beside.findings.get(checked.file, ()) if beside else ()
+    document: Document = {
+        "name": checked.name,
+        "file": checked.file,
+        "findings": [finding_document(finding) for finding in (*checked.loaded.findings, *conflicts)],
+    }
+    if beside and checked.file in beside.resolved:
+        document["fits"] = not conflicts
+    if failure:
+        show_failure(session, failure, checked.name)
+        document["error"] = error_document(failure)
+    if not session.json:
+        for finding in errors:
+            show_error(session, finding.report)
+        show_warnings(session, checked.name, checked.loaded.findings)
+        show_verdict(session, checked, "mistake", "definition", len(errors))
+        for finding in conflicts:
+            show_error(session, finding.report, checked.name)
+        if "fits" in document:
+            show_verdict(session, checked, "conflict", "together", len(conflicts))
+    return 5 if errors else failure.exit_code if failure else 6 if conflicts else 0, document
+
+
+def show_verdict(session: Session, checked: "Checked", noun: str, word: str, number: int) -> None:
+    """Say of a definition how many mistakes or conflicts it has."""
+    path = short_path(checked.file)
+    say(
+        session, checked.name, "FAIL" if number else "ok", word, f"{path}{f'  {count(number, noun)}' if number else ''}"
+    )
 
 
 @click.command()
 @vms_argument
+@click.option("--together", is_flag=True, help="Plan them on this host, and check whether all can run at once.")
+@facts_option
 @session_command
-def validate(session: Session, vms: tuple[str, ...]) -> int:
+def validate(session: Session, vms: tuple[str, ...], together: bool, facts: str | None) -> int:
     """Check definitions, all mistakes at once: VMs, files, - for standard input; all when none is named."""
     from kvmlaunch.steps.validate import validate as validate_all  # noqa: PLC0415 - completion wants the options only
 
-    checked = validate_all(session.caller(standard_input=standard_input("-") if "-" in vms else b""), vms)
-    bad = [each for each in checked if errors_of(each.loaded.findings)]
+    if facts and not together:
+        raise click.UsageError("--facts names the host for --together")
+    caller = session.caller(facts=facts, standard_input=standard_input("-") if "-" in vms else b"")
+    checked = validate_all(caller, vms)
+    beside = None
+    if together:
+        from kvmlaunch.steps.fleet import resolve_together  # noqa: PLC0415 - the text alone needs no plan
+
+        beside = resolve_together(caller, {each.file: each.subject for each in checked if each.subject})
+    done = [show_definition(session, each, beside) for each in checked]
     if session.json:
-        rows = [
-            {
-                "name": each.name,
-                "file": each.file,
-                "findings": [finding_document(finding) for finding in each.loaded.findings],
-            }
-            for each in checked
-        ]
-        show_document("validate", {"definitions": rows})
-        return 5 if bad else 0
-    for each in checked:
-        errors = errors_of(each.loaded.findings)
-        for finding in errors:
-            show_error(session, finding.report)
-        show_warnings(session, each.name, each.loaded.findings)
-        mistakes = f"{len(errors)} mistake{'s' if len(errors) > 1 else ''}"
-        say(
-            session,
-            each.name,
-            "FAIL" if errors else "ok",
-            "definition",
-            f"{short_path(each.file)}{f'  {mistakes}' if errors else ''}",
-        )
-    if not checked:
+        show_document("validate", {"definitions": [document for _, document in done]})
+    elif not checked:
         click.echo("no definition was found; kvmlaunch init NAME writes a first one", err=True)
-    return 5 if bad else 0
+    return common_code(code for code, _ in done)
 
 
 @click.command()

@@ -52,6 +52,7 @@ def show_checked(session: Session, checked: "Checked", done: str) -> tuple[int, 
         "prepared": checked.prepared,
         "findings": [finding_document(finding) for finding in checked.findings],
         "changes": [render_change(change) for change in checked.changes],
+        **({} if checked.fits is None else {"fits": checked.fits}),
     }
 
 
@@ -78,17 +79,26 @@ def preflight_one(session: Session, caller: Caller, name: str, *, apply: bool, u
 @vms_argument
 @click.option("--apply", is_flag=True, help="Make the changes; they stay until --undo or a reboot.")
 @click.option("--undo", is_flag=True, help="Take back what --apply made.")
+@click.option("--all", "together", is_flag=True, help="Check too whether all of them can run at once.")
 @click.option("--user", "for_user", metavar="USER", help="Prepare for this user's VMs, who then needs no root.")
 @session_command
-def preflight(session: Session, vms: tuple[str, ...], apply: bool, undo: bool, for_user: str | None) -> int:
+def preflight(
+    session: Session, vms: tuple[str, ...], apply: bool, undo: bool, together: bool, for_user: str | None
+) -> int:
     """Check the host for VMs (all that are defined when none is named), and say what `up` would change."""
-    if apply and undo:
-        raise click.UsageError("--apply and --undo exclude each other")
+    if apply + undo + together > 1:
+        raise click.UsageError("--apply, --undo and --all exclude each other")
     caller = session.caller(for_user=for_user)
     if not vms:
         from kvmlaunch.host.definitions import definition_files  # noqa: PLC0415 - beside its use
 
         vms = tuple(definition_files(caller.search))
+    if together:
+        from kvmlaunch.steps.fleet import check_together  # noqa: PLC0415 - beside its use
+
+        names = tuple(dict.fromkeys(vms))
+        checked = check_together(caller, names)
+        return each_vm(session, "preflight", names, lambda name: show_checked(session, checked.of(name), "would"))
     return each_vm(session, "preflight", vms, lambda name: preflight_one(session, caller, name, apply=apply, undo=undo))
 
 

@@ -143,6 +143,7 @@ def complete_vm(context: click.Context, _parameter: click.Parameter, incomplete:
 
 vm_argument = click.argument("vm", shell_complete=complete_vm)
 vms_argument = click.argument("vms", nargs=-1, shell_complete=complete_vm)
+facts_option = click.option("--facts", metavar="DIR", help="Build for the host that was saved there.")
 
 
 def use_color(session: Session, stream_is_terminal: bool) -> bool:

@@ -81,9 +81,16 @@ def load(caller: Caller, word: str) -> tuple[str, Loaded, tuple[Source, ...]]:
 def load_subject(caller: Caller, word: str) -> Subject:
     """Load a VM; raises DefinitionInvalid with every mistake."""
     name, loaded, sources = load(caller, word)
-    errors = errors_of(loaded.findings)
-    if loaded.definition is None or errors:
-        raise invalid(name, errors)
+    subject = subject_of(loaded, sources)
+    if subject is None:
+        raise invalid(name, errors_of(loaded.findings))
+    return subject
+
+
+def subject_of(loaded: Loaded, sources: tuple[Source, ...]) -> Subject | None:
+    """Give a loaded VM with its texts, None where it has mistakes."""
+    if loaded.definition is None or errors_of(loaded.findings):
+        return None
     texts = {str(source.path): text_of(source) for source in sources}
     return Subject(definition=loaded.definition, texts=texts, findings=loaded.findings)
 

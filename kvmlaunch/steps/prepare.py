@@ -25,12 +25,16 @@ LINGER = PurePosixPath("/var/lib/systemd/linger")
 
 @frozen(kw_only=True)
 class Checked:
-    """What preflight found for a VM, and what of the host must change for it."""
+    """What preflight found for a VM, and what of the host must change for it.
+
+    `fits` tells whether it can run beside the others that were asked about, None where nobody asked.
+    """
 
     name: str
     findings: tuple[Finding, ...]
     changes: tuple[Change, ...]
     prepared: bool = False
+    fits: bool | None = None
 
 
 def directories(resolved: Resolved) -> tuple[Change, ...]:
@@ -71,7 +75,11 @@ def examine(caller: Caller, word: str) -> Resolved:
 
 def check(caller: Caller, word: str) -> Checked:
     """Check the host for a VM; changes nothing, raises nothing for what it finds."""
-    resolved = examine(caller, word)
+    return check_resolved(caller, examine(caller, word))
+
+
+def check_resolved(caller: Caller, resolved: Resolved) -> Checked:
+    """Check the host for a VM that is planned already."""
     journal = journals.read_journal(caller.owner_uid, resolved.name) if caller.uid == 0 else None
     return Checked(
         name=resolved.name,

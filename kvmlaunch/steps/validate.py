@@ -6,16 +6,17 @@ from kvmlaunch.define.load import Loaded
 from kvmlaunch.host.definitions import definition_files
 from kvmlaunch.model.value import frozen
 from kvmlaunch.steps.caller import Caller
-from kvmlaunch.steps.load import load
+from kvmlaunch.steps.load import Subject, load, subject_of
 
 
 @frozen(kw_only=True)
 class Checked:
-    """What `validate` found in one definition."""
+    """What `validate` found in one definition; `subject` is None where it has mistakes."""
 
     name: str
     file: str
     loaded: Loaded
+    subject: Subject | None
 
 
 def validate(caller: Caller, words: Sequence[str]) -> tuple[Checked, ...]:
@@ -28,5 +29,6 @@ def validate(caller: Caller, words: Sequence[str]) -> tuple[Checked, ...]:
     checked = []
     for word in wanted:
         name, loaded, sources = load(caller, word)
-        checked.append(Checked(name=name, file=str(sources[0].path), loaded=loaded))
+        subject = subject_of(loaded, sources)
+        checked.append(Checked(name=name, file=str(sources[0].path), loaded=loaded, subject=subject))
     return tuple(checked)
