@@ -17,7 +17,7 @@ KSM = {
 FILES: Mapping[str, str] = {
     "/proc/1/comm": "systemd\n",
     "/proc/cmdline": "BOOT_IMAGE=/vmlinuz root=/dev/sda1 quiet\n",
-    "/proc/buddyinfo": "Node 0, zone   Normal   10   5   0   0   0   0   0   0   0   100   200 \n",
+    "/proc/buddyinfo": "Node 0, zone   Normal   10   5   0   0   0   0   0   0   0   100   12000 \n",
     "/proc/sys/vm/swappiness": "60\n",
     "/proc/sys/kernel/numa_balancing": "1\n",
     "/sys/kernel/mm/transparent_hugepage/enabled": "always [madvise] never\n",

@@ -1,0 +1,230 @@
+"""The host tuned for real: planned, made, kept, verified, taken back, whatever happens between.
+
+/etc is a copy in the machine's own namespace; the knobs are the kernel's, and put back by hand when a test fails.
+"""
+
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.crashes import describe, killed_at, points
+from tests.root.conftest import Pool
+from tests.sandbox import TINY, Machine
+
+SWAPPINESS: Final = Path("/proc/sys/vm/swappiness")
+KSM: Final = Path("/sys/kernel/mm/ksm")
+THP: Final = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+KNOBS: Final = (SWAPPINESS, KSM / "run", KSM / "sleep_millisecs", KSM / "advisor_mode", KSM / "smart_scan", THP)
+JOURNAL: Final = "/var/lib/kvmlaunch/tune.json"
+SCRIPT, SYSCTL = "/etc/kvmlaunch/boot.sh", "/etc/sysctl.d/80-kvmlaunch.conf"
+WISHES: Final = 'swappiness = 7\nthp = "always"\nhugetlbfs = "/mnt/huge"\n[ksm]\nmode = "on"\nsleep_millisecs = 77\n'
+GUEST: Final = TINY.replace('hugepages = "off"', 'hugepages = "2MiB"') + "[lifecycle]\nautostart = true\n"
+PAGES: Final = 16
+
+
+def value(knob: Path) -> str:
+    """Give what a knob holds: the word in brackets, or the whole."""
+    text = knob.read_text().strip()
+    return text.partition("[")[2].partition("]")[0] or text
+
+
+@pytest.fixture
+def etc(machine: Machine, pool: Pool) -> Iterator[Path]:
+    """Give /etc of the machine, a copy of its own with the wishes in it; the knobs are put back in the end."""
+    before = {knob: value(knob) for knob in KNOBS}
+    copy = machine.directory / "etc"
+    machine.execute("sh", "-euc", f"cp -a /etc {copy}; mount --bind {copy} /etc")
+    (copy / "kvmlaunch").mkdir(exist_ok=True)
+    (copy / "kvmlaunch/host.toml").write_text(WISHES)
+    machine.define("web", GUEST)
+    try:
+        yield copy
+    finally:
+        for knob, was in before.items():
+            with suppress(OSError):
+                knob.write_text(was)
+        if pool.gained() > 0:
+            pool.set(pool.before)
+
+
+def state(etc: Path) -> dict[str, str]:
+    """Give all that tuning may touch: knobs, the pool, every file beneath /etc with its mode."""
+    files = {
+        str(path.relative_to(etc)): f"{path.lstat().st_mode:o} {path.read_text(errors='replace') if path.is_file() else ''}"
+        for path in sorted(etc.rglob("*"))
+    }
+    pool = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages")
+    return {**files, **{str(knob): value(knob) for knob in KNOBS}, str(pool): pool.read_text()}
+
+
+def test_planned_made_kept_verified_and_taken_back_without_a_trace(machine: Machine, pool: Pool, etc: Path) -> None:
+    before, mounts = state(etc), machine.mounts()
+
+    plan = machine.ok("tune", "plan", "--json").json
+    made = machine.ok("tune", "apply", "--persist")
+    during, again = state(etc), machine.ok("tune", "apply", "--persist")
+    verified = machine.run("tune", "verify")
+    off, twice = machine.run("tune", "off"), machine.run("tune", "off")
+
+    assert plan["changes"] >= 5
+    assert during[str(SWAPPINESS)] == "7"
+    assert (during[str(KSM / "run")], during[str(KSM / "sleep_millisecs")], during[str(THP)]) == ("1", "77", "always")
+    assert {"sysctl.d/80-kvmlaunch.conf", "kvmlaunch/boot.sh"} <= during.keys() - before.keys()
+    assert "hugetlbfs /mnt/huge" in during["fstab"]
+    assert "[host.notactive]" in made.err
+    assert "as it should be" in again.err
+    assert verified.code == 0, verified.out
+    assert (off.code, twice.code) == (0, 0), off.err
+    assert "nothing is tuned" in twice.err
+    assert state(etc) == before
+    assert machine.mounts() == mounts
+    assert not machine.outside(JOURNAL).exists()
+    assert pool.gained() == 0
+
+
+def test_the_pool_is_raised_to_the_sum_and_lowered_by_what_it_was_raised(machine: Machine, pool: Pool, etc: Path) -> None:
+    machine.define("db", GUEST)
+    short = max(0, 2 * PAGES - pool.total())
+
+    machine.ok("tune", "apply", "--persist")
+    raised, kept = pool.gained(), (etc / "sysctl.d/80-kvmlaunch.conf").read_text()
+    machine.ok("up", "web", "--paused")
+    with_vm = pool.gained()
+    machine.end("web")
+    machine.ok("tune", "off")
+
+    assert raised == with_vm == short
+    assert f"vm.nr_hugepages = {2 * PAGES}\n" in kept
+    assert pool.settled() == 0
+
+
+def test_after_a_reboot_the_systems_own_tools_make_it_so_again(machine: Machine, pool: Pool, etc: Path) -> None:
+    before = state(etc)
+    machine.ok("tune", "apply", "--persist")
+
+    SWAPPINESS.write_text("60")
+    (KSM / "run").write_text("0")
+    differing = machine.run("tune", "verify", "--json")
+    machine.execute("sysctl", "-p", SYSCTL)
+    machine.execute("sh", SCRIPT)
+    verified = machine.run("tune", "verify")
+    machine.ok("tune", "off")
+
+    assert differing.code == 10
+    assert {each["key"] for each in differing.json["differences"]} == {"vm.swappiness", "ksm.run"}
+    assert verified.code == 0, verified.out
+    assert state(etc) == before
+    assert pool.settled() == 0
+
+
+def test_a_later_file_that_overrides_ours_is_named(machine: Machine, etc: Path) -> None:
+    machine.ok("tune", "apply", "--persist")
+    (etc / "sysctl.d/99-local.conf").write_text("vm.swappiness = 60\n")
+
+    verified = machine.run("tune", "verify")
+    machine.ok("tune", "off")
+
+    assert verified.code == 10
+    assert "/etc/sysctl.d/99-local.conf" in verified.out
+
+
+def test_a_foreign_change_is_reported_and_left_and_forced_back_when_asked(machine: Machine, etc: Path) -> None:
+    before = value(SWAPPINESS)
+    machine.ok("tune", "apply", "--persist")
+    SWAPPINESS.write_text("33")
+    (etc / "kvmlaunch/boot.sh").write_text("mine now\n")
+
+    off = machine.run("tune", "off")
+    left, script = value(SWAPPINESS), (etc / "kvmlaunch/boot.sh").read_text()
+    forced = machine.run("tune", "off", "--force")
+
+    assert off.code == 10
+    assert off.err.count("[host.change.conflict]") == 2
+    assert (left, script) == ("33", "mine now\n")
+    assert forced.code == 0, forced.err
+    assert value(SWAPPINESS) == before
+    assert not (etc / "kvmlaunch/boot.sh").exists()
+
+
+def test_a_read_only_etc_leaves_the_knobs_made_and_nothing_half_written(machine: Machine, etc: Path) -> None:
+    before = state(etc)
+    machine.execute("mount", "-o", "remount,bind,ro", "/etc")
+
+    made = machine.run("tune", "apply", "--persist")
+    during = state(etc)
+    off = machine.run("tune", "off")
+
+    assert made.code == 6
+    assert made.codes >= {"host.space"}
+    assert during[str(SWAPPINESS)] == "7"
+    assert {name for name in during if not name.startswith("/")} == {name for name in before if not name.startswith("/")}
+    assert off.code == 0, off.err
+    assert state(etc) == before
+
+
+def test_a_wish_with_mistakes_is_refused_whole_with_every_place(machine: Machine, etc: Path) -> None:
+    before = state(etc)
+    (etc / "kvmlaunch/host.toml").write_text('swapiness = 1\nthp = "some"\ngovernor = 3\n[ksm]\nmode = true\nscan = 1\n')
+
+    made = machine.run("tune", "apply")
+
+    assert made.code == 5
+    assert made.err.count("/etc/kvmlaunch/host.toml:") == 5
+    assert {name: text for name, text in state(etc).items() if "host.toml" not in name} == {
+        name: text for name, text in before.items() if "host.toml" not in name
+    }
+
+
+def test_more_pages_than_the_host_can_spare_are_refused_before_anything_is_changed(machine: Machine, etc: Path) -> None:
+    before = state(etc)
+    (etc / "kvmlaunch/host.toml").write_text(WISHES.replace("[ksm]", 'hugepage_pools = { "2MiB" = 1000000 }\n[ksm]'))
+
+    made = machine.run("tune", "apply")
+
+    assert made.code == 6
+    assert made.codes >= {"host.memory.short"}
+    assert state(etc)[str(SWAPPINESS)] == before[str(SWAPPINESS)]
+
+
+def test_killed_at_any_change_the_next_command_puts_all_back(machine: Machine, pool: Pool, etc: Path) -> None:
+    before, words = state(etc), ("tune", "apply", "--persist")
+    chosen = points(machine, *words, after=r"renameat.*tune\.json", others=4)
+    machine.ok("tune", "off")
+    assert len(chosen) > 20
+
+    for point in chosen:
+        killed_at(machine, point, *words)
+        off = machine.run("tune", "off")
+
+        assert off.code == 0, f"{describe(point, words)}: {off.err}"
+        assert state(etc) == before, describe(point, words)
+    assert pool.settled() == 0
+
+
+def test_killed_while_taking_back_the_next_command_finishes_it(machine: Machine, pool: Pool, etc: Path) -> None:
+    before, words = state(etc), ("tune", "off")
+    machine.ok("tune", "apply", "--persist")
+    chosen = points(machine, *words, after=r"flock", others=4)
+
+    for point in chosen:
+        machine.ok("tune", "apply", "--persist")
+        killed_at(machine, point, *words)
+        off = machine.run(*words)
+
+        assert off.code == 0, f"{describe(point, words)}: {off.err}"
+        assert state(etc) == before, describe(point, words)
+    assert pool.settled() == 0
+
+
+def test_an_ordinary_user_sees_the_plan_and_is_told_who_may(machine: Machine, etc: Path) -> None:
+    del etc
+    words = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+
+    planned = machine.execute(*words, "kvmlaunch", "tune", "plan")
+    made = machine.execute(*words, "kvmlaunch", "tune", "apply")
+
+    assert planned.code in {0, 126, 127}
+    assert made.code in {77, 126, 127}
