@@ -8,7 +8,7 @@ import click
 
 from kvmlaunch.cli.session import Session
 from kvmlaunch.cli.show import error_document, say, short_path, show_document, show_failure
-from kvmlaunch.errors import KvmlaunchError
+from kvmlaunch.errors import KvmlaunchError, Report
 from kvmlaunch.steps.caller import Tell
 from kvmlaunch.steps.many import common_code, run_each
 
@@ -23,7 +23,7 @@ def teller(session: Session, vm: str) -> Tell:
         if session.verbose < DETAILS.get(word, 0):
             return
         if not session.json or word == "warn":
-            say(session, vm, "warn" if word == "warn" else "ok", word, short_path(text))
+            say(session, vm, *(("warn", "") if word == "warn" else ("ok", word)), short_path(text))
 
     return tell
 
@@ -47,8 +47,14 @@ def each_vm(
 
     done = run_each(names, run_one, at_once=jobs)
     if session.json:
-        show_document(kind, {"vms": [json.loads(text) if text else {"name": name} for name, (_, text) in done.items()]})
+        show_document(kind, {"vms": [json.loads(text) if text else lost(name) for name, (_, text) in done.items()]})
     return common_code(code for code, _ in done.values())
+
+
+def lost(name: str) -> Document:
+    """Give the document of a VM whose process died before it could answer."""
+    report = Report(code="internal.bug", message="the process for this VM died", why="it left no answer")
+    return {"name": name, "error": error_document(KvmlaunchError(report))}
 
 
 def named(vms: tuple[str, ...], all_of: Callable[[], Sequence[str]], *, every: bool) -> Sequence[str]:

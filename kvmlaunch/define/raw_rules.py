@@ -47,7 +47,7 @@ SECRET_IN: Final = {
     "-spice": r"(?:^|,)password=",
     "-iscsi": r"(?:^|,)password=",
 }
-LOGIN_IN_URL: Final = r"""[a-z]://[^/@\s,'"]*[:%][^/@\s,'"]+@"""
+LOGIN_IN_URL: Final = r"[a-z]://[^/@\s,]*[:%][^/@\s,]+@"
 ESCAPED: Final = r"\\u([0-9a-fA-F]{4})"
 HIDDEN_FORWARD: Final = r"hostfwd=(?:tcp|udp)?::|hostfwd=:"
 RUNS_A_PROGRAM: Final = r"guestfwd=.*-cmd:|(?:^|,)helper=|(?:^|,)(?:down)?script=(?!no(?:,|$))"

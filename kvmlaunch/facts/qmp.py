@@ -13,7 +13,7 @@ from attrs import define, field
 
 Query = tuple[str, Mapping[str, object]]  # a command and its arguments
 NEGOTIATION: Final[Query] = ("qmp_capabilities", {})
-LONGEST_LINE: Final = 64 << 20  # bytes; query-qmp-schema has about a quarter of a MiB
+LONGEST_LINE: Final = 4 << 20  # bytes; query-qmp-schema, the longest answer, has about a quarter of a MiB
 
 
 class NoQmp(ValueError):
@@ -32,7 +32,7 @@ class Conversation:
     answers: list[Any] = field(factory=list)
     greeted: bool = False
     negotiated: bool = False
-    kept: bytes = b""
+    kept: bytearray = field(factory=bytearray)  # the beginning of a line
 
     @property
     def done(self) -> bool:
@@ -46,10 +46,15 @@ class Conversation:
 
     def feed(self, received: bytes) -> bytes:
         """Take what was received and give what is to be sent; raises NoQmp, QueryRefused."""
-        *lines, self.kept = (self.kept + received).split(b"\n")
+        first, *others = received.split(b"\n")
+        self.kept += first
         if len(self.kept) > LONGEST_LINE:
             message = f"a line of more than {LONGEST_LINE} bytes"
             raise NoQmp(message)
+        if not others:
+            return b""
+        lines = (bytes(self.kept), *others[:-1])
+        self.kept = bytearray(others[-1])
         return b"".join(self.take(line) for line in lines if line.strip() and not self.done)
 
     def take(self, line: bytes) -> bytes:

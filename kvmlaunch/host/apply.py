@@ -21,7 +21,6 @@ from kvmlaunch.host.tap import make_tap, remove_tap
 from kvmlaunch.host.tree import entered, make_owned, remove_empty
 from kvmlaunch.model.change import (
     Change,
-    ChangeOwner,
     DirectoryChange,
     Entry,
     Journal,
@@ -221,6 +220,11 @@ def undo_mount(path: PurePosixPath, type_: str, uid: int = 0) -> Iterator[Findin
     """Unmount what was mounted there, as long as it is of the type that we mount; says whatever else is there."""
     while (there := mounts_on(str(path))) and there[-1].type == type_:
         release_mount(path, uid)
+    if any(mount.type == type_ for mount in there):
+        why = f"{there[-1].type} of somebody else lies on it"
+        hint = f"umount {path}   then run the command again"
+        report = Report(code="host.hugetlbfs.busy", message=f"{path} is covered", where=str(path), why=why, hint=hint)
+        raise Busy(report)
     if there:
         yield warning(
             code="host.change.conflict",
@@ -231,10 +235,10 @@ def undo_mount(path: PurePosixPath, type_: str, uid: int = 0) -> Iterator[Findin
         )
 
 
-def left_files(path: PurePosixPath) -> Iterator[Finding]:
+def left_files(path: PurePosixPath, uid: int) -> Iterator[Finding]:
     """Say which files lie on a VM's hugetlbfs mount and keep its pages: they go away with it."""
     try:
-        with entered(path, 0) as fd:
+        with entered(path, uid) as fd:
             names = sorted(os.listdir(fd))
             held = sum(os.stat(name, dir_fd=fd, follow_symlinks=False).st_blocks * 512 for name in names)
     except (OSError, PreflightFailed):
@@ -347,7 +351,7 @@ def undo_entry(entry: Entry) -> Iterator[Finding]:
             yield from undo_pool(entry, change)
         case MountChange():
             path = PurePosixPath(change.path)
-            yield from left_files(path)
+            yield from left_files(path, change.uid)
             yield from undo_mount(path, "hugetlbfs")
             remove_empty(path, 0, up_to=RUN)
         case LogMountChange():
@@ -360,24 +364,30 @@ def undo_entry(entry: Entry) -> Iterator[Finding]:
             assert_never(change)
 
 
-def restore_mount(journal: Journal, entry: Entry) -> None:
-    """Mount again what a VM's mount had replaced: a larger one of a start gives way to the one that was prepared."""
+def restore_mount(staying: list[Entry], entry: Entry) -> Iterator[Finding]:
+    """Mount again what a VM's mount had replaced and what stays: a larger one gives way to the one prepared."""
     if not isinstance(entry.change, MountChange):
         return
-    earlier = [each.change for each in journal.entries if isinstance(each.change, MountChange) and each is not entry]
+    earlier = [each.change for each in staying if isinstance(each.change, MountChange)]
     for change in earlier[-1:]:
-        if change.path == entry.change.path:
+        try:
             apply_mount(change)
+        except PreflightFailed as error:
+            yield warning(
+                code="host.change.conflict",
+                message=f"what was prepared on {change.path} is not there again",
+                where=change.path,
+                why=error.report.why,
+                hint=error.report.hint,
+            )
 
 
-def apply_changes(head: Journal, changes: tuple[Change, ...], tell: Tell, owner: ChangeOwner = "up") -> Journal:
+def apply_changes(head: Journal, changes: tuple[Change, ...], tell: Tell) -> Journal:
     """Make changes in order, journalled before the first; on any failure all of them are taken back.
 
     `head` is the VM's journal so far: what it holds already stays in it.
     """
-    fresh = tuple(
-        Entry(change=change, owner=owner, before=read_before(change)) for change in changes if not is_there(change)
-    )
+    fresh = tuple(Entry(change=change, before=read_before(change)) for change in changes if not is_there(change))
     if not fresh:
         return head
     journal = evolve(head, state="intent", entries=(*head.entries, *fresh))
@@ -393,7 +403,7 @@ def apply_changes(head: Journal, changes: tuple[Change, ...], tell: Tell, owner:
         done = evolve(journal, state="done", entries=(*head.entries, *made))
         journals.write_journal(done)
     except BaseException:
-        tried = (*made, *fresh[len(made) :])
+        tried = (*made, *fresh[len(made) :][:1])  # those after it were never begun
         undo_entries(evolve(journal, entries=(*head.entries, *tried)), tried)
         raise
     return done
@@ -406,6 +416,7 @@ def undo_entries(journal: Journal, entries: tuple[Entry, ...]) -> tuple[Finding,
     mount that is in use.  Raises Busy, HostFailed.
     """
     found: list[Finding] = []
+    staying = [each for each in journal.entries if not any(each is entry for entry in entries)]
     for entry in reversed(entries):
         noted = entry
         if isinstance(entry.change, PoolChange) and entry.undo_from is None:
@@ -414,9 +425,10 @@ def undo_entries(journal: Journal, entries: tuple[Entry, ...]) -> tuple[Finding,
             journals.write_journal(journal)
         try:
             found += undo_entry(noted)
-            restore_mount(journal, noted)
-        except KvmlaunchError:
+            found += restore_mount(staying, noted)
+        except KvmlaunchError as error:
             journals.write_journal(evolve(journal, state="done"))
+            error.problems = (*error.problems, *(finding.report for finding in found))
             raise
         journal = journals.replaced(journal, noted, None)
     journals.write_journal(evolve(journal, state="done"))

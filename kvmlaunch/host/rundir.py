@@ -168,6 +168,12 @@ def mark_prepared(path: PurePosixPath, uid: int) -> None:
         write_atomically(fd, PREPARED, "prepared by root until preflight --undo\n", durable=False)
 
 
+def unmark_prepared(path: PurePosixPath, uid: int) -> None:
+    """Take the mark of a prepared run directory away."""
+    with contextlib.suppress(FileNotFoundError), entered(path, uid) as fd:
+        remove_if_there(fd, PREPARED)
+
+
 def mark_stopping(path: PurePosixPath, uid: int) -> None:
     """Say in a run directory that this process ends the VM."""
     with contextlib.suppress(OSError, KvmlaunchError), entered(path, uid) as fd:

@@ -15,6 +15,7 @@ from kvmlaunch.errors import HostFailed, PreflightFailed, Report
 
 OWN_NAME = "kvmlaunch"
 PARENT_MODE = 0o711  # others pass through and cannot list
+PASSED = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC  # one may pass where one may not list
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -64,7 +65,7 @@ def entered(path: PurePosixPath, uid: int, *, make: bool = False, mode: int = PA
             here = PurePosixPath(*path.parts[:index])
             if make:
                 make_at(fd, part, here, mode)
-            below = step(fd, part, here)
+            below = step(fd, part, here, DIRECTORY if here == path else PASSED)
             os.close(fd)
             fd = below
             check_directory(fd, here, uid)
@@ -73,10 +74,10 @@ def entered(path: PurePosixPath, uid: int, *, make: bool = False, mode: int = PA
         os.close(fd)
 
 
-def step(fd: int, name: str, here: PurePosixPath) -> int:
+def step(fd: int, name: str, here: PurePosixPath, flags: int = DIRECTORY) -> int:
     """Open a directory within an opened one, a link never followed."""
     try:
-        return os.open(name, DIRECTORY, dir_fd=fd)
+        return os.open(name, flags, dir_fd=fd)
     except FileNotFoundError:
         raise
     except OSError as error:

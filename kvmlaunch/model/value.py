@@ -23,7 +23,8 @@ else:
         if kind is None:
             return lambda kind: frozen(kind, **options)
         for name, method in METHODS.items():
-            setattr(kind, name, method)  # attrs leaves alone what a class has of its own
+            if name not in kind.__dict__:
+                setattr(kind, name, method)  # attrs then takes it for the class's own and makes none
         return attrs.frozen(kind, **options)
 
 

@@ -2,15 +2,29 @@
 
 import contextlib
 from collections.abc import Mapping
+from typing import Literal
 
 from kvmlaunch.errors import Busy, DefinitionInvalid, KvmlaunchError, NotRunning, Report
 from kvmlaunch.facts.qmp import Query
 from kvmlaunch.model.lifecycle import Answer, Verb, VmState, plan_transition
+from kvmlaunch.model.value import frozen
 from kvmlaunch.run.qmp import Target, ask
 from kvmlaunch.steps.caller import Caller
 from kvmlaunch.steps.observe import LEFT, Seen, monitor_path, observe
 
+Deed = Literal["asked", "let run", "told to quit", "in vain", "no answer"]
 COMMANDS: Mapping[Verb, str] = {Verb.PAUSE: "stop", Verb.RESUME: "cont", Verb.RESET: "system_reset"}
+
+
+@frozen(kw_only=True)
+class Press:
+    """What pressing the power button came to: the run state that the guest was met in, and what was done.
+
+    A guest that stands still for another reason than a pause hears no button: in vain.
+    """
+
+    run_state: str
+    deed: Deed
 
 
 def live(caller: Caller, name: str) -> Seen:
@@ -44,8 +58,8 @@ def query(seen: Seen, *queries: Query, seconds: float = 5.0) -> list[object]:
     return ask(Target(path=monitor_path(seen), pid=seen.pid), queries, seconds=seconds)
 
 
-def press_power_button(target: Target) -> str:
-    """Ask a guest to power down; gives the run state that it was met in.
+def press_power_button(target: Target) -> Press:
+    """Ask a guest to power down; tells what that came to.
 
     A guest that is paused is let run to hear it.  A QEMU that its guest has left, as under -no-shutdown, is told to
     quit: nobody else would end it.
@@ -54,10 +68,13 @@ def press_power_button(target: Target) -> str:
     run_state = str(status.get("status", "")) if isinstance(status, dict) else ""
     if run_state in {"paused", "prelaunch"}:
         ask(target, (("cont", {}), ("system_powerdown", {})))
-    elif run_state == LEFT:
+        return Press(run_state=run_state, deed="let run")
+    if run_state == LEFT:
         with contextlib.suppress(KvmlaunchError):  # it may be gone before it has answered
             ask(target, (("quit", {}),))
-    return run_state
+        return Press(run_state=run_state, deed="told to quit")
+    stands = isinstance(status, dict) and not status.get("running", True)
+    return Press(run_state=run_state, deed="in vain" if stands else "asked")
 
 
 def control(caller: Caller, name: str, verb: Verb) -> bool:

@@ -4,6 +4,7 @@ import contextlib
 import os
 import time
 from signal import SIGKILL, SIGTERM
+from typing import TYPE_CHECKING
 
 from kvmlaunch.errors import Busy, KvmlaunchError, Report, TimedOut
 from kvmlaunch.host import journal as journals
@@ -15,10 +16,12 @@ from kvmlaunch.model.value import frozen
 from kvmlaunch.run.process import Process, carries_uuid, held, is_of_record, read_cmdline
 from kvmlaunch.steps.caller import Caller, Tell
 from kvmlaunch.steps.heal import clean_up
-from kvmlaunch.steps.observe import LEFT, Seen, monitor_path, observe, owner_of
+from kvmlaunch.steps.observe import Seen, monitor_path, observe, owner_of
+
+if TYPE_CHECKING:
+    from kvmlaunch.steps.control import Press
 
 ASK_AGAIN = 5.0  # seconds
-DEAF = {"io-error", "guest-panicked", "internal-error"}  # run states that nothing but a user ends
 TERM_SECONDS = 10.0  # how long QEMU may take to flush and close its images
 
 
@@ -42,20 +45,17 @@ def verified_process(seen: Seen, process: Process | None) -> Process | None:
     return process if carries_uuid(read_cmdline(process.pid), seen.uuid) else None
 
 
-def ask_powerdown(seen: Seen, *, force: bool) -> str:
-    """Press the guest's power button; gives the run state that it was met in.
-
-    A monitor that does not answer is an error unless force goes on without it: then "".
-    """
+def ask_powerdown(seen: Seen, *, force: bool) -> "Press":
+    """Press the guest's power button; a monitor that does not answer is an error unless force goes on without it."""
     from kvmlaunch.run.qmp import Target  # noqa: PLC0415 - only when something runs
-    from kvmlaunch.steps.control import press_power_button  # noqa: PLC0415
+    from kvmlaunch.steps.control import Press, press_power_button  # noqa: PLC0415
 
     try:
         return press_power_button(Target(path=monitor_path(seen), pid=seen.pid))
     except KvmlaunchError:
         if not force:
             raise
-    return ""
+    return Press(run_state="", deed="no answer")
 
 
 def end_by_force(process: Process, tell: Tell) -> str:
@@ -83,16 +83,17 @@ def wait_asking(seen: Seen, process: Process, timeout: float) -> bool:
         if process.wait(min(left, ASK_AGAIN)):
             return True
         with contextlib.suppress(KvmlaunchError):
-            ask_powerdown(seen, force=True)
+            if ask_powerdown(seen, force=True).deed == "told to quit":
+                return process.wait(TERM_SECONDS)
     return process.wait(0)
 
 
 def end_process(seen: Seen, process: Process, timeout: float, tell: Tell, *, force: bool) -> str:
     """Ask, wait, and with force end; gives the signal that ended it, "" for none.  Raises TimedOut."""
     met = ask_powerdown(seen, force=force)
-    if met in {"paused", "prelaunch"}:
+    if met.deed == "let run":
         tell("resumed", "it was paused, and a paused guest hears no power button")
-    asked = "was told to quit: its guest had powered down" if met == LEFT else "was asked"
+    asked = "was told to quit: its guest had powered down" if met.deed == "told to quit" else "was asked"
     tell("powerdown", f"pid {process.pid} {asked}, waiting {timeout:g} s")
     if wait_asking(seen, process, timeout):
         return ""
@@ -110,11 +111,13 @@ def end_process(seen: Seen, process: Process, timeout: float, tell: Tell, *, for
     )
 
 
-def why_up(met: str, timeout: float) -> str:
-    """Give why a guest that was asked to power down has not, by the run state that it was met in."""
-    if met in DEAF:
-        return f"it stands still ({met}) and hears no power button; waited {timeout:g} s"
-    untouched = "" if met in {"paused", "prelaunch"} else ", untouched"
+def why_up(met: "Press", timeout: float) -> str:
+    """Give why a guest that was asked to power down has not, by how it was met."""
+    if met.deed == "in vain":
+        return f"it stands still ({met.run_state}) and hears no power button; waited {timeout:g} s"
+    if met.deed == "told to quit":
+        return f"its guest had powered down, and QEMU did not quit within {timeout:g} s"
+    untouched = "" if met.deed == "let run" else ", untouched"
     return f"the guest ignored the power button for {timeout:g} s; it runs on{untouched}"
 
 

@@ -41,8 +41,8 @@ def press_power_button(resolved: Resolved, vm: "RunningVm", tell: Tell) -> None:
     from kvmlaunch.steps import control  # noqa: PLC0415
 
     try:
-        control.press_power_button(Target(path=monitor_socket(resolved.places.run), pid=vm.pid))
-        tell("powerdown", f"pid {vm.pid} was asked")
+        press = control.press_power_button(Target(path=monitor_socket(resolved.places.run), pid=vm.pid))
+        tell("powerdown", f"pid {vm.pid} was {press.deed}")
     except KvmlaunchError as error:
         tell("warn", error.report.message)
 

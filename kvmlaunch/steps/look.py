@@ -54,6 +54,8 @@ def end_text(seen: Seen, run_state: str) -> str:
     """Give how the last run ended, in words; also where QEMU was told to stay after its guest had powered down."""
     if seen.state is not VmState.ENDED and run_state != LEFT:
         return ""
+    if not seen.last_end and seen.lives:
+        return ""
     if not seen.last_end:
         return "it ended without shutting down: killed, or the host went away"
     return ENDS.get(seen.last_end, seen.last_end)

@@ -37,7 +37,7 @@ def run_each(names: Sequence[str], action: Action, *, at_once: int) -> dict[str,
             pid, status = os.waitpid(-1, 0)
             if pid in running:
                 ended = running.pop(pid)
-                done[ended.name] = os.waitstatus_to_exitcode(status), read_answer(ended)
+                done[ended.name] = code_of(status), read_answer(ended)
     except BaseException:
         end_children(running)
         raise
@@ -64,6 +64,12 @@ def start_child(name: str, action: Action) -> tuple[int, Child]:
             sys.excepthook(*sys.exc_info())
     finally:
         os._exit(code)
+
+
+def code_of(status: int) -> int:
+    """Give the exit code of a child; one that a signal ended has failed."""
+    code = os.waitstatus_to_exitcode(status)
+    return code if code >= 0 else 1
 
 
 def read_answer(child: Child) -> str:

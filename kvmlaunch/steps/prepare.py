@@ -9,14 +9,14 @@ from kvmlaunch.errors import Busy, PrivilegeMissing, Report
 from kvmlaunch.host import journal as journals
 from kvmlaunch.host.apply import apply_changes, undo_entries
 from kvmlaunch.host.lock import host_lock
-from kvmlaunch.host.rundir import mark_prepared
+from kvmlaunch.host.rundir import claimed, mark_prepared, remove_claimed, unmark_prepared
 from kvmlaunch.model.change import Change, DirectoryChange, Journal, render_change
 from kvmlaunch.model.finding import Finding, warning
 from kvmlaunch.model.value import frozen
 from kvmlaunch.steps.caller import Caller, Tell
 from kvmlaunch.steps.heal import heal_host
 from kvmlaunch.steps.load import load_subject
-from kvmlaunch.steps.observe import observe
+from kvmlaunch.steps.observe import observe, owner_of
 from kvmlaunch.steps.resolve import Resolved, refuse_errors, resolve
 from kvmlaunch.steps.up import all_changes, journal_head
 
@@ -117,8 +117,8 @@ def prepare(caller: Caller, word: str, tell: Tell) -> Checked:
         heal_host(tell)
         resolved = examine(caller, word)
         refuse_errors(resolved.name, resolved.findings())
-        head = adopted(journal_head(resolved))
-        made = apply_changes(head, (*directories(resolved), *all_changes(resolved)), tell, "prepared")
+        head = journal_head(resolved)
+        made = adopted(apply_changes(head, (*directories(resolved), *all_changes(resolved)), tell))
         if made.entries:
             journals.write_journal(made)
         mark_prepared(resolved.places.run, resolved.host.user.uid)
@@ -148,7 +148,17 @@ def undo(caller: Caller, name: str, tell: Tell) -> tuple[bool, tuple[Finding, ..
         found = undo_entries(journal, journal.entries)
         for entry in reversed(journal.entries):
             tell("undone", render_change(entry.change))
+        remove_unmarked(caller.places(name).run)
     return True, found
+
+
+def remove_unmarked(run: PurePosixPath) -> None:
+    """Remove a run directory that was there before it was prepared: its mark would make it stay for ever."""
+    if os.path.isdir(run):
+        uid, gid = owner_of(run), os.stat(run).st_gid
+        unmark_prepared(run, uid)
+        with claimed(run, uid, gid) as claim:
+            remove_claimed(claim)
 
 
 def refuse_while_used(caller: Caller, name: str) -> None:

@@ -254,7 +254,9 @@ def resolve_again(caller: Caller, resolved: Resolved, wishes: Wishes, refused: s
 def rests_on_the_host(resolved: Resolved) -> bool:
     """Does a plan rest on pages, mounts or taps, which others may have changed since they were looked at."""
     wished = any(finding.report.code == "host.hugepages.none" for finding in resolved.plan.findings)
-    return resolved.plan.memory.backing == "hugepages" or wished or bool(resolved.changes())
+    prepared = any(mount.path.is_relative_to(resolved.places.run) for mount in resolved.host.mounts)
+    taps = any(network.owned for network in resolved.plan.networks)
+    return resolved.plan.memory.backing == "hugepages" or wished or taps or prepared or bool(resolved.changes())
 
 
 def change_host(caller: Caller, resolved: Resolved, wishes: Wishes, tell: Tell) -> Resolved:

@@ -268,6 +268,7 @@ def test_what_a_user_plants_leads_root_nowhere(hers: Machine, pool: Pool, plante
 
 def test_a_journal_of_another_boot_takes_no_pages(machine: Machine, pool: Pool) -> None:
     machine.define("web", HUGE)
+    taken = max(0, PAGES - pool.idle())
     machine.ok("up", "web", "--paused")
     machine.kill(machine.pid("web"))
     place = machine.outside("/var/lib/kvmlaunch/journal/0-web.json")
@@ -282,7 +283,7 @@ def test_a_journal_of_another_boot_takes_no_pages(machine: Machine, pool: Pool) 
     machine.ok("down", "web")
     machine.ok("preflight", "web", "--undo")
 
-    assert given_back == before - PAGES
+    assert given_back == before - taken
     assert pool.total() == given_back + PAGES
     assert not place.exists()
 

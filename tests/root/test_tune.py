@@ -53,7 +53,9 @@ def etc(machine: Machine, pool: Pool) -> Iterator[Path]:
 def state(etc: Path) -> dict[str, str]:
     """Give all that tuning may touch: knobs, the pool, every file beneath /etc with its mode."""
     files = {
-        str(path.relative_to(etc)): f"{path.lstat().st_mode:o} {path.read_text(errors='replace') if path.is_file() else ''}"
+        str(
+            path.relative_to(etc)
+        ): f"{path.lstat().st_mode:o} {path.read_text(errors='replace') if path.is_file() else ''}"
         for path in sorted(etc.rglob("*"))
     }
     pool = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages")
@@ -85,7 +87,9 @@ def test_planned_made_kept_verified_and_taken_back_without_a_trace(machine: Mach
     assert pool.gained() == 0
 
 
-def test_the_pool_is_raised_to_the_sum_and_lowered_by_what_it_was_raised(machine: Machine, pool: Pool, etc: Path) -> None:
+def test_the_pool_is_raised_to_the_sum_and_lowered_by_what_it_was_raised(
+    machine: Machine, pool: Pool, etc: Path
+) -> None:
     machine.define("db", GUEST)
     short = max(0, 2 * PAGES - pool.total())
 
@@ -160,14 +164,18 @@ def test_a_read_only_etc_leaves_the_knobs_made_and_nothing_half_written(machine:
     assert made.code == 6
     assert made.codes >= {"host.space"}
     assert during[str(SWAPPINESS)] == "7"
-    assert {name for name in during if not name.startswith("/")} == {name for name in before if not name.startswith("/")}
+    assert {name for name in during if not name.startswith("/")} == {
+        name for name in before if not name.startswith("/")
+    }
     assert off.code == 0, off.err
     assert state(etc) == before
 
 
 def test_a_wish_with_mistakes_is_refused_whole_with_every_place(machine: Machine, etc: Path) -> None:
     before = state(etc)
-    (etc / "kvmlaunch/host.toml").write_text('swapiness = 1\nthp = "some"\ngovernor = 3\n[ksm]\nmode = true\nscan = 1\n')
+    (etc / "kvmlaunch/host.toml").write_text(
+        'swapiness = 1\nthp = "some"\ngovernor = 3\n[ksm]\nmode = true\nscan = 1\n'
+    )
 
     made = machine.run("tune", "apply")
 
