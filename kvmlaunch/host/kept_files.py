@@ -1,5 +1,6 @@
 """Writes the files that keep settings over a reboot, and takes them back: other people's bytes stay as they are."""
 
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -8,7 +9,7 @@ from attrs import evolve
 
 from kvmlaunch.errors import KvmlaunchError
 from kvmlaunch.host.apply import mounts_on, release_mount
-from kvmlaunch.host.files import remove_if_there, write_atomically
+from kvmlaunch.host.files import remove_if_there, temporary_name, write_atomically
 from kvmlaunch.host.fstab import remove_region, set_region
 from kvmlaunch.host.mount import mount_at
 from kvmlaunch.host.settings import Ledger
@@ -133,9 +134,16 @@ def undo_file(ledger: Ledger, entry: FileEntry, *, force: bool) -> Iterator[Find
         elif live is not None:
             with entered(place.parent, 0) as fd:
                 remove_if_there(fd, place.name)
+    remove_temporary(place)
     if entry.made:
         remove_empty(place.parent, 0, up_to=PurePosixPath(entry.made).parent)
     ledger.drop(entry.path)
+
+
+def remove_temporary(place: PurePosixPath) -> None:
+    """Remove what a crash left of a file that was not yet whole."""
+    with contextlib.suppress(FileNotFoundError), entered(place.parent, 0) as fd:
+        remove_if_there(fd, temporary_name(place.name))
 
 
 def apply_shared_mount(ledger: Ledger, path: str) -> Finding | None:

@@ -196,10 +196,7 @@ def undo_setting(ledger: Ledger, entry: SettingEntry, root: Path = Path("/"), *,
         yield skipped(entry.key, entry.path, "it is not there any more")
         return
     if entry.counted:
-        page_size = int(entry.path.partition("hugepages-")[2].partition("kB")[0]) << 10
-        change = PoolChange(page_size=page_size, pages=gain_of(entry))
-        yield from undo_pool(Entry(change=change, before=int(entry.before), after=int(entry.after or 0)), change, root)
-        ledger.drop(entry.path)
+        yield from undo_counted(ledger, evolve(entry, undo_from=entry.undo_from or live), root)
         return
     if live != entry.before:
         if live != entry.after and not force:
@@ -213,6 +210,16 @@ def undo_setting(ledger: Ledger, entry: SettingEntry, root: Path = Path("/"), *,
         if back != entry.before:
             yield skipped(entry.key, entry.path, f"{entry.before} was written, {back} is what the kernel made of it")
             return
+    ledger.drop(entry.path)
+
+
+def undo_counted(ledger: Ledger, entry: SettingEntry, root: Path) -> Iterator[Finding]:
+    """Lower a pool by what it was raised; from where that began is written down first, so that it may be repeated."""
+    ledger.put(entry)
+    page_size = int(entry.path.partition("hugepages-")[2].partition("kB")[0]) << 10
+    change = PoolChange(page_size=page_size, pages=gain_of(entry))
+    before, after, undo_from = (int(number or 0) for number in (entry.before, entry.after, entry.undo_from))
+    yield from undo_pool(Entry(change=change, before=before, after=after, undo_from=undo_from), change, root)
     ledger.drop(entry.path)
 
 

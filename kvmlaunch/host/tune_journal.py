@@ -20,7 +20,7 @@ NAME: Final = "tune.json"
 LARGEST: Final = 16 << 20  # bytes
 KINDS: Final[Mapping[str, type[TuneEntry]]] = {"setting": SettingEntry, "file": FileEntry, "mount": MountEntry}
 WORDS: Final = {kind: word for word, kind in KINDS.items()}
-MAY_BE_NONE: Final = ("before", "after")
+MAY_BE_NONE: Final = ("before", "after", "undo_from")
 
 
 def render_entries(entries: Iterable[TuneEntry]) -> str:

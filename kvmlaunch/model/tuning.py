@@ -148,7 +148,8 @@ class SettingEntry:
     """A knob in the journal of tuning: what it held, what is wanted, and `after`, as we last left it.
 
     Until it is `done` a crash may have come between; `after` is then that of an earlier time, None where there was
-    none.  A setting that is not `lasting` died with the boot in which it was made.
+    none.  `undo_from` is what a counted one held when taking it back began.  A setting that is not `lasting` died with
+    the boot in which it was made.
     """
 
     key: str
@@ -156,6 +157,7 @@ class SettingEntry:
     before: str
     wanted: str
     after: str | None = None
+    undo_from: str | None = None
     done: bool = False
     counted: bool = False
     lasting: bool = False
