@@ -119,6 +119,8 @@ def replace_once(directory: int, path: Path, real: Path, edit: Edit, gate: Gate)
     """
     fd = open_regular(directory, real)
     try:
+        with suppress(FileNotFoundError):
+            os.unlink(temporary_of(real.name), dir_fd=directory)  # left by a crash
         old = read_all(fd)
         refuse_broken_markers(real, old)
         new = edit(old)
@@ -153,12 +155,15 @@ def read_all(fd: int) -> str:
         return file.read().decode(errors="surrogateescape")
 
 
+def temporary_of(name: str) -> str:
+    """Give the name that the edited text has until it takes the file's place."""
+    return temporary_name(f"{name}.kvmlaunch")
+
+
 @contextmanager
 def temporary_like(like: int, directory: int, name: str, text: str) -> Iterator[str]:
     """Write a text beside a file, with what that file has but its text, and give its name; it is gone afterwards."""
-    temporary = temporary_name(f"{name}.kvmlaunch")
-    with suppress(FileNotFoundError):
-        os.unlink(temporary, dir_fd=directory)  # left by a crash
+    temporary = temporary_of(name)
     fd = os.open(temporary, FILE, 0o600, dir_fd=directory)
     try:
         try:
