@@ -81,6 +81,8 @@ def current_caller(
 ) -> Caller:
     """Give the caller of this process: the one place where environment, ids and directory are read."""
     environment = dict(os.environ)
+    if for_user and capture_user(for_user).uid == os.geteuid():
+        for_user = None  # root prepares for root
     home = home_of(for_user) if for_user else environment.get("HOME") or "/"
     return Caller(
         uid=os.geteuid(),

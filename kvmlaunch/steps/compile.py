@@ -3,6 +3,7 @@
 from kvmlaunch.builder.render import Row, diff_argv, explain_rows, render_argv, select_rows
 from kvmlaunch.errors import NotRunning, Report
 from kvmlaunch.model.finding import errors_of
+from kvmlaunch.run.process import read_cmdline
 from kvmlaunch.steps.caller import Caller
 from kvmlaunch.steps.load import Subject, load_subject, place_findings
 from kvmlaunch.steps.observe import Seen, observe
@@ -39,7 +40,7 @@ def diff_running(caller: Caller, word: str) -> tuple[str, ...]:
     """Give the options in which a running VM differs from what its definition would start now."""
     resolved = compile_vm(caller, word)
     seen = observe(caller, resolved.name)
-    if not seen.lives or seen.record is None:
+    if seen.pid is None:
         raise NotRunning(
             Report(
                 code="vm.stopped",
@@ -49,4 +50,5 @@ def diff_running(caller: Caller, word: str) -> tuple[str, ...]:
                 hint=f"kvmlaunch print-cmd {resolved.name}",
             )
         )
-    return diff_argv(seen.record.argv, render_argv(resolved.plan, resolved.places))
+    running = seen.record.argv if seen.record else read_cmdline(seen.pid)
+    return diff_argv(running, render_argv(resolved.plan, resolved.places))

@@ -125,12 +125,14 @@ def end_seen(seen: Seen, timeout: float | None, tell: Tell, *, force: bool) -> s
     """End the QEMU that was seen; gone meanwhile is fine."""
     if seen.pid is None:
         return ""
+    from kvmlaunch.steps.adopt import guest_has_run  # noqa: PLC0415 - only when something runs
+
     default = seen.record.stop_timeout if seen.record else 90.0
     with held(seen.pid) as candidate:
         process = verified_process(seen, candidate)
         if process is None:
             return ""
-        if seen.state is VmState.HALF:
+        if seen.state is VmState.HALF and not guest_has_run(seen):
             process.send(SIGKILL)
             process.wait(TERM_SECONDS)
             return "SIGKILL"
@@ -179,6 +181,8 @@ def down(
     forced = end_seen(seen, timeout, tell, force=force)
     leftovers = seen.leftovers or (caller.uid == 0 and journals.read_journal(0, name) is not None)
     prepared = clean_up_after(caller, name, places, tell) if leftovers else False
+    if leftovers and not seen.lives:
+        tell("healed", f"{seen.state.value} before: what it left was cleaned up")
     return Ended(
         name=name, already=not seen.lives, seconds=time.monotonic() - begun, forced=forced, still_prepared=prepared
     )

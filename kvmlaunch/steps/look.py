@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from attrs import evolve
@@ -14,6 +14,7 @@ from kvmlaunch.host.definitions import definition_files
 from kvmlaunch.host.places import run_parent
 from kvmlaunch.model.lifecycle import VmState
 from kvmlaunch.model.value import frozen
+from kvmlaunch.run.process import read_cmdline
 from kvmlaunch.steps.caller import Caller
 from kvmlaunch.steps.heal import tend
 from kvmlaunch.steps.observe import LEFT, Seen, age, monitor_path, observe
@@ -82,17 +83,38 @@ def surplus_note(memory: str) -> tuple[str, ...]:
     return ()
 
 
+def state_notes(seen: Seen) -> Iterator[str]:
+    """Give what a user should know of a VM that is not simply running or stopped."""
+    if seen.unreadable:
+        yield f"[state.quarantined] {seen.unreadable}"
+    if seen.state is VmState.FOREIGN:
+        yield "QEMU was not started by kvmlaunch"
+    if seen.state is VmState.HALF:
+        yield f"its start was not finished: kvmlaunch up {seen.name} takes it over, kvmlaunch down {seen.name} ends it"
+    if seen.state is VmState.ENDED:
+        yield f"what it held is still held: kvmlaunch down {seen.name} gives it back"
+    if seen.state is VmState.STOPPED and os.geteuid() == 0:
+        yield from (f"uid {uid} runs a {seen.name} of its own (pid {pid})" for uid, pid in namesakes(seen.name))
+
+
+def namesakes(name: str) -> Iterator[tuple[int, int]]:
+    """Give uid and pid of the QEMUs that run under this name, whosever they are: root looks for his own alone."""
+    for pid in filter(str.isdecimal, os.listdir("/proc")):
+        if f"guest={name},debug-threads=on" in read_cmdline(int(pid)):
+            with contextlib.suppress(OSError):
+                yield os.stat(f"/proc/{pid}").st_uid, int(pid)
+
+
 def build_status(seen: Seen, answer: object) -> Status:
     """Give the status of what was seen, with QEMU's answer to query-status (None when it was not asked)."""
     record = seen.record
     run_state = str(answer.get("status", "")) if isinstance(answer, dict) else ""
-    state = seen.state.value
+    state = VmState.RUNNING.value if seen.state is VmState.FOREIGN else seen.state.value
     if seen.state is VmState.RUNNING and isinstance(answer, dict) and not answer.get("running", True):
         state = VmState.PAUSED.value
     if seen.lives and isinstance(answer, KvmlaunchError) and seen.state is not VmState.FOREIGN:
         state = VmState.HUNG.value
-    quarantined = (f"[state.quarantined] {seen.unreadable}",) if seen.unreadable else ()
-    notes = (*((*record.notes, *surplus_note(record.memory)) if record and seen.lives else ()), *quarantined)
+    notes = (*((*record.notes, *surplus_note(record.memory)) if record and seen.lives else ()), *state_notes(seen))
     head = Status(
         name=seen.name, state=state, run_state=run_state, pid=seen.pid, notes=notes, last_end=end_text(seen, run_state)
     )

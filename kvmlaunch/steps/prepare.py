@@ -9,9 +9,13 @@ from kvmlaunch.errors import Busy, PrivilegeMissing, Report
 from kvmlaunch.host import journal as journals
 from kvmlaunch.host.apply import apply_changes, undo_entries
 from kvmlaunch.host.lock import host_lock
-from kvmlaunch.host.rundir import claimed, mark_prepared, remove_claimed, unmark_prepared
+from kvmlaunch.host.logs import rotate_console
+from kvmlaunch.host.rights import rights_of
+from kvmlaunch.host.rundir import claimed, mark_prepared, remove_claimed, remove_contents, unmark_prepared
 from kvmlaunch.model.change import Change, DirectoryChange, Journal, render_change
 from kvmlaunch.model.finding import Finding, warning
+from kvmlaunch.model.host import UserFacts
+from kvmlaunch.model.plan import Places
 from kvmlaunch.model.value import frozen
 from kvmlaunch.steps.caller import Caller, Tell
 from kvmlaunch.steps.heal import heal_host
@@ -145,11 +149,22 @@ def undo(caller: Caller, name: str, tell: Tell) -> tuple[bool, tuple[Finding, ..
         journal: Journal | None = journals.read_journal(caller.owner_uid, name)
         if journal is None or not journal.owned("prepared"):
             return False, ()
+        keep_console(caller.places(name), journal.uid)
         found = undo_entries(journal, journal.entries)
         for entry in reversed(journal.entries):
             tell("undone", render_change(entry.change))
         remove_unmarked(caller.places(name).run)
     return True, found
+
+
+def keep_console(places: Places, uid: int) -> None:
+    """Keep what the guest of a VM that ended by itself has printed, with its user's rights, and empty its directory."""
+    if not os.path.isdir(places.run):
+        return
+    gid = os.stat(places.run).st_gid
+    with rights_of(UserFacts(uid=uid, gid=gid)), claimed(places.run, uid, gid) as claim:
+        rotate_console(places.run, places.logs, uid, uid, everything=True)
+        remove_contents(claim)
 
 
 def remove_unmarked(run: PurePosixPath) -> None:

@@ -40,17 +40,17 @@ from kvmlaunch.host.tree import entered, make_owned
 from kvmlaunch.model.change import Change, Journal, LogMountChange
 from kvmlaunch.model.finding import Finding
 from kvmlaunch.model.lifecycle import Answer, Verb, VmState, plan_transition
-from kvmlaunch.model.plan import MemoryPlan, Place
-from kvmlaunch.model.record import Record
+from kvmlaunch.model.plan import Place
 from kvmlaunch.model.value import frozen
 from kvmlaunch.preflight.checks import CHECK_COUNT
-from kvmlaunch.run.process import read_boot_id, read_start_time
+from kvmlaunch.run.process import read_boot_id
 from kvmlaunch.steps.caller import Caller, Tell
 from kvmlaunch.steps.heal import clean_up, give_back_under_lock, heal_host
 from kvmlaunch.steps.load import Subject, load_subject
 from kvmlaunch.steps.observe import LEFT, Seen, age, monitor_path, observe
+from kvmlaunch.steps.record import record_of
 from kvmlaunch.steps.resolve import Resolved, refuse_errors, resolve
-from kvmlaunch.units import GIB, count, render_size
+from kvmlaunch.units import GIB
 
 if TYPE_CHECKING:
     from kvmlaunch.run.launch import RunningVm
@@ -82,25 +82,6 @@ class Started:
     argv: tuple[str, ...] = ()
     findings: tuple[Finding, ...] = ()
     changes: tuple[Change, ...] = ()
-
-
-def memory_text(memory: MemoryPlan) -> str:
-    """Give what backs a guest, in words."""
-    if memory.backing == "hugepages":
-        return f"{count(memory.pages, 'page')} of {render_size(memory.page_size)}"
-    return "ordinary"
-
-
-def notes_of(resolved: Resolved) -> tuple[str, ...]:
-    """Give what `status` has to repeat as long as the VM runs."""
-    unsafe = tuple(
-        f"{disk.table}: cache=unsafe, data is lost when the host or QEMU crashes"
-        for disk in resolved.plan.disks
-        if disk.cache == "unsafe"
-    )
-    root = ("QEMU runs as root",) if resolved.host.user.uid == 0 else ()
-    tcg = ("TCG: slow, and no security boundary",) if resolved.plan.accelerator == "tcg" else ()
-    return (*unsafe, *root, *tcg)
 
 
 def all_changes(resolved: Resolved) -> tuple[Change, ...]:
@@ -206,6 +187,11 @@ def settle(caller: Caller, seen: Seen, subject: Subject, tell: Tell) -> Started 
     """Deal with what is there already: running is fine, starting is busy, leftovers are cleaned up; None to go on."""
     match plan_transition(seen.state, Verb.UP):
         case Answer.ALREADY:
+            if seen.state is VmState.FOREIGN:
+                from kvmlaunch.steps.adopt import as_planned  # noqa: PLC0415 - this path only
+
+                as_planned(caller, seen, subject)
+                tell("verified", f"pid {seen.pid}, which kvmlaunch did not start, is as planned")
             findings = (*check_running(seen, subject, subject.definition.digest), *check_paused(seen))
             return Started(name=seen.name, pid=seen.pid, already=True, seconds=age(seen.record), findings=findings)
         case Answer.BUSY:
@@ -216,32 +202,22 @@ def settle(caller: Caller, seen: Seen, subject: Subject, tell: Tell) -> Started 
                     message=f"{seen.name} is {seen.state.value}",
                     where=str(seen.places.run),
                     why=f"{who} holds it",
-                    hint=f"kvmlaunch status {seen.name}",
+                    hint=f"kvmlaunch up {seen.name}   # again, once that has ended",
                 )
             )
         case Answer.HEAL_THEN_ACT:
-            end_half_started(seen, tell)
+            if seen.state is VmState.HALF:
+                from kvmlaunch.steps.adopt import take_over  # noqa: PLC0415 - this path only
+
+                pid = take_over(caller, seen, subject, tell)
+                if pid:
+                    return Started(name=seen.name, pid=pid, already=True, seconds=age(seen.record))
             clean_up(caller, seen.name, seen.places, tell)
             tell("healed", f"{seen.state.value} before: cleaned up")
         case Answer.ACT | Answer.NOT_RUNNING:
             if seen.unreadable:
                 tell("warn", f"[state.quarantined] the record is unreadable: {seen.unreadable}")
     return None
-
-
-def end_half_started(seen: Seen, tell: Tell) -> None:
-    """End a QEMU whose launcher died before it could verify it: nobody was promised anything of it."""
-    if seen.state is not VmState.HALF or seen.pid is None:
-        return
-    from signal import SIGKILL  # noqa: PLC0415 - this path only
-
-    from kvmlaunch.run.process import carries_uuid, held, read_cmdline  # noqa: PLC0415
-
-    with held(seen.pid) as process:
-        if process and carries_uuid(read_cmdline(seen.pid), seen.uuid):
-            process.send(SIGKILL)
-            process.wait(10)
-            tell("healed", f"pid {seen.pid} was left half started and was ended")
 
 
 def resolve_again(caller: Caller, resolved: Resolved, wishes: Wishes, refused: str) -> Resolved:
@@ -311,30 +287,6 @@ def make_variables(resolved: Resolved) -> None:
         finally:
             os.close(file)
         os.rename(temporary, store.name, src_dir_fd=fd, dst_dir_fd=fd)
-
-
-def record_of(resolved: Resolved, argv: tuple[str, ...], pid: int, state: str) -> Record:
-    """Give the record of a start."""
-    definition = resolved.subject.definition
-    return Record(
-        vm=resolved.name,
-        uuid=resolved.plan.uuid,
-        state="running" if state == "running" else "intent",
-        pid=pid,
-        start_time=read_start_time(pid) if pid else 0,
-        boot_id=read_boot_id(),
-        launcher=os.getpid(),
-        launcher_start=read_start_time(os.getpid()),
-        uid=resolved.host.user.uid,
-        definition=str(definition.file),
-        digest=definition.digest,
-        started=datetime.now(UTC).isoformat(timespec="milliseconds"),
-        argv=argv,
-        accelerator=resolved.plan.accelerator,
-        memory=memory_text(resolved.plan.memory),
-        stop_timeout=float(definition.lifecycle.stop_timeout),
-        notes=notes_of(resolved),
-    )
 
 
 def launch(caller: Caller, resolved: Resolved, claim: Claim, argv: tuple[str, ...], deadline: float) -> "RunningVm":

@@ -4,7 +4,7 @@ import signal
 
 import pytest
 
-from tests.crashes import describe, killed_at, points
+from tests.crashes import Point, describe, killed_at, points
 from tests.sandbox import Machine, finish, is_alive, wait_for
 
 ENDED = "ended"
@@ -91,6 +91,60 @@ def check_healed_by(machine: Machine, verb: str) -> None:
         machine.ok("up", "web", "--paused")
         assert machine.qemus() == [machine.pid("web")]
     machine.end("web")
+    assert machine.leftovers() == []
+
+
+LINKED = Point("linkat", 1, "after the greeting, before anything was read back")
+
+
+def test_a_guest_that_runs_without_its_launcher_is_taken_over_by_up(machine: Machine) -> None:
+    machine.define("web")
+    killed_at(machine, LINKED, "up", "web")
+    (pid,) = machine.qemus()
+    before = machine.status("web")
+
+    result = machine.ok("up", "web")
+
+    assert before["state"] == "half started"
+    assert any("takes it over" in note for note in before["notes"])
+    assert "taken over" in result.err
+    assert machine.pid("web") == pid
+    assert machine.status("web")["state"] == "running"
+
+
+def test_a_guest_that_runs_without_its_launcher_and_not_as_defined_is_left_alone(machine: Machine) -> None:
+    machine.define("web")
+    killed_at(machine, LINKED, "up", "web", "--set", "vcpus=2")
+    (pid,) = machine.qemus()
+
+    result = machine.run("up", "web")
+
+    assert result.code == 7
+    assert result.codes >= {"vm.state"}
+    assert is_alive(pid)
+
+
+def test_down_asks_a_guest_that_runs_without_its_launcher_and_kills_it_only_with_force(machine: Machine) -> None:
+    machine.define("web")
+    killed_at(machine, LINKED, "up", "web")
+    (pid,) = machine.qemus()
+
+    asked = machine.run("down", "web", "--timeout", "300ms")
+    alive = is_alive(pid)
+    machine.end("web")
+
+    assert asked.code == 8
+    assert alive
+    assert machine.leftovers() == []
+
+
+def test_a_guest_that_never_ran_is_ended_without_being_asked(machine: Machine) -> None:
+    machine.define("web")
+    killed_at(machine, LINKED, "up", "web", "--paused")
+
+    result = machine.ok("down", "web")
+
+    assert "SIGKILL" in result.err
     assert machine.leftovers() == []
 
 

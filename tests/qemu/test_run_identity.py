@@ -240,13 +240,19 @@ def test_a_pasted_command_on_a_prepared_host_is_seen_controlled_and_ended(machin
     wait_for("it is seen", lambda: machine.run("status", "web").code == 0)
 
     seen = machine.status("web")
-    busy = machine.run("up", "web")
+    already, compared = machine.run("up", "web"), machine.run("diff", "web")
+    otherwise = machine.run("up", "web", "--set", "vcpus=2")
     paused = machine.run("pause", "web")
     ended = machine.run("down", "web", "--force", "--timeout", "100ms")
 
-    assert seen["state"] == "running (not started by kvmlaunch)"
+    assert seen["state"] == "running"
+    assert "QEMU was not started by kvmlaunch" in seen["notes"]
     assert seen["pid"] == pasted.pid
-    assert busy.code == 7
+    assert already.code == 0, already.err
+    assert "verified" in already.err
+    assert compared.code == 0, compared.out
+    assert otherwise.code == 7
+    assert otherwise.codes >= {"vm.state"}
     assert paused.code == 0, paused.err
     assert ended.code == 0, ended.err
     wait_for("it ended", lambda: pasted.poll() is not None)

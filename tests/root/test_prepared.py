@@ -66,7 +66,8 @@ def test_the_printed_command_runs_as_it_stands_on_a_prepared_host(machine: Machi
     seen = machine.status("web")
 
     assert mapped == PAGES * 2048
-    assert seen["state"] == "running (not started by kvmlaunch)"
+    assert seen["state"] == "running"
+    assert "QEMU was not started by kvmlaunch" in seen["notes"]
     assert seen["pid"] == pasted.pid
     assert pool.total() == total
 

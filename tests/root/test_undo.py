@@ -4,8 +4,8 @@ import sys
 
 from tests.root.conftest import Pool
 from tests.root.test_hugepages import HUGE
-from tests.root.test_prepared import MOUNT, hers, prepare_for_alice
-from tests.sandbox import HER_NAME, KVMLAUNCH, TINY, Machine
+from tests.root.test_prepared import MOUNT, as_alice, hers, prepare_for_alice
+from tests.sandbox import ALICE, HER_NAME, KVMLAUNCH, TINY, Machine
 
 __all__ = ("hers",)
 
@@ -133,5 +133,35 @@ def test_a_start_whose_prepared_ground_is_taken_away_meanwhile_makes_its_own(mac
 
     assert started.code == 0, started.err
     assert len(log) == 1
+    assert machine.leftovers() == []
+    assert pool.settled() == 0
+
+
+def test_what_a_users_guest_printed_is_kept_when_all_is_undone_after_it_ended(hers: Machine, pool: Pool) -> None:
+    prepare_for_alice(hers)
+    assert as_alice(hers, "up", "web").code == 0
+    pid = as_alice(hers, "status", "web", "--json").json["vms"][0]["pid"]
+    log = hers.outside(f"/run/user/{ALICE}/kvmlaunch/web/log/console.log")
+    log.write_text("its last words\n")
+    hers.kill(pid)
+
+    undone = hers.run("preflight", "web", "--undo", "--user", HER_NAME)
+
+    kept = hers.outside("/srv/alice/.local/state/kvmlaunch/log/web/console.log")
+    assert undone.code == 0, undone.err
+    assert not log.parent.exists()
+    assert kept.read_text() == "its last words\n"
+    assert kept.stat().st_uid == ALICE
+    assert pool.settled() == 0
+
+
+def test_preparing_for_root_by_name_is_preparing_for_root(machine: Machine, pool: Pool) -> None:
+    machine.define("web", HUGE)
+
+    machine.ok("preflight", "web", "--apply", "--user", "root")
+    there = machine.rundir("web").exists()
+    machine.ok("preflight", "web", "--undo")
+
+    assert there
     assert machine.leftovers() == []
     assert pool.settled() == 0

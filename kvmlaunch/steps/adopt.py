@@ -1,0 +1,91 @@
+"""A VM whose launcher died before every promise was read back: taken over where it runs as planned.
+
+Its guest may have been running since: it is never ended on the way.  A QEMU whose guest never ran is ended.
+"""
+
+from signal import SIGKILL
+
+from kvmlaunch.builder.render import render_argv
+from kvmlaunch.errors import Busy, KvmlaunchError, NotRunning, Report
+from kvmlaunch.host.rundir import Claim, link_socket, write_record
+from kvmlaunch.host.tree import entered
+from kvmlaunch.preflight.promises import check_promises
+from kvmlaunch.run.process import carries_uuid, held, read_cmdline
+from kvmlaunch.run.qmp import Target, ask
+from kvmlaunch.run.verify import collect_evidence
+from kvmlaunch.steps.caller import Caller, Tell
+from kvmlaunch.steps.load import Subject
+from kvmlaunch.steps.observe import Seen, monitor_path
+from kvmlaunch.steps.record import record_of
+from kvmlaunch.steps.resolve import Resolved, resolve
+
+SECONDS = 5.0
+
+
+def guest_has_run(seen: Seen) -> bool:
+    """Has the guest of a QEMU begun to run: not before the monitor answers, nor while QEMU holds it back."""
+    try:
+        answer = ask(Target(path=monitor_path(seen), pid=seen.pid), (("query-status", {}),), seconds=SECONDS)[0]
+    except NotRunning:
+        return False
+    return not (isinstance(answer, dict) and answer.get("status") == "prelaunch")
+
+
+def as_planned(caller: Caller, seen: Seen, subject: Subject) -> tuple[Resolved, tuple[str, ...]]:
+    """Read every promise of a definition back from a QEMU that this command did not start; gives the plan and argv.
+
+    Raises Busy `vm.state` for one that is not as its definition says, or that cannot be asked.
+    """
+    resolved = resolve(caller, subject, everything=True, running=seen.pid)
+    argv = render_argv(resolved.plan, resolved.places)
+    pid, target = seen.pid or 0, Target(path=monitor_path(seen), pid=seen.pid)
+    try:
+        evidence = collect_evidence(pid, target, resolved.plan.memory.size, "", seconds=SECONDS)
+    except KvmlaunchError as error:
+        raise otherwise(seen, f"{error.report.message}: {error.report.why}") from error
+    broken = check_promises(resolved.plan, argv, evidence)
+    if broken:
+        raise otherwise(seen, "\n".join(f"{each.report.message}: {each.report.why}" for each in broken))
+    return resolved, argv
+
+
+def otherwise(seen: Seen, why: str) -> Busy:
+    """Give the refusal of a QEMU of this VM that cannot be held to its definition."""
+    return Busy(
+        Report(
+            code="vm.state",
+            message=f"{seen.name} is {seen.state.value}, and not as its definition says",
+            where=f"pid {seen.pid}",
+            why=why,
+            hint=f"kvmlaunch down {seen.name}",
+        )
+    )
+
+
+def take_over(caller: Caller, seen: Seen, subject: Subject, tell: Tell) -> int | None:
+    """Verify a half started VM and make it a started one; gives its pid.
+
+    Gives None when its guest never ran: then it was ended.  Raises Busy, TimedOut when QEMU does not answer.
+    """
+    if seen.pid is None or not guest_has_run(seen):
+        end_unborn(seen, tell)
+        return None
+    resolved, argv = as_planned(caller, seen, subject)
+    run, uid = seen.places.run, resolved.host.user.uid
+    with entered(run, uid) as fd:
+        claim = Claim(path=run, fd=fd, uid=uid)
+        link_socket(claim)
+        write_record(claim, record_of(resolved, argv, seen.pid, "running"))
+    tell("taken over", f"pid {seen.pid}, whose start was not finished: verified")
+    return seen.pid
+
+
+def end_unborn(seen: Seen, tell: Tell) -> None:
+    """End a QEMU whose guest never ran: nobody was promised anything of it, and there is nothing to lose."""
+    if seen.pid is None:
+        return
+    with held(seen.pid) as process:
+        if process and carries_uuid(read_cmdline(seen.pid), seen.uuid):
+            process.send(SIGKILL)
+            process.wait(10)
+            tell("healed", f"pid {seen.pid} was left half started, its guest never ran, and it was ended")
