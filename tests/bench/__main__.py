@@ -21,7 +21,7 @@ from typing import Final
 from attrs import asdict
 
 from tests.bench.commands import measure_commands
-from tests.bench.many import can_run, measure_status, measure_validate, skipped_status
+from tests.bench.many import can_run, measure_host, measure_status, measure_validate, skipped_status
 from tests.bench.measure import ROOT, BenchError, Row, environment, skipped
 from tests.bench.peers import measure_native, measure_peers
 from tests.bench.starts import GROUP, SCRIPT, Vm, measure_starts
@@ -67,12 +67,14 @@ def measure_all(home: Path) -> Iterator[Row]:
     if why or parent is None:
         yield skipped(GROUP, "up --paused", SCRIPT, why)
         yield from measure_validate(home)
+        yield from measure_host(home)
         yield from skipped_status(why)
         return
     plain = Vm(name=f"bench-{token}", home=home, run=parent / f"bench-{token}", pages=0)
     yield from measure_starts(plain)
     yield from measure_peers(plain)
     yield from measure_validate(home)
+    yield from measure_host(home)
     yield from measure_status(home, token)
 
 

@@ -13,6 +13,7 @@ from tests.bench.measure import KVMLAUNCH, PYTHON, BenchError, Row, command, com
 
 MANY_PAIRS: Final = 5
 MOST_SECONDS: Final = 2.0  # for 1,000 definitions
+MOST_HOST_SECONDS: Final = 3.0  # for what doctor and tune say of 1,000 definitions
 STATUS_SECONDS: Final = 1.0  # for 50 running VMs
 LINEAR: Final = 12.0  # ten times as many definitions may take so many times as long
 VMS: Final = 50
@@ -63,6 +64,22 @@ def measure_validate(directory: Path) -> Iterator[Row]:
         measured = in_turn(sides[number], sides[number // 10], MANY_PAIRS)
         row = compare("c", f"validate of {number:,} definitions", f"of {number // 10:,}", measured, aim=LINEAR)
         yield in_seconds(row, MOST_SECONDS) if number == max(sides) else row
+
+
+def measure_host(directory: Path) -> Iterator[Row]:
+    """Give the rows of `doctor` and `tune plan` for many definitions, each number against fewer."""
+    for words in (("doctor", "--no-boot"), ("tune", "plan", "--all")):
+        sides = {
+            number: command(
+                *("sh", "-c", '"$@" || test $? -eq 6', "sh", KVMLAUNCH, *words, "--json", "--defs", f"defs-{number}"),
+                at=directory,
+            )
+            for number in (1, 100, 1000)
+        }
+        for number, less in ((100, 1), (1000, 100)):
+            measured = in_turn(sides[number], sides[less], MANY_PAIRS)
+            row = compare("c", f"{' '.join(words)} of {number:,} definitions", f"of {less:,}", measured)
+            yield in_seconds(row, MOST_HOST_SECONDS) if number == max(sides) else row
 
 
 def measure_status(home: Path, token: str) -> Iterator[Row]:

@@ -1,5 +1,10 @@
 """What the host should be: by kind of device, by what the VMs ask, by hand; and the files that keep it."""
 
+import os
+import shutil
+import subprocess  # noqa: TID253 - the tools of systemd judge what is written
+from pathlib import Path
+
 import pytest
 
 from kvmlaunch.model.definition import AUTO, Size
@@ -300,3 +305,52 @@ def test_nothing_wished_and_nobody_asking_is_no_plan_at_all() -> None:
     assert (plan.settings, plan.files, plan.findings) == ((), (), ())
     assert HostWishes().scheduler is AUTO
     assert KeptFile(path="/x", text="").kind == "file"
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is not installed")
+def test_systemd_finds_nothing_wrong_with_the_units(tmp_path: Path) -> None:
+    for kept in kept_plan(init="systemd").files:
+        if kept.kind == "file" and kept.path.endswith((".service", ".mount")):
+            (tmp_path / kept.path.rpartition("/")[2]).write_text(kept.text)
+    units = sorted(str(path) for path in tmp_path.iterdir())
+
+    verified = subprocess.run(  # noqa: S603 - our own units
+        ["systemd-analyze", "verify", "--man=no", *units],  # noqa: S607 - of PATH
+        capture_output=True, text=True, check=False, env={**os.environ, "SYSTEMD_UNIT_PATH": f"{tmp_path}:"},
+    )  # fmt: skip
+
+    assert len(units) == 2
+    assert [line for line in verified.stderr.splitlines() if "kvmlaunch" in line or "mnt-huge" in line] == []
+
+
+@pytest.mark.skipif(not shutil.which("systemd-tmpfiles"), reason="systemd-tmpfiles is not installed")
+def test_systemd_tmpfiles_writes_what_the_file_says(tmp_path: Path) -> None:
+    text = text_of(kept_plan(init="systemd"), "/etc/tmpfiles.d/kvmlaunch.conf")
+    knob = tmp_path / "sys/kernel/mm/transparent_hugepage/enabled"
+    knob.parent.mkdir(parents=True)
+    knob.write_text("")
+    file = tmp_path / "kvmlaunch.conf"
+    file.write_text(text.replace(" /sys/", f" {tmp_path}/sys/"))
+
+    made = subprocess.run(  # noqa: S603 - our own file
+        ["systemd-tmpfiles", "--create", str(file)],  # noqa: S607 - of PATH
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+    assert made.stderr == ""
+    assert knob.read_text().strip() == "always"
+
+
+def test_the_script_is_a_posix_script_that_sets_what_is_there_and_skips_what_is_not(tmp_path: Path) -> None:
+    script = next(kept.text for kept in kept_plan(init="init").files if kept.path.endswith("boot.sh"))
+    knob = tmp_path / "sys/kernel/mm/transparent_hugepage/enabled"
+    knob.parent.mkdir(parents=True)
+    knob.write_text("")
+
+    ran = subprocess.run(  # noqa: S603 - our own script
+        ["sh", "-eu", "-c", script.replace(" /sys/", f" {tmp_path}/sys/").replace(" /proc/", f" {tmp_path}/proc/")],  # noqa: S607
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert knob.read_text().strip() == "always"
