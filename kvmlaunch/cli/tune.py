@@ -33,8 +33,8 @@ def setting_cells(session: Session, setting: Setting) -> tuple[str, str, str]:
     wanted = setting.wanted
     change = f"{setting.knob.value} → {wanted.value}" if setting.differs else f"{wanted.value}, as it is"
     by_hand = f"{wanted.origin.place} {wanted.origin.key}" if wanted.origin.kind == "file" else ""
-    why = " · ".join(part for part in (by_hand, wanted.reason, setting.cost and f"costs {setting.cost}") if part)
-    source = f"   [{wanted.source}]" if session.verbose and wanted.source else ""
+    why = " · ".join(part for part in (by_hand, wanted.reason, setting.cost and f"cost: {setting.cost}") if part)
+    source = f"   [{'; '.join(part for part in (setting.knob.path, wanted.source) if part)}]" if session.verbose else ""
     return setting.key, change, f"{why}{source}"
 
 
@@ -73,6 +73,7 @@ def plan_document(planned: "Planned", findings: Sequence[Finding]) -> dict[str, 
         "changes": len(planned.plan.changes),
         "settings": [setting_document(setting) for setting in planned.plan.settings],
         "files": [file_document(kept) for kept in planned.plan.files],
+        "ksm": {name: knob.value for name, knob in planned.tuning.ksm.items()},
         "findings": [finding_document(finding) for finding in findings],
     }
 
@@ -192,6 +193,8 @@ def verify(session: Session, vms: tuple[str, ...], every: bool) -> int:
         show_findings(session, planned.plan.findings)
         if not differences:
             say(session, HOST, "ok", "verified", f"{count(len(planned.plan.settings), 'setting')} as they should be")
+        if session.caller().uid != 0:
+            say(session, HOST, "skip", "files", "only root knows which were written: sudo kvmlaunch tune verify")
     return DIFFERENT if differences else 0
 
 

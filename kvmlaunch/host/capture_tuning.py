@@ -89,9 +89,17 @@ def capture_page_holders(base: str, processes: Iterable[str]) -> list[dict[str, 
         _, _, rest = status.partition("\nHugetlbPages:")
         kilobytes = rest.split(maxsplit=1)[0] if rest else "0"
         if kilobytes.isdecimal() and int(kilobytes):
-            command = (read_text(f"{base}/proc/{pid}/comm") or "").strip()
-            found.append({"pid": int(pid), "command": command, "bytes": int(kilobytes) * 1024})
+            found.append({"pid": int(pid), "command": name_of(base, pid), "bytes": int(kilobytes) * 1024})
     return found
+
+
+def name_of(base: str, pid: str) -> str:
+    """Give what a process is called: a VM by its name, anything else by its command."""
+    argv = (read_text(f"{base}/proc/{pid}/cmdline") or "").split("\0")
+    guest = next((word for word in argv if word.startswith("guest=")), "")
+    if guest:
+        return f"VM {guest.removeprefix('guest=').partition(',')[0]}"
+    return (read_text(f"{base}/proc/{pid}/comm") or "").strip()
 
 
 def capture_grub(base: str) -> str:

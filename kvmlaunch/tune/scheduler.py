@@ -59,7 +59,7 @@ def build_schedulers(tuning: HostTuning, wishes: HostWishes) -> Iterator[Setting
         plan = plan_scheduler(device, wishes)
         if plan is None or device.scheduler is None or plan[0].value not in device.scheduler.offered:
             continue
-        cost = f"requests in flight are drained for a moment; {names_text(device.vms)} lies on it"
+        cost = f"a moment's pause of all I/O, also of {names_text(device.vms)}"
         yield Setting(key=f"scheduler.{device.name}", knob=device.scheduler, wanted=plan[0], keeper="udev", cost=cost)
 
 

@@ -231,6 +231,29 @@ def test_killed_while_taking_back_the_next_command_finishes_it(machine: Machine,
     assert pool.settled() == 0
 
 
+def test_a_disk_on_a_loop_device_is_tuned_at_the_device_at_the_bottom(machine: Machine, etc: Path) -> None:
+    image = machine.directory / "disk.img"
+    image.write_bytes(bytes(1 << 20))
+    loop = machine.execute("losetup", "--find", "--show", str(image)).out.strip()
+    machine.define("web", f'{GUEST}[disk.root]\npath = "{loop}"\n')
+    try:
+        (etc / "kvmlaunch/host.toml").write_text('scheduler = "kyber"\n')
+        (setting,) = (
+            each for each in machine.ok("tune", "plan", "--json").json["settings"] if "scheduler" in each["key"]
+        )
+        knob, before = Path(setting["path"]), setting["current"]
+
+        machine.ok("tune", "apply")
+        during = value(knob)
+        machine.ok("tune", "off")
+    finally:
+        machine.execute("losetup", "--detach", loop)
+
+    assert "loop" not in setting["key"]
+    assert before != during == "kyber"
+    assert value(knob) == before
+
+
 def test_an_ordinary_user_sees_the_plan_and_is_told_who_may(hers: Machine) -> None:
     planned, made = as_alice(hers, "tune", "plan"), as_alice(hers, "tune", "apply")
 
