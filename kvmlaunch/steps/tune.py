@@ -5,7 +5,10 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 
+from attrs import evolve
+
 from kvmlaunch.define.host_file import load_wishes
+from kvmlaunch.define.positions import locate
 from kvmlaunch.errors import PreflightFailed, PrivilegeMissing, Report
 from kvmlaunch.facts.sources import Wanted, parse_captured
 from kvmlaunch.facts.tuning import parse_tuning
@@ -64,6 +67,18 @@ def read_wishes(caller: Caller) -> HostWishes:
     return wishes
 
 
+def placed(finding: Finding) -> Finding:
+    """Give a finding about a key of host.toml with its file, line and column, where that key was written."""
+    path = Path(HOST_FILE)
+    if not finding.key or finding.report.where or not os.path.exists(path):
+        return finding
+    position = locate(path.read_text(encoding="utf-8", errors="replace"), finding.key)
+    if position is None:
+        return finding
+    where = f"{path}:{position[0]}:{position[1]} {finding.key}"
+    return evolve(finding, report=evolve(finding.report, where=where))
+
+
 def definitions_of(caller: Caller, words: Sequence[str], *, every: bool) -> tuple[Definition, ...]:
     """Give the definitions that count: those named, all, or those that start with the host.
 
@@ -89,9 +104,9 @@ def plan(caller: Caller, words: Sequence[str], *, every: bool, boot: bool = Fals
     definitions = definitions_of(caller, words, every=every)
     host, tuning = look(definitions)
     vms = tuple(vm_wish(each) for each in definitions)
-    return Planned(
-        plan=plan_tuning(host, tuning, wishes, vms, boot=boot), vms=vms, wishes=wishes, host=host, tuning=tuning
-    )
+    made = plan_tuning(host, tuning, wishes, vms, boot=boot)
+    made = evolve(made, findings=tuple(placed(finding) for finding in made.findings))
+    return Planned(plan=made, vms=vms, wishes=wishes, host=host, tuning=tuning)
 
 
 def open_ledger(tell: Tell) -> Ledger:
@@ -181,8 +196,6 @@ def turn(ledger: Ledger, setting: Setting, *, lasting: bool, drop_caches: bool) 
 
 def make_lasting(ledger: Ledger, setting: Setting) -> None:
     """Write down that a setting made earlier now outlives a reboot."""
-    from attrs import evolve  # noqa: PLC0415 - one use
-
     entry = ledger.find(setting.knob.path)
     if isinstance(entry, SettingEntry) and not entry.lasting:
         ledger.put(evolve(entry, lasting=True))

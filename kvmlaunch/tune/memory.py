@@ -72,7 +72,7 @@ def check_pools(host: HostFacts, wishes: HostWishes, vms: Sequence[VmWish]) -> I
             yield warning(
                 code="host.hugetlbfs.pagesize",
                 message=f"this kernel has no pages of {word}: skipped",
-                key=f"hugepages.{word}",
+                key=f"hugepage_pools.{word}",
                 why=f"page sizes of this host: {', '.join(map(render_size, there)) or 'none'}",
                 hint="grep -E 'pse|pdpe1gb' /proc/cpuinfo",
             )
@@ -81,8 +81,7 @@ def check_pools(host: HostFacts, wishes: HostWishes, vms: Sequence[VmWish]) -> I
             yield error(
                 code="host.memory.short",
                 message=f"the host has no room for {pages}",
-                key=f"hugepages.{word}",
-                where=pool_path(page_size),
+                key=f"hugepage_pools.{word}",
                 why=f"{render_size(more)} more are needed, {render_size(host.memory.available // MIB * MIB)} are "
                 f"available, and the host keeps {render_size(host.kept_memory // MIB * MIB)}; {wanted.reason}",
                 hint="kvmlaunch validate --together   names the VMs that do not fit",

@@ -83,8 +83,7 @@ def check_schedulers(tuning: HostTuning, wishes: HostWishes) -> Iterator[Finding
                 code="host.scheduler.unknown",
                 message=f"{device.name} has no scheduler {plan[0].value}: skipped",
                 key=plan[1],
-                where=device.scheduler.path,
-                why=f"the kernel offers {offered}",
+                why=f"{device.scheduler.path}: the kernel offers {offered}",
                 hint=f"modprobe {plan[0].value}   where the kernel has it as a module",
             )
     known = {device.name for device in tuning.devices}
