@@ -9,7 +9,7 @@ from kvmlaunch.cli.many import teller
 from kvmlaunch.cli.session import Session, session_command, vms_argument
 from kvmlaunch.cli.show import finding_document, say, show_document, show_error, show_table, show_warnings
 from kvmlaunch.model.finding import Finding, errors_of
-from kvmlaunch.model.tuning import KeptFile, Setting
+from kvmlaunch.model.tuning import KeptFile, Setting, SettingEntry
 from kvmlaunch.units import count
 
 if TYPE_CHECKING:
@@ -73,6 +73,7 @@ def plan_document(planned: "Planned", findings: Sequence[Finding]) -> dict[str, 
         "changes": len(planned.plan.changes),
         "settings": [setting_document(setting) for setting in planned.plan.settings],
         "files": [file_document(kept) for kept in planned.plan.files],
+        "returning": [entry.path for entry in planned.returning],
         "ksm": {name: knob.value for name, knob in planned.tuning.ksm.items()},
         "findings": [finding_document(finding) for finding in findings],
     }
@@ -90,6 +91,11 @@ def show_plan(session: Session, planned: "Planned") -> None:
     plan = planned.plan
     shown = plan.settings if session.verbose else plan.changes
     show_table([setting_cells(session, setting) for setting in shown])
+    for entry in planned.returning:
+        if isinstance(entry, SettingEntry):
+            click.echo(f"{entry.key}  {entry.after} → {entry.before}  no longer wished: as it was before")
+        else:
+            click.echo(f"with --persist: {entry.path}   no longer wished: as it was before")
     for kept in plan.files:
         note = f"   (not read at boot here: {kept.inactive})" if kept.inactive else ""
         click.echo(f"with --persist: {kept.path}{note}")
@@ -119,7 +125,7 @@ def plan(session: Session, vms: tuple[str, ...], every: bool, boot: bool, exit_c
         show_findings(session, findings)
     if errors_of(findings):
         return FAILED
-    return DIFFERENT if exit_code and planned.plan.changes else 0
+    return DIFFERENT if exit_code and (planned.plan.changes or planned.returning) else 0
 
 
 @tune.command()
@@ -169,7 +175,7 @@ def apply(
 
 def show_applied(session: Session, planned: "Planned", *, persist: bool) -> None:
     """Print what was done, and what is still to be run by hand."""
-    if not planned.plan.changes:
+    if not planned.plan.changes and not planned.returning:
         say(session, HOST, "ok", "already", "as it should be")
     for kept in planned.plan.files if persist else ():
         if kept.command and kept.path.startswith(("/etc/default/", "/etc/systemd/")):

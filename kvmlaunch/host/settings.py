@@ -4,7 +4,7 @@ Every function here runs under the host-wide lock.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from attrs import define, evolve
@@ -235,10 +235,14 @@ def conflict(entry: SettingEntry, live: str) -> Finding:
 
 
 def undo_all(
-    ledger: Ledger, undo_other: Callable[[FileEntry | MountEntry], Iterator[Finding]], *, force: bool
+    ledger: Ledger,
+    undo_other: Callable[[FileEntry | MountEntry], Iterator[Finding]],
+    entries: Sequence[TuneEntry],
+    *,
+    force: bool,
 ) -> Iterator[Finding]:
-    """Take everything of the journal back, the last first; what cannot be stays written down."""
-    for entry in reversed(ledger.entries):
+    """Take entries of the journal back, the last first; what cannot be stays written down."""
+    for entry in reversed(entries):
         try:
             if isinstance(entry, SettingEntry):
                 yield from undo_setting(ledger, entry, force=force)

@@ -22,7 +22,7 @@ from kvmlaunch.host.tune_journal import read_entries
 from kvmlaunch.model.definition import Definition
 from kvmlaunch.model.finding import Finding, errors_of, warning
 from kvmlaunch.model.host import HostFacts
-from kvmlaunch.model.tuning import FileEntry, HostTuning, KeptFile, Setting, SettingEntry, TunePlan
+from kvmlaunch.model.tuning import FileEntry, HostTuning, KeptFile, Setting, SettingEntry, TuneEntry, TunePlan
 from kvmlaunch.model.value import frozen
 from kvmlaunch.model.wishes import HOST_FILE, HostWishes
 from kvmlaunch.run.process import read_boot_id
@@ -36,9 +36,13 @@ from kvmlaunch.tune.plan import plan_tuning
 
 @frozen(kw_only=True)
 class Planned:
-    """A plan, and what it was made of."""
+    """A plan, and what it was made of.
+
+    `returning` is what an earlier `apply` did and nobody wishes any more: it is put back.  Root alone can know.
+    """
 
     plan: TunePlan
+    returning: tuple[TuneEntry, ...] = ()
     vms: tuple[VmWish, ...]
     wishes: HostWishes
     host: HostFacts
@@ -106,7 +110,15 @@ def plan(caller: Caller, words: Sequence[str], *, every: bool, boot: bool = Fals
     vms = tuple(vm_wish(each) for each in definitions)
     made = plan_tuning(host, tuning, wishes, vms, boot=boot)
     made = evolve(made, findings=tuple(placed(finding) for finding in made.findings))
-    return Planned(plan=made, vms=vms, wishes=wishes, host=host, tuning=tuning)
+    entries = read_entries()[0] if caller.uid == 0 else ()
+    returning = unwished(entries, made, wishes)
+    return Planned(plan=made, returning=returning, vms=vms, wishes=wishes, host=host, tuning=tuning)
+
+
+def unwished(entries: Sequence[TuneEntry], made: TunePlan, wishes: HostWishes) -> tuple[TuneEntry, ...]:
+    """Give what was made and is in the plan no more."""
+    paths = {setting.knob.path for setting in made.settings} | {kept.path for kept in made.files}
+    return tuple(entry for entry in entries if entry.path not in {*paths, wishes.hugetlbfs})
 
 
 def open_ledger(tell: Tell) -> Ledger:
@@ -159,6 +171,7 @@ def apply(
         planned = plan(caller, words, every=every, boot=boot)
         lasting = persist or boot
         found = [*apply_settings(ledger, planned.plan, tell, lasting=lasting, drop_caches=drop_caches)]
+        found += put_back(ledger, planned, tell, files=lasting)
         if planned.wishes.hugetlbfs:
             found.append(apply_shared_mount(ledger, planned.wishes.hugetlbfs))
         for kept in planned.plan.files if lasting else ():
@@ -168,6 +181,18 @@ def apply(
                 if finding is None:
                     tell("written", kept.path)
     return planned, tuple(finding for finding in found if finding)
+
+
+def put_back(ledger: Ledger, planned: Planned, tell: Tell, *, files: bool) -> list[Finding]:
+    """Put back what nobody wishes any more; files only where files are written."""
+    returning = [entry for entry in planned.returning if files or not isinstance(entry, FileEntry)]
+    found = undo_all(ledger, lambda entry: undo_other(ledger, entry, force=False), returning, force=False)
+    listed = list(found)
+    left = {entry.path for entry in ledger.entries}
+    for entry in returning:
+        if entry.path not in left:
+            tell("restored", entry.key if isinstance(entry, SettingEntry) else entry.path)
+    return listed
 
 
 def apply_settings(
@@ -263,7 +288,7 @@ def off(caller: Caller, tell: Tell, *, force: bool = False) -> tuple[bool, tuple
     with host_lock():
         ledger = open_ledger(tell)
         before = ledger.entries
-        found = tuple(undo_all(ledger, lambda entry: undo_other(ledger, entry, force=force), force=force))
+        found = tuple(undo_all(ledger, lambda entry: undo_other(ledger, entry, force=force), before, force=force))
         left = {entry.path for entry in ledger.entries}
         for entry in reversed(before):
             if entry.path not in left:

@@ -109,6 +109,24 @@ def test_the_pool_is_raised_to_the_sum_and_lowered_by_what_it_was_raised(
     assert pool.settled() == 0
 
 
+def test_what_is_no_longer_wished_is_put_back_by_the_next_apply(machine: Machine, etc: Path) -> None:
+    before = value(SWAPPINESS)
+    machine.ok("tune", "apply", "--persist")
+    (etc / "kvmlaunch/host.toml").write_text('thp = "always"\nhugepages = "keep"\n')
+
+    planned = machine.run("tune", "plan", "--exit-code")
+    machine.ok("tune", "apply", "--persist")
+    during = state(etc)
+    machine.ok("tune", "off")
+
+    assert planned.code == 10
+    assert f"vm.swappiness  7 → {before}" in planned.out
+    assert during[str(SWAPPINESS)] == before
+    assert during[str(THP)] == "always"
+    assert "sysctl.d/80-kvmlaunch.conf" not in during
+    assert "hugetlbfs" not in during["fstab"]
+
+
 def test_after_a_reboot_the_systems_own_tools_make_it_so_again(machine: Machine, pool: Pool, etc: Path) -> None:
     before = state(etc)
     machine.ok("tune", "apply", "--persist")
