@@ -93,7 +93,9 @@ def show_plan(session: Session, planned: "Planned") -> None:
     show_table([setting_cells(session, setting) for setting in shown])
     for entry in planned.returning:
         if isinstance(entry, SettingEntry):
-            click.echo(f"{entry.key}  {entry.after} → {entry.before}  no longer wished: as it was before")
+            fewer = next((each.wanted.value for each in plan.settings if each.key == entry.key), None)
+            why = "no longer wished: as it was before" if fewer is None else "fewer are wished"
+            click.echo(f"{entry.key}  {entry.after} → {fewer or entry.before}  {why}")
         else:
             click.echo(f"with --persist: {entry.path}   no longer wished: as it was before")
     for kept in plan.files:

@@ -116,9 +116,17 @@ def plan(caller: Caller, words: Sequence[str], *, every: bool, boot: bool = Fals
 
 
 def unwished(entries: Sequence[TuneEntry], made: TunePlan, wishes: HostWishes) -> tuple[TuneEntry, ...]:
-    """Give what was made and is in the plan no more."""
-    paths = {setting.knob.path for setting in made.settings} | {kept.path for kept in made.files}
-    return tuple(entry for entry in entries if entry.path not in {*paths, wishes.hugetlbfs})
+    """Give what was made and is in the plan no more, or counted for more than is wished now."""
+    settings = {setting.knob.path: setting for setting in made.settings}
+    kept = {*settings, *(each.path for each in made.files), wishes.hugetlbfs}
+    return tuple(entry for entry in entries if entry.path not in kept or is_more(entry, settings.get(entry.path)))
+
+
+def is_more(entry: TuneEntry, setting: Setting | None) -> bool:
+    """Was a pool raised for more pages than are wished now."""
+    if not isinstance(entry, SettingEntry) or setting is None or not setting.counted:
+        return False
+    return int(entry.wanted) > int(setting.wanted.value)
 
 
 def open_ledger(tell: Tell) -> Ledger:
@@ -170,8 +178,9 @@ def apply(
         ledger = open_ledger(tell)
         planned = plan(caller, words, every=every, boot=boot)
         lasting = persist or boot
-        found = [*apply_settings(ledger, planned.plan, tell, lasting=lasting, drop_caches=drop_caches)]
-        found += put_back(ledger, planned, tell, files=lasting)
+        found: list[Finding | None] = [*put_back(ledger, planned, tell, files=lasting)]
+        planned = plan(caller, words, every=every, boot=boot)  # a pool that was lowered may have to be raised again
+        found += apply_settings(ledger, planned.plan, tell, lasting=lasting, drop_caches=drop_caches)
         if planned.wishes.hugetlbfs:
             found.append(apply_shared_mount(ledger, planned.wishes.hugetlbfs))
         for kept in planned.plan.files if lasting else ():

@@ -109,6 +109,24 @@ def test_the_pool_is_raised_to_the_sum_and_lowered_by_what_it_was_raised(
     assert pool.settled() == 0
 
 
+def test_the_pool_is_lowered_when_fewer_vms_start_with_the_host(machine: Machine, pool: Pool, etc: Path) -> None:
+    pool.set(0)
+    machine.define("db", GUEST)
+    machine.ok("tune", "apply", "--persist")
+    both = pool.total()
+    machine.define("db", TINY)
+
+    planned = machine.ok("tune", "plan")
+    machine.ok("tune", "apply", "--persist")
+    one, kept = pool.total(), (etc / "sysctl.d/80-kvmlaunch.conf").read_text()
+    machine.ok("tune", "off")
+
+    assert (both, one) == (2 * PAGES, PAGES)
+    assert f"{2 * PAGES} → {PAGES}  fewer are wished" in planned.out
+    assert f"vm.nr_hugepages = {PAGES}\n" in kept
+    assert pool.total() == 0
+
+
 def test_what_is_no_longer_wished_is_put_back_by_the_next_apply(machine: Machine, etc: Path) -> None:
     before = value(SWAPPINESS)
     machine.ok("tune", "apply", "--persist")
