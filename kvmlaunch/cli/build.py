@@ -4,8 +4,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kvmlaunch.cli.session import Session, complete_vm, facts_option, session_command, standard_input, vm_argument
+from kvmlaunch.cli.session import (
+    Session,
+    complete_vm,
+    definition_argument,
+    facts_option,
+    session_command,
+    standard_input,
+    vm_argument,
+)
 from kvmlaunch.cli.show import short_path, show_document, show_table, show_warnings
+from kvmlaunch.steps.names import name_of
 
 if TYPE_CHECKING:
     from kvmlaunch.builder.render import Row
@@ -13,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @click.command(name="print-cmd")
-@vm_argument
+@definition_argument
 @click.option("--pretty", "form", flag_value="pretty", help="An option a line.")
 @click.option("-0", "form", flag_value="null", help="Words ended by NUL, for xargs -0.")
 @click.option("--comments", "form", flag_value="comments", help="A bash array, every option beneath its reasons.")
@@ -126,9 +135,9 @@ def diff(session: Session, vm: str, running: bool) -> int:
 
     lines = diff_running(session.caller(), vm)
     if session.json:
-        show_document("diff", {"name": vm, "differences": list(lines)})
+        show_document("diff", {"name": name_of(vm), "differences": list(lines)})
     elif lines:
         click.echo("\n".join(lines))
     else:
-        click.echo(f"{vm}: no difference", err=True)
+        click.echo(f"{name_of(vm)}: no difference", err=True)
     return 10 if lines else 0

@@ -5,7 +5,15 @@ from typing import TYPE_CHECKING
 import click
 
 from kvmlaunch.cli.many import Document
-from kvmlaunch.cli.session import Session, complete_vm, facts_option, session_command, standard_input, vms_argument
+from kvmlaunch.cli.session import (
+    STANDARD_INPUT,
+    Session,
+    complete_vm,
+    definitions_argument,
+    facts_option,
+    session_command,
+    standard_input,
+)
 from kvmlaunch.cli.show import (
     error_document,
     finding_document,
@@ -61,7 +69,7 @@ def show_verdict(session: Session, checked: "Checked", noun: str, word: str, num
 
 
 @click.command()
-@vms_argument
+@definitions_argument
 @click.option("--together", is_flag=True, help="Plan them on this host, and check whether all can run at once.")
 @facts_option
 @session_command
@@ -71,7 +79,9 @@ def validate(session: Session, vms: tuple[str, ...], together: bool, facts: str 
 
     if facts and not together:
         raise click.UsageError("--facts names the host for --together")
-    caller = session.caller(facts=facts, standard_input=standard_input("-") if "-" in vms else b"")
+    caller = session.caller(
+        facts=facts, standard_input=standard_input(STANDARD_INPUT) if STANDARD_INPUT in vms else b""
+    )
     checked = validate_all(caller, vms)
     beside = None
     if together:

@@ -11,6 +11,7 @@ from kvmlaunch.cli.show import error_document, say, short_path, show_document, s
 from kvmlaunch.errors import KvmlaunchError, Report
 from kvmlaunch.steps.caller import Tell
 from kvmlaunch.steps.many import common_code, run_each
+from kvmlaunch.steps.names import name_of
 
 Document = dict[str, Any]
 DETAILS = {"mount": 1, "directory": 1, "tap": 1, "exec": 2}  # steps that are said with so many -v
@@ -29,7 +30,7 @@ def teller(session: Session, vm: str) -> Tell:
 
 
 def each_vm(
-    session: Session, kind: str, names: Sequence[str], action: Callable[[str], tuple[int, Document]], *, jobs: int = 1
+    session: Session, kind: str, words: Sequence[str], action: Callable[[str], tuple[int, Document]], *, jobs: int = 1
 ) -> int:
     """Run an action for each VM; failures are shown as they come, and the exit code is that of all.
 
@@ -37,17 +38,19 @@ def each_vm(
     one, a VM that failed with its error in it.
     """
 
-    def run_one(name: str) -> tuple[int, str]:
+    def run_one(word: str) -> tuple[int, str]:
         try:
-            code, document = action(name)
+            code, document = action(word)
         except KvmlaunchError as error:
-            show_failure(session, error, name if len(names) > 1 else "")
-            code, document = error.exit_code, {"name": name, "error": error_document(error)}
+            show_failure(session, error, name_of(word) if len(words) > 1 else "")
+            code, document = error.exit_code, {"name": name_of(word), "error": error_document(error)}
         return code, json.dumps(document)
 
-    done = run_each(names, run_one, at_once=jobs)
+    done = run_each(words, run_one, at_once=jobs)
     if session.json:
-        show_document(kind, {"vms": [json.loads(text) if text else lost(name) for name, (_, text) in done.items()]})
+        show_document(
+            kind, {"vms": [json.loads(text) if text else lost(name_of(word)) for word, (_, text) in done.items()]}
+        )
     return common_code(code for code, _ in done.values())
 
 

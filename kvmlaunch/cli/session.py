@@ -15,6 +15,7 @@ from kvmlaunch.steps.caller import Caller, current_caller
 
 F = TypeVar("F", bound=Callable[..., Any])
 COMMANDS_TOO = 2  # -vv
+STANDARD_INPUT = "-"
 Color = Literal["auto", "always", "never"]
 
 
@@ -121,7 +122,7 @@ def session_command(function: Callable[..., Any], *, short_file: bool = True) ->
 
 def standard_input(word: str) -> bytes:
     """Give the definition on standard input where the word is `-`."""
-    return sys.stdin.buffer.read() if word == "-" else b""
+    return sys.stdin.buffer.read() if word == STANDARD_INPUT else b""
 
 
 def show_commands() -> None:
@@ -141,8 +142,22 @@ def complete_vm(context: click.Context, _parameter: click.Parameter, incomplete:
     return sorted(name for name in names_in(caller.search) if name.startswith(incomplete))
 
 
-vm_argument = click.argument("vm", shell_complete=complete_vm)
-vms_argument = click.argument("vms", nargs=-1, shell_complete=complete_vm)
+def no_standard_input(
+    _context: click.Context, _parameter: click.Parameter, words: str | tuple[str, ...]
+) -> str | tuple[str, ...]:
+    """Give the words back; raises UsageError for `-`: a text that is read once has no file, by which a VM is known."""
+    if STANDARD_INPUT in ((words,) if isinstance(words, str) else words):
+        message = "- is standard input, which validate, print-cmd, explain and show read; name a VM or a file"
+        raise click.UsageError(message)
+    return words
+
+
+# A VM that runs or is to run: its name, or its file.
+vm_argument = click.argument("vm", shell_complete=complete_vm, callback=no_standard_input)
+vms_argument = click.argument("vms", nargs=-1, shell_complete=complete_vm, callback=no_standard_input)
+# A definition that is only read: a name, a file, or - for standard input.
+definition_argument = click.argument("vm", shell_complete=complete_vm)
+definitions_argument = click.argument("vms", nargs=-1, shell_complete=complete_vm)
 facts_option = click.option("--facts", metavar="DIR", help="Build for the host that was saved there.")
 
 

@@ -31,8 +31,11 @@ def search_path(
     return tuple(Path(path) for path in (*asked, *fixed))
 
 
-def find_definition(name: str, places: tuple[Path, ...]) -> Path:
-    """Give the file of a VM's name; raises UnknownVm with the nearest names and the places searched."""
+def find_definition(name: str, places: tuple[Path, ...], *, otherwise: str = "") -> Path:
+    """Give the file of a VM's name; raises UnknownVm with the nearest names and the places searched.
+
+    `otherwise` is what to do where no name is near; a first definition is written unless it says something else.
+    """
     for place in places:
         path = place / f"{name}{SUFFIX}"
         if os.path.exists(path):
@@ -40,7 +43,7 @@ def find_definition(name: str, places: tuple[Path, ...]) -> Path:
     import difflib
 
     near = difflib.get_close_matches(name, sorted(names_in(places)), n=3)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"kvmlaunch init {name}"
+    hint = f"did you mean {' or '.join(near)}?" if near else otherwise or f"kvmlaunch init {name}"
     raise UnknownVm(
         Report(
             code="vm.unknown",

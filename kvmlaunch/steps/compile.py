@@ -5,6 +5,7 @@ from kvmlaunch.errors import NotRunning, Report
 from kvmlaunch.model.finding import errors_of
 from kvmlaunch.steps.caller import Caller
 from kvmlaunch.steps.load import Subject, load_subject, place_findings
+from kvmlaunch.steps.names import refuse_unknown
 from kvmlaunch.steps.observe import Seen, observe
 from kvmlaunch.steps.resolve import Resolved, refuse_errors, resolve
 
@@ -37,6 +38,7 @@ def explain(caller: Caller, word: str, keys: tuple[str, ...]) -> tuple[Resolved,
 
 def diff_running(caller: Caller, word: str) -> tuple[str, ...]:
     """Give the options in which a running VM differs from what its definition would start now."""
+    refuse_unknown(caller, word)
     resolved = compile_vm(caller, word)
     seen = observe(caller, resolved.name)
     if not seen.lives or seen.record is None:

@@ -15,6 +15,7 @@ from kvmlaunch.model.definition import SHORTHANDS, Definition
 from kvmlaunch.model.finding import Finding, errors_of
 from kvmlaunch.model.value import frozen
 from kvmlaunch.steps.caller import Caller
+from kvmlaunch.steps.names import is_file
 
 STANDARD_INPUT = "-"
 STANDARD_INPUT_NAME = "stdin"
@@ -34,11 +35,6 @@ class Subject:
 def profiles() -> Mapping[str, str]:
     """Give the built-in profiles, read once."""
     return load_profiles()
-
-
-def is_file(word: str) -> bool:
-    """Is an argument a file and not a VM's name."""
-    return "/" in word or word.endswith(SUFFIX)
 
 
 def first_source(caller: Caller, word: str) -> tuple[str, Source]:

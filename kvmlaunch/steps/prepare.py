@@ -16,6 +16,7 @@ from kvmlaunch.model.value import frozen
 from kvmlaunch.steps.caller import Caller, Tell
 from kvmlaunch.steps.heal import heal_host
 from kvmlaunch.steps.load import load_subject
+from kvmlaunch.steps.names import name_of, refuse_unknown
 from kvmlaunch.steps.observe import observe, owner_of
 from kvmlaunch.steps.resolve import Resolved, refuse_errors, resolve
 from kvmlaunch.steps.up import all_changes, journal_head
@@ -133,11 +134,13 @@ def adopted(journal: Journal) -> Journal:
     return evolve(journal, entries=tuple(evolve(entry, owner="prepared") for entry in journal.entries))
 
 
-def undo(caller: Caller, name: str, tell: Tell) -> tuple[bool, tuple[Finding, ...]]:
+def undo(caller: Caller, word: str, tell: Tell) -> tuple[bool, tuple[Finding, ...]]:
     """Take back what was prepared for a VM; tells whether there was anything, and what others had changed since.
 
-    Raises Busy while a QEMU uses it.
+    Raises Busy while a QEMU uses it, UnknownVm.
     """
+    name = name_of(word)
+    refuse_unknown(caller, word)
     if caller.uid != 0:
         raise needs_root(name, ())
     with host_lock():

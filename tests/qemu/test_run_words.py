@@ -1,0 +1,96 @@
+"""The words of a command line: names, files, standard input, and what is said of a VM that there is not."""
+
+import pytest
+
+from tests.sandbox import TINY, Machine, finish
+
+ABOUT_ONE = ("pause", "resume", "reset", "console", "monitor", "logs", "status", "down", "diff")
+
+
+def words_of(command: str, word: str) -> tuple[str, ...]:
+    """Give a command about one VM, with the arguments that it cannot do without."""
+    return (command, word, "query-status") if command == "monitor" else (command, word)
+
+
+@pytest.mark.parametrize("command", [*ABOUT_ONE, "up", "restart", "preflight", "doctor", "facts"])
+def test_a_vm_that_runs_or_is_to_run_does_not_come_from_standard_input(machine: Machine, command: str) -> None:
+    process = machine.start(
+        "sh", "-c", f"printf '%s' 'memory = \"32MiB\"' | kvmlaunch {' '.join(words_of(command, '-'))}"
+    )
+
+    result = finish(process)
+
+    assert result.code == 2
+    assert "standard input" in result.err
+    assert machine.leftovers() == []
+
+
+@pytest.mark.parametrize("command", ["validate", "print-cmd", "explain", "show"])
+def test_a_definition_that_is_only_read_may_come_from_standard_input(machine: Machine, command: str) -> None:
+    text = TINY.replace("\n", "\\n")
+
+    result = finish(machine.start("sh", "-c", f"printf '{text}' | kvmlaunch {command} -"))
+
+    assert result.code == 0, result.err
+
+
+@pytest.mark.parametrize("command", ABOUT_ONE)
+def test_a_vm_that_was_never_there_is_unknown_to_every_command_about_it(machine: Machine, command: str) -> None:
+    machine.define("web")
+
+    near, far = machine.run(*words_of(command, "wbe")), machine.run(*words_of(command, "zzzzzz"))
+
+    assert (near.code, far.code) == (4, 4)
+    assert "did you mean web?" in near.err
+    assert "fix: kvmlaunch ls" in far.err
+    assert near.codes == far.codes == {"vm.unknown"}
+
+
+@pytest.mark.parametrize("command", ["pause", "resume", "reset", "console", "monitor", "status", "diff"])
+def test_a_vm_that_is_defined_and_does_not_run_is_stopped(machine: Machine, command: str) -> None:
+    machine.define("web")
+
+    assert machine.run(*words_of(command, "web")).code == 3
+
+
+def test_a_stopped_vm_and_an_unknown_one_are_different_failures(machine: Machine) -> None:
+    machine.define("web")
+
+    results = [machine.run("status", *words).code for words in (("web", "nope"), ("nope", "none"), ("web", "web"))]
+
+    assert results == [1, 4, 3]
+
+
+def test_undo_of_a_vm_that_was_never_there_is_no_success(machine: Machine) -> None:
+    machine.define("web")
+
+    assert machine.run("preflight", "wbe", "--undo").code == 4
+    assert machine.run("preflight", "web", "--undo").code == 0
+
+
+@pytest.mark.parametrize("file", ["vmdefs/web.toml", "elsewhere/web.toml", "vmdefs/web"])
+def test_a_file_means_the_vm_of_its_name_to_every_command(machine: Machine, file: str) -> None:
+    machine.define("web")
+    elsewhere = machine.directory / "elsewhere"
+    elsewhere.mkdir()
+    path = elsewhere / "web.toml" if file.startswith("elsewhere") else machine.directory / "vmdefs" / "web.toml"
+    path.write_text(TINY)
+
+    stopped = machine.run("status", file)
+    started = machine.ok("up", str(path))
+    done = [
+        machine.ok(*words_of(command, file)) for command in ("status", "pause", "resume", "reset", "monitor", "logs")
+    ]
+    differs = machine.run("diff", str(path))
+    restarted = machine.ok("restart", str(path), "--force", "--timeout", "10ms")
+    ended = machine.ok("down", file, "--force", "--timeout", "10ms")
+
+    assert stopped.code == 3
+    assert {line.split("  ")[0] for line in started.err.splitlines() if line[0] != " "} == {"web"}
+    assert done[0].out.startswith("web\n")
+    assert done[1].err.startswith("web  ok    paused")
+    assert differs.code == 0
+    assert "elsewhere/" not in restarted.err.replace("definition  elsewhere/web.toml", "")
+    assert ended.err.startswith("web  ")
+    assert machine.ok("preflight", str(path), "--undo").err.startswith("web  ok    already")
+    assert machine.leftovers() == []
