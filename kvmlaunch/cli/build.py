@@ -17,6 +17,8 @@ from kvmlaunch.cli.show import short_path, show_document, show_table, show_warni
 from kvmlaunch.steps.names import name_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
     from kvmlaunch.builder.render import Row
     from kvmlaunch.steps.resolve import Resolved
 
@@ -104,6 +106,26 @@ def show_meaning(session: Session, word: str) -> bool:
     return True
 
 
+def rows_at(name: str, rows: "Sequence[Row]", keys: "Sequence[str]") -> "tuple[Row, ...]":
+    """Give the decisions at and beneath some keys; raises UsageError for a key that has none, with the nearest."""
+    from kvmlaunch.builder.render import select_rows  # noqa: PLC0415 - imported by explain already
+
+    for key in keys:
+        if select_rows(tuple(rows), (key,)):
+            continue
+        import difflib
+
+        near = difflib.get_close_matches(key, sorted(ancestry(row.key for row in rows)), n=1)
+        mean = f"; did you mean {near[0]}?" if near else f"; kvmlaunch explain {name} lists all"
+        raise click.UsageError(f"{name} has no decision at {key}{mean}")
+    return select_rows(tuple(rows), tuple(keys))
+
+
+def ancestry(keys: "Iterable[str]") -> set[str]:
+    """Give key paths and the tables above them."""
+    return {key[:end] for key in keys for end in (*(at for at, letter in enumerate(key) if letter == "."), len(key))}
+
+
 @click.command()
 @click.argument("what", shell_complete=complete_vm)
 @click.argument("keys", nargs=-1)
@@ -115,12 +137,11 @@ def explain(session: Session, what: str, keys: tuple[str, ...], facts: str | Non
         return
     from kvmlaunch.steps.compile import explain as explain_vm  # noqa: PLC0415
 
-    resolved, rows = explain_vm(session.caller(facts=facts, standard_input=standard_input(what)), what, keys)
+    resolved, every = explain_vm(session.caller(facts=facts, standard_input=standard_input(what)), what)
+    rows = rows_at(resolved.name, every, keys)
     if session.json:
         show_document("explain", {"name": resolved.name, "choices": [row_document(row) for row in rows]})
         return
-    if keys and not rows:
-        raise click.UsageError(f"{resolved.name} has no decision at {' '.join(keys)}")
     show_table([row_cells(session, row) for row in rows])
 
 

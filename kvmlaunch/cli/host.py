@@ -26,11 +26,13 @@ from kvmlaunch.units import MIB, count, render_cpus, render_size
 if TYPE_CHECKING:
     from kvmlaunch.steps.prepare import Checked
 
-PREFLIGHT_FAILED, DIFFERENT, NEEDS_PRIVILEGE = 6, 10, 77
+DIFFERENT = 10
 
 
 def show_checked(session: Session, checked: "Checked", done: str) -> tuple[int, Document]:
     """Print what preflight found; gives the exit code and the JSON form."""
+    from kvmlaunch.steps.resolve import refusal_of  # noqa: PLC0415 - imported by the check already
+
     errors = errors_of(checked.findings)
     if not session.json:
         for finding in errors:
@@ -46,8 +48,8 @@ def show_checked(session: Session, checked: "Checked", done: str) -> tuple[int, 
             else "nothing stands in the way"
         )
         say(session, checked.name, "FAIL" if errors else "ok", "preflight", words)
-    privilege = all(finding.report.code == "host.privilege" for finding in errors)
-    return (NEEDS_PRIVILEGE if privilege else PREFLIGHT_FAILED) if errors else 0, {
+    code = refusal_of(finding.report for finding in errors).exit_code if errors else 0
+    return code, {
         "name": checked.name,
         "ok": not errors,
         "prepared": checked.prepared,

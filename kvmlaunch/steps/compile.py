@@ -1,6 +1,6 @@
 """`print-cmd`, `explain`, `diff`: a definition compiled, nothing changed."""
 
-from kvmlaunch.builder.render import Row, diff_argv, explain_rows, render_argv, select_rows
+from kvmlaunch.builder.render import Row, diff_argv, explain_rows, render_argv
 from kvmlaunch.errors import NotRunning, Report
 from kvmlaunch.model.finding import errors_of
 from kvmlaunch.steps.caller import Caller
@@ -28,12 +28,12 @@ def compile_vm(caller: Caller, word: str, *, boot_from: str = "") -> Resolved:
     return resolved
 
 
-def explain(caller: Caller, word: str, keys: tuple[str, ...]) -> tuple[Resolved, tuple[Row, ...]]:
-    """Give every decision about a VM, or those at and beneath the keys; one with errors is explained too."""
+def explain(caller: Caller, word: str) -> tuple[Resolved, tuple[Row, ...]]:
+    """Give every decision about a VM; one with errors is explained too."""
     subject = load_subject(caller, word)
     seen = seen_of(caller, subject)
     resolved = resolve(caller, subject, everything=False, running=seen.pid if seen else None)
-    return resolved, select_rows(explain_rows(resolved.plan, resolved.places), keys)
+    return resolved, explain_rows(resolved.plan, resolved.places)
 
 
 def diff_running(caller: Caller, word: str) -> tuple[str, ...]:

@@ -94,3 +94,26 @@ def test_a_file_means_the_vm_of_its_name_to_every_command(machine: Machine, file
     assert ended.err.startswith("web  ")
     assert machine.ok("preflight", str(path), "--undo").err.startswith("web  ok    already")
     assert machine.leftovers() == []
+
+
+def test_a_cd_drive_that_there_is_not_is_a_mistake_with_a_fix_that_can_be_pasted(machine: Machine) -> None:
+    machine.define("web", f'{TINY}[cdrom.install]\npath = "web.iso"\n')
+    machine.define("bare")
+    (machine.directory / "vmdefs" / "web.iso").write_bytes(bytes(1 << 20))
+
+    other, none = (machine.run("up", name, "--boot", "cdrom.foo") for name in ("web", "bare"))
+
+    assert (other.code, none.code) == (5, 5)
+    assert "fix: kvmlaunch up web --boot cdrom.install\n" in other.err
+    assert "fix: [cdrom.foo]   # in the definition of bare\n" in none.err
+
+
+def test_explain_of_a_key_that_there_is_not_names_the_nearest(machine: Machine) -> None:
+    machine.define("web", image=True)
+
+    text = machine.run("explain", "web", "disk.root.cache", "disk.root.cahce")
+    document = machine.run("explain", "web", "disk.root.cahce", "--json")
+
+    assert text.code == document.code == 2
+    assert "did you mean disk.root.cache?" in text.err
+    assert document.out == ""
