@@ -2,15 +2,14 @@
 
 import io
 import os
-import signal
 import sys
 from contextlib import suppress
-from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from kvmlaunch import __version__
+from kvmlaunch.cli.ending import Terminated, listen
 from kvmlaunch.cli.session import Session, with_options
 from kvmlaunch.errors import KvmlaunchError, Report
 
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
 
 INTERRUPTED, TERMINATED = 130, 143
 STANDARD_ERROR = 2  # the highest of the three standard descriptors
-ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 # name: (module:function, group in `--help`, one line)
 COMMANDS: dict[str, tuple[str, str, str]] = {
@@ -53,10 +51,6 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "completion": ("kvmlaunch.cli.self:completion", "Self", "Print the completion script of a shell."),
     "version": ("kvmlaunch.cli.self:version", "Self", "Print the version."),
 }
-
-
-class Terminated(BaseException):
-    """SIGTERM or SIGHUP arrived; everything half-done is undone on the way out."""
 
 
 # What people type who come from elsewhere.
@@ -134,14 +128,6 @@ def cli(context: click.Context, /, **options: Any) -> None:  # noqa: ANN401 - th
 cli = with_options(cli)
 
 
-def interrupt(number: int, frame: FrameType | None) -> None:
-    """Turn a signal into an exception, so that what is half-done is undone; a further one does not disturb that."""
-    del frame
-    for each in ENDING:
-        signal.signal(each, signal.SIG_IGN)
-    raise KeyboardInterrupt if number == signal.SIGINT else Terminated
-
-
 def last_session(argv: list[str]) -> Session:
     """Give the options that matter for an error, as far as they can be told without parsing."""
     return Session(json="--json" in argv)
@@ -169,30 +155,43 @@ def show_bug(error: Exception) -> None:
     show_error(Session(), report)
 
 
-def run(argv: list[str]) -> int:  # noqa: PLR0911 - one a kind of end
+def run(argv: list[str]) -> int:
     """Run one command and give its exit code."""
     try:
-        result = cli.main(args=argv, prog_name="kvmlaunch", standalone_mode=False)
-    except KvmlaunchError as error:
-        from kvmlaunch.cli.show import show_failure  # noqa: PLC0415 - on an error only
-
-        show_failure(last_session(argv), error)
-        return error.exit_code
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
-    except (KeyboardInterrupt, click.Abort):
+        return outcome(argv)
+    except KeyboardInterrupt:
         click.echo("interrupted", err=True)
         return INTERRUPTED
     except Terminated:
         click.echo("terminated", err=True)
         return TERMINATED
+
+
+def outcome(argv: list[str]) -> int:
+    """Run one command and give its exit code, whatever it fails of; a signal alone escapes."""
+    try:
+        result = cli.main(args=argv, prog_name="kvmlaunch", standalone_mode=False)
+    except KvmlaunchError as error:
+        return show_end(argv, error)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except click.Abort as interrupted:  # click's word for it
+        raise KeyboardInterrupt from interrupted
     except SystemExit as left:  # click's own: its completion, and a reader of stdout that went away, which it covers
         return int(left.code or 0) if isinstance(sys.stdout, io.TextIOBase) else 0
     except Exception as error:  # noqa: BLE001 - the one place where a bug becomes a line
         show_bug(error)
         return 1
     return result if isinstance(result, int) else 0
+
+
+def show_end(argv: list[str], error: KvmlaunchError) -> int:
+    """Say what stopped a command; gives its exit code."""
+    from kvmlaunch.cli.show import show_failure  # noqa: PLC0415 - on an error only
+
+    show_failure(last_session(argv), error)
+    return error.exit_code
 
 
 def leave(code: int) -> NoReturn:
@@ -216,6 +215,5 @@ def open_closed() -> None:
 def main() -> None:
     """Run the command line of this process."""
     open_closed()
-    for each in ENDING:
-        signal.signal(each, interrupt)
+    listen()
     leave(run(sys.argv[1:]))
