@@ -42,6 +42,7 @@ def each_vm(
         try:
             code, document = action(word)
         except KvmlaunchError as error:
+            error.vm = name_of(word)
             show_failure(session, error, name_of(word) if len(words) > 1 else "")
             code, document = error.exit_code, {"name": name_of(word), "error": error_document(error)}
         return code, json.dumps(document)

@@ -3,15 +3,17 @@
 import functools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import click
 from attrs import evolve
 
+from kvmlaunch.errors import KvmlaunchError
 from kvmlaunch.model.value import frozen
 from kvmlaunch.steps.caller import Caller, current_caller
+from kvmlaunch.steps.names import name_of
 
 F = TypeVar("F", bound=Callable[..., Any])
 COMMANDS_TOO = 2  # -vv
@@ -115,9 +117,21 @@ def session_command(function: Callable[..., Any], *, short_file: bool = True) ->
         if session.verbose >= COMMANDS_TOO:
             show_commands()
         context.find_root().obj = session
-        return function(session, **arguments)
+        try:
+            return function(session, **arguments)
+        except KvmlaunchError as error:
+            error.vm = error.vm or vm_of(arguments)
+            raise
 
     return with_options(run, short_file=short_file)
+
+
+def vm_of(arguments: Mapping[str, object]) -> str:
+    """Give the VM that a command's arguments name, "" when there is none, or more than one."""
+    vms = arguments.get("vms") or ()
+    words = [arguments.get(key) for key in ("vm", "what", "name")] + (list(vms) if isinstance(vms, tuple) else [])
+    named = [name_of(word) for word in words if isinstance(word, str) and word != STANDARD_INPUT]
+    return named[0] if len(named) == 1 else ""
 
 
 def standard_input(word: str) -> bytes:

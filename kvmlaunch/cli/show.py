@@ -101,9 +101,12 @@ def error_document(error: KvmlaunchError) -> dict[str, Any]:
 
 
 def show_failure(session: Session, error: KvmlaunchError, vm: str = "") -> None:
-    """Print what stopped us, all problems of it, as text or as one JSON document on stderr."""
+    """Print what stopped us, all problems of it, as text or as one JSON document on stderr.
+
+    `vm` stands before each line of text, where the command is for several VMs.
+    """
     if session.json:
-        talk(json.dumps({"error": {**error_document(error), "vm": vm}}))
+        talk(json.dumps({"error": {**error_document(error), "vm": error.vm or vm}}))
         return
     for report in error.problems:
         show_error(session, report, vm)

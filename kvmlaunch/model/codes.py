@@ -6,6 +6,7 @@ A code is stable and never reused.  A warning has the exit code 0: it stops noth
 from typing import Final
 
 CODES: Final[dict[str, tuple[int, str]]] = {
+    "usage": (2, "The command line cannot be understood: an unknown command, option, argument or value."),
     "internal.bug": (1, "Something of ours broke that no check caught; the log has the traceback."),
     "several.failures": (1, "Several VMs failed in different ways; each has its own line."),
     "host.failed": (1, "The host did not do what it was told: a system call or a tool failed, with its own words."),

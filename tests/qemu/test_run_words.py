@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.sandbox import TINY, Machine, finish
+from tests.sandbox import TINY, Machine, Result, finish
 
 ABOUT_ONE = ("pause", "resume", "reset", "console", "monitor", "logs", "status", "down", "diff")
 
@@ -117,3 +117,65 @@ def test_explain_of_a_key_that_there_is_not_names_the_nearest(machine: Machine) 
     assert text.code == document.code == 2
     assert "did you mean disk.root.cache?" in text.err
     assert document.out == ""
+
+
+def shell(machine: Machine, line: str) -> Result:
+    """Run a line of the shell."""
+    return finish(machine.start("sh", "-c", line))
+
+
+@pytest.mark.parametrize(
+    ("words", "vm"),
+    [
+        (("nope",), ""),
+        (("up",), ""),
+        (("up", "web", "-j", "0"), ""),
+        (("monitor", "web", "stop", "[]"), "web"),
+        (("up", "web", "--foreground", "web2"), ""),
+        (("explain", "web", "memory.nope"), "web"),
+        (("status", "-"), ""),
+    ],
+)
+def test_usage_is_one_document_where_documents_are_asked_for(machine: Machine, words: tuple[str, ...], vm: str) -> None:
+    machine.define("web")
+
+    result = machine.run(*words, "--json")
+
+    assert result.code == 2
+    assert result.out == ""
+    assert len(result.err.splitlines()) == 1
+    assert (result.error["code"], result.error["vm"]) == ("usage", vm)
+    assert result.error["problems"][0]["hint"].startswith("kvmlaunch")
+
+
+@pytest.mark.parametrize(
+    "words", ["up web", "pause web", "down wbe", "status wbe", "print-cmd wbe", "explain wbe", "show wbe", "logs wbe"]
+)
+def test_an_error_document_names_the_vm_that_was_named(machine: Machine, words: str) -> None:
+    machine.define("web", f'{TINY}[disk.root]\npath = "missing.img"\n')
+
+    result = machine.run(*words.split(), "--json")
+
+    assert result.error["vm"] == words.split()[1]
+
+
+def test_an_answer_for_which_there_is_no_room_is_one_line_and_no_bug(machine: Machine) -> None:
+    machine.define("web")
+
+    for words in ("ls", "print-cmd web", "status web --json"):
+        result = shell(machine, f"kvmlaunch {words} 2>&1 >/dev/full")
+
+        assert result.code == 6
+        assert "standard output: No space left on device" in result.out.splitlines()[-1]
+        assert "internal.bug" not in result.out
+
+
+def test_an_answer_that_nobody_gets_is_no_success_and_a_start_without_one_is(machine: Machine) -> None:
+    machine.define("web")
+
+    lost = shell(machine, "kvmlaunch print-cmd web 2>&1 >&-")
+    started = shell(machine, "kvmlaunch up web --paused >&-")
+    silent = shell(machine, "kvmlaunch down web --force --timeout 10ms >&- 2>&- <&-")
+
+    assert (lost.code, started.code, silent.code) == (1, 0, 0)
+    assert lost.out.splitlines()[-1] == "error: standard output: it is closed  [host.failed]"
