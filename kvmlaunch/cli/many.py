@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from kvmlaunch.cli.session import Session
-from kvmlaunch.cli.show import error_document, say, short_path, show_document, show_failure
+from kvmlaunch.cli.show import error_document, say, short_path, show_document, show_failure, talk
 from kvmlaunch.errors import KvmlaunchError, Report
 from kvmlaunch.steps.caller import Tell
 from kvmlaunch.steps.many import common_code, run_each
@@ -27,6 +27,16 @@ def teller(session: Session, vm: str) -> Tell:
             say(session, vm, *(("warn", "") if word == "warn" else ("ok", word)), short_path(text))
 
     return tell
+
+
+def noting(tell: Tell, said: set[str]) -> Tell:
+    """Give what also notes the words of the steps that were told."""
+
+    def tell_and_note(word: str, text: str) -> None:
+        said.add(word)
+        tell(word, text)
+
+    return tell_and_note
 
 
 def each_vm(
@@ -61,10 +71,18 @@ def lost(name: str) -> Document:
     return {"name": name, "error": error_document(KvmlaunchError(report))}
 
 
-def named(vms: tuple[str, ...], all_of: Callable[[], Sequence[str]], *, every: bool) -> Sequence[str]:
-    """Give the VMs that a command is for; raises UsageError when none is named."""
-    if every:
-        return all_of()
-    if not vms:
-        raise click.UsageError("name a VM, or --all")
-    return vms
+def named(
+    vms: tuple[str, ...], all_of: Callable[[], Sequence[str]] | None = None, *, every: bool = False, nothing: str = ""
+) -> Sequence[str]:
+    """Give the VMs that a command is for; raises UsageError when none is named, or some beside --all.
+
+    `all_of` gives what --all means, where there is that option; `nothing` is said when it means none.
+    """
+    if every and vms:
+        raise click.UsageError("name VMs, or --all, not both")
+    if not vms and not every:
+        raise click.UsageError("name a VM, or --all" if all_of else "name a VM")
+    found = vms or (all_of() if all_of else ())
+    if not found:
+        talk(f"nothing to do: {nothing}")
+    return found

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kvmlaunch.cli.many import Document, each_vm, named, teller
+from kvmlaunch.cli.ending import Terminated
+from kvmlaunch.cli.many import Document, each_vm, named, noting, teller
 from kvmlaunch.cli.session import Session, session_command, vm_argument, vms_argument
 from kvmlaunch.cli.show import duration_text, say, show_document, show_warnings
 from kvmlaunch.errors import Busy, Report
@@ -46,7 +47,7 @@ jobs_option = click.option(
 
 def show_started(session: Session, started: "Started", wishes: "Wishes") -> None:
     """Print what `up` did."""
-    show_warnings(session, started.name, started.findings)
+    show_warnings(session, started.name, started.findings, fixes=started.already)
     if started.already:
         say(session, started.name, "ok", "already", f"running (pid {started.pid}, {duration_text(started.seconds)})")
     elif wishes.dry_run:
@@ -96,8 +97,12 @@ def wait_ready(session: Session, caller: Caller, word: str, started: "Started", 
 
     lifecycle = load_subject(caller, word).definition.lifecycle
     seconds = timeout or float(lifecycle.start_timeout)
-    with spinner(session, f"{started.name}: waiting until the guest is ready"):
-        wait_until_ready(lifecycle.ready, started.name, started.pid or 0, caller.places(started.name).run, seconds)
+    try:
+        with spinner(session, f"{started.name}: waiting until the guest is ready"):
+            wait_until_ready(lifecycle.ready, started.name, started.pid or 0, caller.places(started.name).run, seconds)
+    except (KeyboardInterrupt, Terminated):
+        say(session, started.name, "warn", "runs on", f"nobody waits for it now · kvmlaunch down {started.name}")
+        raise
     if not session.json:
         what = (
             f"{lifecycle.ready.kind}: {lifecycle.ready.target}"
@@ -163,8 +168,9 @@ def up(
     from kvmlaunch.steps.all_vms import autostart_names  # noqa: PLC0415 - beside its use
     from kvmlaunch.steps.up import Wishes  # noqa: PLC0415
 
-    names = named(vms, lambda: autostart_names(session.caller()), every=every)
-    if foreground and len(names) != 1:
+    nothing = "no definition has lifecycle.autostart"
+    names = named(vms, lambda: autostart_names(session.caller()), every=every, nothing=nothing)
+    if foreground and len(names) > 1:
         raise click.UsageError("--foreground takes one VM")
     wishes = Wishes(dry_run=dry_run, ready=until == "ready", timeout=timeout, paused=paused, boot_from=boot_from)
     return each_vm(
@@ -178,8 +184,22 @@ def stop_one(session: Session, word: str, timeout: float | None, *, force: bool,
     from kvmlaunch.steps.down import down as end  # noqa: PLC0415
 
     name = name_of(word)
-    with spinner(session, f"{name}: waiting for the guest to power down"):
-        ended = end(session.caller(), word, teller(session, name), timeout=timeout, force=force, dry_run=dry_run)
+    said: set[str] = set()
+    try:
+        with spinner(session, f"{name}: waiting for the guest to power down"):
+            ended = end(
+                session.caller(),
+                word,
+                noting(teller(session, name), said),
+                timeout=timeout,
+                force=force,
+                dry_run=dry_run,
+            )
+    except (KeyboardInterrupt, Terminated):
+        if "powerdown" in said:
+            text = f"the guest was asked to power down, and may still do so · kvmlaunch down {name}"
+            say(session, name, "warn", "asked", text)
+        raise
     if not session.json:
         show_ended(session, ended, dry_run=dry_run)
     return 0, {
@@ -219,7 +239,7 @@ def down(
     """Power VMs down: ask the guest, wait, and give back every page, mount and tap."""
     from kvmlaunch.steps.look import met_names  # noqa: PLC0415 - beside its use
 
-    names = named(vms, lambda: met_names(session.caller()), every=every)
+    names = named(vms, lambda: met_names(session.caller()), every=every, nothing="nothing runs")
     return each_vm(
         session, "down", names, lambda word: stop_one(session, word, timeout, force=force, dry_run=dry_run), jobs=jobs
     )
@@ -241,7 +261,7 @@ def restart(session: Session, vms: tuple[str, ...], force: bool, timeout: float 
         code, document = start_one(session, word, Wishes(), foreground=False)
         return code, {**document, "down": ended}
 
-    return each_vm(session, "restart", named(vms, tuple, every=False), restart_one, jobs=jobs)
+    return each_vm(session, "restart", named(vms), restart_one, jobs=jobs)
 
 
 def control_vm(session: Session, word: str, verb: Verb, done: str, already: str) -> None:

@@ -60,8 +60,8 @@ def show_error(session: Session, report: Report, vm: str = "") -> None:
     talk("\n".join([head, *report_lines(report)]))
 
 
-def show_warnings(session: Session, vm: str, findings: Iterable[Finding]) -> None:
-    """Print warnings to stderr, with their reason; the fix with -v."""
+def show_warnings(session: Session, vm: str, findings: Iterable[Finding], *, fixes: bool = False) -> None:
+    """Print warnings to stderr, with their reason; the fix with -v, or where there is nothing else to do."""
     for finding in findings:
         if finding.severity != "warning":
             continue
@@ -69,7 +69,7 @@ def show_warnings(session: Session, vm: str, findings: Iterable[Finding]) -> Non
         say(session, vm, "warn", "", f"{report.message}  [{report.code}]")
         where = f"{short_path(report.where)}: " if report.where else ""
         talk(f"  {where}{report.why}")
-        if session.verbose and report.hint:
+        if (session.verbose or fixes) and report.hint:
             talk(
                 "\n".join(
                     f"  {'fix: ' if index == 0 else '     '}{line}"

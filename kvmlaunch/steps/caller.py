@@ -2,6 +2,7 @@
 
 import os
 import pwd
+import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 
@@ -48,6 +49,11 @@ class Caller:
         sudo = self.environment.get("SUDO_UID", "")
         uids = {self.owner_uid, *([int(sudo)] if sudo.isdecimal() else [])}
         return Trust(checked=self.uid == 0, uids=frozenset(uids))
+
+    @property
+    def settings(self) -> str:
+        """The `--set` options as they are pasted behind a command, each with a space before it."""
+        return "".join(f" --set {shlex.quote(each)}" for each in self.overrides)
 
     @property
     def search(self) -> tuple[Path, ...]:

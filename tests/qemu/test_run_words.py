@@ -1,8 +1,10 @@
 """The words of a command line: names, files, standard input, and what is said of a VM that there is not."""
 
+import signal
+
 import pytest
 
-from tests.sandbox import TINY, Machine, Result, finish
+from tests.sandbox import TINY, Machine, Result, finish, wait_for
 
 ABOUT_ONE = ("pause", "resume", "reset", "console", "monitor", "logs", "status", "down", "diff")
 
@@ -179,3 +181,61 @@ def test_an_answer_that_nobody_gets_is_no_success_and_a_start_without_one_is(mac
 
     assert (lost.code, started.code, silent.code) == (1, 0, 0)
     assert lost.out.splitlines()[-1] == "error: standard output: it is closed  [host.failed]"
+
+
+@pytest.mark.parametrize("command", ["up", "down"])
+def test_all_and_names_together_are_usage_and_end_nothing(machine: Machine, command: str) -> None:
+    machine.define("web")
+    machine.ok("up", "web", "--paused")
+
+    assert machine.run(command, "--all", "web").code == 2
+    assert machine.status("web")["run_state"] == "prelaunch"
+
+
+def test_all_of_nothing_is_said(machine: Machine) -> None:
+    machine.define("web")
+
+    started, ended = machine.ok("up", "--all"), machine.ok("down", "--all")
+
+    assert started.err == "nothing to do: no definition has lifecycle.autostart\n"
+    assert ended.err == "nothing to do: nothing runs\n"
+    assert machine.ok("down", "--all", "--json").json["vms"] == []
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=str)
+def test_who_stops_waiting_is_told_what_goes_on(machine: Machine, number: signal.Signals, code: int) -> None:
+    machine.define("web", f'{TINY}[lifecycle]\nready = "console:never"\n')
+    starting = machine.start("kvmlaunch", "up", "web", "--wait", "ready")
+    wait_for("the VM runs", lambda: machine.run("status", "web").code == 0)
+    starting.send_signal(number)
+    started = finish(starting)
+
+    ending = machine.start("kvmlaunch", "down", "web")
+    assert ending.stderr
+    pressed = ending.stderr.readline()
+    ending.send_signal(number)
+    ended = finish(ending)
+
+    assert (started.code, ended.code) == (code, code)
+    assert "web  warn  runs on" in started.err
+    assert "kvmlaunch down web" in started.err
+    assert "powerdown" in pressed
+    assert "the guest was asked to power down" in ended.err
+    assert "kvmlaunch down web" in ended.err
+    assert machine.status("web")["pid"]
+
+
+def test_set_does_not_change_a_running_vm_and_an_edit_of_its_file_is_another_thing(machine: Machine) -> None:
+    path = machine.define("web")
+    machine.ok("up", "web", "--paused")
+
+    by_option = machine.ok("up", "web", "--set", "vcpus=2")
+    path.write_text(TINY.replace("vcpus = 1", "vcpus = 2"))
+    by_hand = machine.ok("up", "web")
+
+    assert "a running VM is not changed by --set  [vm.changed]" in by_option.err
+    assert "it runs as its file says" in by_option.err
+    assert "fix: kvmlaunch diff web --set vcpus=2\n       kvmlaunch restart web --set vcpus=2\n" in by_option.err
+    assert "changed since the start  [vm.changed]" in by_hand.err
+    assert "fix: kvmlaunch diff web\n       kvmlaunch restart web\n" in by_hand.err
+    assert machine.run("diff", "web", "--set", "vcpus=2").code == 10
