@@ -182,7 +182,7 @@ def check_disk(plan: DiskPlan, host: HostFacts, caps: QemuCaps, machine: str) ->
             message=f"the format of {plan.disk.path.name} is not known by its suffix",
             key=f"{plan.table}.path",
             why="content is never probed: a guest could choose its own format",
-            hint=f'format = "raw"   (or "qcow2") in [{plan.table}]',
+            hint=f'format = "raw"   # or "qcow2", in [{plan.table}]',
         )
     if plan.cache.value == "unsafe":
         yield warning(
@@ -220,7 +220,7 @@ def check_direct(plan: DiskPlan) -> Iterator[Finding]:
             message=f"aio=native needs direct I/O, and cache is {cache}",
             key=f"{plan.table}.aio",
             why=plan.cache.reason,
-            hint='cache = "none"   or   aio = "io_uring"',
+            hint='cache = "none"   # or aio = "io_uring"',
         )
 
 
@@ -241,7 +241,7 @@ def check_aio(plan: DiskPlan, host: HostFacts, caps: QemuCaps) -> Iterator[Findi
             message=f"io_uring may not be used by {host.user.name or host.user.uid}",
             key=key,
             why=host.aio.io_uring_refusal,
-            hint='sysctl kernel.io_uring_disabled=0   or   aio = "auto"',
+            hint='sysctl kernel.io_uring_disabled=0   # or aio = "auto"',
         )
     if written == "native" and host.aio.used + AIO_HEADROOM > host.aio.most:
         yield error(

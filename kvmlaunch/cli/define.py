@@ -1,5 +1,6 @@
 """`validate`, `show`, `init`, `schema`."""
 
+import shlex
 from typing import TYPE_CHECKING
 
 import click
@@ -31,6 +32,9 @@ from kvmlaunch.units import count
 if TYPE_CHECKING:
     from kvmlaunch.steps.fleet import Together
     from kvmlaunch.steps.validate import Checked
+
+
+SEARCHED = "vmdefs"  # beneath the working directory, where names are looked for
 
 
 def show_definition(session: Session, checked: "Checked", beside: "Together | None") -> tuple[int, Document]:
@@ -126,7 +130,7 @@ def show(session: Session, what: str, resolved: bool, origin: bool) -> None:
 
 @click.command()
 @click.argument("name")
-@click.option("--dir", "directory", default="vmdefs", metavar="DIR", help="Where to write it.")
+@click.option("--dir", "directory", default=SEARCHED, metavar="DIR", help="Where to write it.")
 @session_command
 def init(session: Session, name: str, directory: str) -> None:
     """Write a first definition, three lines that are a good VM, into DIR (./vmdefs)."""
@@ -136,7 +140,9 @@ def init(session: Session, name: str, directory: str) -> None:
     if session.json:
         show_document("init", {"name": name, "file": str(path)})
     else:
-        say(session, name, "ok", "written", f"{short_path(str(path))} · kvmlaunch validate {name}")
+        file = short_path(str(path))
+        word = name if directory == SEARCHED else shlex.quote(file)
+        say(session, name, "ok", "written", f"{file} · kvmlaunch validate {word}")
 
 
 @click.command()

@@ -201,7 +201,7 @@ def stop_one(session: Session, word: str, timeout: float | None, *, force: bool,
             say(session, name, "warn", "asked", text)
         raise
     if not session.json:
-        show_ended(session, ended, dry_run=dry_run)
+        show_ended(session, ended, session.caller().preflight(name, "--undo"), dry_run=dry_run)
     return 0, {
         "name": name,
         "already": ended.already,
@@ -211,8 +211,8 @@ def stop_one(session: Session, word: str, timeout: float | None, *, force: bool,
     }
 
 
-def show_ended(session: Session, ended: "Ended", *, dry_run: bool) -> None:
-    """Print what `down` did."""
+def show_ended(session: Session, ended: "Ended", undo: str, *, dry_run: bool) -> None:
+    """Print what `down` did; `undo` is the command that takes back what was prepared."""
     name, by = ended.name, f", ended by {ended.forced}" if ended.forced else ""
     if ended.already:
         say(session, name, "ok", "already", "stopped")
@@ -221,7 +221,6 @@ def show_ended(session: Session, ended: "Ended", *, dry_run: bool) -> None:
     else:
         say(session, name, "ok", "stopped", f"in {ended.seconds:.2f} s{by}")
     if ended.still_prepared and not ended.already:
-        undo = f"sudo kvmlaunch preflight {name} --undo --user $USER"
         say(session, name, "ok", "prepared", f"what root prepared stays until  {undo}")
 
 

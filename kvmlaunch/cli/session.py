@@ -35,12 +35,14 @@ class Session:
 
     def caller(self, *, facts: str | None = None, for_user: str | None = None, standard_input: bytes = b"") -> Caller:
         """Give who asks, with these options."""
+        context = click.get_current_context(silent=True)
         return current_caller(
             directories=self.directories,
             file=self.file,
             overrides=self.overrides,
             facts=Path(facts) if facts else None,
             for_user=for_user,
+            command=context.command_path if context else "kvmlaunch up",
             standard_input=standard_input,
         )
 

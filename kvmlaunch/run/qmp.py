@@ -51,7 +51,7 @@ def open_socket(target: Target, seconds: float) -> socket.socket:
                     message="another process holds the monitor's socket",
                     where=str(target.path),
                     why=f"pid {peer} listens there, the VM is pid {target.pid}",
-                    hint="kvmlaunch down NAME --force   ends the VM without the monitor",
+                    hint=f"kvmlaunch down {target.path.parent.name} --force   # ends the VM without the monitor",
                 )
             )
     except (TimeoutError, BlockingIOError) as error:  # a full backlog: nobody has accepted for a while
@@ -81,7 +81,7 @@ def late(target: Target, seconds: float) -> TimedOut:
             message="QEMU does not answer on its monitor",
             where=str(target.path),
             why=f"no answer within {seconds:g} s: it is stopped, or another client is connected",
-            hint="kvmlaunch down NAME --force   works without the monitor",
+            hint=f"kvmlaunch down {target.path.parent.name} --force   # works without the monitor",
         )
     )
 

@@ -68,7 +68,7 @@ def connect_console(caller: Caller, word: str) -> tuple[Seen, socket.socket]:
                 message=f"the console of {name} is in use",
                 where=str(path),
                 why=holder,
-                hint=f"kvmlaunch logs {name} -f   shows it all the same",
+                hint=f"kvmlaunch logs {name} -f   # shows it all the same",
             )
         )
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

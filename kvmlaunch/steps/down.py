@@ -70,7 +70,7 @@ def end_by_force(process: Process, tell: Tell) -> str:
             message="QEMU does not end",
             where=f"pid {process.pid}",
             why=f"it survived SIGKILL for {TERM_SECONDS:g} s: it waits in the kernel",
-            hint="dmesg | tail   may tell for which device",
+            hint="dmesg | tail   # may tell for which device",
         )
     )
 
@@ -105,7 +105,7 @@ def end_process(seen: Seen, process: Process, timeout: float, tell: Tell, *, for
             message=f"{seen.name} did not power down",
             where=f"pid {process.pid}",
             why=why_up(met, timeout),
-            hint=f"kvmlaunch down {seen.name} --force   ends it: TERM, then KILL; what it has not flushed is lost",
+            hint=f"kvmlaunch down {seen.name} --force   # ends it: TERM, then KILL; what it has not flushed is lost",
         )
     )
 
@@ -168,7 +168,7 @@ def down(
                 message=f"{name} is {seen.state.value}",
                 where=str(places.run),
                 why="another command starts it",
-                hint=f"kvmlaunch down {name}   once that has ended",
+                hint=f"kvmlaunch down {name}   # once that has ended",
             )
         )
     if answer is Answer.ALREADY:

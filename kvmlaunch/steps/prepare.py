@@ -90,8 +90,8 @@ def check_resolved(caller: Caller, resolved: Resolved) -> Checked:
     )
 
 
-def needs_root(name: str, changes: tuple[Change, ...]) -> PrivilegeMissing:
-    """Give the refusal to change the host without root, with the changes in words."""
+def needs_root(name: str, changes: tuple[Change, ...], hint: str) -> PrivilegeMissing:
+    """Give the refusal to change the host without root, with the changes in words and root's command."""
     why = "\n".join(render_change(change) for change in changes) or "the host is changed by root alone"
     return PrivilegeMissing(
         Report(
@@ -99,7 +99,7 @@ def needs_root(name: str, changes: tuple[Change, ...]) -> PrivilegeMissing:
             message="only root prepares the host",
             where=name,
             why=why,
-            hint=f"sudo kvmlaunch preflight {name} --apply --user {os.environ.get('USER', '$USER')}",
+            hint=hint,
         )
     )
 
@@ -112,7 +112,8 @@ def prepare(caller: Caller, word: str, tell: Tell) -> Checked:
     """
     resolved = examine(caller, word)
     if caller.uid != 0:
-        raise needs_root(resolved.name, all_changes(resolved))
+        hint = caller.preflight(resolved.name, f"--apply{caller.settings}")
+        raise needs_root(resolved.name, all_changes(resolved), hint)
     refuse_errors(resolved.name, resolved.findings())
     with host_lock():
         heal_host(tell)
@@ -142,7 +143,7 @@ def undo(caller: Caller, word: str, tell: Tell) -> tuple[bool, tuple[Finding, ..
     name = name_of(word)
     refuse_unknown(caller, word)
     if caller.uid != 0:
-        raise needs_root(name, ())
+        raise needs_root(name, (), caller.preflight(name, "--undo"))
     with host_lock():
         refuse_while_used(caller, name)
         journal: Journal | None = journals.read_journal(caller.owner_uid, name)
@@ -174,6 +175,6 @@ def refuse_while_used(caller: Caller, name: str) -> None:
                 message=f"{name} uses what was prepared",
                 where=str(seen.places.hugepages),
                 why=f"pid {seen.pid}: {seen.state.value}",
-                hint=f"kvmlaunch down {name}   by whom it belongs to",
+                hint=f"kvmlaunch down {name}   # by whom it belongs to",
             )
         )

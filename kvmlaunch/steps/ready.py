@@ -86,6 +86,6 @@ def wait_until_ready(ready: Ready | None, name: str, pid: int, run: PurePosixPat
                         message=f"{name} runs, but was not ready in time",
                         where=f"pid {pid}",
                         why=f"{ready.kind}:{ready.target} did not answer within {seconds:g} s; the VM was left running",
-                        hint=f"kvmlaunch logs {name}   or a longer --timeout",
+                        hint=f"kvmlaunch logs {name}   # or a longer --timeout",
                     )
                 )

@@ -92,7 +92,7 @@ def find_binary(definition: Definition, caller: Caller) -> Path:
             message="QEMU is not installed",
             where="qemu.binary",
             why=f"neither {' nor '.join(BINARIES)} is on PATH",
-            hint="apt install qemu-system-x86   (dnf install qemu-kvm)",
+            hint="apt install qemu-system-x86   # or: dnf install qemu-kvm",
         )
     )
 

@@ -85,7 +85,7 @@ def check_pools(host: HostFacts, wishes: HostWishes, vms: Sequence[VmWish]) -> I
                 where=pool_path(page_size),
                 why=f"{render_size(more)} more are needed, {render_size(host.memory.available // MIB * MIB)} are "
                 f"available, and the host keeps {render_size(host.kept_memory // MIB * MIB)}; {wanted.reason}",
-                hint="kvmlaunch validate --together   names the VMs that do not fit",
+                hint="kvmlaunch validate --together   # names the VMs that do not fit",
             )
     yield from check_page_words(wishes)
 

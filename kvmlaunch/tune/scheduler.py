@@ -85,7 +85,7 @@ def check_schedulers(tuning: HostTuning, wishes: HostWishes) -> Iterator[Finding
                 key=plan[1],
                 where=device.scheduler.path,
                 why=f"the kernel offers {offered}",
-                hint=f"modprobe {plan[0].value}   where the kernel has it as a module",
+                hint=f"modprobe {plan[0].value}   # where the kernel has it as a module",
             )
     known = {device.name for device in tuning.devices}
     for name in wishes.schedulers:
