@@ -172,11 +172,16 @@ def plan_disk(definition: Definition, name: str, host: HostFacts, caps: QemuCaps
     )
 
 
+def is_absent_device(plan: DiskPlan) -> bool:
+    """Is it a device that is not there: what it would be cannot be told, and that it is missing is said elsewhere."""
+    return plan.facts.kind == "missing" and plan.disk.path.is_relative_to("/dev")
+
+
 def check_disk(plan: DiskPlan, host: HostFacts, caps: QemuCaps, machine: str) -> Iterator[Finding]:
     """Check what was written by hand against the host and this QEMU, and say what is risky."""
     yield from check_direct(plan)
     yield from check_aio(plan, host, caps)
-    if not plan.format.value:
+    if not plan.format.value and not is_absent_device(plan):
         yield error(
             code="def.disk.format",
             message=f"the format of {plan.disk.path.name} is not known by its suffix",

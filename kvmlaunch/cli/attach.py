@@ -11,9 +11,9 @@ from pathlib import Path
 import click
 
 from kvmlaunch.cli.session import Session, session_command, vm_argument
-from kvmlaunch.cli.show import plain_text, say, show_document
+from kvmlaunch.cli.show import say, show_document
 from kvmlaunch.errors import Busy, Report
-from kvmlaunch.facts.console import parse_escape
+from kvmlaunch.facts.console import parse_escape, plain_text
 from kvmlaunch.steps.names import name_of, refuse_unknown
 
 

@@ -26,6 +26,7 @@ from kvmlaunch.cli.show import (
     show_warnings,
 )
 from kvmlaunch.model.finding import errors_of
+from kvmlaunch.steps.load import STANDARD_INPUT_NAME
 from kvmlaunch.steps.many import common_code
 from kvmlaunch.units import count
 
@@ -92,6 +93,8 @@ def validate(session: Session, vms: tuple[str, ...], together: bool, facts: str 
         from kvmlaunch.steps.fleet import resolve_together  # noqa: PLC0415 - the text alone needs no plan
 
         beside = resolve_together(caller, {each.file: each.subject for each in checked if each.subject})
+    if STANDARD_INPUT in vms and not caller.standard_input.strip() and not session.json:
+        say(session, STANDARD_INPUT_NAME, "warn", "", "standard input was empty: every key has its default")
     done = [show_definition(session, each, beside) for each in checked]
     if session.json:
         show_document("validate", {"definitions": [document for _, document in done]})

@@ -8,13 +8,16 @@ import click
 from attrs import asdict
 
 from kvmlaunch.cli.session import Session, session_command, vm_argument, vms_argument
-from kvmlaunch.cli.show import duration_text, plain_text, short_path, show_document, show_failure, show_table
+from kvmlaunch.cli.show import duration_text, short_path, show_document, show_failure, show_table
 from kvmlaunch.errors import NotRunning, UnknownVm
+from kvmlaunch.facts.console import plain_text
 from kvmlaunch.steps.caller import Caller
 from kvmlaunch.steps.look import Status, known_names, met_names, running_names, status_of, with_definitions
 from kvmlaunch.steps.many import common_code
 from kvmlaunch.steps.names import name_of, refuse_unknown
 from kvmlaunch.units import MIB
+
+EXAMPLE = """write it such as '{"command-line": "info block"}'"""
 
 
 def status_document(status: Status) -> dict[str, Any]:
@@ -120,9 +123,9 @@ def monitor(session: Session, vm: str, command: str, arguments: str) -> None:
     try:
         document = json.loads(arguments)
     except ValueError as error:
-        raise click.UsageError(f"ARGUMENTS is no JSON: {error}") from error
+        raise click.UsageError(f"ARGUMENTS is no JSON: {error}; {EXAMPLE}") from error
     if not isinstance(document, dict):
-        raise click.UsageError('ARGUMENTS is a JSON object, such as {"device": "disk-root"}')
+        raise click.UsageError(f"ARGUMENTS is no JSON object; {EXAMPLE}")
     answer = send_command(session.caller(), vm, command, document)
     if session.json:
         show_document("monitor", {"name": name_of(vm), "return": answer})

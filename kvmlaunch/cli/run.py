@@ -104,11 +104,7 @@ def wait_ready(session: Session, caller: Caller, word: str, started: "Started", 
         say(session, started.name, "warn", "runs on", f"nobody waits for it now · kvmlaunch down {started.name}")
         raise
     if not session.json:
-        what = (
-            f"{lifecycle.ready.kind}: {lifecycle.ready.target}"
-            if lifecycle.ready
-            else "QEMU runs; no lifecycle.ready is written"
-        )
+        what = lifecycle.ready.text if lifecycle.ready else "QEMU runs; no lifecycle.ready is written"
         say(session, started.name, "ok", "ready", what)
 
 

@@ -136,11 +136,6 @@ def show_table(rows: Sequence[Sequence[str]]) -> None:
         click.echo(line)
 
 
-def plain_text(text: str) -> str:
-    """Give a guest's text without escape sequences and control characters other than line ends and tabs."""
-    return "".join(character for character in text if character in "\n\t" or (character.isprintable()))
-
-
 def duration_text(seconds: float) -> str:
     """Give a time for people: `12 s`, `3 min`, `5 h`, `2 d`."""
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):

@@ -295,7 +295,7 @@ def undo_directory(change: DirectoryChange) -> Iterator[Finding]:
         if names:
             yield warning(
                 code="host.change.conflict",
-                message=f"{path} stays: {count(len(names), 'file')} of somebody else lie in it",
+                message=f"{path} stays: it holds {count(len(names), 'file')} of somebody else",
                 where=str(path),
                 why=", ".join(sorted(names)[:3]),
                 hint=f"rmdir {path}   # once it is empty",

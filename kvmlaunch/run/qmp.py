@@ -4,6 +4,7 @@ A QMP socket serves one client; the next one connects and hangs, and so does a s
 exchange has a deadline, and none lasts.  What is said stands in `facts/qmp.py`.
 """
 
+import json
 import os
 import select
 import socket
@@ -111,8 +112,14 @@ class Link:
         except BlockingIOError:
             return
         except QueryRefused as error:
-            why = f"{self.conversation.current}"
-            report = Report(code="qmp.error", message=f"QEMU refused: {error}", where=str(self.target.path), why=why)
+            command, arguments = self.conversation.current
+            report = Report(
+                code="qmp.error",
+                message=f"QEMU refused: {error}",
+                where=str(self.target.path),
+                why=f"it was sent {command}{f' {json.dumps(dict(arguments))}' if arguments else ''}",
+                hint=f"kvmlaunch monitor {self.target.path.parent.name} query-commands   # lists what it takes",
+            )
             self.outcome = HostFailed(report)
         except (NoQmp, OSError) as error:
             self.outcome = refused(self.target, str(error))

@@ -10,7 +10,7 @@ from kvmlaunch.host import journal as journals
 from kvmlaunch.host.apply import apply_changes, undo_entries
 from kvmlaunch.host.lock import host_lock
 from kvmlaunch.host.rundir import claimed, mark_prepared, remove_claimed, unmark_prepared
-from kvmlaunch.model.change import Change, DirectoryChange, Journal, render_change
+from kvmlaunch.model.change import Change, DirectoryChange, Journal, render_change, render_undone
 from kvmlaunch.model.finding import Finding, warning
 from kvmlaunch.model.value import frozen
 from kvmlaunch.steps.caller import Caller, Tell
@@ -151,7 +151,7 @@ def undo(caller: Caller, word: str, tell: Tell) -> tuple[bool, tuple[Finding, ..
             return False, ()
         found = undo_entries(journal, journal.entries)
         for entry in reversed(journal.entries):
-            tell("undone", render_change(entry.change))
+            tell("undone", render_undone(entry))
         remove_unmarked(caller.places(name).run)
     return True, found
 

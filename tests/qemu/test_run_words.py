@@ -239,3 +239,55 @@ def test_set_does_not_change_a_running_vm_and_an_edit_of_its_file_is_another_thi
     assert "changed since the start  [vm.changed]" in by_hand.err
     assert "fix: kvmlaunch diff web\n       kvmlaunch restart web\n" in by_hand.err
     assert machine.run("diff", "web", "--set", "vcpus=2").code == 10
+
+
+def test_what_qemu_refuses_is_said_in_words_with_a_command_that_lists_what_it_takes(machine: Machine) -> None:
+    machine.define("web")
+    machine.ok("up", "web", "--paused")
+
+    unknown = machine.run("monitor", "web", "foo")
+    wrong = machine.run("monitor", "web", "device_del", '{"id": "nope"}')
+    no_json = machine.run("monitor", "web", "stop", "{id: nope}")
+
+    assert unknown.codes == {"qmp.error"}
+    assert "it was sent foo\n" in unknown.err
+    assert "fix: kvmlaunch monitor web query-commands" in unknown.err
+    assert 'it was sent device_del {"id": "nope"}' in wrong.err
+    assert no_json.code == 2
+    assert """'{"command-line": "info block"}'""" in no_json.err
+
+
+def test_a_definition_that_is_empty_is_warned_of_where_it_comes_from_a_pipe(machine: Machine) -> None:
+    result = finish(machine.start("sh", "-c", "printf '' | kvmlaunch validate -"))
+
+    assert result.code == 0
+    assert "stdin  warn" in result.err
+
+
+def test_a_missing_device_is_missing_and_nothing_else(machine: Machine) -> None:
+    machine.define("web", f'{TINY}[disk.root]\npath = "/dev/vg0/web-root"\n')
+
+    for words in (("preflight", "web"), ("up", "web")):
+        assert machine.run(*words).codes - {"host.user.root"} == {"disk.missing"}
+
+
+def test_hints_repeat_the_command_that_was_asked(machine: Machine) -> None:
+    machine.define("web")
+    machine.define("first", image=True)
+    machine.define("second", f'{TINY}[disk.root]\npath = "first.img"\n[disk.data]\npath = "new/data.img"\n')
+    machine.ok("up", "first", "--paused")
+
+    other = machine.run("explain", "-f", "vmdefs/web.toml", "wbe")
+    second = machine.run("preflight", "second")
+    written = machine.ok("init", "new", "--dir", "elsewhere")
+    facts = machine.run("print-cmd", "web", "--facts", "/nope")
+    user = machine.run("up", "web", "--set", "security.user=nobody-here")
+
+    assert "fix: kvmlaunch explain -f vmdefs/web.toml web\n" in other.err
+    assert "fix: kvmlaunch down first   # " in second.err
+    image = machine.directory / "vmdefs" / "new" / "data.img"
+    assert f"mkdir -p {image.parent} && qemu-img create -f raw -o preallocation=falloc {image} 20G" in second.err
+    assert "kvmlaunch validate elsewhere/new.toml" in written.err
+    assert "Errno" not in facts.err
+    assert "fix: kvmlaunch facts VM --save /nope   # on the host that is meant" in facts.err
+    assert "fix: useradd --system --no-create-home nobody-here" in user.err
