@@ -40,7 +40,7 @@ class Report:
 
 
 class KvmlaunchError(Exception):
-    """What stopped us; `problems` holds every report when there is more than one."""
+    """What stopped us; `problems` holds every report when there is more than one, `vm` the VM that was named."""
 
     exit_code: ClassVar[int] = 1
 
@@ -49,6 +49,7 @@ class KvmlaunchError(Exception):
         super().__init__(report.message)
         self.report = report
         self.problems = problems or (report,)
+        self.vm = ""
 
 
 class Refused(KvmlaunchError):

@@ -5,6 +5,7 @@ A heavy module costs as much as the whole rest of `print-cmd`.  Each is imported
 
 import os
 import shutil
+import signal
 import subprocess  # noqa: TID253 - a test runs kvmlaunch as its users do
 import sys
 from pathlib import Path
@@ -93,3 +94,14 @@ def test_a_heavy_module_would_be_seen() -> None:
     planted = found | {"rich.table", "asyncio"}
 
     assert beneath(planted, HEAVY) == ["asyncio", "rich.table"]
+
+
+def test_an_interruption_of_the_imports_ends_without_a_word(tmp_path: Path) -> None:
+    (tmp_path / "click.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nraise SystemExit(99)\n")
+    command = ["env", "--default-signal=INT", sys.executable, "-m", "kvmlaunch", "version"]
+
+    ran = subprocess.run(  # noqa: S603 - the words are ours
+        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, timeout=60, check=False
+    )
+
+    assert (ran.returncode, ran.stderr) == (-signal.SIGINT, b"")

@@ -111,7 +111,7 @@ def build_boot(definition: Definition, host: HostFacts) -> Part:
             message="no UEFI firmware is installed",
             key="boot.firmware",
             why="looked for " + ", ".join(str(each.code) for each in FIRMWARES),
-            hint="apt install ovmf   (dnf install edk2-ovmf)",
+            hint="apt install ovmf   # or: dnf install edk2-ovmf",
         )
         return Part(options=kernel_options(definition), findings=(missing,))
     return Part(options=(*uefi_options(firmware, definition), *kernel_options(definition)))

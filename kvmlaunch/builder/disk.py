@@ -172,17 +172,22 @@ def plan_disk(definition: Definition, name: str, host: HostFacts, caps: QemuCaps
     )
 
 
+def is_absent_device(plan: DiskPlan) -> bool:
+    """Is it a device that is not there: what it would be cannot be told, and that it is missing is said elsewhere."""
+    return plan.facts.kind == "missing" and plan.disk.path.is_relative_to("/dev")
+
+
 def check_disk(plan: DiskPlan, host: HostFacts, caps: QemuCaps, machine: str) -> Iterator[Finding]:
     """Check what was written by hand against the host and this QEMU, and say what is risky."""
     yield from check_direct(plan)
     yield from check_aio(plan, host, caps)
-    if not plan.format.value:
+    if not plan.format.value and not is_absent_device(plan):
         yield error(
             code="def.disk.format",
             message=f"the format of {plan.disk.path.name} is not known by its suffix",
             key=f"{plan.table}.path",
             why="content is never probed: a guest could choose its own format",
-            hint=f'format = "raw"   (or "qcow2") in [{plan.table}]',
+            hint=f'format = "raw"   # or "qcow2", in [{plan.table}]',
         )
     if plan.cache.value == "unsafe":
         yield warning(
@@ -220,7 +225,7 @@ def check_direct(plan: DiskPlan) -> Iterator[Finding]:
             message=f"aio=native needs direct I/O, and cache is {cache}",
             key=f"{plan.table}.aio",
             why=plan.cache.reason,
-            hint='cache = "none"   or   aio = "io_uring"',
+            hint='cache = "none"   # or aio = "io_uring"',
         )
 
 
@@ -241,7 +246,7 @@ def check_aio(plan: DiskPlan, host: HostFacts, caps: QemuCaps) -> Iterator[Findi
             message=f"io_uring may not be used by {host.user.name or host.user.uid}",
             key=key,
             why=host.aio.io_uring_refusal,
-            hint='sysctl kernel.io_uring_disabled=0   or   aio = "auto"',
+            hint='sysctl kernel.io_uring_disabled=0   # or aio = "auto"',
         )
     if written == "native" and host.aio.used + AIO_HEADROOM > host.aio.most:
         yield error(

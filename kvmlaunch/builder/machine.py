@@ -81,19 +81,19 @@ def kvm_problem(host: HostFacts) -> tuple[str, str, str]:
         return (
             "host.kvm.missing",
             f"/dev/kvm does not exist (modules: {modules})",
-            "modprobe kvm_intel, or kvm_amd; in a VM, nested virtualization must be allowed by its host",
+            "modprobe kvm_intel || modprobe kvm_amd   # in a VM, nested virtualization must be allowed by its host",
         )
     if host.kvm.device == "denied":
         return (
             "host.kvm.permission",
             f"/dev/kvm may not be opened by {host.user.name or host.user.uid}",
-            f"setfacl -m u:{host.user.name or host.user.uid}:rw /dev/kvm   until a reboot; lasting: its group",
+            f"setfacl -m u:{host.user.name or host.user.uid}:rw /dev/kvm   # until a reboot; lasting: its group",
         )
     if not host.kvm.runs_guests:
         return (
             "host.kvm.dead",
             "this KVM is PVM (module kvm_pvm alone), which runs PVM-aware kernels only",
-            "a host with kvm_intel or kvm_amd",
+            "# or a host with kvm_intel or kvm_amd",
         )
     return ("", "", "")
 
@@ -136,7 +136,7 @@ def check_accelerator(definition: Definition, host: HostFacts) -> tuple[Finding,
                 hint=fix,
             ),
         )
-    hint = f'{fix}\nwithout KVM, slow: --set accel=tcg (or "any": KVM where it works)'
+    hint = f"kvmlaunch up {definition.name} --set accel=any   # slow where there is no KVM\n{fix}"
     return (error(code=code, message="KVM cannot be used", key="accel", why=problem, hint=hint),)
 
 

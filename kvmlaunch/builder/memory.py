@@ -153,7 +153,7 @@ def check_backing(definition: Definition, host: HostFacts, memory: MemoryPlan) -
         fix = (
             f"sudo kvmlaunch preflight {definition.name} --apply --user {host.user.name or host.user.uid}"
             if not host.privileged
-            else "--set memory.hugepages=2MiB  (an error in place of this fallback)"
+            else "--set memory.hugepages=2MiB   # an error in place of this fallback"
         )
         found.append(
             warning(

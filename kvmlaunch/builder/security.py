@@ -52,7 +52,7 @@ def check_user(definition: Definition, host: HostFacts) -> Iterator[Finding]:
     written = definition.security.user
     if host.user.uid == 0:
         hint = (
-            f"useradd --system --no-create-home {SYSTEM_USER}   then give it the VM's files, and /dev/kvm"
+            f"useradd --system --no-create-home {SYSTEM_USER}   # then give it the VM's files, and /dev/kvm"
             if written is AUTO
             else 'security.user = "auto"'
         )

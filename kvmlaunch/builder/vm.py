@@ -166,6 +166,13 @@ def identity(definition: Definition, host: HostFacts, caps: QemuCaps) -> Promise
     )
 
 
+def boot_hint(definition: Definition, boot_from: str) -> str:
+    """Give how to boot from a CD drive that there is, or how to add the one that was meant."""
+    if definition.cdrom:
+        return f"kvmlaunch up {definition.name} --boot cdrom.{next(iter(definition.cdrom))}"
+    return f'[cdrom.{boot_from.removeprefix("cdrom.")}]   # in the definition of {definition.name}\npath = "debian.iso"'
+
+
 def check_boot_from(definition: Definition, boot_from: str) -> Iterator[Finding]:
     """Refuse to boot from a CD-ROM that the definition does not have."""
     if boot_from and boot_from not in {f"cdrom.{name}" for name in definition.cdrom}:
@@ -175,7 +182,7 @@ def check_boot_from(definition: Definition, boot_from: str) -> Iterator[Finding]
             message=f"there is no {boot_from} to boot from",
             key="cdrom",
             why=f"CD drives of this VM: {there}",
-            hint="up VM --boot cdrom.NAME",
+            hint=boot_hint(definition, boot_from),
         )
 
 

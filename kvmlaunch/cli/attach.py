@@ -11,9 +11,10 @@ from pathlib import Path
 import click
 
 from kvmlaunch.cli.session import Session, session_command, vm_argument
-from kvmlaunch.cli.show import plain_text, say, show_document
+from kvmlaunch.cli.show import say, show_document
 from kvmlaunch.errors import Busy, Report
-from kvmlaunch.facts.console import parse_escape
+from kvmlaunch.facts.console import parse_escape, plain_text
+from kvmlaunch.steps.names import name_of, refuse_unknown
 
 
 @contextlib.contextmanager
@@ -70,12 +71,13 @@ def console(session: Session, vm: str, escape: str) -> None:
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     seen, connection = connect_console(session.caller(), vm)
+    name = seen.name
     lock = Path(f"{seen.places.run / 'console.sock'}.lock")
     with connection, console_lock(lock), held(seen.pid or 0) as process, raw_terminal(sys.stdin.fileno()):
-        say(session, vm, "ok", "console", f"connected; {escape} leaves it")
+        say(session, name, "ok", "console", f"connected; {escape} leaves it")
         ended = process is None or converse(connection, process.fd, sys.stdin.fileno(), sys.stdout.fileno(), byte)
     click.echo("", err=True)
-    say(session, vm, "ok", "console", "the VM ended" if ended else "left; the VM runs on")
+    say(session, name, "ok", "console", "the VM ended" if ended else "left; the VM runs on")
 
 
 @click.command()
@@ -95,20 +97,18 @@ def logs(session: Session, vm: str, follow: bool, source: str, raw: bool) -> Non
     from kvmlaunch.steps.attach import follow as follow_log  # noqa: PLC0415
     from kvmlaunch.steps.attach import is_alive, log_texts  # noqa: PLC0415
 
-    caller = session.caller()
-    files = log_texts(caller, vm, source)
+    caller, name = session.caller(), name_of(vm)
+    refuse_unknown(caller, vm)
+    files = log_texts(caller, name, source)
     clean = (lambda text: text) if raw else plain_text
     texts = [text for path in (files[:-1] if follow else files) if (text := read_log(path)) is not None]
     if session.json:
-        show_document("logs", {"name": vm, "source": source, "text": "".join(map(clean, texts))})
+        show_document("logs", {"name": name, "source": source, "text": "".join(map(clean, texts))})
         return
     for text in texts:
         click.echo(clean(text), nl=False, color=raw or None)
     if follow:
-        for text in follow_log(files[-1], lambda: is_alive(caller, vm)):
+        for text in follow_log(files[-1], lambda: is_alive(caller, name)):
             click.echo(clean(text), nl=False, color=raw or None)
     elif not texts:
-        from kvmlaunch.host.definitions import find_definition  # noqa: PLC0415 - on this path only
-
-        find_definition(vm, caller.search)
-        say(session, vm, "skip", "logs", "nothing was printed yet")
+        say(session, name, "skip", "logs", "nothing was printed yet")

@@ -4,16 +4,29 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kvmlaunch.cli.session import Session, complete_vm, facts_option, session_command, standard_input, vm_argument
+from kvmlaunch.cli.session import (
+    Session,
+    complete_vm,
+    definition_argument,
+    facts_option,
+    session_command,
+    standard_input,
+    vm_argument,
+)
 from kvmlaunch.cli.show import short_path, show_document, show_table, show_warnings
+from kvmlaunch.errors import Report, UnknownVm
+from kvmlaunch.host.definitions import names_in
+from kvmlaunch.steps.names import is_file, name_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
     from kvmlaunch.builder.render import Row
     from kvmlaunch.steps.resolve import Resolved
 
 
 @click.command(name="print-cmd")
-@vm_argument
+@definition_argument
 @click.option("--pretty", "form", flag_value="pretty", help="An option a line.")
 @click.option("-0", "form", flag_value="null", help="Words ended by NUL, for xargs -0.")
 @click.option("--comments", "form", flag_value="comments", help="A bash array, every option beneath its reasons.")
@@ -77,15 +90,16 @@ def row_cells(session: Session, row: "Row") -> tuple[str, str, str]:
 
 def show_meaning(session: Session, word: str) -> bool:
     """Print what a code or a topic means; tells whether the word is one."""
-    from kvmlaunch.model.codes import CODES, TOPICS  # noqa: PLC0415 - completion wants the options only
+    from kvmlaunch.model.codes import CODES, REMEDIES, TOPICS  # noqa: PLC0415 - completion wants the options only
 
     if word in TOPICS:
         document: dict[str, object] = {"topic": word, "sentences": list(TOPICS[word])}
         text = "\n".join(TOPICS[word])
     elif word in CODES:
-        exit_code, sentence = CODES[word]
-        document = {"code": word, "exit": exit_code, "sentence": sentence}
-        text = f"{word}\n  {sentence}\n  {f'exit code {exit_code}' if exit_code else 'a warning: it stops nothing'}"
+        (exit_code, sentence), remedy = CODES[word], REMEDIES.get(word, "")
+        document = {"code": word, "exit": exit_code, "sentence": sentence, "remedy": remedy}
+        lines = [word, sentence, f"exit code {exit_code}" if exit_code else "a warning: it stops nothing", remedy]
+        text = "\n  ".join(line for line in lines if line)
     else:
         return False
     if session.json:
@@ -95,23 +109,72 @@ def show_meaning(session: Session, word: str) -> bool:
     return True
 
 
+def no_meaning(word: str, vms: "Iterable[str]", error: UnknownVm) -> UnknownVm:
+    """Give the refusal of a word that is neither a VM nor a code or topic, with what is nearest to it."""
+    import difflib
+
+    from kvmlaunch.define.keys import key_paths  # noqa: PLC0415 - imported by the search already
+    from kvmlaunch.model.codes import CODES, TOPICS  # noqa: PLC0415
+
+    commands = {key: f"kvmlaunch explain VM {key}" for key in key_paths()}
+    commands |= {each: f"kvmlaunch explain {each}" for each in (*CODES, *TOPICS, *vms)}
+    near = difflib.get_close_matches(word, commands, n=1, cutoff=0.5)
+    hint = commands[near[0]] if near else "kvmlaunch ls   # lists the VMs, kvmlaunch explain --help the topics"
+    report = Report(
+        code=error.report.code,
+        message=f"{word} is no VM, no code and no topic",
+        where=error.report.where,
+        why=error.report.why,
+        hint=hint,
+    )
+    return UnknownVm(report)
+
+
+def rows_at(name: str, rows: "Sequence[Row]", keys: "Sequence[str]") -> "tuple[Row, ...]":
+    """Give the decisions at and beneath some keys; raises UsageError for a key that has none, with the nearest."""
+    from kvmlaunch.builder.render import select_rows  # noqa: PLC0415 - imported by explain already
+
+    for key in keys:
+        if select_rows(tuple(rows), (key,)):
+            continue
+        import difflib
+
+        near = difflib.get_close_matches(key, sorted(ancestry(row.key for row in rows)), n=1)
+        mean = f"; did you mean {near[0]}?" if near else f"; kvmlaunch explain {name} lists all"
+        raise click.UsageError(f"{name} has no decision at {key}{mean}")
+    return select_rows(tuple(rows), tuple(keys))
+
+
+def ancestry(keys: "Iterable[str]") -> set[str]:
+    """Give key paths and the tables above them."""
+    return {key[:end] for key in keys for end in (*(at for at, letter in enumerate(key) if letter == "."), len(key))}
+
+
 @click.command()
 @click.argument("what", shell_complete=complete_vm)
 @click.argument("keys", nargs=-1)
 @facts_option
 @session_command
 def explain(session: Session, what: str, keys: tuple[str, ...], facts: str | None) -> None:
-    """Tell every decision about a VM with its reason, KEYS only at and beneath these; or what a code means."""
+    """Tell every decision about a VM with its reason, KEYS only at and beneath these; or what a code means.
+
+    WHAT is a VM, a code that stands in brackets behind an error, or a topic: security.
+    """
     if show_meaning(session, what):
         return
     from kvmlaunch.steps.compile import explain as explain_vm  # noqa: PLC0415
 
-    resolved, rows = explain_vm(session.caller(facts=facts, standard_input=standard_input(what)), what, keys)
+    caller = session.caller(facts=facts, standard_input=standard_input(what))
+    try:
+        resolved, every = explain_vm(caller, what)
+    except UnknownVm as error:
+        if is_file(what) or caller.file:
+            raise
+        raise no_meaning(what, names_in(caller.search), error) from error
+    rows = rows_at(resolved.name, every, keys)
     if session.json:
         show_document("explain", {"name": resolved.name, "choices": [row_document(row) for row in rows]})
         return
-    if keys and not rows:
-        raise click.UsageError(f"{resolved.name} has no decision at {' '.join(keys)}")
     show_table([row_cells(session, row) for row in rows])
 
 
@@ -126,9 +189,9 @@ def diff(session: Session, vm: str, running: bool) -> int:
 
     lines = diff_running(session.caller(), vm)
     if session.json:
-        show_document("diff", {"name": vm, "differences": list(lines)})
+        show_document("diff", {"name": name_of(vm), "differences": list(lines)})
     elif lines:
         click.echo("\n".join(lines))
     else:
-        click.echo(f"{vm}: no difference", err=True)
+        click.echo(f"{name_of(vm)}: no difference", err=True)
     return 10 if lines else 0

@@ -1,11 +1,20 @@
 """`validate`, `show`, `init`, `schema`."""
 
+import shlex
 from typing import TYPE_CHECKING
 
 import click
 
 from kvmlaunch.cli.many import Document
-from kvmlaunch.cli.session import Session, complete_vm, facts_option, session_command, standard_input, vms_argument
+from kvmlaunch.cli.session import (
+    STANDARD_INPUT,
+    Session,
+    complete_vm,
+    definitions_argument,
+    facts_option,
+    session_command,
+    standard_input,
+)
 from kvmlaunch.cli.show import (
     error_document,
     finding_document,
@@ -17,12 +26,16 @@ from kvmlaunch.cli.show import (
     show_warnings,
 )
 from kvmlaunch.model.finding import errors_of
+from kvmlaunch.steps.load import STANDARD_INPUT_NAME
 from kvmlaunch.steps.many import common_code
 from kvmlaunch.units import count
 
 if TYPE_CHECKING:
     from kvmlaunch.steps.fleet import Together
     from kvmlaunch.steps.validate import Checked
+
+
+SEARCHED = "vmdefs"  # beneath the working directory, where names are looked for
 
 
 def show_definition(session: Session, checked: "Checked", beside: "Together | None") -> tuple[int, Document]:
@@ -61,7 +74,7 @@ def show_verdict(session: Session, checked: "Checked", noun: str, word: str, num
 
 
 @click.command()
-@vms_argument
+@definitions_argument
 @click.option("--together", is_flag=True, help="Plan them on this host, and check whether all can run at once.")
 @facts_option
 @session_command
@@ -71,13 +84,17 @@ def validate(session: Session, vms: tuple[str, ...], together: bool, facts: str 
 
     if facts and not together:
         raise click.UsageError("--facts names the host for --together")
-    caller = session.caller(facts=facts, standard_input=standard_input("-") if "-" in vms else b"")
+    caller = session.caller(
+        facts=facts, standard_input=standard_input(STANDARD_INPUT) if STANDARD_INPUT in vms else b""
+    )
     checked = validate_all(caller, vms)
     beside = None
     if together:
         from kvmlaunch.steps.fleet import resolve_together  # noqa: PLC0415 - the text alone needs no plan
 
         beside = resolve_together(caller, {each.file: each.subject for each in checked if each.subject})
+    if STANDARD_INPUT in vms and not caller.standard_input.strip() and not session.json:
+        say(session, STANDARD_INPUT_NAME, "warn", "", "standard input was empty: every key has its default")
     done = [show_definition(session, each, beside) for each in checked]
     if session.json:
         show_document("validate", {"definitions": [document for _, document in done]})
@@ -116,7 +133,7 @@ def show(session: Session, what: str, resolved: bool, origin: bool) -> None:
 
 @click.command()
 @click.argument("name")
-@click.option("--dir", "directory", default="vmdefs", metavar="DIR", help="Where to write it.")
+@click.option("--dir", "directory", default=SEARCHED, metavar="DIR", help="Where to write it.")
 @session_command
 def init(session: Session, name: str, directory: str) -> None:
     """Write a first definition, three lines that are a good VM, into DIR (./vmdefs)."""
@@ -126,7 +143,9 @@ def init(session: Session, name: str, directory: str) -> None:
     if session.json:
         show_document("init", {"name": name, "file": str(path)})
     else:
-        say(session, name, "ok", "written", f"{short_path(str(path))} · kvmlaunch validate {name}")
+        file = short_path(str(path))
+        word = name if directory == SEARCHED else shlex.quote(file)
+        say(session, name, "ok", "written", f"{file} · kvmlaunch validate {word}")
 
 
 @click.command()

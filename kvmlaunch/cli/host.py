@@ -20,16 +20,19 @@ from kvmlaunch.model.change import render_change
 from kvmlaunch.model.finding import errors_of
 from kvmlaunch.model.host import HostFacts
 from kvmlaunch.steps.caller import Caller
+from kvmlaunch.steps.names import name_of
 from kvmlaunch.units import MIB, count, render_cpus, render_size
 
 if TYPE_CHECKING:
     from kvmlaunch.steps.prepare import Checked
 
-PREFLIGHT_FAILED, DIFFERENT, NEEDS_PRIVILEGE = 6, 10, 77
+DIFFERENT = 10
 
 
 def show_checked(session: Session, checked: "Checked", done: str) -> tuple[int, Document]:
     """Print what preflight found; gives the exit code and the JSON form."""
+    from kvmlaunch.steps.resolve import refusal_of  # noqa: PLC0415 - imported by the check already
+
     errors = errors_of(checked.findings)
     if not session.json:
         for finding in errors:
@@ -45,8 +48,8 @@ def show_checked(session: Session, checked: "Checked", done: str) -> tuple[int, 
             else "nothing stands in the way"
         )
         say(session, checked.name, "FAIL" if errors else "ok", "preflight", words)
-    privilege = all(finding.report.code == "host.privilege" for finding in errors)
-    return (NEEDS_PRIVILEGE if privilege else PREFLIGHT_FAILED) if errors else 0, {
+    code = refusal_of(finding.report for finding in errors).exit_code if errors else 0
+    return code, {
         "name": checked.name,
         "ok": not errors,
         "prepared": checked.prepared,
@@ -56,13 +59,14 @@ def show_checked(session: Session, checked: "Checked", done: str) -> tuple[int, 
     }
 
 
-def preflight_one(session: Session, caller: Caller, name: str, *, apply: bool, undo: bool) -> tuple[int, Document]:
+def preflight_one(session: Session, caller: Caller, word: str, *, apply: bool, undo: bool) -> tuple[int, Document]:
     """Check, prepare or undo for one VM."""
     from kvmlaunch.steps import prepare  # noqa: PLC0415
 
+    name = name_of(word)
     tell = teller(session, name)
     if undo:
-        undone, found = prepare.undo(caller, name, tell)
+        undone, found = prepare.undo(caller, word, tell)
         if not session.json:
             show_warnings(session, name, found)
         if not undone and not session.json:
@@ -71,8 +75,8 @@ def preflight_one(session: Session, caller: Caller, name: str, *, apply: bool, u
         document = {"name": name, "undone": undone, "findings": [finding_document(finding) for finding in found]}
         return DIFFERENT if conflict else 0, document
     if apply:
-        return show_checked(session, prepare.prepare(caller, name, tell), "done")
-    return show_checked(session, prepare.check(caller, name), "would")
+        return show_checked(session, prepare.prepare(caller, word, tell), "done")
+    return show_checked(session, prepare.check(caller, word), "would")
 
 
 @click.command()
@@ -96,10 +100,10 @@ def preflight(
     if together:
         from kvmlaunch.steps.fleet import check_together  # noqa: PLC0415 - beside its use
 
-        names = tuple(dict.fromkeys(vms))
-        checked = check_together(caller, names)
-        return each_vm(session, "preflight", names, lambda name: show_checked(session, checked.of(name), "would"))
-    return each_vm(session, "preflight", vms, lambda name: preflight_one(session, caller, name, apply=apply, undo=undo))
+        words = tuple(dict.fromkeys(vms))
+        checked = check_together(caller, words)
+        return each_vm(session, "preflight", words, lambda word: show_checked(session, checked.of(word), "would"))
+    return each_vm(session, "preflight", vms, lambda word: preflight_one(session, caller, word, apply=apply, undo=undo))
 
 
 def facts_rows(facts: HostFacts) -> list[tuple[str, str]]:

@@ -1,15 +1,23 @@
 """`ls`, `status`, `monitor`."""
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import click
 from attrs import asdict
 
 from kvmlaunch.cli.session import Session, session_command, vm_argument, vms_argument
-from kvmlaunch.cli.show import duration_text, plain_text, short_path, show_document, show_table
+from kvmlaunch.cli.show import duration_text, short_path, show_document, show_failure, show_table
+from kvmlaunch.errors import NotRunning, UnknownVm
+from kvmlaunch.facts.console import plain_text
+from kvmlaunch.steps.caller import Caller
 from kvmlaunch.steps.look import Status, known_names, met_names, running_names, status_of, with_definitions
+from kvmlaunch.steps.many import common_code
+from kvmlaunch.steps.names import name_of, refuse_unknown
 from kvmlaunch.units import MIB
+
+EXAMPLE = """write it such as '{"command-line": "info block"}'"""
 
 
 def status_document(status: Status) -> dict[str, Any]:
@@ -41,27 +49,37 @@ def status_lines(status: Status) -> list[str]:
     return [f"  {word:<12}{plain_text(text)}" for word, text in rows if text]
 
 
+def met_or_unknown(session: Session, caller: Caller, words: Sequence[str]) -> list[str]:
+    """Give the names of the VMs that there are; what is said of each other one is that it is unknown."""
+    names = []
+    for word in words:
+        try:
+            refuse_unknown(caller, word)
+            names.append(name_of(word))
+        except UnknownVm as error:
+            show_failure(session, error, name_of(word))
+    return names
+
+
 @click.command()
 @vms_argument
 @session_command
 def status(session: Session, vms: tuple[str, ...]) -> int:
     """Tell how VMs are; all that run when none is named.  Exit code 3 when a named one is not running."""
     caller = session.caller()
-    known = set(known_names(caller))
-    unknown = [name for name in vms if name not in known]
-    found = status_of(caller, [name for name in vms if name in known] if vms else met_names(caller))
+    known = met_or_unknown(session, caller, vms)
+    found = status_of(caller, known if vms else met_names(caller))
     if session.json:
         show_document("status", {"vms": [status_document(each) for each in found]})
     else:
         for each in found:
             click.echo("\n".join([each.name, *status_lines(each)]))
-        if not found and not unknown:
+        if not found and not vms:
             click.echo("no VM is running", err=True)
-    for name in unknown:
-        from kvmlaunch.host.definitions import find_definition  # noqa: PLC0415 - on this error only
-
-        find_definition(name, caller.search)
-    return 3 if vms and any(each.pid is None for each in found) else 0
+    if not vms:
+        return 0
+    stopped = [NotRunning.exit_code for each in found if each.pid is None]
+    return common_code([*stopped, *[UnknownVm.exit_code] * (len(vms) - len(known))])
 
 
 @click.command()
@@ -105,11 +123,11 @@ def monitor(session: Session, vm: str, command: str, arguments: str) -> None:
     try:
         document = json.loads(arguments)
     except ValueError as error:
-        raise click.UsageError(f"ARGUMENTS is no JSON: {error}") from error
+        raise click.UsageError(f"ARGUMENTS is no JSON: {error}; {EXAMPLE}") from error
     if not isinstance(document, dict):
-        raise click.UsageError('ARGUMENTS is a JSON object, such as {"device": "disk-root"}')
+        raise click.UsageError(f"ARGUMENTS is no JSON object; {EXAMPLE}")
     answer = send_command(session.caller(), vm, command, document)
     if session.json:
-        show_document("monitor", {"name": vm, "return": answer})
+        show_document("monitor", {"name": name_of(vm), "return": answer})
     else:
         click.echo(json.dumps(answer, indent=1))

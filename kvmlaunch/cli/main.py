@@ -2,24 +2,21 @@
 
 import io
 import os
-import signal
 import sys
 from contextlib import suppress
-from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from kvmlaunch import __version__
+from kvmlaunch.cli.ending import Terminated, listen
 from kvmlaunch.cli.session import Session, with_options
-from kvmlaunch.errors import KvmlaunchError, Report
+from kvmlaunch.errors import KvmlaunchError
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
 INTERRUPTED, TERMINATED = 130, 143
-STANDARD_ERROR = 2  # the highest of the three standard descriptors
-ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 # name: (module:function, group in `--help`, one line)
 COMMANDS: dict[str, tuple[str, str, str]] = {
@@ -53,10 +50,6 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "completion": ("kvmlaunch.cli.self:completion", "Self", "Print the completion script of a shell."),
     "version": ("kvmlaunch.cli.self:version", "Self", "Print the version."),
 }
-
-
-class Terminated(BaseException):
-    """SIGTERM or SIGHUP arrived; everything half-done is undone on the way out."""
 
 
 # What people type who come from elsewhere.
@@ -134,65 +127,62 @@ def cli(context: click.Context, /, **options: Any) -> None:  # noqa: ANN401 - th
 cli = with_options(cli)
 
 
-def interrupt(number: int, frame: FrameType | None) -> None:
-    """Turn a signal into an exception, so that what is half-done is undone; a further one does not disturb that."""
-    del frame
-    for each in ENDING:
-        signal.signal(each, signal.SIG_IGN)
-    raise KeyboardInterrupt if number == signal.SIGINT else Terminated
-
-
 def last_session(argv: list[str]) -> Session:
     """Give the options that matter for an error, as far as they can be told without parsing."""
     return Session(json="--json" in argv)
 
 
-def show_bug(error: Exception) -> None:
-    """Say that something of ours broke, keep the traceback, and print it where KVMLAUNCH_DEBUG asks."""
-    import tempfile  # noqa: PLC0415 - on a bug only
-    import traceback  # noqa: PLC0415
-
-    text = "".join(traceback.format_exception(error))
-    if os.environ.get("KVMLAUNCH_DEBUG"):
-        click.echo(text, err=True)
-    with tempfile.NamedTemporaryFile("w", prefix="kvmlaunch-bug-", suffix=".log", delete=False) as file:
-        file.write(text)
-    from kvmlaunch.cli.show import show_error  # noqa: PLC0415
-
-    report = Report(
-        code="internal.bug",
-        message=f"{type(error).__name__}: {error}",
-        where=file.name,
-        why="a bug of kvmlaunch's; nothing of yours is wrong",
-        hint="please report it with this file",
-    )
-    show_error(Session(), report)
-
-
-def run(argv: list[str]) -> int:  # noqa: PLR0911 - one a kind of end
+def run(argv: list[str]) -> int:
     """Run one command and give its exit code."""
     try:
-        result = cli.main(args=argv, prog_name="kvmlaunch", standalone_mode=False)
-    except KvmlaunchError as error:
-        from kvmlaunch.cli.show import show_failure  # noqa: PLC0415 - on an error only
-
-        show_failure(last_session(argv), error)
-        return error.exit_code
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
-    except (KeyboardInterrupt, click.Abort):
+        return outcome(argv)
+    except KeyboardInterrupt:
         click.echo("interrupted", err=True)
         return INTERRUPTED
     except Terminated:
         click.echo("terminated", err=True)
         return TERMINATED
+
+
+def outcome(argv: list[str]) -> int:
+    """Run one command and give its exit code, whatever it fails of; a signal alone escapes."""
+    try:
+        result = cli.main(args=argv, prog_name="kvmlaunch", standalone_mode=False)
+    except KvmlaunchError as error:
+        return show_end(argv, error)
+    except click.ClickException as error:
+        return show_usage(argv, error)
+    except click.Abort as interrupted:  # click's word for it
+        raise KeyboardInterrupt from interrupted
     except SystemExit as left:  # click's own: its completion, and a reader of stdout that went away, which it covers
         return int(left.code or 0) if isinstance(sys.stdout, io.TextIOBase) else 0
     except Exception as error:  # noqa: BLE001 - the one place where a bug becomes a line
-        show_bug(error)
-        return 1
+        from kvmlaunch.cli.failures import output_failure, show_bug  # noqa: PLC0415 - on a failure only
+
+        lost = output_failure(error)
+        return show_end(argv, lost) if lost else show_bug(error)
     return result if isinstance(result, int) else 0
+
+
+def show_end(argv: list[str], error: KvmlaunchError) -> int:
+    """Say what stopped a command; gives its exit code."""
+    from kvmlaunch.cli.show import show_failure  # noqa: PLC0415 - on an error only
+
+    show_failure(last_session(argv), error)
+    return error.exit_code
+
+
+def show_usage(argv: list[str], error: click.ClickException) -> int:
+    """Say that a command line cannot be understood, as click does or as a document; gives the exit code."""
+    session = last_session(argv)
+    if session.json:
+        from kvmlaunch.cli.failures import usage_failure  # noqa: PLC0415 - on a failure only
+        from kvmlaunch.cli.show import show_failure  # noqa: PLC0415
+
+        show_failure(session, usage_failure(error))
+    else:
+        error.show()
+    return error.exit_code
 
 
 def leave(code: int) -> NoReturn:
@@ -204,18 +194,22 @@ def leave(code: int) -> NoReturn:
 
 
 def open_closed() -> None:
-    """Put /dev/null where a standard stream is closed, as cron and daemons may leave them."""
-    while (fd := os.open(os.devnull, os.O_RDWR)) <= STANDARD_ERROR:
-        continue
-    os.close(fd)
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+    """Put /dev/null where a standard stream is closed, as cron and daemons may leave them.
+
+    It takes the place of standard output for reading only: an answer that nobody gets is no success.
+    """
+    for number, flags in enumerate((os.O_RDONLY, os.O_RDONLY, os.O_RDWR)):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, flags)  # the lowest number that is free
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 - for as long as we live
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115 - while we live
 
 
 def main() -> None:
     """Run the command line of this process."""
     open_closed()
-    for each in ENDING:
-        signal.signal(each, interrupt)
+    listen()
     leave(run(sys.argv[1:]))

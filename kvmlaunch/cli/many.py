@@ -7,10 +7,11 @@ from typing import Any
 import click
 
 from kvmlaunch.cli.session import Session
-from kvmlaunch.cli.show import error_document, say, short_path, show_document, show_failure
+from kvmlaunch.cli.show import error_document, say, short_path, show_document, show_failure, talk
 from kvmlaunch.errors import KvmlaunchError, Report
 from kvmlaunch.steps.caller import Tell
 from kvmlaunch.steps.many import common_code, run_each
+from kvmlaunch.steps.names import name_of
 
 Document = dict[str, Any]
 DETAILS = {"mount": 1, "directory": 1, "tap": 1, "exec": 2}  # steps that are said with so many -v
@@ -28,8 +29,18 @@ def teller(session: Session, vm: str) -> Tell:
     return tell
 
 
+def noting(tell: Tell, said: set[str]) -> Tell:
+    """Give what also notes the words of the steps that were told."""
+
+    def tell_and_note(word: str, text: str) -> None:
+        said.add(word)
+        tell(word, text)
+
+    return tell_and_note
+
+
 def each_vm(
-    session: Session, kind: str, names: Sequence[str], action: Callable[[str], tuple[int, Document]], *, jobs: int = 1
+    session: Session, kind: str, words: Sequence[str], action: Callable[[str], tuple[int, Document]], *, jobs: int = 1
 ) -> int:
     """Run an action for each VM; failures are shown as they come, and the exit code is that of all.
 
@@ -37,17 +48,20 @@ def each_vm(
     one, a VM that failed with its error in it.
     """
 
-    def run_one(name: str) -> tuple[int, str]:
+    def run_one(word: str) -> tuple[int, str]:
         try:
-            code, document = action(name)
+            code, document = action(word)
         except KvmlaunchError as error:
-            show_failure(session, error, name if len(names) > 1 else "")
-            code, document = error.exit_code, {"name": name, "error": error_document(error)}
+            error.vm = name_of(word)
+            show_failure(session, error, name_of(word) if len(words) > 1 else "")
+            code, document = error.exit_code, {"name": name_of(word), "error": error_document(error)}
         return code, json.dumps(document)
 
-    done = run_each(names, run_one, at_once=jobs)
+    done = run_each(words, run_one, at_once=jobs)
     if session.json:
-        show_document(kind, {"vms": [json.loads(text) if text else lost(name) for name, (_, text) in done.items()]})
+        show_document(
+            kind, {"vms": [json.loads(text) if text else lost(name_of(word)) for word, (_, text) in done.items()]}
+        )
     return common_code(code for code, _ in done.values())
 
 
@@ -57,10 +71,18 @@ def lost(name: str) -> Document:
     return {"name": name, "error": error_document(KvmlaunchError(report))}
 
 
-def named(vms: tuple[str, ...], all_of: Callable[[], Sequence[str]], *, every: bool) -> Sequence[str]:
-    """Give the VMs that a command is for; raises UsageError when none is named."""
-    if every:
-        return all_of()
-    if not vms:
-        raise click.UsageError("name a VM, or --all")
-    return vms
+def named(
+    vms: tuple[str, ...], all_of: Callable[[], Sequence[str]] | None = None, *, every: bool = False, nothing: str = ""
+) -> Sequence[str]:
+    """Give the VMs that a command is for; raises UsageError when none is named, or some beside --all.
+
+    `all_of` gives what --all means, where there is that option; `nothing` is said when it means none.
+    """
+    if every and vms:
+        raise click.UsageError("name VMs, or --all, not both")
+    if not vms and not every:
+        raise click.UsageError("name a VM, or --all" if all_of else "name a VM")
+    found = vms or (all_of() if all_of else ())
+    if not found:
+        talk(f"nothing to do: {nothing}")
+    return found

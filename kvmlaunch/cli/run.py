@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kvmlaunch.cli.many import Document, each_vm, named, teller
+from kvmlaunch.cli.ending import Terminated
+from kvmlaunch.cli.many import Document, each_vm, named, noting, teller
 from kvmlaunch.cli.session import Session, session_command, vm_argument, vms_argument
 from kvmlaunch.cli.show import duration_text, say, show_document, show_warnings
 from kvmlaunch.errors import Busy, Report
 from kvmlaunch.model.change import render_change
 from kvmlaunch.model.lifecycle import Verb
 from kvmlaunch.steps.caller import Caller, Tell
+from kvmlaunch.steps.names import name_of
 from kvmlaunch.units import parse_duration
 
 if TYPE_CHECKING:
@@ -45,7 +47,7 @@ jobs_option = click.option(
 
 def show_started(session: Session, started: "Started", wishes: "Wishes") -> None:
     """Print what `up` did."""
-    show_warnings(session, started.name, started.findings)
+    show_warnings(session, started.name, started.findings, fixes=started.already)
     if started.already:
         say(session, started.name, "ok", "already", f"running (pid {started.pid}, {duration_text(started.seconds)})")
     elif wishes.dry_run:
@@ -87,36 +89,36 @@ def foreground_action(session: Session, caller: Caller, tell: Tell) -> "Callable
     return stay
 
 
-def wait_ready(session: Session, caller: Caller, name: str, started: "Started", timeout: float | None) -> None:
+def wait_ready(session: Session, caller: Caller, word: str, started: "Started", timeout: float | None) -> None:
     """Wait until the guest says that it is ready, a spinner on a terminal meanwhile."""
     from kvmlaunch.cli.progress import spinner  # noqa: PLC0415 - where one waits
     from kvmlaunch.steps.load import load_subject  # noqa: PLC0415
     from kvmlaunch.steps.ready import wait_until_ready  # noqa: PLC0415
 
-    lifecycle = load_subject(caller, name).definition.lifecycle
+    lifecycle = load_subject(caller, word).definition.lifecycle
     seconds = timeout or float(lifecycle.start_timeout)
-    with spinner(session, f"{started.name}: waiting until the guest is ready"):
-        wait_until_ready(lifecycle.ready, started.name, started.pid or 0, caller.places(started.name).run, seconds)
+    try:
+        with spinner(session, f"{started.name}: waiting until the guest is ready"):
+            wait_until_ready(lifecycle.ready, started.name, started.pid or 0, caller.places(started.name).run, seconds)
+    except (KeyboardInterrupt, Terminated):
+        say(session, started.name, "warn", "runs on", f"nobody waits for it now · kvmlaunch down {started.name}")
+        raise
     if not session.json:
-        what = (
-            f"{lifecycle.ready.kind}: {lifecycle.ready.target}"
-            if lifecycle.ready
-            else "QEMU runs; no lifecycle.ready is written"
-        )
+        what = lifecycle.ready.text if lifecycle.ready else "QEMU runs; no lifecycle.ready is written"
         say(session, started.name, "ok", "ready", what)
 
 
-def start_one(session: Session, name: str, wishes: "Wishes", *, foreground: bool) -> tuple[int, Document]:
+def start_one(session: Session, word: str, wishes: "Wishes", *, foreground: bool) -> tuple[int, Document]:
     """Start one VM and say what was done."""
     from kvmlaunch.cli.progress import spinner  # noqa: PLC0415 - where one waits
     from kvmlaunch.steps.up import no_more, up  # noqa: PLC0415 - the heaviest step
 
-    caller = session.caller()
+    caller, name = session.caller(), name_of(word)
     tell = teller(session, name)
     then = foreground_action(session, caller, tell) if foreground else no_more
     with spinner(session, f"{name}: starting", off=foreground):
         started = up(
-            caller, name, wishes, lambda word, text: tell(word, text) if word != "started" or foreground else None, then
+            caller, word, wishes, lambda step, text: tell(step, text) if step != "started" or foreground else None, then
         )
     if foreground and started.already:
         why = f"pid {started.pid} has another parent, and cannot be watched from here"
@@ -125,7 +127,7 @@ def start_one(session: Session, name: str, wishes: "Wishes", *, foreground: bool
     if not session.json and not foreground:
         show_started(session, started, wishes)
     if wishes.ready and not wishes.dry_run and not foreground:
-        wait_ready(session, caller, name, started, wishes.timeout)
+        wait_ready(session, caller, word, started, wishes.timeout)
     return 0, started_document(started)
 
 
@@ -162,24 +164,40 @@ def up(
     from kvmlaunch.steps.all_vms import autostart_names  # noqa: PLC0415 - beside its use
     from kvmlaunch.steps.up import Wishes  # noqa: PLC0415
 
-    names = named(vms, lambda: autostart_names(session.caller()), every=every)
-    if foreground and len(names) != 1:
+    nothing = "no definition has lifecycle.autostart"
+    names = named(vms, lambda: autostart_names(session.caller()), every=every, nothing=nothing)
+    if foreground and len(names) > 1:
         raise click.UsageError("--foreground takes one VM")
     wishes = Wishes(dry_run=dry_run, ready=until == "ready", timeout=timeout, paused=paused, boot_from=boot_from)
     return each_vm(
-        session, "up", names, lambda name: start_one(session, name, wishes, foreground=foreground), jobs=jobs
+        session, "up", names, lambda word: start_one(session, word, wishes, foreground=foreground), jobs=jobs
     )
 
 
-def stop_one(session: Session, name: str, timeout: float | None, *, force: bool, dry_run: bool) -> tuple[int, Document]:
+def stop_one(session: Session, word: str, timeout: float | None, *, force: bool, dry_run: bool) -> tuple[int, Document]:
     """End one VM and say what was done."""
     from kvmlaunch.cli.progress import spinner  # noqa: PLC0415 - where one waits
     from kvmlaunch.steps.down import down as end  # noqa: PLC0415
 
-    with spinner(session, f"{name}: waiting for the guest to power down"):
-        ended = end(session.caller(), name, teller(session, name), timeout=timeout, force=force, dry_run=dry_run)
+    name = name_of(word)
+    said: set[str] = set()
+    try:
+        with spinner(session, f"{name}: waiting for the guest to power down"):
+            ended = end(
+                session.caller(),
+                word,
+                noting(teller(session, name), said),
+                timeout=timeout,
+                force=force,
+                dry_run=dry_run,
+            )
+    except (KeyboardInterrupt, Terminated):
+        if "powerdown" in said:
+            text = f"the guest was asked to power down, and may still do so · kvmlaunch down {name}"
+            say(session, name, "warn", "asked", text)
+        raise
     if not session.json:
-        show_ended(session, ended, dry_run=dry_run)
+        show_ended(session, ended, session.caller().preflight(name, "--undo"), dry_run=dry_run)
     return 0, {
         "name": name,
         "already": ended.already,
@@ -189,8 +207,8 @@ def stop_one(session: Session, name: str, timeout: float | None, *, force: bool,
     }
 
 
-def show_ended(session: Session, ended: "Ended", *, dry_run: bool) -> None:
-    """Print what `down` did."""
+def show_ended(session: Session, ended: "Ended", undo: str, *, dry_run: bool) -> None:
+    """Print what `down` did; `undo` is the command that takes back what was prepared."""
     name, by = ended.name, f", ended by {ended.forced}" if ended.forced else ""
     if ended.already:
         say(session, name, "ok", "already", "stopped")
@@ -199,7 +217,6 @@ def show_ended(session: Session, ended: "Ended", *, dry_run: bool) -> None:
     else:
         say(session, name, "ok", "stopped", f"in {ended.seconds:.2f} s{by}")
     if ended.still_prepared and not ended.already:
-        undo = f"sudo kvmlaunch preflight {name} --undo --user $USER"
         say(session, name, "ok", "prepared", f"what root prepared stays until  {undo}")
 
 
@@ -217,9 +234,9 @@ def down(
     """Power VMs down: ask the guest, wait, and give back every page, mount and tap."""
     from kvmlaunch.steps.look import met_names  # noqa: PLC0415 - beside its use
 
-    names = named(vms, lambda: met_names(session.caller()), every=every)
+    names = named(vms, lambda: met_names(session.caller()), every=every, nothing="nothing runs")
     return each_vm(
-        session, "down", names, lambda name: stop_one(session, name, timeout, force=force, dry_run=dry_run), jobs=jobs
+        session, "down", names, lambda word: stop_one(session, word, timeout, force=force, dry_run=dry_run), jobs=jobs
     )
 
 
@@ -233,24 +250,24 @@ def restart(session: Session, vms: tuple[str, ...], force: bool, timeout: float 
     """Power VMs down and start them again from their definitions, which are checked first."""
     from kvmlaunch.steps.up import Wishes, check_restart  # noqa: PLC0415 - beside its use
 
-    def restart_one(name: str) -> tuple[int, Document]:
-        check_restart(session.caller(), name)
-        ended = stop_one(session, name, timeout, force=force, dry_run=False)[1]
-        code, document = start_one(session, name, Wishes(), foreground=False)
+    def restart_one(word: str) -> tuple[int, Document]:
+        check_restart(session.caller(), word)
+        ended = stop_one(session, word, timeout, force=force, dry_run=False)[1]
+        code, document = start_one(session, word, Wishes(), foreground=False)
         return code, {**document, "down": ended}
 
-    return each_vm(session, "restart", named(vms, tuple, every=False), restart_one, jobs=jobs)
+    return each_vm(session, "restart", named(vms), restart_one, jobs=jobs)
 
 
-def control_vm(session: Session, vm: str, verb: Verb, done: str, already: str) -> None:
+def control_vm(session: Session, word: str, verb: Verb, done: str, already: str) -> None:
     """Pause, resume or reset a VM and say so."""
     from kvmlaunch.steps.control import control  # noqa: PLC0415 - beside its use
 
-    changed = control(session.caller(), vm, verb)
+    changed = control(session.caller(), word, verb)
     if session.json:
-        show_document(verb.value, {"name": vm, "changed": changed})
+        show_document(verb.value, {"name": name_of(word), "changed": changed})
     else:
-        say(session, vm, "ok", done if changed else "already", "" if changed else already)
+        say(session, name_of(word), "ok", done if changed else "already", "" if changed else already)
 
 
 @click.command()

@@ -3,18 +3,21 @@
 import functools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import click
 from attrs import evolve
 
+from kvmlaunch.errors import KvmlaunchError
 from kvmlaunch.model.value import frozen
 from kvmlaunch.steps.caller import Caller, current_caller
+from kvmlaunch.steps.names import name_of
 
 F = TypeVar("F", bound=Callable[..., Any])
 COMMANDS_TOO = 2  # -vv
+STANDARD_INPUT = "-"
 Color = Literal["auto", "always", "never"]
 
 
@@ -32,12 +35,14 @@ class Session:
 
     def caller(self, *, facts: str | None = None, for_user: str | None = None, standard_input: bytes = b"") -> Caller:
         """Give who asks, with these options."""
+        context = click.get_current_context(silent=True)
         return current_caller(
             directories=self.directories,
             file=self.file,
             overrides=self.overrides,
             facts=Path(facts) if facts else None,
             for_user=for_user,
+            command=context.command_path if context else "kvmlaunch up",
             standard_input=standard_input,
         )
 
@@ -114,14 +119,26 @@ def session_command(function: Callable[..., Any], *, short_file: bool = True) ->
         if session.verbose >= COMMANDS_TOO:
             show_commands()
         context.find_root().obj = session
-        return function(session, **arguments)
+        try:
+            return function(session, **arguments)
+        except KvmlaunchError as error:
+            error.vm = error.vm or vm_of(arguments)
+            raise
 
     return with_options(run, short_file=short_file)
 
 
+def vm_of(arguments: Mapping[str, object]) -> str:
+    """Give the VM that a command's arguments name, "" when there is none, or more than one."""
+    vms = arguments.get("vms") or ()
+    words = [arguments.get(key) for key in ("vm", "what", "name")] + (list(vms) if isinstance(vms, tuple) else [])
+    named = [name_of(word) for word in words if isinstance(word, str) and word != STANDARD_INPUT]
+    return named[0] if len(named) == 1 else ""
+
+
 def standard_input(word: str) -> bytes:
     """Give the definition on standard input where the word is `-`."""
-    return sys.stdin.buffer.read() if word == "-" else b""
+    return sys.stdin.buffer.read() if word == STANDARD_INPUT else b""
 
 
 def show_commands() -> None:
@@ -141,8 +158,22 @@ def complete_vm(context: click.Context, _parameter: click.Parameter, incomplete:
     return sorted(name for name in names_in(caller.search) if name.startswith(incomplete))
 
 
-vm_argument = click.argument("vm", shell_complete=complete_vm)
-vms_argument = click.argument("vms", nargs=-1, shell_complete=complete_vm)
+def no_standard_input(
+    _context: click.Context, _parameter: click.Parameter, words: str | tuple[str, ...]
+) -> str | tuple[str, ...]:
+    """Give the words back; raises UsageError for `-`: a text that is read once has no file, by which a VM is known."""
+    if STANDARD_INPUT in ((words,) if isinstance(words, str) else words):
+        message = "- is standard input, which validate, print-cmd, explain and show read; name a VM or a file"
+        raise click.UsageError(message)
+    return words
+
+
+# A VM that runs or is to run: its name, or its file.
+vm_argument = click.argument("vm", shell_complete=complete_vm, callback=no_standard_input)
+vms_argument = click.argument("vms", nargs=-1, shell_complete=complete_vm, callback=no_standard_input)
+# A definition that is only read: a name, a file, or - for standard input.
+definition_argument = click.argument("vm", shell_complete=complete_vm)
+definitions_argument = click.argument("vms", nargs=-1, shell_complete=complete_vm)
 facts_option = click.option("--facts", metavar="DIR", help="Build for the host that was saved there.")
 
 

@@ -60,8 +60,8 @@ def show_error(session: Session, report: Report, vm: str = "") -> None:
     talk("\n".join([head, *report_lines(report)]))
 
 
-def show_warnings(session: Session, vm: str, findings: Iterable[Finding]) -> None:
-    """Print warnings to stderr, with their reason; the fix with -v."""
+def show_warnings(session: Session, vm: str, findings: Iterable[Finding], *, fixes: bool = False) -> None:
+    """Print warnings to stderr, with their reason; the fix with -v, or where there is nothing else to do."""
     for finding in findings:
         if finding.severity != "warning":
             continue
@@ -69,7 +69,7 @@ def show_warnings(session: Session, vm: str, findings: Iterable[Finding]) -> Non
         say(session, vm, "warn", "", f"{report.message}  [{report.code}]")
         where = f"{short_path(report.where)}: " if report.where else ""
         talk(f"  {where}{report.why}")
-        if session.verbose and report.hint:
+        if (session.verbose or fixes) and report.hint:
             talk(
                 "\n".join(
                     f"  {'fix: ' if index == 0 else '     '}{line}"
@@ -101,9 +101,12 @@ def error_document(error: KvmlaunchError) -> dict[str, Any]:
 
 
 def show_failure(session: Session, error: KvmlaunchError, vm: str = "") -> None:
-    """Print what stopped us, all problems of it, as text or as one JSON document on stderr."""
+    """Print what stopped us, all problems of it, as text or as one JSON document on stderr.
+
+    `vm` stands before each line of text, where the command is for several VMs.
+    """
     if session.json:
-        talk(json.dumps({"error": {**error_document(error), "vm": vm}}))
+        talk(json.dumps({"error": {**error_document(error), "vm": error.vm or vm}}))
         return
     for report in error.problems:
         show_error(session, report, vm)
@@ -131,11 +134,6 @@ def show_table(rows: Sequence[Sequence[str]]) -> None:
     """Print rows in columns to stdout."""
     for line in table_lines(rows):
         click.echo(line)
-
-
-def plain_text(text: str) -> str:
-    """Give a guest's text without escape sequences and control characters other than line ends and tabs."""
-    return "".join(character for character in text if character in "\n\t" or (character.isprintable()))
 
 
 def duration_text(seconds: float) -> str:

@@ -3,7 +3,7 @@
 `*` in a path stands for any name of a named table.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache, lru_cache
 from types import UnionType
 from typing import Any, Final, Literal, Union, get_args, get_origin
@@ -27,6 +27,17 @@ def fields_of(table: type) -> Mapping[str, "attrs.Attribute[Any]"]:
     """Give the keys of a table by name; without the fields that no file writes."""
     fields = {field.name: field for field in attrs.fields(table)}
     return {name: field for name, field in fields.items() if table is not Definition or name not in UNWRITTEN}
+
+
+def key_paths(table: type = Definition, above: tuple[str, ...] = ()) -> Iterator[str]:
+    """Give every key path that a definition may have, with NAME for any name of a named table."""
+    for name, field in fields_of(table).items():
+        path = (*above, name)
+        yield ".".join(path)
+        for member in members(field.type):
+            inner, named = (get_args(member)[1], ("NAME",)) if is_named(member) else (member, ())
+            if is_table(inner):
+                yield from key_paths(inner, (*path, *named))
 
 
 def is_table(form: Form) -> bool:

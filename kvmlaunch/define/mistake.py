@@ -22,9 +22,14 @@ KINDS: Final = {
 
 
 class Mistake(ValueError):
-    """What is wrong with a value; `right` is the TOML value to write instead, `hint` other advice."""
+    """What is wrong with a value; `right` is the TOML value to write instead, `hint` other advice.
 
-    def __init__(self, *, code: str, message: str, why: str = "", right: str = "", hint: str = "") -> None:
+    `meant` is the key that was probably meant, where there is none of the name that was written.
+    """
+
+    def __init__(
+        self, *, code: str, message: str, why: str = "", right: str = "", hint: str = "", meant: str = ""
+    ) -> None:
         """Keep the parts of the finding."""
         super().__init__(message)
         self.code = code
@@ -32,6 +37,7 @@ class Mistake(ValueError):
         self.why = why
         self.right = right
         self.hint = hint
+        self.meant = meant
 
 
 @frozen(kw_only=True)

@@ -59,8 +59,16 @@ def finding_of(placed: Placed, position: Position) -> Finding:
         key=placed.key,
         where=f"{position.place}{line} {position.key}".rstrip(),
         why=mistake.why,
-        hint="\n".join(part for part in (line_to_write(placed), mistake.hint) if part),
+        hint="\n".join(part for part in (line_to_write(placed), advice(placed)) if part),
     )
+
+
+def advice(placed: Placed) -> str:
+    """Give what else is said of a mistake; of a `--set` whose key there is not, how it was probably meant."""
+    mistake, origin = placed.mistake, placed.origin
+    above = split_path(origin.key)[:-1] if origin.kind == "set" and mistake.meant else ()
+    tables = tuple(part for part in above if isinstance(part, str))
+    return f"--set {join_path((*tables, mistake.meant))}=…" if origin.kind == "set" and mistake.meant else mistake.hint
 
 
 def line_to_write(placed: Placed) -> str:

@@ -88,7 +88,7 @@ def unknown_key(table: type, name: str, path: Path, root: type = Definition) -> 
     """Give the mistake of a key that does not exist, with the nearest that does."""
     reserved = RESERVED_KEYS if table is Definition else RESERVED_IN_TABLES.get(table.__name__, ())
     known = tuple(fields_of(table)) + ((*LOADING_KEYS, *SHORTHANDS) if table is Definition else ())
-    hint = why = ""
+    hint = why = close = ""
     if name in reserved:
         message = f"`{join_path((name,))}` is not there yet; its name is kept for a later version"
     else:
@@ -100,7 +100,7 @@ def unknown_key(table: type, name: str, path: Path, root: type = Definition) -> 
             hint = elsewhere(name, root) or f"did you mean `{close}`?"
         else:
             hint = f"keys here: {', '.join(fields_of(table))}; notes of your own start with x-"
-    mistake = Mistake(code="def.key.unknown", message=message, why=why, hint=hint)
+    mistake = Mistake(code="def.key.unknown", message=message, why=why, hint=hint, meant=close)
     return Misplaced(path=(*path, name), mistake=mistake, on_key=True)
 
 

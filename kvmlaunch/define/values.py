@@ -145,6 +145,8 @@ def in_size_words(parse: Callable[[str], int], text: str, suffix: str) -> int:
 
 def right_size(text: str, suffix: str) -> str:
     """Give the size that was probably meant, with a unit that is known; "" when there is no telling."""
+    if text.isdecimal() and not suffix:
+        return guessed_size(int(text))
     match = NUMBER_AND_UNIT.fullmatch(text.strip())
     units = {unit.lower(): unit for unit in SIZE_UNITS} | {"": "GiB", "b": "", "mb": "MiB", "gb": "GiB"}
     unit = units.get(match[2].lower(), "") if match else ""
@@ -313,7 +315,7 @@ def render_forward(forward: Forward) -> str:
 
 def render_ready(ready: Ready) -> str:
     """Give the text of a condition."""
-    return ready.target if ready.kind == "http" else f"{ready.kind}:{ready.target}"
+    return ready.text
 
 
 def render_exact_size(size: int) -> str:

@@ -1,8 +1,23 @@
 """The byte stream of a console: pure, it never meets a terminal."""
 
+import re
+
 from attrs import define
 
 CONTROL_MASK = 0x1F
+# Control sequences, and strings up to their end, in 7 bits and in 8; then an escape with one more character.
+# One that is cut off loses its introducer and parameters.  Source: ECMA-48, 5.4 to 5.6 and 8.3.
+SEQUENCES = re.compile(
+    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]?"
+    r"|(?:\x1b[]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x9c\n]*(?:\x07|\x1b\\|\x9c)?"
+    r"|\x1b[ -/]*[0-~]?"
+)
+
+
+def plain_text(text: str) -> str:
+    """Give a guest's text without escape sequences and control characters other than line ends and tabs."""
+    rest = SEQUENCES.sub("", text)
+    return "".join(character for character in rest if character in "\n\t" or character.isprintable())
 
 
 def parse_escape(text: str) -> bytes:

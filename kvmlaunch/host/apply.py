@@ -128,7 +128,7 @@ def undo_pool(entry: Entry, change: PoolChange, root: Path = Path("/")) -> Itera
             message=f"{back} of the {count(own, 'page')} of {render_size(change.page_size)} added to the pool go back",
             where=str(pool_path(change, "nr_hugepages", root)),
             why=f"somebody changed the pool or took pages since: it has {total}, {idle} of them idle",
-            hint="grep -i huge /proc/meminfo   then set vm.nr_hugepages to what you want",
+            hint="grep -i huge /proc/meminfo   # then set vm.nr_hugepages to what you want",
         )
 
 
@@ -174,7 +174,7 @@ def mount_refused(path: PurePosixPath, error: OSError) -> PreflightFailed:
     """Give the refusal of a mount: pages that are gone since they were counted, or no hugetlbfs."""
     short = error.errno == errno.ENOMEM
     why = "somebody took pages from the pool since they were counted" if short else f"mount: {error.strerror}"
-    hint = "grep -i huge /proc/meminfo   then start it again" if short else "zgrep HUGETLBFS /proc/config.gz"
+    hint = "grep -i huge /proc/meminfo   # then start it again" if short else "zgrep HUGETLBFS /proc/config.gz"
     return PreflightFailed(
         Report(
             code="host.hugepages.short" if short else "host.hugetlbfs.missing",
@@ -222,7 +222,7 @@ def undo_mount(path: PurePosixPath, type_: str, uid: int = 0) -> Iterator[Findin
         release_mount(path, uid)
     if any(mount.type == type_ for mount in there):
         why = f"{there[-1].type} of somebody else lies on it"
-        hint = f"umount {path}   then run the command again"
+        hint = f"umount {path}   # then run the command again"
         report = Report(code="host.hugetlbfs.busy", message=f"{path} is covered", where=str(path), why=why, hint=hint)
         raise Busy(report)
     if there:
@@ -295,10 +295,10 @@ def undo_directory(change: DirectoryChange) -> Iterator[Finding]:
         if names:
             yield warning(
                 code="host.change.conflict",
-                message=f"{path} stays: {count(len(names), 'file')} of somebody else lie in it",
+                message=f"{path} stays: it holds {count(len(names), 'file')} of somebody else",
                 where=str(path),
                 why=", ".join(sorted(names)[:3]),
-                hint=f"rmdir {path}   once it is empty",
+                hint=f"rmdir {path}   # once it is empty",
             )
         with entered(path.parent, change.uid) as parent, contextlib.suppress(OSError):
             os.rmdir(path.name, dir_fd=parent)

@@ -1,6 +1,7 @@
 """Definition files: found by name, read once, and refused when somebody else could have written them."""
 
 import os
+import shlex
 import stat
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
@@ -15,10 +16,14 @@ PROFILES = Path(__file__).parent.parent / "define" / "profiles"
 
 @frozen(kw_only=True)
 class Trust:
-    """Whose files are believed: root's and those of `uids`; an ordinary user believes what he can read."""
+    """Whose files are believed: root's and those of `uids`; an ordinary user believes what he can read.
+
+    `sudo` tells whether root was asked by it, so that a command to paste needs it as well.
+    """
 
     checked: bool
     uids: frozenset[int]
+    sudo: bool = False
 
 
 def search_path(
@@ -31,8 +36,11 @@ def search_path(
     return tuple(Path(path) for path in (*asked, *fixed))
 
 
-def find_definition(name: str, places: tuple[Path, ...]) -> Path:
-    """Give the file of a VM's name; raises UnknownVm with the nearest names and the places searched."""
+def find_definition(name: str, places: tuple[Path, ...], *, otherwise: str = "") -> Path:
+    """Give the file of a VM's name; raises UnknownVm with the nearest names and the places searched.
+
+    `otherwise` is what to do where no name is near; a first definition is written unless it says something else.
+    """
     for place in places:
         path = place / f"{name}{SUFFIX}"
         if os.path.exists(path):
@@ -40,7 +48,7 @@ def find_definition(name: str, places: tuple[Path, ...]) -> Path:
     import difflib
 
     near = difflib.get_close_matches(name, sorted(names_in(places)), n=3)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"kvmlaunch init {name}"
+    hint = f"did you mean {' or '.join(near)}?" if near else otherwise or f"kvmlaunch init {name}"
     raise UnknownVm(
         Report(
             code="vm.unknown",
@@ -98,19 +106,32 @@ def read_file(path: Path, trust: Trust) -> bytes:
 
 def check_trust(path: Path, status: os.stat_result, trust: Trust) -> None:
     """Refuse a file, or a directory above it, that somebody else may write; a sticky directory is allowed."""
-    refuse_unless_trusted(path, status, trust, sticky=False)
+    refuse_unless_trusted(path, path, status, trust)
     for parent in {*path.absolute().parents, *path.resolve().parents}:
-        refuse_unless_trusted(parent, parent.stat(), trust, sticky=True)
+        refuse_unless_trusted(path, parent, parent.stat(), trust)
 
 
-def refuse_unless_trusted(path: Path, status: os.stat_result, trust: Trust, *, sticky: bool) -> None:
-    """Refuse one file or directory."""
+def trust_hint(file: Path, path: Path, trust: Trust, *, foreign: bool) -> str:
+    """Give the command after which root believes a file: of the file itself, or of a directory above it.
+
+    A directory of somebody else's stays his: root gets a copy of the definition where all directories are root's.
+    """
+    sudo = "sudo " if trust.sudo else ""
+    what, there = shlex.quote(str(path)), shlex.quote(f"/etc/kvmlaunch/vmdefs/{file.name}")
+    if not foreign:
+        return f"{sudo}chmod go-w {what}"
+    if path == file:
+        return f"{sudo}chown root: {what} && {sudo}chmod go-w {what}"
+    return f"{sudo}install -D -m 0644 {shlex.quote(str(file))} {there}   # then name that file: its paths begin there"
+
+
+def refuse_unless_trusted(file: Path, path: Path, status: os.stat_result, trust: Trust) -> None:
+    """Refuse a definition's file for what it is itself, or for a directory above it."""
     foreign = status.st_uid not in trust.uids | {0}
-    open_to_others = status.st_mode & 0o022 and not (sticky and status.st_mode & stat.S_ISVTX)
+    open_to_others = status.st_mode & 0o022 and not (path != file and status.st_mode & stat.S_ISVTX)
     if foreign or open_to_others:
         why = f"it belongs to uid {status.st_uid}, mode {status.st_mode & 0o7777:04o}"
-        copy = f"install -m 0644 {path} /etc/kvmlaunch/vmdefs/"
-        hint = copy if foreign and path.suffix == SUFFIX else "" if foreign else f"chmod go-w {path}"
+        hint = trust_hint(file, path, trust, foreign=foreign)
         raise DefinitionInvalid(
             Report(
                 code="def.untrusted",

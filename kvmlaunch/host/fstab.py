@@ -79,7 +79,7 @@ def replace(path: Path, edit: Edit, gate: Gate, deadline: float) -> bool:
             message="somebody else keeps changing fstab",
             where=str(real),
             why=f"it was changed during each of {TRIES} tries to edit it",
-            hint=f"fuser -v {real}   shows who has it open",
+            hint=f"fuser -v {real}   # shows who has it open",
         )
     )
 
@@ -220,7 +220,7 @@ def why_not(real: Path, fd: int, error: OSError) -> KvmlaunchError:
                 message="fstab is immutable or append-only",
                 where=str(real),
                 why=f"an attribute of the file forbids to replace it: errno {error.errno}",
-                hint=f"lsattr {real}   shows it, chattr -i -a {real} takes it away",
+                hint=f"lsattr {real}   # shows it, chattr -i -a {real} takes it away",
             )
         )
     return failed(str(real), error)
@@ -245,7 +245,7 @@ def refuse_broken_markers(real: Path, text: str) -> None:
             message="the markers around our lines in fstab do not fit together",
             where=str(real),
             why=str(error),
-            hint=f"grep -n '# kvmlaunch:' {real}   then remove what is left of our lines by hand",
+            hint=f"grep -n '# kvmlaunch:' {real}   # then remove what is left of our lines by hand",
         )
         raise PreflightFailed(report) from error
 
@@ -274,7 +274,7 @@ def refuse_new_problems(real: Path, before: Sequence[str], after: Sequence[str])
                 message="lines for fstab were refused by findmnt",
                 where=str(real),
                 why="\n".join(found),
-                hint=f"findmnt --verify --tab-file {real}   shows what is wrong without them",
+                hint=f"findmnt --verify --tab-file {real}   # shows what is wrong without them",
             )
         )
 

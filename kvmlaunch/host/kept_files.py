@@ -125,7 +125,7 @@ def undo_file(ledger: Ledger, entry: FileEntry, *, force: bool) -> Iterator[Find
             message=f"{entry.path} was changed by somebody else and is left alone",
             where=entry.path,
             why="it is not as it was written" if live is not None else "it was removed",
-            hint="kvmlaunch tune off --force   restores it all the same",
+            hint="kvmlaunch tune off --force   # restores it all the same",
         )
         return
     if live != entry.before:

@@ -47,7 +47,7 @@ def wait_for_lock(fd: int, path: str, deadline: float) -> None:
                         message="another command is changing the host",
                         where=path,
                         why=f"its lock was not free within {deadline:g} s",
-                        hint=f"fuser -v {path}   shows who holds it",
+                        hint=f"fuser -v {path}   # shows who holds it",
                     )
                 ) from None
             time.sleep(RETRY)

@@ -7,6 +7,7 @@ A start with no machine (`-M none -S`), all queries on its standard input, quit 
 import hashlib
 import json
 import os
+import shlex
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -134,8 +135,8 @@ def load_answers(directory: Path) -> Mapping[str, str]:
                 code="host.facts.unreadable",
                 message="the directory holds no saved answers of a QEMU",
                 where=str(directory),
-                why=str(error),
-                hint="kvmlaunch facts --save DIR",
+                why=error.strerror if isinstance(error, OSError) and error.strerror else str(error),
+                hint=f"kvmlaunch facts VM --save {shlex.quote(str(directory.parent))}   # on the host that is meant",
             )
         ) from error
 

@@ -3,6 +3,7 @@
 import grp
 import os
 import pwd
+import shlex
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 
@@ -24,7 +25,7 @@ def capture_user(name: str | None = None) -> UserFacts:
                 message=f"there is no user {name}",
                 where="security.user",
                 why="the host's user database does not know it",
-                hint=f"getent passwd {name}",
+                hint=f"useradd --system --no-create-home {shlex.quote(name)}",
             )
         ) from error
     groups = set(os.getgrouplist(name, entry.pw_gid))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 from pathlib import Path
 
 from kvmlaunch.errors import HostFailed, Report
@@ -35,8 +36,10 @@ def load_capture(directory: Path) -> Captured:
     """Give a saved capture; HostFailed when the directory holds none."""
     try:
         document = json.loads((directory / PROBES).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise no_capture(directory, str(error)) from error
+    except OSError as error:
+        raise no_capture(directory, f"{PROBES} in it: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise no_capture(directory, f"{PROBES} in it is no JSON: {error}") from error
     match document:
         case {"schema": str(schema), "probes": {**probes}} if schema == SCHEMA:
             return Captured(
@@ -60,6 +63,6 @@ def no_capture(directory: Path, why: str) -> HostFailed:
             message="the directory holds no saved facts",
             where=str(directory),
             why=why,
-            hint=f"kvmlaunch facts --save {directory}",
+            hint=f"kvmlaunch facts VM --save {shlex.quote(str(directory))}   # on the host that is meant",
         )
     )

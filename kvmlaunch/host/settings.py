@@ -164,8 +164,8 @@ def apply_counted(
     except KvmlaunchError as error:
         ledger.restore(path, earlier)
         report = error.report
-        ladder = f"{report.hint.splitlines()[0]}   (kvmlaunch tune apply --boot)"
-        first = "" if drop_caches else "kvmlaunch tune apply --drop-caches   gives the page cache's memory as well\n"
+        ladder = f"{report.hint.splitlines()[0]}   # or: kvmlaunch tune apply --boot"
+        first = "" if drop_caches else "kvmlaunch tune apply --drop-caches   # gives the page cache's memory as well\n"
         return warning(code=report.code, message=report.message, where=path, why=report.why, hint=f"{first}{ladder}")
     ledger.put(evolve(entry, after=str(after), done=True))
     return None
@@ -230,7 +230,7 @@ def conflict(entry: SettingEntry, live: str) -> Finding:
         message=f"{entry.key} was changed by somebody else and is left alone",
         where=entry.path,
         why=f"it was {entry.before}, was set to {entry.after}, and is {live}",
-        hint="kvmlaunch tune off --force   sets it back all the same",
+        hint="kvmlaunch tune off --force   # sets it back all the same",
     )
 
 

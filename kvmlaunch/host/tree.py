@@ -27,7 +27,7 @@ def unsafe(path: PurePosixPath | str, why: str) -> PreflightFailed:
             message="a directory is not safe",
             where=str(path),
             why=why,
-            hint=f"ls -ld {path}   then remove it or give it to its owner",
+            hint=f"ls -ld {path}   # then remove it or give it to its owner",
         )
     )
 

@@ -130,6 +130,23 @@ def change_word(change: Change) -> str:
             return "tap"
 
 
+def render_undone(entry: Entry) -> str:
+    """Give one line for people about a change that was taken back."""
+    match entry.change:
+        case PoolChange() as change:
+            gained = change.pages if entry.before is None or entry.after is None else entry.after - entry.before
+            where = "" if change.host_numa_node is None else f" on NUMA node {change.host_numa_node}"
+            return f"the pool of {change.page_size >> 10} KiB pages lowered by {gained}{where}"
+        case MountChange() as change:
+            return f"hugetlbfs unmounted from {change.path}"
+        case LogMountChange() as change:
+            return f"the tmpfs of the console log unmounted from {change.path}"
+        case DirectoryChange() as change:
+            return f"the directory {change.path} removed"
+        case TapChange() as change:
+            return f"the tap {change.ifname} removed"
+
+
 def render_change(change: Change) -> str:
     """Give one line for people."""
     match change:

@@ -74,6 +74,11 @@ class Ready:
     kind: Literal["http", "console", "tcp"]
     target: str
 
+    @property
+    def text(self) -> str:
+        """What is waited for, as it is written."""
+        return self.target if self.kind == "http" else f"{self.kind}:{self.target}"
+
 
 @frozen(kw_only=True)
 class Topology:

@@ -1,6 +1,7 @@
 """Why QEMU refused or died, from its exit status and its own words."""
 
 import re
+import shlex
 
 from kvmlaunch.errors import Report
 
@@ -9,13 +10,13 @@ KNOWN = (
         re.compile(r'Failed to get (?:shared )?"\w+" lock'),
         "disk.locked",
         "an image is in use by another process",
-        "fuser -v IMAGE   shows who holds it",
+        "fuser -v {image}   # shows who holds it",
     ),
     (
         re.compile(r"Could not set up host forwarding rule|Address already in use"),
         "host.port.used",
         "a forwarded port is taken",
-        "ss -lpn   shows who holds it",
+        "ss -lpn   # shows who holds it",
     ),
     (
         re.compile(r"unable to map backing store"),
@@ -30,6 +31,7 @@ KNOWN = (
         "ls -l /dev/kvm",
     ),
 )
+IMAGE = re.compile(r"using the image \[(.+)\]")
 SIGNALS = {
     7: (
         "qemu.signal.bus",
@@ -39,33 +41,41 @@ SIGNALS = {
     31: (
         "qemu.signal.sys",
         "QEMU died of SIGSYS: the seccomp filter caught a forbidden call",
-        "--set security.sandbox=false   tells whether it is the sandbox",
+        "--set security.sandbox=false   # tells whether it is the sandbox",
     ),
     6: (
         "qemu.signal.abrt",
         "QEMU aborted: a bug of QEMU's, or an option that it does not expect",
-        "kvmlaunch print-cmd NAME --pretty   shows the options; please report it",
+        "kvmlaunch print-cmd {vm} --pretty   # shows the options; please report it",
     ),
-    9: ("qemu.signal.kill", "QEMU was killed (SIGKILL)", "dmesg | grep -i oom   tells whether memory ran out"),
+    9: ("qemu.signal.kill", "QEMU was killed (SIGKILL)", "dmesg | grep -i oom   # tells whether memory ran out"),
 }
+
+
+def vm_of(argv: tuple[str, ...]) -> str:
+    """Give the name of the VM that a command line of ours starts."""
+    named = re.search(r"\bguest=([^,]+)", argv[argv.index("-name") + 1]) if "-name" in argv[:-1] else None
+    return named[1] if named else "VM"
 
 
 def report_death(status: int, text: str, argv: tuple[str, ...], log: str) -> Report:
     """Give the report of a QEMU that ended: `status` is negative for a signal, its text stands verbatim."""
-    words = text.strip()
+    words, vm = text.strip(), vm_of(argv)
     quoted = words or "QEMU said nothing"
     if status < 0:
         code, message, hint = SIGNALS.get(
-            -status, ("qemu.exit", f"QEMU was ended by signal {-status}", f"kill -l {-status}   names it")
+            -status, ("qemu.exit", f"QEMU was ended by signal {-status}", f"kill -l {-status}   # names it")
         )
-        return Report(code=code, message=message, where=log, why=quoted, hint=hint)
+        return Report(code=code, message=message, where=log, why=quoted, hint=hint.format(vm=vm))
     for pattern, code, message, hint in KNOWN:
         if pattern.search(words):
-            return Report(code=code, message=message, where=log, why=quoted, hint=hint)
+            image = IMAGE.search(words)
+            fix = hint.format(image=shlex.quote(image[1]) if image else "IMAGE")
+            return Report(code=code, message=message, where=log, why=quoted, hint=fix)
     return Report(
         code="qemu.exit",
         message=f"QEMU ended with exit status {status}",
         where=log,
         why=quoted,
-        hint=f"{argv[0]} --help   or kvmlaunch print-cmd NAME --pretty",
+        hint=f"kvmlaunch print-cmd {vm} --pretty   # or {argv[0]} --help",
     )

@@ -1,5 +1,6 @@
 """Disks and the files that QEMU reads: there, readable, nobody else's, and what they claim to be."""
 
+import shlex
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 from posixpath import normpath
@@ -27,12 +28,19 @@ def facts_of(host: HostFacts, path: PurePosixPath) -> PathFacts:
     return host.paths.get(path) or PathFacts(path=path, kind="missing")
 
 
+def create_hint(disk: PlannedDisk) -> str:
+    """Give the command that makes an image; a raw one with every block in its place, so that native aio fits it."""
+    directory, path = (shlex.quote(str(each)) for each in (disk.path.parent, disk.path))
+    how = disk.format if disk.format == "qcow2" else "raw -o preallocation=falloc"
+    return f"mkdir -p {directory} && qemu-img create -f {how} {path} 20G"
+
+
 def check_kind(disk: PlannedDisk, facts: PathFacts, host: HostFacts) -> Iterator[Finding]:
     """Check that the path is a file or block device that the VM's user reaches."""
     key, path = f"{disk.table}.path", disk.path
     if facts.kind == "missing":
         image = disk.table.startswith("disk.") and not str(path).startswith("/dev/")
-        create = f"qemu-img create -f {disk.format or 'raw'} {path} 20G" if image else ""
+        create = create_hint(disk) if image else ""
         yield error(code="disk.missing", message=f"{path} does not exist", key=key, why=facts.refusal, hint=create)
     elif facts.kind == "denied":
         yield error(
@@ -40,7 +48,7 @@ def check_kind(disk: PlannedDisk, facts: PathFacts, host: HostFacts) -> Iterator
             message=f"{path} is out of reach of {user_of(host)}",
             key=key,
             why=facts.refusal or "a directory above it may not be searched",
-            hint=f"namei -l {path}   shows which directory; setfacl -m u:{user_of(host)}:x THAT",
+            hint=f"namei -l {path}   # shows which directory; then: setfacl -m u:{user_of(host)}:x THAT",
         )
     elif facts.kind in KINDS:
         yield error(
@@ -89,7 +97,7 @@ def check_format(disk: PlannedDisk, facts: PathFacts) -> Iterator[Finding]:
                 message=f"{disk.path} has a {header} header, and its name says raw",
                 key=key,
                 why=why,
-                hint=f'format = "{header}"   or, to open it raw all the same, format = "raw"',
+                hint=f'format = "{header}"   # or, to open it raw all the same, format = "raw"',
             )
     elif disk.format not in {"raw", header}:
         yield error(
@@ -97,7 +105,7 @@ def check_format(disk: PlannedDisk, facts: PathFacts) -> Iterator[Finding]:
             message=f"{disk.path} is no {disk.format} image",
             key=key,
             why=f"its header is {header or 'of no known format'}",
-            hint=f"qemu-img info {disk.path}   says what it is; a damaged image must not be opened raw",
+            hint=f"qemu-img info {disk.path}   # says what it is; a damaged image must not be opened raw",
         )
 
 
@@ -124,7 +132,7 @@ def check_backing(disk: PlannedDisk, facts: PathFacts) -> Iterator[Finding]:
             message=f"the backing file of {disk.path.name} lies elsewhere: {elsewhere}",
             key=f"{disk.table}.path",
             why="who can write the image can make QEMU open any file",
-            hint=f"qemu-img rebase -u -b NAME -F FORMAT {disk.path}   with a name in {disk.path.parent}",
+            hint=f"qemu-img rebase -u -b NAME -F FORMAT {disk.path}   # with a name in {disk.path.parent}",
         )
     if facts.external_data:
         yield error(
@@ -134,6 +142,14 @@ def check_backing(disk: PlannedDisk, facts: PathFacts) -> Iterator[Finding]:
             why="who can write the image can make QEMU open any file",
             hint=f"qemu-img convert -O qcow2 {disk.path} NEW.qcow2",
         )
+
+
+def holder_hint(disk: PlannedDisk, others: list[Holder]) -> str:
+    """Give how to get at an image: end the VM of ours that has it, or look who else does."""
+    vm = next((holder.vm for holder in others if holder.vm), "")
+    if vm:
+        return f"kvmlaunch down {vm}   # or give this VM an image of its own"
+    return f"fuser -v {shlex.quote(str(disk.path))}   # shows who has it; or give this VM an image of its own"
 
 
 def check_holders(disk: PlannedDisk, facts: PathFacts, host: HostFacts) -> Iterator[Finding]:
@@ -149,7 +165,7 @@ def check_holders(disk: PlannedDisk, facts: PathFacts, host: HostFacts) -> Itera
             message=f"{disk.path} is in use",
             key=f"{disk.table}.path",
             why="locked by " + ", ".join(map(holder_text, others)),
-            hint="give this VM an image of its own" + (f", or end the other: {others[0].vm}" if others[0].vm else ""),
+            hint=holder_hint(disk, others),
         )
 
 

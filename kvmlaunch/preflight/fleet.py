@@ -213,7 +213,7 @@ def check_memory(member: Member, claims: Claims) -> Iterator[Finding]:
 def memory_hint(plan: Plan, most: int) -> str:
     """Give the size that would fit, or how to leave the VM out."""
     if most < SMALLEST_GUEST:
-        return f"lifecycle.autostart = false   in the definition of {plan.name}: up --all then leaves it out"
+        return f"lifecycle.autostart = false   # in the definition of {plan.name}: up --all then leaves it out"
     unit = GIB if most >= GIB else MIB
     return f"kvmlaunch up {plan.name} --set memory.size={render_size(most // unit * unit)}"
 
@@ -292,7 +292,7 @@ def port_hint(plan: Plan, wanted: PlannedListener, claims: Claims) -> str:
     free = next((port for _, port in (each for each in places if not is_taken(each, own, claims))), wanted.port)
     if wanted.guest_port is None:
         return f"kvmlaunch up {plan.name} --set {wanted.key}={wanted.address}:{free}"
-    return f'"{wanted.protocol}:{wanted.address}:{free}:{wanted.guest_port}"   in {wanted.key}'
+    return f'"{wanted.protocol}:{wanted.address}:{free}:{wanted.guest_port}"   # in {wanted.key}'
 
 
 def is_taken(place: tuple[str, int], own: set[tuple[str, int]], claims: Claims) -> bool:
@@ -315,7 +315,7 @@ def check_networks(member: Member, claims: Claims) -> Iterator[Finding]:
                 message=f"{network.mac} is the MAC address of two VMs",
                 key=f"{network.table}.mac",
                 why=f"{claims.macs[network.mac]} has it too",
-                hint=f'mac = "auto"   in [{network.table}]: computed from the VM\'s name',
+                hint=f'mac = "auto"   # in [{network.table}]: computed from the VM\'s name',
             )
         if network.ifname in claims.taps:
             device = member.host.network_devices.get(network.ifname)
@@ -325,7 +325,7 @@ def check_networks(member: Member, claims: Claims) -> Iterator[Finding]:
                 message=f"{network.ifname} is the tap of two VMs",
                 key=f"{network.table}.ifname",
                 why=f"{claims.taps[network.ifname]} uses it too",
-                hint=f'bridge = "{bridge}"   in [{network.table}] in place of ifname: a tap of its own',
+                hint=f'bridge = "{bridge}"   # in [{network.table}] in place of ifname: a tap of its own',
             )
 
 
@@ -371,9 +371,9 @@ def check_disks(member: Member, claims: Claims) -> Iterator[Finding]:
 def disk_hint(use: Use, disk: PlannedDisk) -> str:
     """Give how a VM gets an image of its own."""
     if disk.path.is_relative_to("/dev"):
-        return f"readonly = true   in [{disk.table}] of both VMs"
+        return f"readonly = true   # in [{disk.table}] of both VMs"
     own = disk.path.with_name(f"{use.vm}-{disk.table.partition('.')[2]}{disk.path.suffix}")
-    return f'cp --sparse=always {disk.path} {own}   then path = "{own}" in [{disk.table}]'
+    return f'cp --sparse=always {disk.path} {own}   # then path = "{own}" in [{disk.table}]'
 
 
 def claim_disks(member: Member, claims: Claims) -> None:

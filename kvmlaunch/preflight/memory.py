@@ -125,7 +125,7 @@ def check_stacked(plan: Plan, host: HostFacts, places: Places) -> Iterator[Findi
             key="memory.hugepages",
             where=str(places.hugepages),
             why="the lower ones keep their pages, and nobody sees them",
-            hint=f"umount {places.hugepages}   (until one is left)",
+            hint=f"umount {places.hugepages}   # until one is left",
         )
 
 
@@ -140,7 +140,7 @@ def check_lock(plan: Plan, host: HostFacts) -> Iterator[Finding]:
             message="the memory may not be locked",
             key="memory.lock",
             why=f"RLIMIT_MEMLOCK of {user} is {render_size(hard)}, {render_size(need)} are needed",
-            hint=f"{host.user.name or host.user.uid} - memlock {need >> 10}   in /etc/security/limits.conf",
+            hint=f"{host.user.name or host.user.uid} - memlock {need >> 10}   # in /etc/security/limits.conf",
         )
 
 

@@ -30,7 +30,7 @@ def check_ports(plan: Plan, host: HostFacts) -> Iterator[Finding]:
                     message=f"{wanted.protocol} port {wanted.port} of {wanted.address} is taken",
                     key=wanted.key,
                     why=f"{who} listens on {there.address or 'every address'}",
-                    hint=f"ss -lpn 'sport = :{wanted.port}'   shows who; choose another host port",
+                    hint=f"ss -lpn 'sport = :{wanted.port}'   # shows who; or choose another host port",
                 )
                 break
 

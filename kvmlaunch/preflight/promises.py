@@ -29,7 +29,7 @@ def broken(what: str, planned: object, seen: object, key: str) -> Finding:
         message=f"{what} is not as planned",
         key=key,
         why=f"planned: {planned}; the live QEMU has: {seen}",
-        hint="kvmlaunch explain NAME shows the plan; please report it when no raw.args interferes",
+        hint="kvmlaunch explain NAME   # shows the plan; please report it when no raw.args interferes",
     )
 
 

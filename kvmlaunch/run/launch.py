@@ -15,7 +15,7 @@ from kvmlaunch.run.spawn import Owner, spawn
 
 LOOK_AGAIN = 0.002  # seconds between looks for the socket: QEMU needs about 100 ms
 MOST_WORDS = 1 << 20
-LONGER = "--timeout 2m   gives it longer"
+LONGER = "--timeout 2m   # gives it longer"
 
 
 @define(kw_only=True)

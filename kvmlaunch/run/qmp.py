@@ -4,6 +4,7 @@ A QMP socket serves one client; the next one connects and hangs, and so does a s
 exchange has a deadline, and none lasts.  What is said stands in `facts/qmp.py`.
 """
 
+import json
 import os
 import select
 import socket
@@ -51,7 +52,7 @@ def open_socket(target: Target, seconds: float) -> socket.socket:
                     message="another process holds the monitor's socket",
                     where=str(target.path),
                     why=f"pid {peer} listens there, the VM is pid {target.pid}",
-                    hint="kvmlaunch down NAME --force   ends the VM without the monitor",
+                    hint=f"kvmlaunch down {target.path.parent.name} --force   # ends the VM without the monitor",
                 )
             )
     except (TimeoutError, BlockingIOError) as error:  # a full backlog: nobody has accepted for a while
@@ -81,7 +82,7 @@ def late(target: Target, seconds: float) -> TimedOut:
             message="QEMU does not answer on its monitor",
             where=str(target.path),
             why=f"no answer within {seconds:g} s: it is stopped, or another client is connected",
-            hint="kvmlaunch down NAME --force   works without the monitor",
+            hint=f"kvmlaunch down {target.path.parent.name} --force   # works without the monitor",
         )
     )
 
@@ -111,8 +112,14 @@ class Link:
         except BlockingIOError:
             return
         except QueryRefused as error:
-            why = f"{self.conversation.current}"
-            report = Report(code="qmp.error", message=f"QEMU refused: {error}", where=str(self.target.path), why=why)
+            command, arguments = self.conversation.current
+            report = Report(
+                code="qmp.error",
+                message=f"QEMU refused: {error}",
+                where=str(self.target.path),
+                why=f"it was sent {command}{f' {json.dumps(dict(arguments))}' if arguments else ''}",
+                hint=f"kvmlaunch monitor {self.target.path.parent.name} query-commands   # lists what it takes",
+            )
             self.outcome = HostFailed(report)
         except (NoQmp, OSError) as error:
             self.outcome = refused(self.target, str(error))

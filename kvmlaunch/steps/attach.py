@@ -45,9 +45,10 @@ class Output:
             self.kept = self.kept[os.write(fd, self.kept[:CHUNK]) :]
 
 
-def connect_console(caller: Caller, name: str) -> tuple[Seen, socket.socket]:
-    """Connect to a VM's serial port; raises NotRunning, Busy `vm.console.busy` naming the holder."""
-    seen = live(caller, name)
+def connect_console(caller: Caller, word: str) -> tuple[Seen, socket.socket]:
+    """Connect to a VM's serial port; raises NotRunning, UnknownVm, Busy `vm.console.busy` naming the holder."""
+    seen = live(caller, word)
+    name = seen.name
     path = seen.places.run / CONSOLE
     if not os.path.exists(path):
         raise NotRunning(
@@ -67,7 +68,7 @@ def connect_console(caller: Caller, name: str) -> tuple[Seen, socket.socket]:
                 message=f"the console of {name} is in use",
                 where=str(path),
                 why=holder,
-                hint=f"kvmlaunch logs {name} -f   shows it all the same",
+                hint=f"kvmlaunch logs {name} -f   # shows it all the same",
             )
         )
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

@@ -2,6 +2,7 @@
 
 import os
 import pwd
+import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 
@@ -10,7 +11,7 @@ from attrs import field
 from kvmlaunch.errors import Report, UnknownVm
 from kvmlaunch.host.definitions import Trust, search_path
 from kvmlaunch.host.places import cache_directory, places_for, prepared_places
-from kvmlaunch.host.rights import capture_user
+from kvmlaunch.host.rights import capture_user, user_name
 from kvmlaunch.model.plan import Places
 from kvmlaunch.model.value import frozen
 
@@ -23,6 +24,7 @@ class Caller:
 
     `uid` is the effective one; `for_user` the user that root prepares for, None otherwise.  `file` is `-f`,
     `directories` are `--defs`, `overrides` the KEY=VALUE of `--set`, `facts` a saved capture to build for.
+    `command` is what was asked, for hints that ask it again.
     """
 
     uid: int
@@ -35,6 +37,7 @@ class Caller:
     overrides: tuple[str, ...] = ()
     facts: Path | None = None
     for_user: str | None = None
+    command: str = "kvmlaunch up"
     standard_input: bytes = field(default=b"", repr=False)
 
     @property
@@ -47,7 +50,18 @@ class Caller:
         """Whose definition files are believed."""
         sudo = self.environment.get("SUDO_UID", "")
         uids = {self.owner_uid, *([int(sudo)] if sudo.isdecimal() else [])}
-        return Trust(checked=self.uid == 0, uids=frozenset(uids))
+        return Trust(checked=self.uid == 0, uids=frozenset(uids), sudo=bool(sudo))
+
+    @property
+    def settings(self) -> str:
+        """The `--set` options as they are pasted behind a command, each with a space before it."""
+        return "".join(f" --set {shlex.quote(each)}" for each in self.overrides)
+
+    def preflight(self, vm: str, deed: str) -> str:
+        """Give the command by which root prepares the host for a VM of the caller's, or takes that back."""
+        if self.uid == 0:
+            return f"kvmlaunch preflight {vm} {deed}{f' --user {self.for_user}' if self.for_user else ''}"
+        return f"sudo kvmlaunch preflight {vm} {deed} --user {user_name(self.uid)}"
 
     @property
     def search(self) -> tuple[Path, ...]:
@@ -63,7 +77,7 @@ class Caller:
         """Give the directories of a VM; raises UnknownVm for a name that would lead elsewhere."""
         if vm in {"", ".", ".."} or "/" in vm or "\0" in vm:
             raise UnknownVm(
-                Report(code="vm.unknown", message=f"{vm!r} is no name of a VM", hint="kvmlaunch ls   lists the VMs")
+                Report(code="vm.unknown", message=f"{vm!r} is no name of a VM", hint="kvmlaunch ls   # lists the VMs")
             )
         if self.for_user:
             return prepared_places(self.owner_uid, vm, str(self.home))
@@ -77,6 +91,7 @@ def current_caller(
     overrides: tuple[str, ...] = (),
     facts: Path | None = None,
     for_user: str | None = None,
+    command: str = "kvmlaunch up",
     standard_input: bytes = b"",
 ) -> Caller:
     """Give the caller of this process: the one place where environment, ids and directory are read."""
@@ -95,6 +110,7 @@ def current_caller(
         overrides=overrides,
         facts=facts,
         for_user=for_user,
+        command=command,
         standard_input=standard_input,
     )
 

@@ -1,11 +1,12 @@
 """`print-cmd`, `explain`, `diff`: a definition compiled, nothing changed."""
 
-from kvmlaunch.builder.render import Row, diff_argv, explain_rows, render_argv, select_rows
+from kvmlaunch.builder.render import Row, diff_argv, explain_rows, render_argv
 from kvmlaunch.errors import NotRunning, Report
 from kvmlaunch.model.finding import errors_of
 from kvmlaunch.run.process import read_cmdline
 from kvmlaunch.steps.caller import Caller
 from kvmlaunch.steps.load import Subject, load_subject, place_findings
+from kvmlaunch.steps.names import refuse_unknown
 from kvmlaunch.steps.observe import Seen, observe
 from kvmlaunch.steps.resolve import Resolved, refuse_errors, resolve
 
@@ -28,16 +29,17 @@ def compile_vm(caller: Caller, word: str, *, boot_from: str = "") -> Resolved:
     return resolved
 
 
-def explain(caller: Caller, word: str, keys: tuple[str, ...]) -> tuple[Resolved, tuple[Row, ...]]:
-    """Give every decision about a VM, or those at and beneath the keys; one with errors is explained too."""
+def explain(caller: Caller, word: str) -> tuple[Resolved, tuple[Row, ...]]:
+    """Give every decision about a VM; one with errors is explained too."""
     subject = load_subject(caller, word)
     seen = seen_of(caller, subject)
     resolved = resolve(caller, subject, everything=False, running=seen.pid if seen else None)
-    return resolved, select_rows(explain_rows(resolved.plan, resolved.places), keys)
+    return resolved, explain_rows(resolved.plan, resolved.places)
 
 
 def diff_running(caller: Caller, word: str) -> tuple[str, ...]:
     """Give the options in which a running VM differs from what its definition would start now."""
+    refuse_unknown(caller, word)
     resolved = compile_vm(caller, word)
     seen = observe(caller, resolved.name)
     if seen.pid is None:

@@ -10,6 +10,7 @@ from kvmlaunch.model.lifecycle import Answer, Verb, VmState, plan_transition
 from kvmlaunch.model.value import frozen
 from kvmlaunch.run.qmp import Target, ask
 from kvmlaunch.steps.caller import Caller
+from kvmlaunch.steps.names import name_of, refuse_unknown
 from kvmlaunch.steps.observe import LEFT, Seen, monitor_path, observe
 
 Deed = Literal["asked", "let run", "told to quit", "in vain", "no answer"]
@@ -27,8 +28,9 @@ class Press:
     deed: Deed
 
 
-def live(caller: Caller, name: str) -> Seen:
-    """Give a VM that runs; raises NotRunning `vm.stopped`, Busy `vm.state` while it starts."""
+def live(caller: Caller, word: str) -> Seen:
+    """Give a VM that runs; raises NotRunning `vm.stopped`, UnknownVm, Busy `vm.state` while it starts."""
+    name = name_of(word)
     seen = observe(caller, name)
     if seen.state is VmState.STARTING:
         raise Busy(
@@ -41,6 +43,7 @@ def live(caller: Caller, name: str) -> Seen:
             )
         )
     if not seen.lives:
+        refuse_unknown(caller, word)
         raise NotRunning(
             Report(
                 code="vm.stopped",
@@ -77,9 +80,9 @@ def press_power_button(target: Target) -> Press:
     return Press(run_state=run_state, deed="in vain" if stands else "asked")
 
 
-def control(caller: Caller, name: str, verb: Verb) -> bool:
-    """Pause, resume or reset a VM; tells whether anything changed.  Raises NotRunning, Busy, TimedOut."""
-    seen = live(caller, name)
+def control(caller: Caller, word: str, verb: Verb) -> bool:
+    """Pause, resume or reset a VM; tells whether anything changed.  Raises NotRunning, UnknownVm, Busy, TimedOut."""
+    seen = live(caller, word)
     status = query(seen, ("query-status", {}))[0]
     paused = isinstance(status, dict) and not status.get("running")
     state = VmState.PAUSED if paused else VmState.RUNNING
@@ -89,11 +92,11 @@ def control(caller: Caller, name: str, verb: Verb) -> bool:
     return True
 
 
-def send_command(caller: Caller, name: str, command: str, arguments: Mapping[str, object]) -> object:
+def send_command(caller: Caller, word: str, command: str, arguments: Mapping[str, object]) -> object:
     """Send one QMP command to a VM and give its answer; one that runs a program is refused (`def.raw.option`)."""
     if str(arguments.get("uri", "")).startswith("exec:"):
         why = "exec: runs a shell, and the sandbox answers that by ending QEMU"
         raise DefinitionInvalid(
-            Report(code="def.raw.option", message=f"{command} exec: is not sent", where=name, why=why)
+            Report(code="def.raw.option", message=f"{command} exec: is not sent", where=name_of(word), why=why)
         )
-    return query(live(caller, name), (command, arguments), seconds=30.0)[0]
+    return query(live(caller, word), (command, arguments), seconds=30.0)[0]

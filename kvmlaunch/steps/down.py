@@ -1,14 +1,12 @@
 """`down`: ask the guest to power down, wait, and only with force end QEMU; then give everything back."""
 
 import contextlib
-import os
 import time
 from signal import SIGKILL, SIGTERM
 from typing import TYPE_CHECKING
 
 from kvmlaunch.errors import Busy, KvmlaunchError, Report, TimedOut
 from kvmlaunch.host import journal as journals
-from kvmlaunch.host.definitions import find_definition
 from kvmlaunch.host.rundir import mark_stopping, unmark_stopping
 from kvmlaunch.model.lifecycle import Answer, Verb, VmState, plan_transition
 from kvmlaunch.model.plan import Places
@@ -16,6 +14,7 @@ from kvmlaunch.model.value import frozen
 from kvmlaunch.run.process import Process, carries_uuid, held, is_of_record, read_cmdline
 from kvmlaunch.steps.caller import Caller, Tell
 from kvmlaunch.steps.heal import clean_up
+from kvmlaunch.steps.names import name_of, refuse_unknown
 from kvmlaunch.steps.observe import Seen, monitor_path, observe, owner_of
 
 if TYPE_CHECKING:
@@ -71,7 +70,7 @@ def end_by_force(process: Process, tell: Tell) -> str:
             message="QEMU does not end",
             where=f"pid {process.pid}",
             why=f"it survived SIGKILL for {TERM_SECONDS:g} s: it waits in the kernel",
-            hint="dmesg | tail   may tell for which device",
+            hint="dmesg | tail   # may tell for which device",
         )
     )
 
@@ -106,7 +105,7 @@ def end_process(seen: Seen, process: Process, timeout: float, tell: Tell, *, for
             message=f"{seen.name} did not power down",
             where=f"pid {process.pid}",
             why=why_up(met, timeout),
-            hint=f"kvmlaunch down {seen.name} --force   ends it: TERM, then KILL; what it has not flushed is lost",
+            hint=f"kvmlaunch down {seen.name} --force   # ends it: TERM, then KILL; what it has not flushed is lost",
         )
     )
 
@@ -152,13 +151,13 @@ def clean_up_after(caller: Caller, name: str, places: Places, tell: Tell) -> boo
 
 
 def down(
-    caller: Caller, name: str, tell: Tell, *, timeout: float | None = None, force: bool = False, dry_run: bool = False
+    caller: Caller, word: str, tell: Tell, *, timeout: float | None = None, force: bool = False, dry_run: bool = False
 ) -> Ended:
     """End a VM and give back what its start took; stopped already is fine.
 
-    `timeout` is in seconds, None for the definition's.  Raises TimedOut, Busy, NotRunning.
+    `timeout` is in seconds, None for the definition's.  Raises TimedOut, Busy, UnknownVm.
     """
-    begun = time.monotonic()
+    begun, name = time.monotonic(), name_of(word)
     places = caller.places(name)
     seen = observe(caller, name)
     answer = plan_transition(seen.state, Verb.DOWN)
@@ -171,13 +170,13 @@ def down(
                 message=f"{name} is {seen.state.value}",
                 where=str(places.run),
                 why="another command starts it",
-                hint=f"kvmlaunch down {name}   once that has ended",
+                hint=f"kvmlaunch down {name}   # once that has ended",
             )
         )
+    if answer is Answer.ALREADY:
+        refuse_unknown(caller, word)
     if dry_run:
         return Ended(name=name, already=answer is Answer.ALREADY)
-    if answer is Answer.ALREADY and not seen.leftovers and not os.path.isdir(places.logs):
-        find_definition(name, caller.search)  # raises UnknownVm: neither defined here nor ever started
     forced = end_seen(seen, timeout, tell, force=force)
     leftovers = seen.leftovers or (caller.uid == 0 and journals.read_journal(0, name) is not None)
     prepared = clean_up_after(caller, name, places, tell) if leftovers else False

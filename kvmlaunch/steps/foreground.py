@@ -35,6 +35,18 @@ def notify(environment: dict[str, str] | os._Environ[str], message: str) -> None
         channel.send(message.encode())
 
 
+def once(tell: Tell) -> Tell:
+    """Give what tells a step when it says something new: the button is pressed again and again."""
+    said: set[tuple[str, str]] = set()
+
+    def tell_once(word: str, text: str) -> None:
+        if (word, text) not in said:
+            tell(word, text)
+        said.add((word, text))
+
+    return tell_once
+
+
 def press_power_button(resolved: Resolved, vm: "RunningVm", tell: Tell) -> None:
     """Ask the guest to power down; a monitor that does not answer is said."""
     from kvmlaunch.run.qmp import Target  # noqa: PLC0415 - imported by the start already
@@ -57,6 +69,7 @@ def watch(resolved: Resolved, vm: "RunningVm", wakeup: int, tell: Tell) -> bool:
     poller.register(wakeup, select.POLLIN)
     limit = float(resolved.subject.definition.lifecycle.stop_timeout)
     end: float | None = None
+    tell = once(tell)
     while True:
         ready = dict(poller.poll(None if end is None else PRESS_AGAIN))
         if vm.process.fd in ready:

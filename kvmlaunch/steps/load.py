@@ -1,5 +1,6 @@
 """A name or a file becomes a definition, with every text that took part."""
 
+import shlex
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -15,6 +16,7 @@ from kvmlaunch.model.definition import SHORTHANDS, Definition
 from kvmlaunch.model.finding import Finding, errors_of
 from kvmlaunch.model.value import frozen
 from kvmlaunch.steps.caller import Caller
+from kvmlaunch.steps.names import is_file
 
 STANDARD_INPUT = "-"
 STANDARD_INPUT_NAME = "stdin"
@@ -23,10 +25,14 @@ MOST_FILES = 64
 
 @frozen(kw_only=True)
 class Subject:
-    """A definition with the texts that it was made of, by absolute path, and its warnings."""
+    """A definition with the texts that it was made of, by absolute path, and its warnings.
+
+    `settings` are the `--set` options that it was made with, as they are pasted behind a command.
+    """
 
     definition: Definition
     texts: Mapping[str, str]
+    settings: str = ""
     findings: tuple[Finding, ...] = ()
 
 
@@ -36,18 +42,13 @@ def profiles() -> Mapping[str, str]:
     return load_profiles()
 
 
-def is_file(word: str) -> bool:
-    """Is an argument a file and not a VM's name."""
-    return "/" in word or word.endswith(SUFFIX)
-
-
 def first_source(caller: Caller, word: str) -> tuple[str, Source]:
     """Give the name of a VM and its own text; `word` is a name, a file, or `-`."""
     if word == STANDARD_INPUT:
         return STANDARD_INPUT_NAME, Source(path=caller.here / STANDARD_INPUT_NAME, text=caller.standard_input)
     if caller.file and not is_file(word) and Path(caller.file).stem != word:
         why = f"the name of a VM is its file's, so this file defines {Path(caller.file).stem}"
-        hint = f"kvmlaunch -f {caller.file} up {Path(caller.file).stem}"
+        hint = f"{caller.command} -f {shlex.quote(caller.file)} {Path(caller.file).stem}"
         raise UnknownVm(Report(code="vm.unknown", message=f"{caller.file} does not define {word}", why=why, hint=hint))
     if caller.file or is_file(word):
         path = Path(caller.here / (caller.file or word))
@@ -81,18 +82,18 @@ def load(caller: Caller, word: str) -> tuple[str, Loaded, tuple[Source, ...]]:
 def load_subject(caller: Caller, word: str) -> Subject:
     """Load a VM; raises DefinitionInvalid with every mistake."""
     name, loaded, sources = load(caller, word)
-    subject = subject_of(loaded, sources)
+    subject = subject_of(loaded, sources, caller.settings)
     if subject is None:
         raise invalid(name, errors_of(loaded.findings))
     return subject
 
 
-def subject_of(loaded: Loaded, sources: tuple[Source, ...]) -> Subject | None:
+def subject_of(loaded: Loaded, sources: tuple[Source, ...], settings: str) -> Subject | None:
     """Give a loaded VM with its texts, None where it has mistakes."""
     if loaded.definition is None or errors_of(loaded.findings):
         return None
     texts = {str(source.path): text_of(source) for source in sources}
-    return Subject(definition=loaded.definition, texts=texts, findings=loaded.findings)
+    return Subject(definition=loaded.definition, texts=texts, settings=settings, findings=loaded.findings)
 
 
 def invalid(name: str, errors: tuple[Finding, ...]) -> DefinitionInvalid:
@@ -132,5 +133,13 @@ def place_finding(subject: Subject, finding: Finding) -> Finding:
 
 
 def place_findings(subject: Subject, findings: tuple[Finding, ...]) -> tuple[Finding, ...]:
-    """Give findings with their places."""
-    return tuple(place_finding(subject, finding) for finding in findings)
+    """Give findings with their places, and root's command in them with the options that they were found with."""
+    return tuple(with_settings(subject, place_finding(subject, finding)) for finding in findings)
+
+
+def with_settings(subject: Subject, finding: Finding) -> Finding:
+    """Give a finding whose command for root, where it has one, is for the VM as it was asked for."""
+    report = finding.report
+    if not subject.settings or " --apply" not in report.hint:
+        return finding
+    return evolve(finding, report=evolve(report, hint=report.hint.replace(" --apply", f" --apply{subject.settings}")))

@@ -1,5 +1,6 @@
 """Several VMs at once, each in a process of its own: one failure does not stop the others."""
 
+import contextlib
 import os
 import signal
 import sys
@@ -32,8 +33,7 @@ def run_each(names: Sequence[str], action: Action, *, at_once: int) -> dict[str,
     try:
         while waiting or running:
             while waiting and len(running) < at_once:
-                pid, child = start_child(waiting.pop(0), action)
-                running[pid] = child
+                start_child(waiting.pop(0), action, running)
             pid, status = os.waitpid(-1, 0)
             if pid in running:
                 ended = running.pop(pid)
@@ -44,16 +44,23 @@ def run_each(names: Sequence[str], action: Action, *, at_once: int) -> dict[str,
     return {name: done[name] for name in names}
 
 
-def start_child(name: str, action: Action) -> tuple[int, Child]:
-    """Fork a child that runs the action and ends with its exit code; gives its pid."""
+def start_child(name: str, action: Action, running: dict[int, Child]) -> None:
+    """Fork a child that runs the action and ends with its exit code; it is added to those that run.
+
+    Signals wait meanwhile: one between fork and note would lose the child, or let it end its siblings.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
     child = Child(name=name, answer=os.memfd_create("kvmlaunch-answer"))
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     pid = os.fork()
     if pid:
-        return pid, child
+        running[pid] = child
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        return
     code = 1
     try:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         code, answer = action(name)
         with open(child.answer, "w", encoding="utf-8") as file:
             file.write(answer)
@@ -80,11 +87,13 @@ def read_answer(child: Child) -> str:
 
 
 def end_children(pids: Iterable[int]) -> None:
-    """Interrupt children that are not yet reaped, and wait for them."""
+    """Interrupt children, and wait for them; one that was reaped when the interruption came is gone."""
     for pid in pids:
-        os.kill(pid, signal.SIGTERM)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
     for pid in pids:
-        os.waitpid(pid, 0)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, 0)
 
 
 def common_code(codes: Iterable[int]) -> int:

@@ -12,7 +12,7 @@ from kvmlaunch.host.lock import host_lock
 from kvmlaunch.host.logs import rotate_console
 from kvmlaunch.host.rights import rights_of
 from kvmlaunch.host.rundir import claimed, mark_prepared, remove_claimed, remove_contents, unmark_prepared
-from kvmlaunch.model.change import Change, DirectoryChange, Journal, render_change
+from kvmlaunch.model.change import Change, DirectoryChange, Journal, render_change, render_undone
 from kvmlaunch.model.finding import Finding, warning
 from kvmlaunch.model.host import UserFacts
 from kvmlaunch.model.plan import Places
@@ -20,6 +20,7 @@ from kvmlaunch.model.value import frozen
 from kvmlaunch.steps.caller import Caller, Tell
 from kvmlaunch.steps.heal import heal_host
 from kvmlaunch.steps.load import load_subject
+from kvmlaunch.steps.names import name_of, refuse_unknown
 from kvmlaunch.steps.observe import observe, owner_of
 from kvmlaunch.steps.resolve import Resolved, refuse_errors, resolve
 from kvmlaunch.steps.up import all_changes, journal_head
@@ -93,8 +94,8 @@ def check_resolved(caller: Caller, resolved: Resolved) -> Checked:
     )
 
 
-def needs_root(name: str, changes: tuple[Change, ...]) -> PrivilegeMissing:
-    """Give the refusal to change the host without root, with the changes in words."""
+def needs_root(name: str, changes: tuple[Change, ...], hint: str) -> PrivilegeMissing:
+    """Give the refusal to change the host without root, with the changes in words and root's command."""
     why = "\n".join(render_change(change) for change in changes) or "the host is changed by root alone"
     return PrivilegeMissing(
         Report(
@@ -102,7 +103,7 @@ def needs_root(name: str, changes: tuple[Change, ...]) -> PrivilegeMissing:
             message="only root prepares the host",
             where=name,
             why=why,
-            hint=f"sudo kvmlaunch preflight {name} --apply --user {os.environ.get('USER', '$USER')}",
+            hint=hint,
         )
     )
 
@@ -115,7 +116,8 @@ def prepare(caller: Caller, word: str, tell: Tell) -> Checked:
     """
     resolved = examine(caller, word)
     if caller.uid != 0:
-        raise needs_root(resolved.name, all_changes(resolved))
+        hint = caller.preflight(resolved.name, f"--apply{caller.settings}")
+        raise needs_root(resolved.name, all_changes(resolved), hint)
     refuse_errors(resolved.name, resolved.findings())
     with host_lock():
         heal_host(tell)
@@ -137,13 +139,15 @@ def adopted(journal: Journal) -> Journal:
     return evolve(journal, entries=tuple(evolve(entry, owner="prepared") for entry in journal.entries))
 
 
-def undo(caller: Caller, name: str, tell: Tell) -> tuple[bool, tuple[Finding, ...]]:
+def undo(caller: Caller, word: str, tell: Tell) -> tuple[bool, tuple[Finding, ...]]:
     """Take back what was prepared for a VM; tells whether there was anything, and what others had changed since.
 
-    Raises Busy while a QEMU uses it.
+    Raises Busy while a QEMU uses it, UnknownVm.
     """
+    name = name_of(word)
+    refuse_unknown(caller, word)
     if caller.uid != 0:
-        raise needs_root(name, ())
+        raise needs_root(name, (), caller.preflight(name, "--undo"))
     with host_lock():
         refuse_while_used(caller, name)
         journal: Journal | None = journals.read_journal(caller.owner_uid, name)
@@ -152,7 +156,7 @@ def undo(caller: Caller, name: str, tell: Tell) -> tuple[bool, tuple[Finding, ..
         keep_console(caller.places(name), journal.uid)
         found = undo_entries(journal, journal.entries)
         for entry in reversed(journal.entries):
-            tell("undone", render_change(entry.change))
+            tell("undone", render_undone(entry))
         remove_unmarked(caller.places(name).run)
     return True, found
 
@@ -186,6 +190,6 @@ def refuse_while_used(caller: Caller, name: str) -> None:
                 message=f"{name} uses what was prepared",
                 where=str(seen.places.hugepages),
                 why=f"pid {seen.pid}: {seen.state.value}",
-                hint=f"kvmlaunch down {name}   by whom it belongs to",
+                hint=f"kvmlaunch down {name}   # by whom it belongs to",
             )
         )

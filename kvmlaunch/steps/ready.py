@@ -75,7 +75,7 @@ def wait_until_ready(ready: Ready | None, name: str, pid: int, run: PurePosixPat
                         code="qemu.exit",
                         message=f"{name} ended before it was ready",
                         where=f"pid {pid}",
-                        why=f"it was waited for {ready.kind}:{ready.target}",
+                        why=f"it was waited for {ready.text}",
                         hint=f"kvmlaunch logs {name}",
                     )
                 )
@@ -85,7 +85,7 @@ def wait_until_ready(ready: Ready | None, name: str, pid: int, run: PurePosixPat
                         code="vm.start.timeout",
                         message=f"{name} runs, but was not ready in time",
                         where=f"pid {pid}",
-                        why=f"{ready.kind}:{ready.target} did not answer within {seconds:g} s; the VM was left running",
-                        hint=f"kvmlaunch logs {name}   or a longer --timeout",
+                        why=f"{ready.text} did not answer within {seconds:g} s; the VM was left running",
+                        hint=f"kvmlaunch logs {name}   # or a longer --timeout",
                     )
                 )

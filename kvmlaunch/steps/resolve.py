@@ -10,7 +10,7 @@ from attrs import evolve
 
 from kvmlaunch.builder.security import SYSTEM_USER, missing_rights
 from kvmlaunch.builder.vm import build_vm, needs_io_uring, wanted_paths
-from kvmlaunch.errors import HostFailed, PreflightFailed, PrivilegeMissing, Report
+from kvmlaunch.errors import DefinitionInvalid, HostFailed, PreflightFailed, PrivilegeMissing, Refused, Report
 from kvmlaunch.facts.qemu import parse_answers
 from kvmlaunch.facts.sources import Wanted, parse_captured
 from kvmlaunch.host.capture import capture_host, try_io_uring
@@ -92,7 +92,7 @@ def find_binary(definition: Definition, caller: Caller) -> Path:
             message="QEMU is not installed",
             where="qemu.binary",
             why=f"neither {' nor '.join(BINARIES)} is on PATH",
-            hint="apt install qemu-system-x86   (dnf install qemu-kvm)",
+            hint="apt install qemu-system-x86   # or: dnf install qemu-kvm",
         )
     )
 
@@ -228,8 +228,16 @@ def facts_places(facts: HostFacts, definition: Definition) -> Places:
     )
 
 
+def refusal_of(reports: Iterable[Report]) -> type[Refused]:
+    """Give what some errors come to: a privilege is all that lacks, the definition alone is wrong, or the host too."""
+    codes = {report.code for report in reports}
+    if codes == {NEVER}:
+        return PrivilegeMissing
+    return DefinitionInvalid if all(code.startswith("def.") for code in codes) else PreflightFailed
+
+
 def refuse_errors(name: str, findings: tuple[Finding, ...]) -> None:
-    """Raise PrivilegeMissing when a privilege is all that lacks, PreflightFailed for any other error."""
+    """Raise what errors come to: PrivilegeMissing, DefinitionInvalid or PreflightFailed; nothing without errors."""
     errors = tuple(finding.report for finding in errors_of(findings))
     if not errors:
         return
@@ -238,6 +246,4 @@ def refuse_errors(name: str, findings: tuple[Finding, ...]) -> None:
         if len(errors) == 1
         else evolve(errors[0], message=f"{name} cannot run here: {len(errors)} problems", where="", why="", hint="")
     )
-    if all(report.code == NEVER for report in errors):
-        raise PrivilegeMissing(summary, errors)
-    raise PreflightFailed(summary, errors)
+    raise refusal_of(errors)(summary, errors)

@@ -313,7 +313,7 @@ def inactive_findings(files: Sequence[KeptFile]) -> tuple[Finding, ...]:
             message=f"{kept.path} is written, and not active at boot",
             where=kept.path,
             why=kept.inactive,
-            hint=f"{kept.command}   at boot, by whatever starts this host" if kept.command else "",
+            hint=f"{kept.command}   # at boot, by whatever starts this host" if kept.command else "",
         )
         for kept in files
         if kept.inactive

@@ -46,7 +46,7 @@ from kvmlaunch.preflight.checks import CHECK_COUNT
 from kvmlaunch.run.process import read_boot_id
 from kvmlaunch.steps.caller import Caller, Tell
 from kvmlaunch.steps.heal import clean_up, give_back_under_lock, heal_host
-from kvmlaunch.steps.load import Subject, load_subject
+from kvmlaunch.steps.load import Subject, load, load_subject
 from kvmlaunch.steps.observe import LEFT, Seen, age, monitor_path, observe
 from kvmlaunch.steps.record import record_of
 from kvmlaunch.steps.resolve import Resolved, refuse_errors, resolve
@@ -125,7 +125,7 @@ def journal_head(resolved: Resolved) -> Journal:
     )
 
 
-def check_running(seen: Seen, subject: Subject, resolved_digest: str) -> tuple[Finding, ...]:
+def check_running(caller: Caller, seen: Seen, subject: Subject) -> tuple[Finding, ...]:
     """Check a VM that runs already against the definition: another file is refused (`vm.other`), older text said."""
     from kvmlaunch.model.finding import warning  # noqa: PLC0415 - beside its only use
 
@@ -139,20 +139,19 @@ def check_running(seen: Seen, subject: Subject, resolved_digest: str) -> tuple[F
                 message=f"{seen.name} runs from another file",
                 where=str(definition.file),
                 why=f"pid {seen.pid} was started from {record.definition}",
-                hint=f"kvmlaunch down {seen.name}   or give one of the files another name",
+                hint=f"kvmlaunch down {seen.name}   # or give one of the files another name",
             )
         )
-    if record.digest != resolved_digest:
-        return (
-            warning(
-                code="vm.changed",
-                message="changed since the start",
-                where=str(definition.file),
-                why="the running VM has the older text",
-                hint=f"kvmlaunch diff {seen.name} --running",
-            ),
-        )
-    return ()
+    if record.digest == definition.digest:
+        return ()
+    message, why = "changed since the start", "the running VM has the older text, or was started with --set"
+    if caller.overrides:
+        message = "a running VM is not changed by --set"
+        plain = load(evolve(caller, overrides=(), file=""), str(definition.file))[1].definition
+        if plain and plain.digest == record.digest:
+            why = "it runs as its file says"
+    hint = "\n".join(f"kvmlaunch {verb} {seen.name}{caller.settings}" for verb in ("diff", "restart"))
+    return (warning(code="vm.changed", message=message, where=str(definition.file), why=why, hint=hint),)
 
 
 def check_paused(seen: Seen) -> tuple[Finding, ...]:
@@ -180,7 +179,7 @@ def check_paused(seen: Seen) -> tuple[Finding, ...]:
 def check_restart(caller: Caller, word: str) -> None:
     """Refuse a restart before anything is ended: a definition with mistakes, or a VM that runs from another file."""
     subject = load_subject(caller, word)
-    check_running(observe(caller, subject.definition.name), subject, subject.definition.digest)
+    check_running(caller, observe(caller, subject.definition.name), subject)
 
 
 def settle(caller: Caller, seen: Seen, subject: Subject, tell: Tell) -> Started | None:
@@ -192,7 +191,7 @@ def settle(caller: Caller, seen: Seen, subject: Subject, tell: Tell) -> Started 
 
                 as_planned(caller, seen, subject)
                 tell("verified", f"pid {seen.pid}, which kvmlaunch did not start, is as planned")
-            findings = (*check_running(seen, subject, subject.definition.digest), *check_paused(seen))
+            findings = (*check_running(caller, seen, subject), *check_paused(seen))
             return Started(name=seen.name, pid=seen.pid, already=True, seconds=age(seen.record), findings=findings)
         case Answer.BUSY:
             who = f"pid {seen.pid}" if seen.pid else f"pid {seen.record.launcher}" if seen.record else "another command"

@@ -29,6 +29,6 @@ def validate(caller: Caller, words: Sequence[str]) -> tuple[Checked, ...]:
     checked = []
     for word in wanted:
         name, loaded, sources = load(caller, word)
-        subject = subject_of(loaded, sources)
+        subject = subject_of(loaded, sources, caller.settings)
         checked.append(Checked(name=name, file=str(sources[0].path), loaded=loaded, subject=subject))
     return tuple(checked)

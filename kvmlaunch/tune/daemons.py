@@ -36,7 +36,7 @@ def check_cmdline(tuning: HostTuning) -> Iterator[Finding]:
                 message=f"{word} on the kernel command line has no effect",
                 where="/proc/cmdline",
                 why="the argument went with Linux 5.4 and only warns since 5.5",
-                hint="remove it there; kvmlaunch tune apply --persist   writes a udev rule in its place",
+                hint="kvmlaunch tune apply --persist   # writes a udev rule in its place; remove it there",
             )
 
 

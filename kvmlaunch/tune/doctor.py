@@ -69,7 +69,7 @@ def check_kvm(host: HostFacts, trial: Trial) -> Iterator[Diagnosis]:
         yield Diagnosis(
             subject="kvm", verdict="skip", found=f"/dev/kvm opens ({modules}); no guest was booted", gain=8,
             why=trial.words or "no kernel to boot was found", source=source, numbers=numbers,
-            fix="kvmlaunch doctor   as root, with a kernel in /boot or a definition with boot.kernel",
+            fix="kvmlaunch doctor   # as root, with a kernel in /boot or a definition with boot.kernel",
         )  # fmt: skip
     else:
         found = f"runs guests ({modules}); {trial.kernel} booted in {trial.seconds:.1f} s"
@@ -107,7 +107,7 @@ def check_pool(host: HostFacts, tuning: HostTuning, pool: HugepagePool, vms: Seq
     why += f"; memory is fragmented: {render_size(blocks)} free in whole pages" if room and fragmented else ""
     yield Diagnosis(
         subject=subject, verdict="warn", found=found, why=why, source=POOL_SOURCE, numbers=numbers, gain=6,
-        fix=PERSIST if room else "kvmlaunch validate --together   names the VMs that do not fit",
+        fix=PERSIST if room else "kvmlaunch validate --together   # names the VMs that do not fit",
     )  # fmt: skip
 
 
@@ -224,7 +224,7 @@ def check_governor(tuning: HostTuning) -> Iterator[Diagnosis]:
     yield Diagnosis(
         subject="governor", verdict="warn" if slow else "ok" if words else "skip", found=found, gain=3,
         why="this driver's powersave stays at the lowest frequency" if slow else "",
-        fix='governor = "schedutil"   in /etc/kvmlaunch/host.toml, then kvmlaunch tune apply' if slow else "",
+        fix='governor = "schedutil"   # in /etc/kvmlaunch/host.toml, then kvmlaunch tune apply' if slow else "",
         source="Linux Documentation/admin-guide/pm/cpufreq.rst", numbers={"governors": words},
     )  # fmt: skip
 
@@ -236,7 +236,7 @@ def check_sysctls(tuning: HostTuning) -> Iterator[Diagnosis]:
         yield Diagnosis(
             subject=name, verdict="warn" if high else "ok", found=knob.value, gain=1,
             why="guests' memory is swapped out early; hugepages never are" if high else "",
-            fix="swappiness = 10   in /etc/kvmlaunch/host.toml, then kvmlaunch tune apply" if high else "",
+            fix="swappiness = 10   # in /etc/kvmlaunch/host.toml; then: kvmlaunch tune apply" if high else "",
             source="Linux Documentation/admin-guide/sysctl", numbers={"value": knob.value},
         )  # fmt: skip
 

@@ -97,7 +97,7 @@ def check_ksm(tuning: HostTuning, wishes: HostWishes, vms: Sequence[VmWish]) -> 
             message="KSM will merge nothing of these VMs",
             key="ksm.mode",
             why=f'none of {names_text([vm.name for vm in vms])} says memory.ksm = "on", and hugepages never merge',
-            hint='memory.ksm = "on"   in the definitions that may share',
+            hint='memory.ksm = "on"   # in the definitions that may share',
         )
     trusts = sorted({vm.trust for vm in vms if vm.ksm})
     if len(trusts) > 1:
@@ -107,5 +107,5 @@ def check_ksm(tuning: HostTuning, wishes: HostWishes, vms: Sequence[VmWish]) -> 
             message="VMs of different trust would share pages",
             key="ksm.mode",
             why=f"their label trust differs: {names}; timing tells one what another holds",
-            hint='memory.ksm = "off"   in the definitions of one kind',
+            hint='memory.ksm = "off"   # in the definitions of one kind',
         )

@@ -84,7 +84,7 @@ def check_pools(host: HostFacts, wishes: HostWishes, vms: Sequence[VmWish]) -> I
                 key=f"hugepage_pools.{word}",
                 why=f"{render_size(more)} more are needed, {render_size(host.memory.available // MIB * MIB)} are "
                 f"available, and the host keeps {render_size(host.kept_memory // MIB * MIB)}; {wanted.reason}",
-                hint="kvmlaunch validate --together   names the VMs that do not fit",
+                hint="kvmlaunch validate --together   # names the VMs that do not fit",
             )
     yield from check_page_words(wishes)
 

@@ -84,7 +84,7 @@ def check_schedulers(tuning: HostTuning, wishes: HostWishes) -> Iterator[Finding
                 message=f"{device.name} has no scheduler {plan[0].value}: skipped",
                 key=plan[1],
                 why=f"{device.scheduler.path}: the kernel offers {offered}",
-                hint=f"modprobe {plan[0].value}   where the kernel has it as a module",
+                hint=f"modprobe {plan[0].value}   # where the kernel has it as a module",
             )
     known = {device.name for device in tuning.devices}
     for name in wishes.schedulers:

@@ -217,7 +217,9 @@ def test_a_vm_has_a_plain_name(name: str) -> None:
     ("override", "code", "hint"),
     [
         ("memory=4GB", "def.size.decimal", "--set memory=4GiB"),
-        ("memroy=4GiB", "def.key.unknown", "`memory`"),
+        ("memroy=4GiB", "def.key.unknown", "--set memory=…"),
+        ("memory.sise=4GiB", "def.key.unknown", "--set memory.size=…"),
+        ("memory=4096", "def.size.unit", "--set memory=4096MiB"),
         ("memory", "def.toml.syntax", "--set KEY=VALUE"),
         ("a..b=1", "def.key.unknown", ""),
         ("raw.args[0]=-x", "def.key.unknown", ""),

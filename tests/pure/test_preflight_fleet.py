@@ -302,7 +302,7 @@ def test_an_image_that_all_only_read_is_shared() -> None:
 def test_a_block_device_that_two_vms_write_is_told() -> None:
     text = f'{SMALL}[disk.root]\npath = "/dev/vg0/db01"\n'
 
-    assert only(fleet(text, text)).report.hint == "readonly = true   in [disk.root] of both VMs"
+    assert only(fleet(text, text)).report.hint == "readonly = true   # in [disk.root] of both VMs"
 
 
 def overlay(name: str, path: str) -> Member:

@@ -1,5 +1,6 @@
 """Commands and QEMUs that are killed: the next command sees it right and puts it right."""
 
+import os
 import signal
 
 import pytest
@@ -221,6 +222,23 @@ def test_an_up_interrupted_while_others_start_ends_them_too(machine: Machine) ->
     result = finish(process)
 
     assert result.code == 143
+    assert machine.leftovers() == []
+
+
+def test_an_interruption_from_the_terminal_reaches_all_at_once_and_leaves_one_line(machine: Machine) -> None:
+    for name in ("one", "two", "three"):
+        machine.define(name)
+    binary = f"qemu.binary={machine.fake('hangs')}"
+    process = machine.start("kvmlaunch", "up", "one", "two", "three", "-j", "3", "--set", binary)
+    wait_for("QEMUs were spawned", lambda: len(machine.qemus()) == 3)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
+        os.killpg(process.pid, number)
+    result = finish(process)
+
+    assert result.code in {130, 143}
+    assert result.err.splitlines()[-1] in {"interrupted", "terminated"}
+    assert not {"Traceback", "ignored"} & set(result.err.replace(":", " ").split())
     assert machine.leftovers() == []
 
 

@@ -1,0 +1,293 @@
+"""The words of a command line: names, files, standard input, and what is said of a VM that there is not."""
+
+import signal
+
+import pytest
+
+from tests.sandbox import TINY, Machine, Result, finish, wait_for
+
+ABOUT_ONE = ("pause", "resume", "reset", "console", "monitor", "logs", "status", "down", "diff")
+
+
+def words_of(command: str, word: str) -> tuple[str, ...]:
+    """Give a command about one VM, with the arguments that it cannot do without."""
+    return (command, word, "query-status") if command == "monitor" else (command, word)
+
+
+@pytest.mark.parametrize("command", [*ABOUT_ONE, "up", "restart", "preflight", "doctor", "facts"])
+def test_a_vm_that_runs_or_is_to_run_does_not_come_from_standard_input(machine: Machine, command: str) -> None:
+    process = machine.start(
+        "sh", "-c", f"printf '%s' 'memory = \"32MiB\"' | kvmlaunch {' '.join(words_of(command, '-'))}"
+    )
+
+    result = finish(process)
+
+    assert result.code == 2
+    assert "standard input" in result.err
+    assert machine.leftovers() == []
+
+
+@pytest.mark.parametrize("command", ["validate", "print-cmd", "explain", "show"])
+def test_a_definition_that_is_only_read_may_come_from_standard_input(machine: Machine, command: str) -> None:
+    text = TINY.replace("\n", "\\n")
+
+    result = finish(machine.start("sh", "-c", f"printf '{text}' | kvmlaunch {command} -"))
+
+    assert result.code == 0, result.err
+
+
+@pytest.mark.parametrize("command", ABOUT_ONE)
+def test_a_vm_that_was_never_there_is_unknown_to_every_command_about_it(machine: Machine, command: str) -> None:
+    machine.define("web")
+
+    near, far = machine.run(*words_of(command, "wbe")), machine.run(*words_of(command, "zzzzzz"))
+
+    assert (near.code, far.code) == (4, 4)
+    assert "did you mean web?" in near.err
+    assert "fix: kvmlaunch ls" in far.err
+    assert near.codes == far.codes == {"vm.unknown"}
+
+
+@pytest.mark.parametrize("command", ["pause", "resume", "reset", "console", "monitor", "status", "diff"])
+def test_a_vm_that_is_defined_and_does_not_run_is_stopped(machine: Machine, command: str) -> None:
+    machine.define("web")
+
+    assert machine.run(*words_of(command, "web")).code == 3
+
+
+def test_a_stopped_vm_and_an_unknown_one_are_different_failures(machine: Machine) -> None:
+    machine.define("web")
+
+    results = [machine.run("status", *words).code for words in (("web", "nope"), ("nope", "none"), ("web", "web"))]
+
+    assert results == [1, 4, 3]
+
+
+def test_undo_of_a_vm_that_was_never_there_is_no_success(machine: Machine) -> None:
+    machine.define("web")
+
+    assert machine.run("preflight", "wbe", "--undo").code == 4
+    assert machine.run("preflight", "web", "--undo").code == 0
+
+
+@pytest.mark.parametrize("file", ["vmdefs/web.toml", "elsewhere/web.toml", "vmdefs/web"])
+def test_a_file_means_the_vm_of_its_name_to_every_command(machine: Machine, file: str) -> None:
+    machine.define("web")
+    elsewhere = machine.directory / "elsewhere"
+    elsewhere.mkdir()
+    path = elsewhere / "web.toml" if file.startswith("elsewhere") else machine.directory / "vmdefs" / "web.toml"
+    path.write_text(TINY)
+
+    stopped = machine.run("status", file)
+    started = machine.ok("up", str(path))
+    done = [
+        machine.ok(*words_of(command, file)) for command in ("status", "pause", "resume", "reset", "monitor", "logs")
+    ]
+    differs = machine.run("diff", str(path))
+    restarted = machine.ok("restart", str(path), "--force", "--timeout", "10ms")
+    ended = machine.ok("down", file, "--force", "--timeout", "10ms")
+
+    assert stopped.code == 3
+    assert {line.split("  ")[0] for line in started.err.splitlines() if line[0] != " "} == {"web"}
+    assert done[0].out.startswith("web\n")
+    assert done[1].err.startswith("web  ok    paused")
+    assert differs.code == 0
+    assert "elsewhere/" not in restarted.err.replace("definition  elsewhere/web.toml", "")
+    assert ended.err.startswith("web  ")
+    assert machine.ok("preflight", str(path), "--undo").err.startswith("web  ok    already")
+    assert machine.leftovers() == []
+
+
+def test_a_cd_drive_that_there_is_not_is_a_mistake_with_a_fix_that_can_be_pasted(machine: Machine) -> None:
+    machine.define("web", f'{TINY}[cdrom.install]\npath = "web.iso"\n')
+    machine.define("bare")
+    (machine.directory / "vmdefs" / "web.iso").write_bytes(bytes(1 << 20))
+
+    other, none = (machine.run("up", name, "--boot", "cdrom.foo") for name in ("web", "bare"))
+
+    assert (other.code, none.code) == (5, 5)
+    assert "fix: kvmlaunch up web --boot cdrom.install\n" in other.err
+    assert "fix: [cdrom.foo]   # in the definition of bare\n" in none.err
+
+
+def test_explain_of_a_key_that_there_is_not_names_the_nearest(machine: Machine) -> None:
+    machine.define("web", image=True)
+
+    text = machine.run("explain", "web", "disk.root.cache", "disk.root.cahce")
+    document = machine.run("explain", "web", "disk.root.cahce", "--json")
+
+    assert text.code == document.code == 2
+    assert "did you mean disk.root.cache?" in text.err
+    assert document.out == ""
+
+
+def shell(machine: Machine, line: str) -> Result:
+    """Run a line of the shell."""
+    return finish(machine.start("sh", "-c", line))
+
+
+@pytest.mark.parametrize(
+    ("words", "vm"),
+    [
+        (("nope",), ""),
+        (("up",), ""),
+        (("up", "web", "-j", "0"), ""),
+        (("monitor", "web", "stop", "[]"), "web"),
+        (("up", "web", "--foreground", "web2"), ""),
+        (("explain", "web", "memory.nope"), "web"),
+        (("status", "-"), ""),
+    ],
+)
+def test_usage_is_one_document_where_documents_are_asked_for(machine: Machine, words: tuple[str, ...], vm: str) -> None:
+    machine.define("web")
+
+    result = machine.run(*words, "--json")
+
+    assert result.code == 2
+    assert result.out == ""
+    assert len(result.err.splitlines()) == 1
+    assert (result.error["code"], result.error["vm"]) == ("usage", vm)
+    assert result.error["problems"][0]["hint"].startswith("kvmlaunch")
+
+
+@pytest.mark.parametrize(
+    "words", ["up web", "pause web", "down wbe", "status wbe", "print-cmd wbe", "explain wbe", "show wbe", "logs wbe"]
+)
+def test_an_error_document_names_the_vm_that_was_named(machine: Machine, words: str) -> None:
+    machine.define("web", f'{TINY}[disk.root]\npath = "missing.img"\n')
+
+    result = machine.run(*words.split(), "--json")
+
+    assert result.error["vm"] == words.split()[1]
+
+
+def test_an_answer_for_which_there_is_no_room_is_one_line_and_no_bug(machine: Machine) -> None:
+    machine.define("web")
+
+    for words in ("ls", "print-cmd web", "status web --json"):
+        result = shell(machine, f"kvmlaunch {words} 2>&1 >/dev/full")
+
+        assert result.code == 6
+        assert "standard output: No space left on device" in result.out.splitlines()[-1]
+        assert "internal.bug" not in result.out
+
+
+def test_an_answer_that_nobody_gets_is_no_success_and_a_start_without_one_is(machine: Machine) -> None:
+    machine.define("web")
+
+    lost = shell(machine, "kvmlaunch print-cmd web 2>&1 >&-")
+    started = shell(machine, "kvmlaunch up web --paused >&-")
+    silent = shell(machine, "kvmlaunch down web --force --timeout 10ms >&- 2>&- <&-")
+
+    assert (lost.code, started.code, silent.code) == (1, 0, 0)
+    assert lost.out.splitlines()[-1] == "error: standard output: it is closed  [host.failed]"
+
+
+@pytest.mark.parametrize("command", ["up", "down"])
+def test_all_and_names_together_are_usage_and_end_nothing(machine: Machine, command: str) -> None:
+    machine.define("web")
+    machine.ok("up", "web", "--paused")
+
+    assert machine.run(command, "--all", "web").code == 2
+    assert machine.status("web")["run_state"] == "prelaunch"
+
+
+def test_all_of_nothing_is_said(machine: Machine) -> None:
+    machine.define("web")
+
+    started, ended = machine.ok("up", "--all"), machine.ok("down", "--all")
+
+    assert started.err == "nothing to do: no definition has lifecycle.autostart\n"
+    assert ended.err == "nothing to do: nothing runs\n"
+    assert machine.ok("down", "--all", "--json").json["vms"] == []
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=str)
+def test_who_stops_waiting_is_told_what_goes_on(machine: Machine, number: signal.Signals, code: int) -> None:
+    machine.define("web", f'{TINY}[lifecycle]\nready = "console:never"\n')
+    starting = machine.start("kvmlaunch", "up", "web", "--wait", "ready")
+    wait_for("the VM runs", lambda: machine.run("status", "web").code == 0)
+    starting.send_signal(number)
+    started = finish(starting)
+
+    ending = machine.start("kvmlaunch", "down", "web")
+    assert ending.stderr
+    pressed = ending.stderr.readline()
+    ending.send_signal(number)
+    ended = finish(ending)
+
+    assert (started.code, ended.code) == (code, code)
+    assert "web  warn  runs on" in started.err
+    assert "kvmlaunch down web" in started.err
+    assert "powerdown" in pressed
+    assert "the guest was asked to power down" in ended.err
+    assert "kvmlaunch down web" in ended.err
+    assert machine.status("web")["pid"]
+
+
+def test_set_does_not_change_a_running_vm_and_an_edit_of_its_file_is_another_thing(machine: Machine) -> None:
+    path = machine.define("web")
+    machine.ok("up", "web", "--paused")
+
+    by_option = machine.ok("up", "web", "--set", "vcpus=2")
+    path.write_text(TINY.replace("vcpus = 1", "vcpus = 2"))
+    by_hand = machine.ok("up", "web")
+
+    assert "a running VM is not changed by --set  [vm.changed]" in by_option.err
+    assert "it runs as its file says" in by_option.err
+    assert "fix: kvmlaunch diff web --set vcpus=2\n       kvmlaunch restart web --set vcpus=2\n" in by_option.err
+    assert "changed since the start  [vm.changed]" in by_hand.err
+    assert "fix: kvmlaunch diff web\n       kvmlaunch restart web\n" in by_hand.err
+    assert machine.run("diff", "web", "--set", "vcpus=2").code == 10
+
+
+def test_what_qemu_refuses_is_said_in_words_with_a_command_that_lists_what_it_takes(machine: Machine) -> None:
+    machine.define("web")
+    machine.ok("up", "web", "--paused")
+
+    unknown = machine.run("monitor", "web", "foo")
+    wrong = machine.run("monitor", "web", "device_del", '{"id": "nope"}')
+    no_json = machine.run("monitor", "web", "stop", "{id: nope}")
+
+    assert unknown.codes == {"qmp.error"}
+    assert "it was sent foo\n" in unknown.err
+    assert "fix: kvmlaunch monitor web query-commands" in unknown.err
+    assert 'it was sent device_del {"id": "nope"}' in wrong.err
+    assert no_json.code == 2
+    assert """'{"command-line": "info block"}'""" in no_json.err
+
+
+def test_a_definition_that_is_empty_is_warned_of_where_it_comes_from_a_pipe(machine: Machine) -> None:
+    result = finish(machine.start("sh", "-c", "printf '' | kvmlaunch validate -"))
+
+    assert result.code == 0
+    assert "stdin  warn" in result.err
+
+
+def test_a_missing_device_is_missing_and_nothing_else(machine: Machine) -> None:
+    machine.define("web", f'{TINY}[disk.root]\npath = "/dev/vg0/web-root"\n')
+
+    for words in (("preflight", "web"), ("up", "web")):
+        assert machine.run(*words).codes - {"host.user.root"} == {"disk.missing"}
+
+
+def test_hints_repeat_the_command_that_was_asked(machine: Machine) -> None:
+    machine.define("web")
+    machine.define("first", image=True)
+    machine.define("second", f'{TINY}[disk.root]\npath = "first.img"\n[disk.data]\npath = "new/data.img"\n')
+    machine.ok("up", "first", "--paused")
+
+    other = machine.run("explain", "-f", "vmdefs/web.toml", "wbe")
+    second = machine.run("preflight", "second")
+    written = machine.ok("init", "new", "--dir", "elsewhere")
+    facts = machine.run("print-cmd", "web", "--facts", "/nope")
+    user = machine.run("up", "web", "--set", "security.user=nobody-here")
+
+    assert "fix: kvmlaunch explain -f vmdefs/web.toml web\n" in other.err
+    assert "fix: kvmlaunch down first   # " in second.err
+    image = machine.directory / "vmdefs" / "new" / "data.img"
+    assert f"mkdir -p {image.parent} && qemu-img create -f raw -o preallocation=falloc {image} 20G" in second.err
+    assert "kvmlaunch validate elsewhere/new.toml" in written.err
+    assert "Errno" not in facts.err
+    assert "fix: kvmlaunch facts VM --save /nope   # on the host that is meant" in facts.err
+    assert "fix: useradd --system --no-create-home nobody-here" in user.err
