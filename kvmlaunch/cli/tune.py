@@ -155,7 +155,7 @@ def apply(
         planned = steps.plan(caller, vms, every=every, boot=boot)
         show_plan(session, planned)
         show_findings(session, planned.plan.findings)
-        return 0
+        return FAILED if errors_of(planned.plan.findings) else 0
     planned, failed = steps.apply(
         caller,
         vms,
@@ -229,11 +229,11 @@ def off(session: Session, force: bool) -> int:
     """Put everything back as it was before tune apply, files included."""
     from kvmlaunch.steps.tune import off as put_back  # noqa: PLC0415 - completion wants the options only
 
-    there, found = put_back(session.caller(), teller(session, HOST), force=force)
+    there, left, found = put_back(session.caller(), teller(session, HOST), force=force)
     if session.json:
         show_document("tune-off", {"undone": there, "findings": [finding_document(finding) for finding in found]})
     else:
         show_findings(session, found)
         if not there:
             say(session, HOST, "ok", "already", "nothing is tuned")
-    return DIFFERENT if any(finding.report.code == "host.change.conflict" for finding in found) else 0
+    return DIFFERENT if left or any(each.report.code == "host.change.conflict" for each in found) else 0

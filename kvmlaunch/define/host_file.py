@@ -1,6 +1,7 @@
 """The text of host.toml becomes the wishes for the host, with every mistake at once."""
 
 from pathlib import PurePosixPath
+from typing import Final
 
 from kvmlaunch.define.mistake import Misplaced, Mistake, Placed
 from kvmlaunch.define.report import findings_of
@@ -11,6 +12,11 @@ from kvmlaunch.model.choice import Origin
 from kvmlaunch.model.definition import AUTO
 from kvmlaunch.model.finding import Finding, error
 from kvmlaunch.model.wishes import HostWishes
+from kvmlaunch.units import KIB, MIB, render_size
+
+PAGE: Final = 4 * KIB
+MOST_READ_AHEAD: Final = 64 * MIB
+PAGE_SIZES: Final = ("2MiB", "1GiB")
 
 
 def load_wishes(path: PurePosixPath, text: bytes) -> tuple[HostWishes | None, tuple[Finding, ...]]:
@@ -37,11 +43,22 @@ def broken_rules(wishes: HostWishes) -> list[Misplaced]:
         mistake = Mistake(code="def.value.choice", message=message, hint="keep `scheduler`")
         found.append(Misplaced(path=("elevator",), mistake=mistake, on_key=True))
     place = wishes.hugetlbfs
-    if place and (not place.startswith("/") or any(each in {"", ".", ".."} for each in place[1:].split("/"))):
+    odd = not place.startswith("/") or not place.isprintable()
+    if place and (odd or any(each in {"", ".", ".."} for each in place[1:].split("/"))):
         mistake = Mistake(
             code="def.path", message=f"{place!r} is no mount point", hint='write an absolute path, such as "/mnt/huge"'
         )
         found.append(Misplaced(path=("hugetlbfs",), mistake=mistake))
+    if wishes.read_ahead != "keep" and (wishes.read_ahead % PAGE or wishes.read_ahead > MOST_READ_AHEAD):
+        hint = f"a multiple of 4KiB, at most {render_size(MOST_READ_AHEAD)}"
+        mistake = Mistake(code="def.value.range", message="the kernel takes no such read-ahead", hint=hint)
+        found.append(Misplaced(path=("read_ahead",), mistake=mistake))
+    for word, pages in wishes.hugepage_pools.items():
+        if word not in PAGE_SIZES or pages < 0:
+            message = f"there are no {pages} huge pages of {word}"
+            hint = f'a number, 0 or more, for {" or ".join(PAGE_SIZES)}, such as {{ "2MiB" = 512 }}'
+            mistake = Mistake(code="def.value.choice", message=message, hint=hint)
+            found.append(Misplaced(path=("hugepage_pools", word), mistake=mistake))
     return found
 
 

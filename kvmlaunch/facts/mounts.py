@@ -48,3 +48,8 @@ def find_mount(mounts: tuple[Mount, ...], path: PurePosixPath) -> Mount | None:
     holding = [mount for mount in mounts if path.is_relative_to(mount.path)]
     deepest = max((len(mount.path.parts) for mount in holding), default=0)
     return next((mount for mount in reversed(holding) if len(mount.path.parts) == deepest), None)
+
+
+def escape_octal(path: str) -> str:
+    """Give a path as mountinfo has it: space, tab, newline and backslash in octal, as parse_mount reads them."""
+    return "".join(f"\\{ord(character):03o}" if character in " \t\n\\" else character for character in path)

@@ -16,13 +16,14 @@ THP = "/sys/kernel/mm/transparent_hugepage"
 CPUS = "/sys/devices/system/cpu/cpu[0-9]*/cpufreq"
 MODULES = ("kvm/parameters/halt_poll_ns", "kvm_intel/parameters/nested", "kvm_amd/parameters/nested")
 SYSCTLS = ("vm.swappiness", "kernel.numa_balancing", "vm.nr_overcommit_hugepages", "vm.overcommit_memory")
-CMDLINE, BUDDYINFO = "/proc/cmdline", "/proc/buddyinfo"
+CMDLINE, BUDDYINFO, MEMINFO = "/proc/cmdline", "/proc/buddyinfo", "/proc/meminfo"
 # The first directory wins where two hold a file of one name; /etc/sysctl.conf is read last: sysctl(8), --system.
 SYSCTL_DIRECTORIES = ("/etc/sysctl.d", "/run/sysctl.d", "/usr/local/lib/sysctl.d", "/usr/lib/sysctl.d", "/lib/sysctl.d")
 SYSCTL_CONF = "/etc/sysctl.conf"
 RC_LOCAL, PROCPS, INIT = "/etc/rc.local", "/etc/init.d/procps", "/proc/1/comm"
 FILES = (
-    *(f"{KSM}/*", UKSM, f"{THP}/enabled", f"{THP}/defrag", CMDLINE, BUDDYINFO, SYSCTL_CONF, RC_LOCAL, PROCPS, INIT),
+    *(f"{KSM}/*", UKSM, f"{THP}/enabled", f"{THP}/defrag", CMDLINE, BUDDYINFO, MEMINFO),
+    *(SYSCTL_CONF, RC_LOCAL, PROCPS, INIT),
     *(f"{CPUS}/scaling_governor", f"{CPUS}/scaling_available_governors"),
     *(f"/sys/module/{name}" for name in MODULES),
     *(f"/proc/sys/{name.replace('.', '/')}" for name in SYSCTLS),
@@ -81,7 +82,15 @@ def parse_tuning(files: Mapping[str, str], probes: Mapping[str, object]) -> Host
         local_script=files.get(RC_LOCAL),
         procps_script=PROCPS in files,
         grub=str(probes.get("grub") or ""),
+        default_page=parse_default_page(files.get(MEMINFO, "")),
+        hidden=hidden if type(hidden := probes.get("hidden")) is int else 0,
     )
+
+
+def parse_default_page(meminfo: str) -> int:
+    """Give the bytes of a huge page that vm.nr_hugepages counts: `Hugepagesize` of /proc/meminfo."""
+    match = re.search(r"(?m)^Hugepagesize: +([0-9]{1,12}) kB$", meminfo)
+    return int(match[1]) * 1024 if match else 2 << 20
 
 
 def table_of(probe: object) -> Mapping[str, object]:

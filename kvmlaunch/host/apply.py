@@ -10,7 +10,7 @@ from typing import assert_never
 from attrs import evolve
 
 from kvmlaunch.errors import Busy, HostFailed, KvmlaunchError, PreflightFailed, Report
-from kvmlaunch.facts.mounts import parse_mount
+from kvmlaunch.facts.mounts import escape_octal, parse_mount
 from kvmlaunch.host import journal as journals
 from kvmlaunch.host.files import read_number, write_control
 from kvmlaunch.host.mount import mount_at, unmount_at
@@ -135,7 +135,7 @@ def undo_pool(entry: Entry, change: PoolChange, root: Path = Path("/")) -> Itera
 def mounts_on(path: str) -> tuple[Mount, ...]:
     """Give what is mounted on a path, the topmost last, as this mount namespace sees it."""
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-        mounts = [parse_mount(line) for line in file if f" {path} " in line]
+        mounts = [parse_mount(line) for line in file if f" {escape_octal(path)} " in line]
     return tuple(mount for mount in mounts if str(mount.path) == path)
 
 

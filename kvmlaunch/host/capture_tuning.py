@@ -18,8 +18,13 @@ GRUB_TOOLS = {
 }
 
 
-def capture_tuning(paths: Mapping[str, Sequence[PurePosixPath]], *, root: Path = Path("/")) -> Captured:
-    """Look at the knobs of a host; `paths` are the files and devices of the disks of each VM."""
+def capture_tuning(
+    paths: Mapping[str, Sequence[PurePosixPath]], *, root: Path = Path("/"), shared: str = ""
+) -> Captured:
+    """Look at the knobs of a host; `paths` are the files and devices of the disks of each VM.
+
+    `shared` is where a shared hugetlbfs is wished.
+    """
     base = str(root).rstrip("/")
     files = dict(read_all(base, (*tuning.FILES, *mounts.FILES)))
     devices = capture_devices(base, files, paths)
@@ -33,6 +38,7 @@ def capture_tuning(paths: Mapping[str, Sequence[PurePosixPath]], *, root: Path =
             "page_holders": capture_page_holders(base, processes),
             "udev": os.path.exists(base + UDEV),
             "grub": capture_grub(base),
+            "hidden": len(names_in(base + shared)) if shared and not os.path.ismount(base + shared) else 0,
         },
     )
 

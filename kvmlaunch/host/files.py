@@ -1,5 +1,6 @@
 """Files written so that a reader, or a crash, sees the old text or the new, never a part."""
 
+import errno
 import os
 from pathlib import Path, PurePosixPath
 
@@ -47,6 +48,8 @@ def remove_if_there(directory_fd: int, name: str) -> None:
     except FileNotFoundError:
         return
     except OSError as error:
+        if error.errno in {errno.EROFS, errno.ENOSPC, errno.EDQUOT}:
+            raise failed(name, error) from error
         raise unsafe(name, f"it cannot be removed: {error.strerror}") from error
 
 

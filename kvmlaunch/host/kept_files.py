@@ -27,7 +27,8 @@ def read_kept(path: str, kind: str) -> str | None:
     try:
         if kind == "link":
             return os.readlink(path)
-        with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        with open(fd, encoding="utf-8", errors="surrogateescape", newline="") as file:
             return file.read()
     except FileNotFoundError:
         return None
@@ -37,10 +38,12 @@ def read_kept(path: str, kind: str) -> str | None:
 
 def is_kept(kept: KeptFile) -> bool:
     """Stands in a file what should stand there."""
-    if kept.kind == "fstab":
-        text = read_kept(kept.path, "file") or ""
-        return parse_region(text) == (kept.text,)
-    return read_kept(kept.path, kept.kind) == kept.text
+    try:
+        if kept.kind == "fstab":
+            return parse_region(Path(kept.path).read_text(errors="surrogateescape")) == (kept.text,)
+        return read_kept(kept.path, kept.kind) == kept.text
+    except (OSError, ValueError, KvmlaunchError):
+        return False
 
 
 def apply_file(ledger: Ledger, kept: KeptFile) -> Finding | None:
@@ -48,7 +51,10 @@ def apply_file(ledger: Ledger, kept: KeptFile) -> Finding | None:
     earlier = ledger.find(kept.path)
     try:
         before = None if kept.kind == "fstab" else read_kept(kept.path, kept.kind)
-        if isinstance(earlier, FileEntry) and before == earlier.wanted:
+        if isinstance(earlier, FileEntry) and kept.kind != "fstab" and before not in known_texts(earlier):
+            return foreign(kept.path, "it is not as it was written")
+        last = before if isinstance(earlier, FileEntry) and before in {earlier.wanted, earlier.last} else None
+        if isinstance(earlier, FileEntry) and (last is not None or before == earlier.before):
             before, mode, made = earlier.before, earlier.before_mode, earlier.made
         else:
             mode, made = mode_of(kept.path), missing_directory(PurePosixPath(kept.path).parent)
@@ -58,6 +64,7 @@ def apply_file(ledger: Ledger, kept: KeptFile) -> Finding | None:
             before=before,
             before_mode=mode,
             wanted=kept.text,
+            last=last,
             mode=kept.mode,
             made=made,
             time=ledger.time,
@@ -70,6 +77,22 @@ def apply_file(ledger: Ledger, kept: KeptFile) -> Finding | None:
         report = error.report
         return warning(code=report.code, message=report.message, where=kept.path, why=report.why, hint=report.hint)
     return None
+
+
+def known_texts(entry: FileEntry) -> set[str | None]:
+    """Give what may stand in a file without somebody else having written it."""
+    return {entry.wanted, entry.last, entry.before}
+
+
+def foreign(path: str, why: str) -> Finding:
+    """Give the finding of a file that somebody else has written since."""
+    return warning(
+        code="host.change.conflict",
+        message=f"{path} was changed by somebody else and is left alone",
+        where=path,
+        why=why,
+        hint="kvmlaunch tune off --force   # restores it all the same",
+    )
 
 
 def mode_of(path: str) -> int:
@@ -119,14 +142,8 @@ def undo_file(ledger: Ledger, entry: FileEntry, *, force: bool) -> Iterator[Find
         ledger.drop(entry.path)
         return
     live = read_kept(entry.path, entry.kind)
-    if live not in {entry.wanted, entry.before} and not force:
-        yield warning(
-            code="host.change.conflict",
-            message=f"{entry.path} was changed by somebody else and is left alone",
-            where=entry.path,
-            why="it is not as it was written" if live is not None else "it was removed",
-            hint="kvmlaunch tune off --force   # restores it all the same",
-        )
+    if live not in known_texts(entry) and not force:
+        yield foreign(entry.path, "it is not as it was written" if live is not None else "it was removed")
         return
     if live != entry.before:
         if entry.before is not None:
@@ -151,7 +168,9 @@ def apply_shared_mount(ledger: Ledger, path: str) -> Finding | None:
     if any(mount.type == "hugetlbfs" for mount in mounts_on(path)):
         return None
     place = PurePosixPath(path)
-    ledger.put(MountEntry(path=path, made=not os.path.isdir(place), boot_id=ledger.boot_id, time=ledger.time))
+    earlier = ledger.find(path)
+    made = earlier.made if isinstance(earlier, MountEntry) and earlier.made else missing_directory(place)
+    ledger.put(MountEntry(path=path, made=made, boot_id=ledger.boot_id, time=ledger.time))
     try:
         with entered(place, 0, make=True, mode=DIRECTORY_MODE):
             pass
@@ -171,13 +190,16 @@ def remove_made(ledger: Ledger, place: PurePosixPath) -> None:
     """Remove the directory that was made for the shared mount."""
     entry = ledger.find(str(place))
     if isinstance(entry, MountEntry) and entry.made:
-        remove_empty(place, 0, up_to=place.parent)
+        remove_empty(place, 0, up_to=PurePosixPath(entry.made).parent)
     ledger.drop(str(place))
 
 
 def undo_shared_mount(ledger: Ledger, entry: MountEntry) -> Iterator[Finding]:
     """Unmount the shared hugetlbfs, unless a process uses it."""
     place = PurePosixPath(entry.path)
+    if entry.boot_id != ledger.boot_id:  # a mount of another boot is none of ours
+        remove_made(ledger, place)
+        return
     try:
         if any(mount.type == "hugetlbfs" for mount in mounts_on(entry.path)):
             release_mount(place)

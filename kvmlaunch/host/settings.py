@@ -4,12 +4,13 @@ Every function here runs under the host-wide lock.
 """
 
 import contextlib
+import errno
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from attrs import define, evolve
 
-from kvmlaunch.errors import HostFailed, KvmlaunchError
+from kvmlaunch.errors import KvmlaunchError
 from kvmlaunch.facts.tuning import parse_knob
 from kvmlaunch.host.apply import apply_pool, undo_pool
 from kvmlaunch.host.files import write_control
@@ -19,6 +20,9 @@ from kvmlaunch.model.change import Entry, PoolChange
 from kvmlaunch.model.finding import Finding, warning
 from kvmlaunch.model.tuning import FileEntry, MountEntry, Setting, SettingEntry, TuneEntry
 
+# What the kernel resets when the first is written (measured with Linux 6.18).
+COMPANIONS = {"advisor_mode": "pages_to_scan", "scheduler": "nr_requests"}
+RUN, ACROSS = "/sys/kernel/mm/ksm/run", "merge_across_nodes"
 DROP_CACHES = "/proc/sys/vm/drop_caches"
 
 
@@ -116,10 +120,11 @@ def apply_setting(ledger: Ledger, setting: Setting, root: Path = Path("/"), *, l
         before=ours.before if ours else live,
         wanted=wanted,
         after=ours.after if ours else None,
-        lasting=lasting,
+        lasting=lasting or bool(ours and ours.lasting),
         boot_id=ledger.boot_id,
         time=ledger.time,
     )
+    keep_companion(ledger, setting, root, lasting=entry.lasting)
     ledger.put(entry)
     try:
         after = write_value(path, wanted, root)
@@ -135,6 +140,27 @@ def apply_setting(ledger: Ledger, setting: Setting, root: Path = Path("/"), *, l
     return None
 
 
+def keep_companion(ledger: Ledger, setting: Setting, root: Path, *, lasting: bool) -> None:
+    """Write down what the kernel resets beside a knob: it is put back after that knob is."""
+    directory, _, name = setting.knob.path.rpartition("/")
+    path = f"{directory}/{COMPANIONS.get(name, '')}"
+    live = read_value(path, root) if name in COMPANIONS else None
+    if live is not None and ledger.find(path) is None:
+        ledger.put(
+            SettingEntry(
+                key=f"{setting.key.rpartition('.')[0]}.{COMPANIONS[name]}",
+                path=path,
+                before=live,
+                wanted=live,
+                after=live,
+                done=True,
+                lasting=lasting,
+                boot_id=ledger.boot_id,
+                time=ledger.time,
+            )
+        )
+
+
 def apply_counted(
     ledger: Ledger, setting: Setting, page_size: int, *, lasting: bool, drop_caches: bool
 ) -> Finding | None:
@@ -143,7 +169,8 @@ def apply_counted(
     live = int(read_value(path) or 0)
     missing = int(setting.wanted.value) - live
     earlier = ledger.find(path)
-    gained = gain_of(earlier) if isinstance(earlier, SettingEntry) else 0
+    ours = earlier if isinstance(earlier, SettingEntry) else None
+    gained = still_gained(ours, live) if ours else 0
     entry = SettingEntry(
         key=setting.key,
         path=path,
@@ -151,7 +178,7 @@ def apply_counted(
         wanted=setting.wanted.value,
         after=str(live) if gained else None,
         counted=True,
-        lasting=lasting,
+        lasting=lasting or bool(ours and ours.lasting),
         boot_id=ledger.boot_id,
         time=ledger.time,
     )
@@ -188,6 +215,11 @@ def gain_of(entry: SettingEntry) -> int:
     return int(entry.after or entry.before) - int(entry.before)
 
 
+def still_gained(entry: SettingEntry, total: int) -> int:
+    """Give how many pages of a gain are in the pool still: what others, or an interrupted undo, took out is not."""
+    return max(0, min(gain_of(entry), total - int(entry.before)))
+
+
 def undo_setting(ledger: Ledger, entry: SettingEntry, root: Path = Path("/"), *, force: bool) -> Iterator[Finding]:
     """Put one knob back where it is as we left it; says what is not, which `force` overwrites."""
     live = read_value(entry.path, root)
@@ -199,11 +231,12 @@ def undo_setting(ledger: Ledger, entry: SettingEntry, root: Path = Path("/"), *,
         yield from undo_counted(ledger, evolve(entry, undo_from=entry.undo_from or live), root)
         return
     if live != entry.before:
-        if live != entry.after and not force:
+        kept_only = entry.before == entry.wanted  # a companion, which the kernel itself changed
+        if live != entry.after and not force and not kept_only:
             yield conflict(entry, live)
             return
         try:
-            back = write_value(entry.path, entry.before, root)
+            back = write_back(entry, root)
         except OSError as error:
             yield skipped(entry.key, entry.path, f"the kernel refused {entry.before}: {error.strerror}")
             return
@@ -213,6 +246,24 @@ def undo_setting(ledger: Ledger, entry: SettingEntry, root: Path = Path("/"), *,
     ledger.drop(entry.path)
 
 
+def write_back(entry: SettingEntry, root: Path) -> str:
+    """Write what a knob held before and give what is read back; raises OSError.
+
+    merge_across_nodes is refused while pages are merged, so they are taken apart first: ksm.rst.
+    """
+    try:
+        return write_value(entry.path, entry.before, root)
+    except OSError as error:
+        run = read_value(RUN, root)
+        if error.errno != errno.EBUSY or not entry.path.endswith(ACROSS) or run is None:
+            raise
+        write_value(RUN, "2", root)
+        try:
+            return write_value(entry.path, entry.before, root)
+        finally:
+            write_value(RUN, run, root)
+
+
 def undo_counted(ledger: Ledger, entry: SettingEntry, root: Path) -> Iterator[Finding]:
     """Lower a pool by what it was raised; from where that began is written down first, so that it may be repeated."""
     ledger.put(entry)
@@ -220,7 +271,12 @@ def undo_counted(ledger: Ledger, entry: SettingEntry, root: Path) -> Iterator[Fi
     change = PoolChange(page_size=page_size, pages=gain_of(entry))
     before, after, undo_from = (int(number or 0) for number in (entry.before, entry.after, entry.undo_from))
     yield from undo_pool(Entry(change=change, before=before, after=after, undo_from=undo_from), change, root)
-    ledger.drop(entry.path)
+    total = int(read_value(entry.path, root) or 0)
+    left = min(gain_of(entry) - max(0, undo_from - total), still_gained(entry, total))
+    if left > 0:  # in use now: they go back when they are free
+        ledger.put(evolve(entry, before=str(total - left), after=str(total), undo_from=None))
+    else:
+        ledger.drop(entry.path)
 
 
 def conflict(entry: SettingEntry, live: str) -> Finding:
@@ -248,6 +304,6 @@ def undo_all(
                 yield from undo_setting(ledger, entry, force=force)
             else:
                 yield from undo_other(entry)
-        except HostFailed as error:
+        except KvmlaunchError as error:
             report = error.report
             yield warning(code=report.code, message=report.message, where=report.where, why=report.why)

@@ -1,15 +1,15 @@
 """The journal of tuning: one file of root's, written before a knob or a file is touched, and after it.
 
-What cannot be read is put aside under another name; nothing is ever undone on a guess.
+What cannot be read is an error until somebody has looked at it; nothing is ever undone on a guess.
 """
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from attrs import asdict, fields
 
+from kvmlaunch.errors import PreflightFailed, Report
 from kvmlaunch.host.files import read_text_at, remove_if_there, write_atomically
 from kvmlaunch.host.places import STATE
 from kvmlaunch.host.tree import entered
@@ -20,7 +20,7 @@ NAME: Final = "tune.json"
 LARGEST: Final = 16 << 20  # bytes
 KINDS: Final[Mapping[str, type[TuneEntry]]] = {"setting": SettingEntry, "file": FileEntry, "mount": MountEntry}
 WORDS: Final = {kind: word for word, kind in KINDS.items()}
-MAY_BE_NONE: Final = ("before", "after", "undo_from")
+MAY_BE_NONE: Final = ("before", "after", "undo_from", "last")
 
 
 def render_entries(entries: Iterable[TuneEntry]) -> str:
@@ -71,17 +71,25 @@ def write_entries(entries: Iterable[TuneEntry]) -> None:
             remove_if_there(fd, NAME)
 
 
-def read_entries() -> tuple[tuple[TuneEntry, ...], str]:
-    """Give the journal, and why it cannot be read where it was put aside for that, "" otherwise."""
+def read_entries() -> tuple[TuneEntry, ...]:
+    """Give the journal; raises PreflightFailed `host.journal.unreadable`, as what was before stands in it alone."""
     try:
         with entered(STATE, 0) as fd:
             text = read_text_at(fd, NAME, LARGEST)
-            if text is None:
-                return (), ""
-            try:
-                return parse_entries(text), ""
-            except ValueError as error:
-                os.rename(NAME, f"{NAME}.unreadable", src_dir_fd=fd, dst_dir_fd=fd)
-                return (), f"{STATE / NAME}: {error}; it lies beside it as {NAME}.unreadable"
     except FileNotFoundError:
-        return (), ""
+        return ()
+    if text is None:
+        return ()
+    try:
+        return parse_entries(text)
+    except ValueError as error:
+        place = STATE / NAME
+        raise PreflightFailed(
+            Report(
+                code="host.journal.unreadable",
+                message="the journal of tuning cannot be read",
+                where=str(place),
+                why=f"{error}; what it says of the host before is needed to put it back",
+                hint=f"mv {place} {place}.old   # once you have put back by hand what it names",
+            )
+        ) from error

@@ -64,6 +64,8 @@ CODES: Final[dict[str, tuple[int, str]]] = {
         6,
         "Lines for fstab would add a problem that it does not have, or the markers around ours do not fit together.",
     ),
+    "host.journal.unreadable": (6, "The journal of tuning is damaged; only it knows how the host was before."),
+    "host.hugetlbfs.place": (6, "The shared hugetlbfs would hide files: its directory is not empty."),
     "host.dir.unsafe": (6, "A directory is a link, belongs to somebody else, or can be written by others."),
     "host.bridge.missing": (6, "The bridge does not exist."),
     "host.tap.missing": (6, "The tap does not exist, or belongs to another user."),

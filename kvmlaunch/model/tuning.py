@@ -60,7 +60,8 @@ class HostTuning:
     number; `parameters` are KVM's by `module.name`; `buddies` counts a NUMA node's free blocks of
     1, 2, 4, … pages; `daemons` are the pids of programs that tune the host as well, by name.
     `init` is the name of process 1; `local_script` the text of /etc/rc.local, None where there is none;
-    `grub` the command that renews GRUB's configuration, "" where this host boots otherwise.
+    `grub` the command that renews GRUB's configuration, "" where this host boots otherwise.  `default_page` is the
+    size of the huge pages that vm.nr_hugepages counts; `hidden` how many files a shared hugetlbfs would hide.
     """
 
     devices: tuple[BlockDevice, ...] = ()
@@ -80,6 +81,8 @@ class HostTuning:
     udev: bool = False
     local_script: str | None = None
     procps_script: bool = False
+    default_page: int = 2 << 20
+    hidden: int = 0
     grub: str = ""
 
     @property
@@ -169,7 +172,8 @@ class SettingEntry:
 class FileEntry:
     """A file in the journal of tuning; `before` is the text that was there, None where there was no file.
 
-    `made` is the topmost directory that was made for it, "" where all were there.
+    `last` is the text that we had left there before, None where we had left none: a crash may have kept it.  `made` is
+    the topmost directory that was made for it, "" where all were there.
     """
 
     path: str
@@ -178,6 +182,7 @@ class FileEntry:
     before_mode: int
     wanted: str
     mode: int
+    last: str | None = None
     made: str = ""
     done: bool = False
     time: str = ""
@@ -185,10 +190,10 @@ class FileEntry:
 
 @frozen(kw_only=True)
 class MountEntry:
-    """The shared hugetlbfs in the journal of tuning; `made` tells whether its directory was made for it."""
+    """The shared hugetlbfs in the journal of tuning; `made` is the topmost directory made for it, "" for none."""
 
     path: str
-    made: bool
+    made: str
     boot_id: str = ""
     time: str = ""
 

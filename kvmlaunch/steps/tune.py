@@ -17,7 +17,7 @@ from kvmlaunch.host.capture_tuning import capture_tuning
 from kvmlaunch.host.definitions import definition_files, read_file
 from kvmlaunch.host.kept_files import apply_file, apply_shared_mount, is_kept, undo_other
 from kvmlaunch.host.lock import host_lock
-from kvmlaunch.host.settings import Ledger, apply_counted, apply_setting, settle, undo_all
+from kvmlaunch.host.settings import COMPANIONS, Ledger, apply_counted, apply_setting, settle, undo_all
 from kvmlaunch.host.tune_journal import read_entries
 from kvmlaunch.model.definition import Definition
 from kvmlaunch.model.finding import Finding, errors_of, warning
@@ -27,10 +27,10 @@ from kvmlaunch.model.value import frozen
 from kvmlaunch.model.wishes import HOST_FILE, HostWishes
 from kvmlaunch.run.process import read_boot_id
 from kvmlaunch.steps.caller import Caller, Tell
-from kvmlaunch.steps.load import invalid, load, load_subject
+from kvmlaunch.steps.load import invalid, load_subject
 from kvmlaunch.tune.daemons import overriding
 from kvmlaunch.tune.fleet import PAGE_SIZES, VmWish, vm_wish
-from kvmlaunch.tune.keep import SYSCTL_FILE, sysctl_name
+from kvmlaunch.tune.keep import GRUB_FILE, SYSCTL_FILE, sysctl_name
 from kvmlaunch.tune.plan import plan_tuning
 
 
@@ -86,18 +86,16 @@ def placed(finding: Finding) -> Finding:
 def definitions_of(caller: Caller, words: Sequence[str], *, every: bool) -> tuple[Definition, ...]:
     """Give the definitions that count: those named, all, or those that start with the host.
 
-    A broken definition is an error where it was named, and left out where all are meant: `validate` names it.
+    Raises DefinitionInvalid for a broken one: what it asks for would be missing from every sum.
     """
-    if words:
-        return tuple(load_subject(caller, word).definition for word in words)
-    found = (load(caller, name)[1].definition for name in definition_files(caller.search))
-    return tuple(each for each in found if each is not None and (every or each.lifecycle.autostart))
+    found = tuple(load_subject(caller, word).definition for word in words or definition_files(caller.search))
+    return tuple(each for each in found if words or every or each.lifecycle.autostart)
 
 
-def look(definitions: Sequence[Definition]) -> tuple[HostFacts, HostTuning]:
+def look(definitions: Sequence[Definition], wishes: HostWishes) -> tuple[HostFacts, HostTuning]:
     """Look at the host and at its knobs."""
     paths = {each.name: tuple(disk.path for disk in each.disk.values()) for each in definitions}
-    captured = capture_tuning(paths)
+    captured = capture_tuning(paths, shared=wishes.hugetlbfs)
     host = parse_captured(capture_host(Wanted(locks=False)))
     return host, parse_tuning(captured.files, captured.probes)
 
@@ -106,11 +104,11 @@ def plan(caller: Caller, words: Sequence[str], *, every: bool, boot: bool = Fals
     """Give what the host should be; changes nothing, needs no root.  Raises DefinitionInvalid."""
     wishes = read_wishes(caller)
     definitions = definitions_of(caller, words, every=every)
-    host, tuning = look(definitions)
+    host, tuning = look(definitions, wishes)
     vms = tuple(vm_wish(each) for each in definitions)
     made = plan_tuning(host, tuning, wishes, vms, boot=boot)
     made = evolve(made, findings=tuple(placed(finding) for finding in made.findings))
-    entries = read_entries()[0] if caller.uid == 0 else ()
+    entries = read_entries() if caller.uid == 0 else ()
     returning = unwished(entries, made, wishes)
     return Planned(plan=made, returning=returning, vms=vms, wishes=wishes, host=host, tuning=tuning)
 
@@ -118,7 +116,8 @@ def plan(caller: Caller, words: Sequence[str], *, every: bool, boot: bool = Fals
 def unwished(entries: Sequence[TuneEntry], made: TunePlan, wishes: HostWishes) -> tuple[TuneEntry, ...]:
     """Give what was made and is in the plan no more, or counted for more than is wished now."""
     settings = {setting.knob.path: setting for setting in made.settings}
-    kept = {*settings, *(each.path for each in made.files), wishes.hugetlbfs}
+    beside = {f"{path.rpartition('/')[0]}/{COMPANIONS.get(path.rpartition('/')[2])}" for path in settings}
+    kept = {*settings, *beside, *(each.path for each in made.files), wishes.hugetlbfs}
     return tuple(entry for entry in entries if entry.path not in kept or is_more(entry, settings.get(entry.path)))
 
 
@@ -129,13 +128,10 @@ def is_more(entry: TuneEntry, setting: Setting | None) -> bool:
     return int(entry.wanted) > int(setting.wanted.value)
 
 
-def open_ledger(tell: Tell) -> Ledger:
+def open_ledger() -> Ledger:
     """Give the journal of tuning, put right after a crash; under the host-wide lock."""
-    entries, unreadable = read_entries()
-    if unreadable:
-        tell("warn", f"[state.quarantined] {unreadable}")
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    ledger = Ledger(entries=entries, boot_id=read_boot_id(), time=now)
+    ledger = Ledger(entries=read_entries(), boot_id=read_boot_id(), time=now)
     settle(ledger)
     return ledger
 
@@ -171,20 +167,19 @@ def apply(
     """
     planned = plan(caller, words, every=every, boot=boot)
     refuse_user(caller, "changes the host", "sudo kvmlaunch tune apply")
-    errors = tuple(finding.report for finding in errors_of(planned.plan.findings))
-    if errors:
-        raise PreflightFailed(errors[0], errors)
+    refuse_errors(planned)
     with host_lock():
-        ledger = open_ledger(tell)
+        ledger = open_ledger()
         planned = plan(caller, words, every=every, boot=boot)
+        refuse_errors(planned)
         lasting = persist or boot
-        found: list[Finding | None] = [*put_back(ledger, planned, tell, files=lasting)]
+        found: list[Finding | None] = [*put_back(ledger, planned, tell, files=persist)]
         planned = plan(caller, words, every=every, boot=boot)  # a pool that was lowered may have to be raised again
         found += apply_settings(ledger, planned.plan, tell, lasting=lasting, drop_caches=drop_caches)
         if planned.wishes.hugetlbfs:
             found.append(apply_shared_mount(ledger, planned.wishes.hugetlbfs))
-        for kept in planned.plan.files if lasting else ():
-            if not is_kept(kept):
+        for kept in planned.plan.files:
+            if (boot if kept.path == GRUB_FILE else persist) and not is_kept(kept):
                 finding = apply_file(ledger, kept)
                 found.append(finding)
                 if finding is None:
@@ -202,6 +197,13 @@ def put_back(ledger: Ledger, planned: Planned, tell: Tell, *, files: bool) -> li
         if entry.path not in left:
             tell("restored", entry.key if isinstance(entry, SettingEntry) else entry.path)
     return listed
+
+
+def refuse_errors(planned: Planned) -> None:
+    """Raise PreflightFailed for a wish that the host has no room for."""
+    errors = tuple(finding.report for finding in errors_of(planned.plan.findings))
+    if errors:
+        raise PreflightFailed(errors[0], errors)
 
 
 def apply_settings(
@@ -238,14 +240,29 @@ def make_lasting(ledger: Ledger, setting: Setting) -> None:
 def verify(caller: Caller, words: Sequence[str], *, every: bool) -> tuple[Planned, tuple[Difference, ...]]:
     """Give what of the host is not as it should be: knobs by the plan, files by the journal, and who overrides them."""
     planned = plan(caller, words, every=every)
-    entries = read_entries()[0] if caller.uid == 0 else ()
+    entries = read_entries() if caller.uid == 0 else ()
     kept = {kept.path: kept for kept in planned.plan.files}
     files = [entry for entry in entries if isinstance(entry, FileEntry)]
+    written = {entry.path for entry in files}
+    lasting = any(isinstance(entry, SettingEntry) and entry.lasting for entry in entries)
     return planned, (
         *(knob_difference(planned, setting) for setting in planned.plan.changes),
-        *(file_difference(entry, kept.get(entry.path)) for entry in files if is_changed(entry, kept.get(entry.path))),
+        *(file_difference(entry) for entry in files if is_changed(entry, kept.get(entry.path))),
+        *(missing(path) for path in kept if lasting and path not in written),
+        *(unwished_difference(entry) for entry in planned.returning),
         *overridden(planned, files),
     )
+
+
+def missing(path: str) -> Difference:
+    """Give the difference of a file that --persist should have written, and could not."""
+    return Difference(key=path, place=path, wanted="written by --persist", found="not written")
+
+
+def unwished_difference(entry: TuneEntry) -> Difference:
+    """Give the difference of what an earlier `apply` did and nobody wishes any more."""
+    key = entry.key if isinstance(entry, SettingEntry) else entry.path
+    return Difference(key=key, place=entry.path, wanted="as it was before", found="no longer wished")
 
 
 def knob_difference(planned: Planned, setting: Setting) -> Difference:
@@ -266,10 +283,10 @@ def is_changed(entry: FileEntry, kept: KeptFile | None) -> bool:
     return not is_kept(as_written) or (kept is not None and kept.text != entry.wanted)
 
 
-def file_difference(entry: FileEntry, kept: KeptFile | None) -> Difference:
+def file_difference(entry: FileEntry) -> Difference:
     """Give the difference of a file."""
     as_written = is_kept(KeptFile(path=entry.path, text=entry.wanted, kind=entry.kind))
-    found = "older than the plan" if as_written and kept is not None else "changed or removed by somebody else"
+    found = "not what the definitions and host.toml say now" if as_written else "changed or removed by somebody else"
     return Difference(key=entry.path, place=entry.path, wanted="as written", found=found)
 
 
@@ -288,21 +305,21 @@ def overridden(planned: Planned, files: Sequence[FileEntry]) -> tuple[Difference
     return tuple(found)
 
 
-def off(caller: Caller, tell: Tell, *, force: bool = False) -> tuple[bool, tuple[Finding, ...]]:
-    """Put the host back as it was, files included; tells whether there was anything, and what others had changed since.
+def off(caller: Caller, tell: Tell, *, force: bool = False) -> tuple[bool, bool, tuple[Finding, ...]]:
+    """Put the host back as it was, files included; tells whether there was anything, and is any left.
 
     What cannot be put back stays written down for the next time.
     """
     refuse_user(caller, "changes the host", "sudo kvmlaunch tune off")
     with host_lock():
-        ledger = open_ledger(tell)
+        ledger = open_ledger()
         before = ledger.entries
         found = tuple(undo_all(ledger, lambda entry: undo_other(ledger, entry, force=force), before, force=force))
         left = {entry.path for entry in ledger.entries}
         for entry in reversed(before):
             if entry.path not in left:
                 tell("restored", entry.key if isinstance(entry, SettingEntry) else entry.path)
-    return bool(before), found
+    return bool(before), bool(ledger.entries), found
 
 
 def inactive_findings(files: Sequence[KeptFile]) -> tuple[Finding, ...]:
@@ -316,5 +333,5 @@ def inactive_findings(files: Sequence[KeptFile]) -> tuple[Finding, ...]:
             hint=f"{kept.command}   # at boot, by whatever starts this host" if kept.command else "",
         )
         for kept in files
-        if kept.inactive
+        if kept.inactive and is_kept(kept)
     )

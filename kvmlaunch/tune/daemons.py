@@ -44,4 +44,4 @@ def overriding(tuning: HostTuning, name: str, value: str, file: str) -> SysctlLi
     """Give the line that wins over ours at boot with another value, None when ours is the last."""
     lines = [line for line in tuning.sysctl_lines if line.name == name]
     after = [line for index, line in enumerate(lines) if any(each.file == file for each in lines[:index])]
-    return next((line for line in reversed(after) if line.file != file and line.value != value), None)
+    return after[-1] if after and after[-1].file != file and after[-1].value != value else None

@@ -11,12 +11,12 @@ from kvmlaunch.tune.cpu import HALT_POLL
 from kvmlaunch.tune.daemons import check_cmdline, check_daemons
 from kvmlaunch.tune.fleet import VmWish, names_text, pages_of
 from kvmlaunch.tune.ksm import SOURCE as KSM_SOURCE
-from kvmlaunch.tune.memory import POOL_SOURCE, THP_SOURCE
+from kvmlaunch.tune.memory import POOL_SOURCE, THP_SOURCE, plan_pool, plan_thp
 from kvmlaunch.tune.scheduler import SOURCE as SCHEDULER_SOURCE
 from kvmlaunch.tune.scheduler import plan_scheduler
 from kvmlaunch.units import GIB, MIB, count, render_size
 
-APPLY: Final = "kvmlaunch tune apply"
+APPLY: Final = "sudo kvmlaunch tune apply"
 PERSIST: Final = f"{APPLY} --persist"
 HUGE: Final = 2 * MIB
 FEW_CONTEXTS: Final = 65536  # the kernel's default of fs.aio-max-nr; each disk with aio=native takes some hundred
@@ -25,14 +25,25 @@ VERDICTS: Final = ("FAIL", "warn", "skip", "ok")
 
 
 def diagnose(
-    host: HostFacts, tuning: HostTuning, wishes: HostWishes, vms: Sequence[VmWish], trial: Trial
+    host: HostFacts,
+    tuning: HostTuning,
+    wishes: HostWishes,
+    vms: Sequence[VmWish],
+    starting: Sequence[VmWish],
+    trial: Trial,
+    *,
+    broken: Sequence[str] = (),
 ) -> tuple[Diagnosis, ...]:
-    """Give every subject, what is wrong first, by what a mend gains."""
+    """Give every subject, what is wrong first, by what a mend gains.
+
+    `vms` are all that are defined, `starting` those that start with the host; `broken` definitions count for nothing.
+    """
     found = (
         *check_kvm(host, trial),
-        *(each for pool in host.pools for each in check_pool(host, tuning, pool, vms)),
+        *check_definitions(broken),
+        *(each for pool in host.pools for each in check_pool(host, tuning, wishes, pool, starting)),
         *check_free_memory(host, tuning),
-        *check_thp(tuning, vms),
+        *check_thp(tuning, wishes, starting),
         *check_merging(tuning, vms),
         *(each for device in tuning.devices for each in check_device(device, wishes)),
         *check_aio(host),
@@ -44,6 +55,16 @@ def diagnose(
         *check_others(tuning),
     )
     return tuple(sorted(found, key=lambda each: (VERDICTS.index(each.verdict), -each.gain)))
+
+
+def check_definitions(broken: Sequence[str]) -> Iterator[Diagnosis]:
+    """Tell definitions with mistakes: what they ask of the host is not counted."""
+    if broken:
+        yield Diagnosis(
+            subject="definitions", verdict="warn", found=f"{names_text(broken)} cannot be read", gain=7,
+            why="what they ask of the host is not counted here, and tune refuses to count without them",
+            fix=f"kvmlaunch validate {' '.join(broken[:4])}", numbers={"broken": list(broken)},
+        )  # fmt: skip
 
 
 def check_kvm(host: HostFacts, trial: Trial) -> Iterator[Diagnosis]:
@@ -82,7 +103,9 @@ def trial_text(trial: Trial) -> str:
     return f"{trial.kernel}: {words[-1] if words else f'nothing was printed in {trial.seconds:.0f} s'}"
 
 
-def check_pool(host: HostFacts, tuning: HostTuning, pool: HugepagePool, vms: Sequence[VmWish]) -> Iterator[Diagnosis]:
+def check_pool(
+    host: HostFacts, tuning: HostTuning, wishes: HostWishes, pool: HugepagePool, vms: Sequence[VmWish]
+) -> Iterator[Diagnosis]:
     """Tell a pool of huge pages: how many, who holds them, and what the VMs that start with the host need."""
     need, size = pages_of(vms, pool.page_size), render_size(pool.page_size)
     holders = [f"{holder.command} (pid {holder.pid}) {render_size(holder.bytes)}" for holder in tuning.holders]
@@ -95,7 +118,7 @@ def check_pool(host: HostFacts, tuning: HostTuning, pool: HugepagePool, vms: Seq
         "holders": [{"pid": each.pid, "command": each.command, "bytes": each.bytes} for each in tuning.holders],
     }  # fmt: skip
     subject = f"hugepages {size}"
-    if need <= pool.total:
+    if need <= pool.total or plan_pool(pool.page_size, wishes, vms) is None:
         yield Diagnosis(subject=subject, verdict="ok", found=found, source=POOL_SOURCE, numbers=numbers)
         return
     lacking = need - pool.total
@@ -129,12 +152,12 @@ def check_free_memory(host: HostFacts, tuning: HostTuning) -> Iterator[Diagnosis
     )  # fmt: skip
 
 
-def check_thp(tuning: HostTuning, vms: Sequence[VmWish]) -> Iterator[Diagnosis]:
+def check_thp(tuning: HostTuning, wishes: HostWishes, vms: Sequence[VmWish]) -> Iterator[Diagnosis]:
     """Tell transparent huge pages."""
     if tuning.thp is None:
         yield Diagnosis(subject="thp", verdict="skip", found="this kernel has none", source=THP_SOURCE)
         return
-    never = tuning.thp.value == "never"
+    never = tuning.thp.value == "never" and plan_thp(wishes, tuning, vms) is not None
     ordinary = [vm.name for vm in vms if not vm.pages]
     defrag = f", defrag {tuning.thp_defrag.value}" if tuning.thp_defrag else ""
     yield Diagnosis(
@@ -166,7 +189,8 @@ def check_merging(tuning: HostTuning, vms: Sequence[VmWish]) -> Iterator[Diagnos
         subject="ksm", verdict="warn" if vain or lacking else "ok", found=found, gain=2, source=KSM_SOURCE,
         why="no VM here may be merged, and hugepages never are: the scan only costs" if vain
         else f"asked for by {names_text(asking)}" if lacking else "",
-        fix="echo 2 > /sys/kernel/mm/ksm/run" if vain else APPLY if lacking else "",
+        fix='mode = "unmerge"   # in [ksm] of host.toml, then sudo kvmlaunch tune apply' if vain
+        else f"{APPLY} {' '.join(asking[:4])}" if lacking else "",
         numbers={**counters, "saved": saved},
     )  # fmt: skip
 
@@ -193,7 +217,7 @@ def check_device(device: BlockDevice, wishes: HostWishes) -> Iterator[Diagnosis]
     yield Diagnosis(
         subject=f"scheduler {device.name}", verdict="warn" if differs else "ok", found=found, gain=4,
         why=f"{plan[0].value} is expected: {plan[0].reason or 'host.toml'}" if differs and plan else "",
-        fix=APPLY if differs else "", source=SCHEDULER_SOURCE, numbers=numbers,
+        fix=f"{APPLY} {' '.join(device.vms[:4])}" if differs else "", source=SCHEDULER_SOURCE, numbers=numbers,
     )  # fmt: skip
 
 

@@ -5,9 +5,9 @@ from pathlib import PurePosixPath
 from typing import Final
 
 from kvmlaunch.model.tuning import HostTuning, KeptFile, Setting
-from kvmlaunch.model.wishes import HostWishes
+from kvmlaunch.model.wishes import HOST_FILE, HostWishes
 from kvmlaunch.tune.fstab import FstabLine, render_line
-from kvmlaunch.units import GIB, MIB, render_size
+from kvmlaunch.units import GIB, MIB
 
 SYSCTL_FILE: Final = "/etc/sysctl.d/80-kvmlaunch.conf"
 UDEV_FILE: Final = "/etc/udev/rules.d/80-kvmlaunch.rules"
@@ -36,8 +36,9 @@ def kept_by(settings: Sequence[Setting], *keepers: str) -> tuple[Setting, ...]:
 
 def build_files(settings: Sequence[Setting], tuning: HostTuning, wishes: HostWishes) -> Iterator[KeptFile]:
     """Give the files of `--persist`: those that this host's init reads."""
-    if kept_by(settings, "sysctl"):
-        yield render_sysctl(kept_by(settings, "sysctl"), tuning)
+    sysctls = tuple(each for each in kept_by(settings, "sysctl") if not each.counted or tuning.default_page == 2 * MIB)
+    if sysctls:
+        yield render_sysctl(sysctls, tuning)
     if tuning.init == SYSTEMD:
         yield from build_systemd(settings)
     else:
@@ -52,16 +53,23 @@ def build_files(settings: Sequence[Setting], tuning: HostTuning, wishes: HostWis
 
 
 def render_sysctl(settings: Sequence[Setting], tuning: HostTuning) -> KeptFile:
-    """Give the file of sysctl.d; of huge pages it holds the sum for all VMs that start with the host."""
-    lines = [f"# {setting.wanted.reason or setting.key}\n{line_of(setting)}\n" for setting in settings]
+    """Give the file of sysctl.d; of huge pages it holds the sum for all VMs that start with the host.
+
+    A larger pool that another file asks for is not lowered by ours, which comes later.
+    """
+    lines = [f"# {setting.wanted.reason or HOST_FILE}\n{line_of(setting, tuning)}\n" for setting in settings]
     read = tuning.init == SYSTEMD or (tuning.init in CLASSIC and tuning.procps_script)
     inactive = "" if read else f"process 1 is {tuning.init or 'unknown'}, and nothing here applies sysctl.d at boot"
     return KeptFile(path=SYSCTL_FILE, text=HEAD + "".join(lines), command=f"sysctl -p {SYSCTL_FILE}", inactive=inactive)
 
 
-def line_of(setting: Setting) -> str:
+def line_of(setting: Setting, tuning: HostTuning) -> str:
     """Give a setting as a line of sysctl.d."""
-    return f"{sysctl_name(setting.knob.path)} = {setting.wanted.value}"
+    name, value = sysctl_name(setting.knob.path), setting.wanted.value
+    if setting.counted:
+        others = [line.value for line in tuning.sysctl_lines if line.name == name and line.file != SYSCTL_FILE]
+        value = str(max(int(value), *(int(other) for other in others if other.isdecimal()), 0))
+    return f"{name} = {value}"
 
 
 def render_udev(settings: Sequence[Setting]) -> KeptFile:
@@ -90,17 +98,19 @@ def build_systemd(settings: Sequence[Setting]) -> Iterator[KeptFile]:
 
 def render_unit(pool: Setting) -> KeptFile:
     """Give the unit that raises the pool before services fragment the memory; sysctl.d comes after it and agrees."""
+    path, pages = pool.knob.path, pool.wanted.value
     text = f"""\
 {HEAD}[Unit]
 Description=Huge pages for virtual machines
 DefaultDependencies=no
-Before=sysinit.target systemd-sysctl.service
-ConditionPathExists={pool.knob.path}
+Conflicts=shutdown.target
+Before=sysinit.target systemd-sysctl.service shutdown.target
+ConditionPathExists={path}
 
 [Service]
 Type=oneshot
 RemainAfterExit=yes
-ExecStart=/bin/sh -c 'echo {pool.wanted.value} > {pool.knob.path}'
+ExecStart=/bin/sh -c '[ "$$(cat {path})" -ge {pages} ] || echo {pages} > {path}'
 
 [Install]
 WantedBy=sysinit.target
@@ -118,7 +128,8 @@ def build_script(settings: Sequence[Setting], tuning: HostTuning) -> Iterator[Ke
     """Give the script for a host without systemd: every setting in it, for /etc/rc.local to run."""
     if not settings:
         return
-    lines = [f"set_knob {setting.wanted.value} {setting.knob.path}\n" for setting in settings]
+    verbs = {True: "raise_pool", False: "set_knob"}
+    lines = [f"{verbs[setting.counted]} {setting.wanted.value} {setting.knob.path}\n" for setting in settings]
     text = f"""\
 #!/bin/sh
 {HEAD}
@@ -128,10 +139,20 @@ set_knob() {{
     fi
 }}
 
+raise_pool() {{
+    if [ -r "$2" ] && [ "$(cat "$2")" -lt "$1" ]; then
+        set_knob "$1" "$2"
+    fi
+}}
+
 {"".join(lines)}"""
-    called = tuning.init in CLASSIC and SCRIPT_FILE in (tuning.local_script or "")
-    why = f"process 1 is {tuning.init or 'unknown'}, and /etc/rc.local does not run it"
-    yield KeptFile(path=SCRIPT_FILE, text=text, mode=0o755, command=SCRIPT_FILE, inactive="" if called else why)
+    lines_of_local = [line.strip() for line in (tuning.local_script or "").splitlines()]
+    why = ""
+    if tuning.init not in CLASSIC:
+        why = f"process 1 is {tuning.init or 'unknown'}, which is not known to run /etc/rc.local"
+    elif not any(line.startswith(SCRIPT_FILE) for line in lines_of_local):
+        why = "/etc/rc.local does not run it"
+    yield KeptFile(path=SCRIPT_FILE, text=text, mode=0o755, command=SCRIPT_FILE, inactive=why)
 
 
 def render_mount(place: str, tuning: HostTuning) -> KeptFile:
@@ -146,7 +167,7 @@ Description=Shared huge pages
 
 [Mount]
 What=hugetlbfs
-Where={place}
+Where={place.replace("%", "%%")}
 Type=hugetlbfs
 Options={",".join(SHARED_OPTIONS)}
 
@@ -179,12 +200,17 @@ def build_boot(settings: Sequence[Setting], tuning: HostTuning) -> Iterator[Kept
     words = []
     for setting in settings:
         if setting.counted and f"{GIB >> 10}kB" in setting.knob.path:
-            words += [f"hugepagesz={render_size(GIB)[0]}G", f"hugepages={setting.wanted.value}"]
+            words += ["hugepagesz=1G", f"hugepages={setting.wanted.value}"]
         elif setting.counted:
-            words += [f"hugepagesz={2 * MIB >> 20}M", f"hugepages={setting.wanted.value}"]
+            words += ["hugepagesz=2M", f"hugepages={setting.wanted.value}"]
         elif setting.key == "thp.enabled":
             words.append(f"transparent_hugepage={setting.wanted.value}")
-    if words:
+    if words and tuning.grub.startswith("grub2"):
+        command = f"grubby --update-kernel=ALL --args='{' '.join(words)}'"
+        text = f"{HEAD}# {command}\n"
+        why = "this distribution's GRUB does not read default/grub.d: run the command"
+        yield KeptFile(path=GRUB_FILE, text=text, command=command, inactive=why)
+    elif words:
         text = f'{HEAD}GRUB_CMDLINE_LINUX="$GRUB_CMDLINE_LINUX {" ".join(words)}"\n'
         inactive = "" if tuning.grub else "this host has no GRUB that update-grub or grub2-mkconfig configures"
         yield KeptFile(path=GRUB_FILE, text=text, command=tuning.grub, inactive=inactive)

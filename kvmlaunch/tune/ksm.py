@@ -41,7 +41,8 @@ def plan_scan(wishes: KsmWishes, tuning: HostTuning) -> Iterator[tuple[str, Choi
     if wishes.sleep_millisecs != KEEP:
         yield "sleep_millisecs", by_hand(wishes.sleep_millisecs, "ksm.sleep_millisecs")
     if wishes.merge_across_nodes is AUTO:
-        if tuning.nodes > 1 and not shared(tuning):
+        knob = tuning.ksm.get("merge_across_nodes")
+        if tuning.nodes > 1 and knob and (knob.value == "0" or not shared(tuning)):
             reason = f"{tuning.nodes} NUMA nodes: a merged page is far for one of them"
             yield "merge_across_nodes", chosen("0", reason, SOURCE)
     elif wishes.merge_across_nodes != KEEP:

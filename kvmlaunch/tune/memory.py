@@ -35,71 +35,70 @@ def plan_pool(page_size: int, wishes: HostWishes, vms: Sequence[VmWish]) -> Choi
     return None
 
 
-def build_pools(host: HostFacts, wishes: HostWishes, vms: Sequence[VmWish]) -> Iterator[Setting]:
-    """Give the pools that should be larger, unless that would leave the host less than it keeps."""
+def plan_pools(
+    host: HostFacts, wishes: HostWishes, vms: Sequence[VmWish]
+) -> Iterator[tuple[HugepagePool, Choice[str], bool]]:
+    """Give each pool with the pages that it should have, and whether the host has room for it beside the others.
+
+    Beyond all pools together the host keeps max(1 GiB, 10 %) of its RAM.
+    """
+    room = host.memory.available - host.kept_memory
     for pool in host.pools:
         wanted = plan_pool(pool.page_size, wishes, vms)
-        if wanted is None or not has_room(host, pool, int(wanted.value)):
-            continue
-        knob = Knob(path=pool_path(pool.page_size), value=str(pool.total))
-        cost = f"{render_size(int(wanted.value) * pool.page_size)} of memory that nothing else can use"
-        yield Setting(
-            key=f"hugepages.{render_size(pool.page_size)}",
-            knob=knob,
-            wanted=wanted,
-            keeper="boot" if pool.page_size == GIB else "sysctl",
-            cost=cost,
-            counted=True,
-        )
+        if wanted is not None:
+            more = max(0, int(wanted.value) - pool.total) * pool.page_size
+            fits = not more or more <= room
+            room -= more if fits else 0
+            yield pool, wanted, fits
 
 
-def has_room(host: HostFacts, pool: HugepagePool, pages: int) -> bool:
-    """May a pool have so many pages: beyond all pools the host keeps max(1 GiB, 10 %) of its RAM."""
-    more = max(0, pages - pool.total) * pool.page_size
-    return not more or host.memory.available - more >= host.kept_memory
+def build_pools(host: HostFacts, wishes: HostWishes, vms: Sequence[VmWish]) -> Iterator[Setting]:
+    """Give the pools that should be larger, unless that would leave the host less than it keeps."""
+    for pool, wanted, fits in plan_pools(host, wishes, vms):
+        if fits:
+            yield Setting(
+                key=f"hugepages.{render_size(pool.page_size)}",
+                knob=Knob(path=pool_path(pool.page_size), value=str(pool.total)),
+                wanted=wanted,
+                keeper="boot" if pool.page_size == GIB else "sysctl",
+                cost=f"{render_size(int(wanted.value) * pool.page_size)} of memory that nothing else can use",
+                counted=True,
+            )
 
 
-def check_pools(host: HostFacts, wishes: HostWishes, vms: Sequence[VmWish]) -> Iterator[Finding]:
-    """Refuse a pool that the host has no room for, and say which page size is not there."""
-    there = {pool.page_size: pool for pool in host.pools}
+def check_pools(host: HostFacts, tuning: HostTuning, wishes: HostWishes, vms: Sequence[VmWish]) -> Iterator[Finding]:
+    """Refuse a pool that the host has no room for, and a mount that would hide files; say which size is not there."""
+    for pool, wanted, fits in plan_pools(host, wishes, vms):
+        if not fits:
+            word, available = render_size(pool.page_size), render_size(host.memory.available // MIB * MIB)
+            more = render_size((int(wanted.value) - pool.total) * pool.page_size)
+            why = f"{more} more are needed, {available} are available, and the host keeps "
+            why += render_size(host.kept_memory // MIB * MIB) + (f"; {wanted.reason}" if wanted.reason else "")
+            yield error(
+                code="host.memory.short",
+                message=f"the host has no room for {count(int(wanted.value), 'page')} of {word}",
+                key=f"hugepage_pools.{word}",
+                why=why,
+                hint="kvmlaunch validate --together   # names the VMs that do not fit" if wanted.reason else "",
+            )
+    there = {pool.page_size for pool in host.pools}
     for word, page_size in PAGE_SIZES.items():
-        wanted = plan_pool(page_size, wishes, vms)
-        if wanted is None:
-            continue
-        pages = f"{count(int(wanted.value), 'page')} of {word}"
-        pool = there.get(page_size)
-        if pool is None:
+        if page_size not in there and plan_pool(page_size, wishes, vms):
             yield warning(
                 code="host.hugetlbfs.pagesize",
                 message=f"this kernel has no pages of {word}: skipped",
                 key=f"hugepage_pools.{word}",
-                why=f"page sizes of this host: {', '.join(map(render_size, there)) or 'none'}",
+                why=f"page sizes of this host: {', '.join(map(render_size, sorted(there))) or 'none'}",
                 hint="grep -E 'pse|pdpe1gb' /proc/cpuinfo",
             )
-        elif not has_room(host, pool, int(wanted.value)):
-            more = (int(wanted.value) - pool.total) * page_size
-            yield error(
-                code="host.memory.short",
-                message=f"the host has no room for {pages}",
-                key=f"hugepage_pools.{word}",
-                why=f"{render_size(more)} more are needed, {render_size(host.memory.available // MIB * MIB)} are "
-                f"available, and the host keeps {render_size(host.kept_memory // MIB * MIB)}; {wanted.reason}",
-                hint="kvmlaunch validate --together   # names the VMs that do not fit",
-            )
-    yield from check_page_words(wishes)
-
-
-def check_page_words(wishes: HostWishes) -> Iterator[Finding]:
-    """Refuse a page size that no x86-64 kernel has."""
-    for word, pages in wishes.hugepage_pools.items():
-        if word not in PAGE_SIZES or pages < 0:
-            yield error(
-                code="def.value.choice",
-                message=f"there are no {pages} huge pages of {word}",
-                key=f"hugepage_pools.{word}",
-                why=f"wanted: a number, 0 or more, for {' or '.join(PAGE_SIZES)}",
-                hint='hugepage_pools = { "2MiB" = 512 }',
-            )
+    if tuning.hidden:
+        yield error(
+            code="host.hugetlbfs.place",
+            message=f"{wishes.hugetlbfs} is not empty",
+            key="hugetlbfs",
+            why=f"a mount would hide {count(tuning.hidden, 'file')} there",
+            hint='hugetlbfs = "/mnt/huge"',
+        )
 
 
 def plan_thp(wishes: HostWishes, tuning: HostTuning, vms: Sequence[VmWish]) -> Choice[str] | None:
@@ -107,7 +106,7 @@ def plan_thp(wishes: HostWishes, tuning: HostTuning, vms: Sequence[VmWish]) -> C
     if wishes.thp is not AUTO:
         return None if wishes.thp == KEEP else by_hand(wishes.thp, "thp")
     ordinary = [vm.name for vm in vms if not vm.pages]
-    if tuning.thp is None or tuning.thp.value != "never" or not ordinary:
+    if tuning.thp is None or tuning.thp.value == "always" or not ordinary:
         return None
     return chosen(
         "madvise", f"{names_text(ordinary)} has ordinary memory, and QEMU asks for huge pages itself", THP_SOURCE

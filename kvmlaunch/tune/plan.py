@@ -29,7 +29,7 @@ def plan_tuning(
     files: tuple[KeptFile, ...] = tuple(build_files(settings, tuning, wishes))
     findings = (
         *check_ksm(tuning, wishes, vms),
-        *check_pools(host, wishes, vms),
+        *check_pools(host, tuning, wishes, vms),
         *check_schedulers(tuning, wishes),
         *check_cpu(tuning, wishes),
         *check_daemons(tuning),

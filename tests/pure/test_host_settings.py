@@ -21,7 +21,7 @@ ENTRIES: tuple[TuneEntry, ...] = (
     SettingEntry(key="ksm.run", path="/sys/kernel/mm/ksm/run", before="0", wanted="1"),
     FileEntry(path="/etc/x", kind="file", before=None, before_mode=0o644, wanted="text\udc80", mode=0o644, made="/etc"),
     FileEntry(path="/etc/y", kind="link", before="old", before_mode=0o777, wanted="new", mode=0o644, done=True),
-    MountEntry(path="/mnt/huge", made=True, boot_id="b", time="2026-01-01T00:00:00+00:00"),
+    MountEntry(path="/mnt/huge", made="/mnt", boot_id="b", time="2026-01-01T00:00:00+00:00"),
 )
 
 

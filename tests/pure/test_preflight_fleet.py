@@ -241,7 +241,7 @@ def test_the_hint_for_a_port_is_a_forward_that_is_free() -> None:
     ((finding,),) = (its for its in check_fleet(members, host) if its)
 
     assert finding.report.why == "a binds 127.0.0.1:8080"
-    assert finding.report.hint == '"tcp:127.0.0.1:8083:80"   in network.lan.forwards'
+    assert finding.report.hint == '"tcp:127.0.0.1:8083:80"   # in network.lan.forwards'
 
 
 def test_two_screens_on_one_port_are_told_with_the_next() -> None:

@@ -23,7 +23,7 @@ def examined(
     facts: HostFacts | None = None, found: HostTuning | None = None, vms: tuple[VmWish, ...] = (), trial: Trial = BOOTED
 ) -> dict[str, Diagnosis]:
     """Give the diagnoses by subject, in order."""
-    rows = diagnose(facts or host(pages=512), found or tuning(), HostWishes(), vms, trial)
+    rows = diagnose(facts or host(pages=512), found or tuning(), HostWishes(), vms, vms, trial)
     return {each.subject: each for each in rows}
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from kvmlaunch.model.definition import AUTO, Size
-from kvmlaunch.model.tuning import KeptFile, TunePlan
+from kvmlaunch.model.definition import Size
+from kvmlaunch.model.tuning import TunePlan
 from kvmlaunch.model.wishes import HostWishes, KsmWishes
 from kvmlaunch.tune.daemons import overriding
 from kvmlaunch.tune.fleet import VmWish
@@ -117,13 +117,11 @@ def test_a_pool_that_would_leave_the_host_too_little_is_refused_with_the_numbers
     assert plan.findings[0].severity == "error"
 
 
-def test_pools_by_hand_come_before_the_sum_and_unknown_sizes_are_refused() -> None:
+def test_pools_by_hand_come_before_the_sum() -> None:
     by_hand = plan_tuning(host(), tuning(), HostWishes(hugepage_pools={"2MiB": 64, "1GiB": 2}), (WEB,))
-    unknown = plan_tuning(host(), tuning(), HostWishes(hugepage_pools={"4MiB": 64}), ())
     kept = plan_tuning(host(), tuning(), HostWishes(hugepages="keep"), (WEB,))
 
     assert changes(by_hand) == {"hugepages.2MiB": "64", "hugepages.1GiB": "2"}
-    assert codes(unknown) == ["def.value.choice"]
     assert changes(kept) == {}
 
 
@@ -150,7 +148,6 @@ def test_ksm_switched_off_by_hand_stops_a_running_one() -> None:
 
 
 def test_an_old_kernel_without_advisor_scans_by_number() -> None:
-    old = {f"/sys/kernel/mm/ksm/{name}": text for name, text in (("run", "0\n"), ("pages_to_scan", "100\n"))}
     found = tuning()
     ksm = {name: knob for name, knob in found.ksm.items() if name in {"run", "pages_to_scan"}}
     plan = plan_tuning(
@@ -160,7 +157,6 @@ def test_an_old_kernel_without_advisor_scans_by_number() -> None:
         (),
     )
 
-    assert old
     assert changes(plan) == {"ksm.pages_to_scan": "500", "ksm.run": "1"}
 
 
@@ -303,8 +299,6 @@ def test_nothing_wished_and_nobody_asking_is_no_plan_at_all() -> None:
     plan = plan_tuning(host(), tuning(), HostWishes(), ())
 
     assert (plan.settings, plan.files, plan.findings) == ((), (), ())
-    assert HostWishes().scheduler is AUTO
-    assert KeptFile(path="/x", text="").kind == "file"
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is not installed")
@@ -354,3 +348,57 @@ def test_the_script_is_a_posix_script_that_sets_what_is_there_and_skips_what_is_
 
     assert (ran.returncode, ran.stderr) == (0, "")
     assert knob.read_text().strip() == "always"
+
+
+def test_pools_of_two_sizes_share_the_room_that_the_host_has() -> None:
+    wishes = HostWishes(hugepage_pools={"2MiB": 4608, "1GiB": 9})
+
+    plan = plan_tuning(host(total=24 * GIB, available=20 * GIB), tuning(), wishes, ())
+
+    assert changes(plan) == {"hugepages.2MiB": "4608"}
+    assert codes(plan) == ["host.memory.short"]
+
+
+def test_a_larger_pool_that_another_file_asks_for_is_not_lowered_at_boot() -> None:
+    others = {"/etc/sysctl.d/50-admin.conf": "vm.nr_hugepages = 2048\n"}
+
+    systemd = plan_tuning(host(pages=2048), tuning(files=others), HostWishes(), (WEB,))
+    script = plan_tuning(host(pages=2048), without_systemd(tuning(files=others)), HostWishes(), (WEB,))
+
+    assert "vm.nr_hugepages = 2048\n" in text_of(systemd, "/etc/sysctl.d/80-kvmlaunch.conf")
+    assert "raise_pool 512 /sys/kernel/mm/hugepages/" in text_of(script, "/etc/kvmlaunch/boot.sh")
+    assert "-ge 512 ] || echo 512" in text_of(systemd, "/etc/systemd/system/kvmlaunch-hugepages.service")
+
+
+def test_the_sysctl_is_left_out_where_it_would_count_pages_of_another_size() -> None:
+    found = tuning(files={"/proc/meminfo": "Hugepagesize:    1048576 kB\n"})
+
+    plan = plan_tuning(host(), found, HostWishes(), (WEB,))
+
+    assert not any(kept.path.endswith("80-kvmlaunch.conf") for kept in plan.files)
+    assert any(kept.path.endswith("kvmlaunch-hugepages.service") for kept in plan.files)
+
+
+def test_a_shared_mount_that_would_hide_files_is_refused() -> None:
+    plan = plan_tuning(host(), tuning(hidden=3), HostWishes(hugetlbfs="/home"), ())
+
+    assert codes(plan) == ["host.hugetlbfs.place"]
+
+
+def test_a_distribution_whose_grub_reads_no_drop_ins_is_given_the_command() -> None:
+    found = tuning(grub="grub2-mkconfig -o /boot/grub2/grub.cfg")
+
+    plan = plan_tuning(host(), found, HostWishes(hugepage_pools={"1GiB": 4}), (), boot=True)
+
+    (kept,) = (kept for kept in plan.files if "grub" in kept.path)
+    assert kept.command == "grubby --update-kernel=ALL --args='hugepagesz=1G hugepages=4'"
+    assert kept.inactive
+
+
+def test_what_auto_has_made_already_stays_in_the_plan_and_so_is_kept() -> None:
+    made = tuning(files={"/sys/kernel/mm/transparent_hugepage/enabled": "always [madvise] never\n"})
+
+    plan = plan_tuning(host(), made, HostWishes(), (ORDINARY,))
+
+    assert [setting.key for setting in plan.settings] == ["thp.enabled"]
+    assert changes(plan) == {}

@@ -20,7 +20,10 @@ __all__ = ("hers",)
 SWAPPINESS: Final = Path("/proc/sys/vm/swappiness")
 KSM: Final = Path("/sys/kernel/mm/ksm")
 THP: Final = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-KNOBS: Final = (SWAPPINESS, KSM / "run", KSM / "sleep_millisecs", KSM / "advisor_mode", KSM / "smart_scan", THP)
+KNOBS: Final = (
+    *(SWAPPINESS, THP),
+    *(KSM / name for name in ("advisor_mode", "smart_scan", "sleep_millisecs", "pages_to_scan", "run")),
+)
 JOURNAL: Final = "/var/lib/kvmlaunch/tune.json"
 SCRIPT, SYSCTL = "/etc/kvmlaunch/boot.sh", "/etc/sysctl.d/80-kvmlaunch.conf"
 WISHES: Final = 'swappiness = 7\nthp = "always"\nhugetlbfs = "/mnt/huge"\n[ksm]\nmode = "on"\nsleep_millisecs = 77\n'
@@ -66,8 +69,13 @@ def state(etc: Path) -> dict[str, str]:
     return {**files, **{str(knob): value(knob) for knob in KNOBS}}
 
 
+def mountinfo(machine: Machine) -> str:
+    """Give the mounts of a machine."""
+    return Path(f"/proc/{machine.holder.pid}/mountinfo").read_text()
+
+
 def test_planned_made_kept_verified_and_taken_back_without_a_trace(machine: Machine, pool: Pool, etc: Path) -> None:
-    before, mounts = state(etc), machine.mounts()
+    before, mounts = state(etc), mountinfo(machine)
 
     plan = machine.ok("tune", "plan", "--json").json
     made = machine.ok("tune", "apply", "--persist")
@@ -86,7 +94,7 @@ def test_planned_made_kept_verified_and_taken_back_without_a_trace(machine: Mach
     assert (off.code, twice.code) == (0, 0), off.err
     assert "nothing is tuned" in twice.err
     assert state(etc) == before
-    assert machine.mounts() == mounts
+    assert mountinfo(machine) == mounts
     assert not machine.outside(JOURNAL).exists()
     assert pool.gained() == 0
 
@@ -181,15 +189,18 @@ def test_a_foreign_change_is_reported_and_left_and_forced_back_when_asked(machin
     SWAPPINESS.write_text("33")
     (etc / "kvmlaunch/boot.sh").write_text("mine now\n")
 
+    again = machine.run("tune", "apply", "--persist")
+    SWAPPINESS.write_text("44")
     off = machine.run("tune", "off")
     left, script = value(SWAPPINESS), (etc / "kvmlaunch/boot.sh").read_text()
     forced = machine.run("tune", "off", "--force")
 
+    assert again.codes >= {"host.change.conflict"}
     assert off.code == 10
     assert off.err.count("[host.change.conflict]") == 2
-    assert (left, script) == ("33", "mine now\n")
+    assert (left, script) == ("44", "mine now\n")
     assert forced.code == 0, forced.err
-    assert value(SWAPPINESS) == before
+    assert value(SWAPPINESS) == "33" != before
     assert not (etc / "kvmlaunch/boot.sh").exists()
 
 
@@ -267,6 +278,62 @@ def test_killed_while_taking_back_the_next_command_finishes_it(machine: Machine,
     assert pool.settled() == 0
 
 
+def test_pages_in_use_go_back_when_they_are_free(machine: Machine, pool: Pool, etc: Path) -> None:
+    del etc
+    pool.set(0)
+    machine.ok("tune", "apply")
+    machine.ok("up", "web", "--paused")
+
+    held = machine.run("tune", "off")
+    machine.end("web")
+    free = machine.run("tune", "off")
+
+    assert held.code == 10
+    assert "[host.change.conflict]" in held.err
+    assert free.code == 0, free.err
+    assert pool.total() == 0
+
+
+def test_a_broken_definition_is_refused_and_never_left_out_of_the_sum(machine: Machine, etc: Path) -> None:
+    before = state(etc)
+    machine.define("db", GUEST.replace("32MiB", "32 Mb"))
+
+    results = [machine.run("tune", *words) for words in (("plan",), ("apply", "--persist"), ("verify",))]
+    doctor = machine.run("doctor", "--no-boot")
+
+    assert [result.code for result in results] == [5, 5, 5]
+    assert all("vmdefs/db.toml:" in result.err for result in results)
+    assert "kvmlaunch validate db" in doctor.out
+    assert state(etc) == before
+
+
+def test_a_damaged_journal_is_an_error_until_somebody_has_looked(machine: Machine, etc: Path) -> None:
+    del etc
+    machine.ok("tune", "apply")
+    place = machine.outside(JOURNAL)
+    text = place.read_text()
+    place.write_text(text[:100])
+
+    results = [machine.run("tune", *words) for words in (("off",), ("apply",), ("verify",))]
+    place.write_text(text)
+
+    assert [result.code for result in results] == [6, 6, 6]
+    assert all(result.codes >= {"host.journal.unreadable"} for result in results)
+    machine.ok("tune", "off")
+
+
+def test_a_shared_mount_with_a_space_in_its_name_is_taken_away_again(machine: Machine, etc: Path) -> None:
+    (etc / "kvmlaunch/host.toml").write_text('hugetlbfs = "/mnt/k l/huge"\n')
+
+    machine.ok("tune", "apply")
+    during = mountinfo(machine)
+    machine.ok("tune", "off")
+
+    assert "/mnt/k\\040l/huge" in during
+    assert machine.outside("/mnt/k l").exists() is False
+    assert "/mnt/k" not in mountinfo(machine)
+
+
 def test_a_disk_on_a_loop_device_is_tuned_at_the_device_at_the_bottom(machine: Machine, etc: Path) -> None:
     image = machine.directory / "disk.img"
     image.write_bytes(bytes(1 << 20))
@@ -278,6 +345,7 @@ def test_a_disk_on_a_loop_device_is_tuned_at_the_device_at_the_bottom(machine: M
             each for each in machine.ok("tune", "plan", "--json").json["settings"] if "scheduler" in each["key"]
         )
         knob, before = Path(setting["path"]), setting["current"]
+        requests = (knob.parent / "nr_requests").read_text()
 
         machine.ok("tune", "apply")
         during = value(knob)
@@ -288,6 +356,7 @@ def test_a_disk_on_a_loop_device_is_tuned_at_the_device_at_the_bottom(machine: M
     assert "loop" not in setting["key"]
     assert before != during == "kyber"
     assert value(knob) == before
+    assert (knob.parent / "nr_requests").read_text() == requests
 
 
 def test_an_ordinary_user_sees_the_plan_and_is_told_who_may(hers: Machine) -> None:
