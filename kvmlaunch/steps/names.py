@@ -16,8 +16,11 @@ def is_file(word: str) -> bool:
 
 
 def name_of(word: str) -> str:
-    """Give the name of the VM that a word means: a file defines the VM of its own name."""
-    return Path(word).name.removesuffix(SUFFIX) if is_file(word) else word
+    """Give the name of the VM that a word means: `FILE.toml` defines the VM of its own name.
+
+    Any other path stays as it is, and is no name: what is ended must be named beyond doubt.
+    """
+    return Path(word).name.removesuffix(SUFFIX) if word.endswith(SUFFIX) else word
 
 
 def refuse_unknown(caller: Caller, word: str) -> None:

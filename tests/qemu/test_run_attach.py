@@ -154,7 +154,7 @@ def test_a_vm_that_does_not_run_or_exist_is_said(machine: Machine, command: str)
     unknown = machine.run(command, "nobody")
 
     assert stopped.code == (3 if command == "console" else 0)
-    assert unknown.code == (3 if command == "console" else 4)
+    assert unknown.code == 4
 
 
 def test_pause_and_resume_are_what_qemu_says(machine: Machine) -> None:

@@ -70,7 +70,7 @@ def test_undo_of_a_vm_that_was_never_there_is_no_success(machine: Machine) -> No
     assert machine.run("preflight", "web", "--undo").code == 0
 
 
-@pytest.mark.parametrize("file", ["vmdefs/web.toml", "elsewhere/web.toml", "vmdefs/web"])
+@pytest.mark.parametrize("file", ["vmdefs/web.toml", "elsewhere/web.toml", "web.toml"])
 def test_a_file_means_the_vm_of_its_name_to_every_command(machine: Machine, file: str) -> None:
     machine.define("web")
     elsewhere = machine.directory / "elsewhere"

@@ -187,6 +187,19 @@ def test_a_user_cannot_prepare_the_host_and_nothing_changes(hers: Machine, pool:
     assert hers.journals() == []
 
 
+def test_the_line_for_root_is_for_what_was_asked(hers: Machine) -> None:
+    hers.execute("install", "-d", "-m", "0700", "-o", str(ALICE), "-g", str(ALICE), f"/run/user/{ALICE}")
+
+    refused = as_alice(hers, "up", "web", "--set", "vcpus=2")
+    apply = as_alice(hers, "preflight", "web", "--apply", "--set", "vcpus=2")
+    undo = as_alice(hers, "preflight", "web", "--undo")
+
+    for result in (refused, apply):
+        assert f"fix: sudo kvmlaunch preflight web --apply --set vcpus=2 --user {HER_NAME}\n" in result.err
+    assert undo.code == 77
+    assert f"fix: sudo kvmlaunch preflight web --undo --user {HER_NAME}\n" in undo.err
+
+
 def test_a_user_runs_a_vm_with_huge_pages_once_root_has_prepared_it(hers: Machine, pool: Pool) -> None:
     prepared = prepare_for_alice(hers)
     assert prepared.code == 0, prepared.err
