@@ -68,7 +68,7 @@ def preflight_one(session: Session, caller: Caller, word: str, *, apply: bool, u
     if undo:
         undone, found = prepare.undo(caller, word, tell)
         if not session.json:
-            show_warnings(session, name, found)
+            show_warnings(session, name, found, fixes=True)
         if not undone and not session.json:
             say(session, name, "ok", "already", "nothing is prepared")
         conflict = any(finding.report.code == "host.change.conflict" for finding in found)

@@ -83,7 +83,7 @@ def show_findings(session: Session, findings: Sequence[Finding]) -> None:
     """Print what cannot be had, errors first."""
     for finding in errors_of(tuple(findings)):
         show_error(session, finding.report, HOST)
-    show_warnings(session, HOST, findings)
+    show_warnings(session, HOST, findings, fixes=True)
 
 
 def show_plan(session: Session, planned: "Planned") -> None:
@@ -106,6 +106,26 @@ def show_plan(session: Session, planned: "Planned") -> None:
     same = len(plan.settings) - len(plan.changes)
     names = count(len(planned.vms), "VM")
     click.echo(f"{count(len(plan.changes), 'change')}, {same} as they should be, for {names}", err=True)
+    if not planned.vms:
+        click.echo(whom(planned), err=True)
+
+
+def whom(planned: "Planned") -> str:
+    """Give for which VMs a plan was made."""
+    if planned.vms:
+        return f"for {', '.join(vm.name for vm in planned.vms)}"
+    return "no definition has lifecycle.autostart: name VMs, or use --all"
+
+
+def show_planned(session: Session, planned: "Planned") -> int:
+    """Print a plan and what cannot be had; gives the exit code."""
+    findings = planned.plan.findings
+    if session.json:
+        show_document("tune-plan", plan_document(planned, findings))
+    else:
+        show_plan(session, planned)
+        show_findings(session, findings)
+    return FAILED if errors_of(findings) else 0
 
 
 @tune.command()
@@ -119,14 +139,9 @@ def plan(session: Session, vms: tuple[str, ...], every: bool, boot: bool, exit_c
     from kvmlaunch.steps.tune import plan as plan_host  # noqa: PLC0415 - completion wants the options only
 
     planned = plan_host(session.caller(), vms, every=every, boot=boot)
-    findings = planned.plan.findings
-    if session.json:
-        show_document("tune-plan", plan_document(planned, findings))
-    else:
-        show_plan(session, planned)
-        show_findings(session, findings)
-    if errors_of(findings):
-        return FAILED
+    failed = show_planned(session, planned)
+    if failed:
+        return failed
     return DIFFERENT if exit_code and (planned.plan.changes or planned.returning) else 0
 
 
@@ -152,10 +167,7 @@ def apply(
 
     caller = session.caller()
     if dry_run:
-        planned = steps.plan(caller, vms, every=every, boot=boot)
-        show_plan(session, planned)
-        show_findings(session, planned.plan.findings)
-        return FAILED if errors_of(planned.plan.findings) else 0
+        return show_planned(session, steps.plan(caller, vms, every=every, boot=boot))
     planned, failed = steps.apply(
         caller,
         vms,
@@ -199,8 +211,10 @@ def verify(session: Session, vms: tuple[str, ...], every: bool) -> int:
     else:
         show_table([(each.key, f"{each.found}, should be {each.wanted}", place_text(each)) for each in differences])
         show_findings(session, planned.plan.findings)
-        if not differences:
+        if not differences and planned.plan.settings:
             say(session, HOST, "ok", "verified", f"{count(len(planned.plan.settings), 'setting')} as they should be")
+        elif not differences:
+            say(session, HOST, "skip", "verified", f"nothing is wished; {whom(planned)}")
         if session.caller().uid != 0:
             say(session, HOST, "skip", "files", "only root knows which were written: sudo kvmlaunch tune verify")
     return DIFFERENT if differences else 0
@@ -229,11 +243,14 @@ def off(session: Session, force: bool) -> int:
     """Put everything back as it was before tune apply, files included."""
     from kvmlaunch.steps.tune import off as put_back  # noqa: PLC0415 - completion wants the options only
 
-    there, left, found = put_back(session.caller(), teller(session, HOST), force=force)
+    there, left, found, commands = put_back(session.caller(), teller(session, HOST), force=force)
     if session.json:
-        show_document("tune-off", {"undone": there, "findings": [finding_document(finding) for finding in found]})
+        document = {"undone": there, "left": left, "then": list(commands)}
+        show_document("tune-off", {**document, "findings": [finding_document(finding) for finding in found]})
     else:
         show_findings(session, found)
         if not there:
             say(session, HOST, "ok", "already", "nothing is tuned")
+        for command in commands:
+            say(session, HOST, "ok", "then", command)
     return DIFFERENT if left or any(each.report.code == "host.change.conflict" for each in found) else 0

@@ -1,7 +1,7 @@
 """`tune`: the host as the definitions and host.toml want it, planned, made, verified, taken back."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 
@@ -305,10 +305,11 @@ def overridden(planned: Planned, files: Sequence[FileEntry]) -> tuple[Difference
     return tuple(found)
 
 
-def off(caller: Caller, tell: Tell, *, force: bool = False) -> tuple[bool, bool, tuple[Finding, ...]]:
+def off(caller: Caller, tell: Tell, *, force: bool = False) -> tuple[bool, bool, tuple[Finding, ...], tuple[str, ...]]:
     """Put the host back as it was, files included; tells whether there was anything, and is any left.
 
-    What cannot be put back stays written down for the next time.
+    What cannot be put back stays written down for the next time.  Gives what was found as well, and the commands that
+    the removed files need.
     """
     refuse_user(caller, "changes the host", "sudo kvmlaunch tune off")
     with host_lock():
@@ -319,7 +320,16 @@ def off(caller: Caller, tell: Tell, *, force: bool = False) -> tuple[bool, bool,
         for entry in reversed(before):
             if entry.path not in left:
                 tell("restored", entry.key if isinstance(entry, SettingEntry) else entry.path)
-    return bool(before), bool(ledger.entries), found
+    gone = {entry.path for entry in before if entry.path not in left}
+    return bool(before), bool(ledger.entries), found, tuple(commands_after(gone))
+
+
+def commands_after(gone: set[str]) -> Iterator[str]:
+    """Give what must be run once files of ours are gone: the boot loader keeps what it was told, systemd its units."""
+    if GRUB_FILE in gone:
+        yield "update-grub   # or grub2-mkconfig, grubby --remove-args: the boot loader still has the words"
+    if any(path.startswith("/etc/systemd/") for path in gone):
+        yield "systemctl daemon-reload"
 
 
 def inactive_findings(files: Sequence[KeptFile]) -> tuple[Finding, ...]:
