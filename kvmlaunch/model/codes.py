@@ -155,6 +155,8 @@ REMEDIES: Final[dict[str, str]] = {
     "host.vhost.missing": "modprobe vhost_net, give the user /dev/vhost-net, or leave vhost out.",
     "host.space": "Make room, or mount it writable, where the message says.",
     "host.fstab.invalid": "findmnt --verify says what is wrong; mend the file by hand, and try again.",
+    "host.journal.unreadable": "What was before stands in it: put that back by hand, then move the file aside.",
+    "host.hugetlbfs.place": "Name an empty directory, or one that is not there, in hugetlbfs of host.toml.",
     "host.dir.unsafe": "Look at it with ls -ld, then remove it or give it to its owner with mode 0700.",
     "host.bridge.missing": "Make the bridge, or write the name of one that ip link shows.",
     "host.tap.missing": "Make the tap for QEMU's user, or write bridge in place of ifname.",
