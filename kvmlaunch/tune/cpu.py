@@ -24,7 +24,7 @@ def build_cpu(tuning: HostTuning, wishes: HostWishes) -> Iterator[Setting]:
                 )
     if wishes.halt_poll_ns != KEEP and HALT_POLL in tuning.parameters:
         wanted = by_hand(wishes.halt_poll_ns, "halt_poll_ns")
-        yield Setting(key=HALT_POLL, knob=tuning.parameters[HALT_POLL], wanted=wanted, keeper="tmpfiles")
+        yield Setting(key=HALT_POLL, knob=tuning.parameters[HALT_POLL], wanted=wanted, keeper="udev")
 
 
 def check_cpu(tuning: HostTuning, wishes: HostWishes) -> Iterator[Finding]:

@@ -73,13 +73,13 @@ def line_of(setting: Setting, tuning: HostTuning) -> str:
 
 
 def render_udev(settings: Sequence[Setting]) -> KeptFile:
-    """Give the rule that sets queues when a device appears: udev(7)."""
+    """Give the rules that set a device's queue, or a module's parameter, as soon as it appears: udev(7)."""
     lines = []
     for setting in settings:
-        parts = setting.knob.path.split("/")  # /sys/block/NAME/queue/FILE
-        match = f'ACTION=="add|change", SUBSYSTEM=="block", KERNEL=="{parts[3]}"'
-        lines.append(f'{match}, ATTR{{queue/{parts[5]}}}="{setting.wanted.value}"\n')
-    command = "udevadm control --reload && udevadm trigger --subsystem-match=block"
+        _, _, kind, name, *rest = setting.knob.path.split("/")  # /sys/block/NAME/queue/FILE, /sys/module/NAME/...
+        match = f'ACTION=="add|change", SUBSYSTEM=="{kind}", KERNEL=="{name}"'
+        lines.append(f'{match}, ATTR{{{"/".join(rest)}}}="{setting.wanted.value}"\n')
+    command = "udevadm control --reload && udevadm trigger --subsystem-match=block --subsystem-match=module"
     return KeptFile(path=UDEV_FILE, text=HEAD + "".join(lines), command=command)
 
 
@@ -90,28 +90,30 @@ def build_systemd(settings: Sequence[Setting]) -> Iterator[KeptFile]:
         lines = [f"w {setting.knob.path} - - - - {setting.wanted.value}\n" for setting in kept]
         command = f"systemd-tmpfiles --create {TMPFILES_FILE}"
         yield KeptFile(path=TMPFILES_FILE, text=HEAD + "".join(lines), command=command)
-    pools = [setting for setting in kept_by(settings, "sysctl") if setting.counted]
+    pools = [setting for setting in settings if setting.counted]
     if pools:
-        yield render_unit(pools[0])
+        yield render_unit(pools)
         yield render_link(UNIT_FILE, "sysinit.target")
 
 
-def render_unit(pool: Setting) -> KeptFile:
-    """Give the unit that raises the pool before services fragment the memory; sysctl.d comes after it and agrees."""
-    path, pages = pool.knob.path, pool.wanted.value
+def render_unit(pools: Sequence[Setting]) -> KeptFile:
+    """Give the unit that raises the pools before services fragment the memory; sysctl.d comes after it and agrees."""
+    raising = "".join(
+        f"ExecStart=/bin/sh -c '[ \"$$(cat {path})\" -ge {pages} ] || echo {pages} > {path}'\n"
+        for path, pages in ((pool.knob.path, pool.wanted.value) for pool in pools)
+    )
     text = f"""\
 {HEAD}[Unit]
 Description=Huge pages for virtual machines
 DefaultDependencies=no
 Conflicts=shutdown.target
 Before=sysinit.target systemd-sysctl.service shutdown.target
-ConditionPathExists={path}
+ConditionPathExists=/sys/kernel/mm/hugepages
 
 [Service]
 Type=oneshot
 RemainAfterExit=yes
-ExecStart=/bin/sh -c '[ "$$(cat {path})" -ge {pages} ] || echo {pages} > {path}'
-
+{raising}
 [Install]
 WantedBy=sysinit.target
 """

@@ -22,6 +22,7 @@ pytestmark = pytest.mark.pure
 WEB = VmWish(name="web01", page_size=2 * MIB, pages=512)
 DB = VmWish(name="db01", page_size=2 * MIB, pages=4096)
 ORDINARY = VmWish(name="small")
+BIG = VmWish(name="big01", page_size=GIB, pages=3)
 MERGING = VmWish(name="dense", ksm=True, trust="a")
 
 
@@ -212,7 +213,7 @@ def kept_plan(*, init: str, boot: bool = False) -> TunePlan:
     """Give a plan with something for every keeper."""
     files = queue("sda", "none", rotational="1")
     found = without_systemd(tuning(devices={"sda": 1}, files=files), init=init)
-    return plan_tuning(host(), found, WISHES, (WEB,), boot=boot)
+    return plan_tuning(host(), found, WISHES, (WEB, BIG), boot=boot)
 
 
 def test_with_systemd_every_setting_has_the_file_that_is_read_at_boot() -> None:
@@ -225,8 +226,17 @@ def test_with_systemd_every_setting_has_the_file_that_is_read_at_boot() -> None:
     assert "w /sys/kernel/mm/transparent_hugepage/enabled - - - - always\n" in tmpfiles
     unit = text_of(plan, "/etc/systemd/system/kvmlaunch-hugepages.service")
     assert "echo 512 > /sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages" in unit
+    assert "echo 3 > /sys/kernel/mm/hugepages/hugepages-1048576kB/nr_hugepages" in unit
     assert "Where=/mnt/huge pages" in text_of(plan, "/etc/systemd/system/mnt-huge\\x20pages.mount")
     assert all(not kept.inactive for kept in plan.files)
+
+
+def test_a_parameter_of_a_module_is_set_when_the_module_appears() -> None:
+    plan = plan_tuning(host(), tuning(), HostWishes(halt_poll_ns=0), ())
+
+    assert text_of(plan, "/etc/udev/rules.d/80-kvmlaunch.rules").endswith(
+        'ACTION=="add|change", SUBSYSTEM=="module", KERNEL=="kvm", ATTR{parameters/halt_poll_ns}="0"\n'
+    )
 
 
 def test_enabling_a_unit_is_the_link_that_systemctl_would_make() -> None:
