@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from kvmlaunch.model.diagnosis import Diagnosis
 
 FAILED = 6
-SUBJECT_WIDTH = 18
 
 
 def diagnosis_document(diagnosis: "Diagnosis") -> dict[str, Any]:
@@ -28,10 +27,10 @@ def diagnosis_document(diagnosis: "Diagnosis") -> dict[str, Any]:
     }
 
 
-def show_diagnosis(session: Session, diagnosis: "Diagnosis") -> None:
-    """Print one subject: how it is, why that matters, and what mends it."""
+def show_diagnosis(session: Session, diagnosis: "Diagnosis", width: int) -> None:
+    """Print one subject, its name `width` wide: how it is, why that matters, and what mends it."""
     word = paint(session, diagnosis.verdict, err=False)
-    click.echo(f"{word}{' ' * (5 - len(diagnosis.verdict))} {diagnosis.subject:<{SUBJECT_WIDTH}} {diagnosis.found}")
+    click.echo(f"{word}{' ' * (5 - len(diagnosis.verdict))} {diagnosis.subject:<{width}}  {diagnosis.found}")
     for line in diagnosis.why.splitlines():
         click.echo(f"      {line}")
     if diagnosis.fix:
@@ -53,6 +52,7 @@ def doctor(session: Session, vms: tuple[str, ...], no_boot: bool) -> int:
     if session.json:
         show_document("doctor", {"diagnoses": [diagnosis_document(each) for each in found]})
     else:
-        for each in found:
-            show_diagnosis(session, each)
+        shown = [each for each in found if not session.quiet or each.verdict not in {"ok", "skip"}]
+        for each in shown:
+            show_diagnosis(session, each, max(len(one.subject) for one in shown))
     return FAILED if any(each.verdict == "FAIL" for each in found) else 0

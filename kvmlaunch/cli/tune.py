@@ -55,10 +55,11 @@ def setting_document(setting: Setting) -> dict[str, Any]:
     }
 
 
-def file_document(kept: KeptFile) -> dict[str, Any]:
-    """Give the JSON form of a file that would be, or was, written."""
+def file_document(kept: KeptFile, *, written: bool) -> dict[str, Any]:
+    """Give the JSON form of a file that keeps settings; `written` tells whether it stands so already."""
     return {
         "path": kept.path,
+        "written": written,
         "kind": kept.kind,
         "text": kept.text,
         "command": kept.command,
@@ -72,7 +73,7 @@ def plan_document(planned: "Planned", findings: Sequence[Finding]) -> dict[str, 
         "vms": [vm.name for vm in planned.vms],
         "changes": len(planned.plan.changes),
         "settings": [setting_document(setting) for setting in planned.plan.settings],
-        "files": [file_document(kept) for kept in planned.plan.files],
+        "files": [file_document(kept, written=kept.path in planned.written) for kept in planned.plan.files],
         "returning": [entry.path for entry in planned.returning],
         "ksm": {name: knob.value for name, knob in planned.tuning.ksm.items()},
         "findings": [finding_document(finding) for finding in findings],
@@ -100,7 +101,9 @@ def show_plan(session: Session, planned: "Planned") -> None:
             click.echo(f"with --persist: {entry.path}   no longer wished: as it was before")
     for kept in plan.files:
         note = f"   (not read at boot here: {kept.inactive})" if kept.inactive else ""
-        click.echo(f"with --persist: {kept.path}{note}")
+        flag = "--boot" if kept.path.startswith("/etc/default/") else "--persist"
+        stands = "   (as it is)" if kept.path in planned.written else ""
+        click.echo(f"with {flag}: {kept.path}{stands}{note}")
         if session.verbose:
             click.echo("".join(f"    {line}\n" for line in kept.text.splitlines()), nl=False)
     same = len(plan.settings) - len(plan.changes)

@@ -15,10 +15,12 @@ from kvmlaunch.facts.tuning import parse_tuning
 from kvmlaunch.host.capture import capture_host
 from kvmlaunch.host.capture_tuning import capture_tuning
 from kvmlaunch.host.definitions import definition_files, read_file
+from kvmlaunch.host.journal import read_all_journals
 from kvmlaunch.host.kept_files import apply_file, apply_shared_mount, is_kept, undo_other
 from kvmlaunch.host.lock import host_lock
 from kvmlaunch.host.settings import COMPANIONS, Ledger, apply_counted, apply_setting, settle, undo_all
 from kvmlaunch.host.tune_journal import read_entries
+from kvmlaunch.model.change import PoolChange
 from kvmlaunch.model.definition import Definition
 from kvmlaunch.model.finding import Finding, errors_of, warning
 from kvmlaunch.model.host import HostFacts
@@ -31,6 +33,7 @@ from kvmlaunch.steps.load import invalid, load_subject
 from kvmlaunch.tune.daemons import overriding
 from kvmlaunch.tune.fleet import PAGE_SIZES, VmWish, vm_wish
 from kvmlaunch.tune.keep import GRUB_FILE, SYSCTL_FILE, sysctl_name
+from kvmlaunch.tune.memory import check_borrowed, pool_path
 from kvmlaunch.tune.plan import plan_tuning
 
 
@@ -38,10 +41,12 @@ from kvmlaunch.tune.plan import plan_tuning
 class Planned:
     """A plan, and what it was made of.
 
-    `returning` is what an earlier `apply` did and nobody wishes any more: it is put back.  Root alone can know.
+    `written` are the paths of those of its files in which already stands what should.  `returning` is what an
+    earlier `apply` did and nobody wishes any more: it is put back.  Root alone can know.
     """
 
     plan: TunePlan
+    written: frozenset[str] = frozenset()
     returning: tuple[TuneEntry, ...] = ()
     vms: tuple[VmWish, ...]
     wishes: HostWishes
@@ -107,10 +112,29 @@ def plan(caller: Caller, words: Sequence[str], *, every: bool, boot: bool = Fals
     host, tuning = look(definitions, wishes)
     vms = tuple(vm_wish(each) for each in definitions)
     made = plan_tuning(host, tuning, wishes, vms, boot=boot)
-    made = evolve(made, findings=tuple(placed(finding) for finding in made.findings))
+    borrowed = check_borrowed(made.settings, raised_by_vms()) if caller.uid == 0 else ()
+    made = evolve(made, findings=tuple(placed(finding) for finding in (*made.findings, *borrowed)))
     entries = read_entries() if caller.uid == 0 else ()
     returning = unwished(entries, made, wishes)
-    return Planned(plan=made, returning=returning, vms=vms, wishes=wishes, host=host, tuning=tuning)
+    written = written_of(made)
+    return Planned(plan=made, written=written, returning=returning, vms=vms, wishes=wishes, host=host, tuning=tuning)
+
+
+def written_of(made: TunePlan) -> frozenset[str]:
+    """Give the files in which already stands what should."""
+    return frozenset(kept.path for kept in made.files if is_kept(kept))
+
+
+def raised_by_vms() -> dict[str, dict[str, int]]:
+    """Give, by a pool's control file, the pages that each VM's start put into it; root alone can read that."""
+    raised: dict[str, dict[str, int]] = {}
+    boot_id = read_boot_id()
+    for journal in read_all_journals():
+        for entry in journal.owned("up") if journal.boot_id == boot_id else ():
+            if isinstance(entry.change, PoolChange) and entry.before is not None and entry.after is not None:
+                vms = raised.setdefault(pool_path(entry.change.page_size), {})
+                vms[journal.vm] = vms.get(journal.vm, 0) + entry.after - entry.before
+    return raised
 
 
 def unwished(entries: Sequence[TuneEntry], made: TunePlan, wishes: HostWishes) -> tuple[TuneEntry, ...]:
@@ -184,7 +208,7 @@ def apply(
                 found.append(finding)
                 if finding is None:
                     tell("written", kept.path)
-    return planned, tuple(finding for finding in found if finding)
+    return evolve(planned, written=written_of(planned.plan)), tuple(finding for finding in found if finding)
 
 
 def put_back(ledger: Ledger, planned: Planned, tell: Tell, *, files: bool) -> list[Finding]:

@@ -1,6 +1,6 @@
 """Huge pages for all VMs that start with the host, transparent huge pages, swapping, NUMA balancing."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from kvmlaunch.model.choice import Choice
@@ -99,6 +99,23 @@ def check_pools(host: HostFacts, tuning: HostTuning, wishes: HostWishes, vms: Se
             why=f"a mount would hide {count(tuning.hidden, 'file')} there",
             hint='hugetlbfs = "/mnt/huge"',
         )
+
+
+def check_borrowed(settings: Sequence[Setting], raised: Mapping[str, Mapping[str, int]]) -> Iterator[Finding]:
+    """Say of pages that fill a pool and are not there for good: a VM reserved them at its start.
+
+    `raised` gives by a pool's control file the pages that each VM has in it by itself.
+    """
+    for setting in settings:
+        vms = raised.get(setting.knob.path, {})
+        if setting.counted and int(setting.knob.value) - sum(vms.values()) < int(setting.wanted.value) and vms:
+            yield warning(
+                code="host.hugepages.borrowed",
+                message=f"{count(sum(vms.values()), 'page')} of the pool will go when {names_text(list(vms))} stops",
+                where=setting.knob.path,
+                why=f"they were reserved at the start, and are given back then; {setting.wanted.value} are wished",
+                hint=f"kvmlaunch down {' '.join(vms)} && kvmlaunch tune apply",
+            )
 
 
 def plan_thp(wishes: HostWishes, tuning: HostTuning, vms: Sequence[VmWish]) -> Choice[str] | None:

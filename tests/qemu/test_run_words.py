@@ -55,6 +55,17 @@ def test_a_vm_that_is_defined_and_does_not_run_is_stopped(machine: Machine, comm
     assert machine.run(*words_of(command, "web")).code == 3
 
 
+def test_doctor_says_everything_and_quietly_only_what_is_wrong(machine: Machine) -> None:
+    machine.define("web")
+
+    whole, quiet = machine.run("doctor", "--no-boot"), machine.run("doctor", "--no-boot", "-q")
+
+    verdicts = [{line.split()[0] for line in result.out.splitlines() if line[:1].strip()} for result in (whole, quiet)]
+    assert {"ok", "skip"} <= verdicts[0]
+    assert verdicts[1] == verdicts[0] - {"ok", "skip"}
+    assert whole.code == quiet.code
+
+
 def test_a_stopped_vm_and_an_unknown_one_are_different_failures(machine: Machine) -> None:
     machine.define("web")
 

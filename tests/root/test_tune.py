@@ -3,6 +3,7 @@
 /etc is a copy in the machine's own namespace; the knobs are the kernel's, and put back by hand when a test fails.
 """
 
+import itertools
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -80,7 +81,7 @@ def test_planned_made_kept_verified_and_taken_back_without_a_trace(machine: Mach
     plan = machine.ok("tune", "plan", "--json").json
     made = machine.ok("tune", "apply", "--persist")
     during, again = state(etc), machine.ok("tune", "apply", "--persist")
-    verified = machine.run("tune", "verify")
+    verified, planned = machine.run("tune", "verify"), machine.ok("tune", "plan")
     off, twice = machine.run("tune", "off"), machine.run("tune", "off")
 
     assert plan["changes"] >= 5
@@ -91,6 +92,8 @@ def test_planned_made_kept_verified_and_taken_back_without_a_trace(machine: Mach
     assert "[host.notactive]" in made.err
     assert "as it should be" in again.err
     assert verified.code == 0, verified.out
+    assert not any(kept["written"] for kept in plan["files"])
+    assert planned.out.count("(as it is)") == len(plan["files"])
     assert (off.code, twice.code) == (0, 0), off.err
     assert "nothing is tuned" in twice.err
     assert state(etc) == before
@@ -115,6 +118,28 @@ def test_the_pool_is_raised_to_the_sum_and_lowered_by_what_it_was_raised(
     assert raised == with_vm == short
     assert f"vm.nr_hugepages = {2 * PAGES}\n" in kept
     assert pool.settled() == 0
+
+
+def test_pages_that_a_vm_reserved_itself_are_said_and_added_once_it_has_stopped(
+    machine: Machine, pool: Pool, etc: Path
+) -> None:
+    del etc
+    pool.set(0)
+    machine.ok("up", "web", "--paused")
+
+    applied, verified = machine.ok("tune", "apply"), machine.ok("tune", "verify")
+    machine.end("web")
+    after = machine.run("tune", "verify")
+    again = machine.ok("tune", "apply")
+    machine.ok("tune", "off")
+
+    for said in (applied, verified):
+        assert f"{PAGES} pages of the pool will go when web stops" in said.err
+        assert "[host.hugepages.borrowed]" in said.err
+    assert after.code == 10
+    assert f"0 → {PAGES}" in again.err
+    assert "borrowed" not in again.err
+    assert pool.total() == 0
 
 
 def test_the_pool_is_lowered_when_fewer_vms_start_with_the_host(machine: Machine, pool: Pool, etc: Path) -> None:
@@ -254,8 +279,10 @@ def test_killed_at_any_change_the_next_command_puts_all_back(machine: Machine, p
     machine.ok("tune", "off")
     assert len(chosen) > 20
 
-    for point in chosen[::3]:
+    for point, healer in zip(chosen[::3], itertools.cycle(((), words))):
         killed_at(machine, point, *words)
+        if healer:
+            machine.ok(*healer)
         off = machine.run("tune", "off")
 
         assert off.code == 0, f"{describe(point, words)}: {off.err}"
