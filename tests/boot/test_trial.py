@@ -32,15 +32,19 @@ def under_tcg(tmp_path: Path) -> Path:
     return place
 
 
+@pytest.fixture
+def kernel(tmp_path: Path, built: Path) -> str:
+    """Give a kernel that no other test boots."""
+    return str(shutil.copy(built / "web01.vmlinuz", tmp_path / "kernel"))
+
+
 def started_with(word: str) -> list[int]:
     """Give the processes that have a word on their command line."""
     pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()]
     return [pid for pid in pids if word.encode() in cmdline(pid)]
 
 
-def test_a_kernel_that_prints_its_first_line_made_progress(under_tcg: Path, built: Path) -> None:
-    kernel = str(built / "web01.vmlinuz")
-
+def test_a_kernel_that_prints_its_first_line_made_progress(under_tcg: Path, kernel: str) -> None:
     trial = boot_trial(under_tcg, [kernel, "/nowhere"], seconds=120)
 
     assert (trial.kernel, trial.progressed) == (kernel, True), trial.words
@@ -48,9 +52,7 @@ def test_a_kernel_that_prints_its_first_line_made_progress(under_tcg: Path, buil
     assert started_with(kernel) == []
 
 
-def test_a_guest_that_stays_silent_is_ended_and_is_no_progress(under_tcg: Path, built: Path) -> None:
-    kernel = str(built / "web01.vmlinuz")
-
+def test_a_guest_that_stays_silent_is_ended_and_is_no_progress(under_tcg: Path, kernel: str) -> None:
     trial = boot_trial(under_tcg, [kernel], seconds=0)
 
     assert (trial.progressed, trial.words) == (False, "")

@@ -63,7 +63,7 @@ def newer() -> Path | None:
     """Give QEMU 10: named by KVMLAUNCH_QEMU10, unpacked in /opt, or fetched once beneath .cache."""
     name = "qemu-system-x86_64"
     places = (os.environ.get("KVMLAUNCH_QEMU10", ""), f"/opt/qemu10/{name}", str(CACHE / name))
-    found = next((Path(place) for place in places if place and Path(place).is_file()), None)
+    found = next((Path(place) for place in places if place and os.access(place, os.X_OK)), None)
     if found is None and run_tool((str(TESTS / "qemus" / "fetch-10.sh"), str(CACHE)), timeout=900).status == 0:
         return CACHE / name
     return found

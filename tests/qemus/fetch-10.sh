@@ -6,6 +6,8 @@ set -eu
 out=${1:?usage: fetch-10.sh OUTDIR}
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
+exec 9>"$out/lock"
+flock 9 # tests run side by side: one unpacks, the others wait for it
 if "$out/qemu-system-x86_64" -version 2>/dev/null; then
   exit 0
 fi
