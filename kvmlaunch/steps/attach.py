@@ -19,6 +19,7 @@ from kvmlaunch.steps.caller import Caller
 from kvmlaunch.steps.control import live
 from kvmlaunch.steps.heal import tend
 from kvmlaunch.steps.observe import Seen, observe
+from kvmlaunch.steps.waking import woken_by_signals
 
 CHUNK = 1 << 16
 MOST_KEPT = 1 << 20  # bytes for a terminal that does not read; the guest is never held up for it
@@ -91,9 +92,9 @@ def converse(connection: socket.socket, process_fd: int, terminal_in: int, termi
     The console is always drained, so a terminal that stops reading never stops the guest.  Tells whether QEMU ended.
     """
     output, typed, watch = Output(), Output(), EscapeWatch(escape=escape)
-    with unblocked(terminal_out), unblocked(connection.fileno()):
+    with unblocked(terminal_out), unblocked(connection.fileno()), woken_by_signals() as signals_fd:
         while True:
-            reads = [connection.fileno(), terminal_in, process_fd]
+            reads = [connection.fileno(), terminal_in, process_fd, signals_fd]
             writes = [(terminal_out, output), (connection.fileno(), typed)]
             readable, writable, _ = select.select(reads, [fd for fd, kept in writes if kept.kept], [])
             for fd, kept in writes:

@@ -15,6 +15,7 @@ from kvmlaunch.host.rundir import monitor_socket
 from kvmlaunch.steps.caller import Caller, Tell
 from kvmlaunch.steps.heal import clean_up
 from kvmlaunch.steps.resolve import Resolved
+from kvmlaunch.steps.waking import woken_by_signals
 
 if TYPE_CHECKING:
     from kvmlaunch.run.launch import RunningVm
@@ -87,21 +88,17 @@ def watch(resolved: Resolved, vm: "RunningVm", wakeup: int, tell: Tell) -> bool:
 
 def supervise(caller: Caller, resolved: Resolved, vm: "RunningVm", tell: Tell) -> None:
     """Stay the parent of a started VM until it ends, then clean up; raises QemuFailed when it died unasked."""
-    read_end, write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     before = {number: signal.signal(number, lambda *_: None) for number in PASSED_ON}
-    previous = signal.set_wakeup_fd(write_end)
     try:
-        notify(os.environ, f"READY=1\nSTATUS={resolved.name} runs, verified, pid {vm.pid}")
-        tell("foreground", f"pid {vm.pid}; SIGTERM powers it down")
-        asked = watch(resolved, vm, read_end, tell)
+        with woken_by_signals() as signals_fd:
+            notify(os.environ, f"READY=1\nSTATUS={resolved.name} runs, verified, pid {vm.pid}")
+            tell("foreground", f"pid {vm.pid}; SIGTERM powers it down")
+            asked = watch(resolved, vm, signals_fd, tell)
         status = vm.poll() or 0
         death = vm.death() if status and not asked else None
     finally:
-        signal.set_wakeup_fd(previous)
         for number, handler in before.items():
             signal.signal(number, handler)
-        os.close(read_end)
-        os.close(write_end)
         vm.let_go()
     try:
         clean_up(caller, resolved.name, resolved.places, tell)
