@@ -101,9 +101,8 @@ def show_plan(session: Session, planned: "Planned") -> None:
             click.echo(f"with --persist: {entry.path}   no longer wished: as it was before")
     for kept in plan.files:
         note = f"   (not read at boot here: {kept.inactive})" if kept.inactive else ""
-        flag = "--boot" if kept.path.startswith("/etc/default/") else "--persist"
         stands = "   (as it is)" if kept.path in planned.written else ""
-        click.echo(f"with {flag}: {kept.path}{stands}{note}")
+        click.echo(f"with {kept.option}: {kept.path}{stands}{note}")
         if session.verbose:
             click.echo("".join(f"    {line}\n" for line in kept.text.splitlines()), nl=False)
     same = len(plan.settings) - len(plan.changes)
@@ -219,7 +218,7 @@ def verify(session: Session, vms: tuple[str, ...], every: bool) -> int:
         elif not differences:
             say(session, HOST, "skip", "verified", f"nothing is wished; {whom(planned)}")
         if session.caller().uid != 0:
-            say(session, HOST, "skip", "files", "only root knows which were written: sudo kvmlaunch tune verify")
+            say(session, HOST, "skip", "files", f"only root knows which were written: sudo {session.caller().line}")
     return DIFFERENT if differences else 0
 
 

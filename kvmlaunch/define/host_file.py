@@ -11,12 +11,11 @@ from kvmlaunch.define.tree import join_path
 from kvmlaunch.model.choice import Origin
 from kvmlaunch.model.definition import AUTO
 from kvmlaunch.model.finding import Finding, error
-from kvmlaunch.model.wishes import HostWishes
+from kvmlaunch.model.wishes import PAGE_SIZES, HostWishes
 from kvmlaunch.units import KIB, MIB, render_size
 
 PAGE: Final = 4 * KIB
 MOST_READ_AHEAD: Final = 64 * MIB
-PAGE_SIZES: Final = ("2MiB", "1GiB")
 
 
 def load_wishes(path: PurePosixPath, text: bytes) -> tuple[HostWishes | None, tuple[Finding, ...]]:

@@ -161,9 +161,12 @@ def keep_companion(ledger: Ledger, setting: Setting, root: Path, *, lasting: boo
         )
 
 
-def apply_counted(
-    ledger: Ledger, setting: Setting, page_size: int, *, lasting: bool, drop_caches: bool
-) -> Finding | None:
+def page_size_of(path: str) -> int:
+    """Give the size in bytes of a pool's pages, by the name of its directory."""
+    return int(path.partition("hugepages-")[2].partition("kB")[0]) << 10
+
+
+def apply_counted(ledger: Ledger, setting: Setting, *, lasting: bool, drop_caches: bool) -> Finding | None:
     """Raise a pool by what it lacks; gives why it could not be, with what compaction gained."""
     path = setting.knob.path
     live = int(read_value(path) or 0)
@@ -185,7 +188,7 @@ def apply_counted(
     if missing <= 0:
         return None
     ledger.put(entry)
-    change = PoolChange(page_size=page_size, pages=missing, compact=True)
+    change = PoolChange(page_size=page_size_of(path), pages=missing, compact=True)
     try:
         after = raise_pool(change, live, drop_caches=drop_caches)
     except KvmlaunchError as error:
@@ -267,8 +270,7 @@ def write_back(entry: SettingEntry, root: Path) -> str:
 def undo_counted(ledger: Ledger, entry: SettingEntry, root: Path) -> Iterator[Finding]:
     """Lower a pool by what it was raised; from where that began is written down first, so that it may be repeated."""
     ledger.put(entry)
-    page_size = int(entry.path.partition("hugepages-")[2].partition("kB")[0]) << 10
-    change = PoolChange(page_size=page_size, pages=gain_of(entry))
+    change = PoolChange(page_size=page_size_of(entry.path), pages=gain_of(entry))
     before, after, undo_from = (int(number or 0) for number in (entry.before, entry.after, entry.undo_from))
     yield from undo_pool(Entry(change=change, before=before, after=after, undo_from=undo_from), change, root)
     total = int(read_value(entry.path, root) or 0)

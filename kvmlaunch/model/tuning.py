@@ -135,7 +135,7 @@ class KeptFile:
 
     `kind` tells a whole file, a symbolic link whose target is `text`, or lines of ours within /etc/fstab.  `command`
     makes it take effect without a reboot, "" where nothing must be run; `inactive` says why nothing reads it at boot,
-    "" where something does.
+    "" where something does.  `option` is that of `tune apply` which writes it.
     """
 
     path: str
@@ -144,6 +144,7 @@ class KeptFile:
     mode: int = 0o644
     command: str = ""
     inactive: str = ""
+    option: Literal["--persist", "--boot"] = "--persist"
 
 
 @frozen(kw_only=True)

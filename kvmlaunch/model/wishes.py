@@ -10,8 +10,10 @@ from attrs import Factory
 
 from kvmlaunch.model.definition import AUTO, Auto, Size, key, table
 from kvmlaunch.model.value import frozen
+from kvmlaunch.units import GIB, MIB
 
 HOST_FILE: Final = "/etc/kvmlaunch/host.toml"
+PAGE_SIZES: Final[Mapping[str, int]] = {"2MiB": 2 * MIB, "1GiB": GIB}  # of the pools, in bytes
 
 Scheduler = Literal["none", "mq-deadline", "kyber", "bfq"]
 OldScheduler = Literal["deadline", "noop", "cfq"]  # of kernels before 5.0: understood, and translated

@@ -3,6 +3,7 @@
 import os
 import pwd
 import shlex
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 
@@ -24,7 +25,7 @@ class Caller:
 
     `uid` is the effective one; `for_user` the user that root prepares for, None otherwise.  `file` is `-f`,
     `directories` are `--defs`, `overrides` the KEY=VALUE of `--set`, `facts` a saved capture to build for.
-    `command` is what was asked, for hints that ask it again.
+    `command` is what was asked, for hints that ask it again; `line` all of it, for one that asks it as root.
     """
 
     uid: int
@@ -38,6 +39,7 @@ class Caller:
     facts: Path | None = None
     for_user: str | None = None
     command: str = "kvmlaunch up"
+    line: str = "kvmlaunch"
     standard_input: bytes = field(default=b"", repr=False)
 
     @property
@@ -94,7 +96,7 @@ def current_caller(
     command: str = "kvmlaunch up",
     standard_input: bytes = b"",
 ) -> Caller:
-    """Give the caller of this process: the one place where environment, ids and directory are read."""
+    """Give the caller of this process: the one place where environment, arguments, ids and directory are read."""
     environment = dict(os.environ)
     if for_user and capture_user(for_user).uid == os.geteuid():
         for_user = None  # root prepares for root
@@ -111,6 +113,7 @@ def current_caller(
         facts=facts,
         for_user=for_user,
         command=command,
+        line=shlex.join(("kvmlaunch", *sys.argv[1:])),
         standard_input=standard_input,
     )
 

@@ -31,7 +31,7 @@ from kvmlaunch.run.process import read_boot_id
 from kvmlaunch.steps.caller import Caller, Tell
 from kvmlaunch.steps.load import invalid, load_subject
 from kvmlaunch.tune.daemons import overriding
-from kvmlaunch.tune.fleet import PAGE_SIZES, VmWish, vm_wish
+from kvmlaunch.tune.fleet import VmWish, vm_wish
 from kvmlaunch.tune.keep import GRUB_FILE, SYSCTL_FILE, sysctl_name
 from kvmlaunch.tune.memory import check_borrowed, pool_path
 from kvmlaunch.tune.plan import plan_tuning
@@ -160,16 +160,16 @@ def open_ledger() -> Ledger:
     return ledger
 
 
-def refuse_user(caller: Caller, what: str, hint: str) -> None:
+def refuse_user(caller: Caller) -> None:
     """Raise PrivilegeMissing for whoever is not root."""
     if caller.uid != 0:
         raise PrivilegeMissing(
             Report(
                 code="host.privilege",
-                message=f"only root {what}",
+                message="only root changes the host",
                 where="tune",
                 why="knobs and files of the whole host",
-                hint=hint,
+                hint=f"sudo {caller.line}",
             )
         )
 
@@ -190,7 +190,7 @@ def apply(
     PreflightFailed for a wish that the host has no room for, before anything is changed.
     """
     planned = plan(caller, words, every=every, boot=boot)
-    refuse_user(caller, "changes the host", "sudo kvmlaunch tune apply")
+    refuse_user(caller)
     refuse_errors(planned)
     with host_lock():
         ledger = open_ledger()
@@ -203,7 +203,7 @@ def apply(
         if planned.wishes.hugetlbfs:
             found.append(apply_shared_mount(ledger, planned.wishes.hugetlbfs))
         for kept in planned.plan.files:
-            if (boot if kept.path == GRUB_FILE else persist) and not is_kept(kept):
+            if (boot if kept.option == "--boot" else persist) and not is_kept(kept):
                 finding = apply_file(ledger, kept)
                 found.append(finding)
                 if finding is None:
@@ -250,8 +250,7 @@ def turn(ledger: Ledger, setting: Setting, *, lasting: bool, drop_caches: bool) 
     """Turn one knob."""
     if not setting.counted:
         return apply_setting(ledger, setting, lasting=lasting)
-    page_size = PAGE_SIZES[setting.key.partition(".")[2]]
-    return apply_counted(ledger, setting, page_size, lasting=lasting, drop_caches=drop_caches)
+    return apply_counted(ledger, setting, lasting=lasting, drop_caches=drop_caches)
 
 
 def make_lasting(ledger: Ledger, setting: Setting) -> None:
@@ -335,7 +334,7 @@ def off(caller: Caller, tell: Tell, *, force: bool = False) -> tuple[bool, bool,
     What cannot be put back stays written down for the next time.  Gives what was found as well, and the commands that
     the removed files need.
     """
-    refuse_user(caller, "changes the host", "sudo kvmlaunch tune off")
+    refuse_user(caller)
     with host_lock():
         ledger = open_ledger()
         before = ledger.entries

@@ -1,12 +1,10 @@
 """What the definitions ask of the host: huge pages, merging, ordinary memory."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from kvmlaunch.model.definition import AUTO, Definition
 from kvmlaunch.model.value import frozen
-from kvmlaunch.units import GIB, MIB
-
-PAGE_SIZES: Mapping[str, int] = {"2MiB": 2 * MIB, "1GiB": GIB}
+from kvmlaunch.model.wishes import PAGE_SIZES
 
 
 @frozen(kw_only=True)

@@ -211,8 +211,8 @@ def build_boot(settings: Sequence[Setting], tuning: HostTuning) -> Iterator[Kept
         command = f"grubby --update-kernel=ALL --args='{' '.join(words)}'"
         text = f"{HEAD}# {command}\n"
         why = "this distribution's GRUB does not read default/grub.d: run the command"
-        yield KeptFile(path=GRUB_FILE, text=text, command=command, inactive=why)
+        yield KeptFile(path=GRUB_FILE, text=text, command=command, inactive=why, option="--boot")
     elif words:
         text = f'{HEAD}GRUB_CMDLINE_LINUX="$GRUB_CMDLINE_LINUX {" ".join(words)}"\n'
         inactive = "" if tuning.grub else "this host has no GRUB that update-grub or grub2-mkconfig configures"
-        yield KeptFile(path=GRUB_FILE, text=text, command=tuning.grub, inactive=inactive)
+        yield KeptFile(path=GRUB_FILE, text=text, command=tuning.grub, inactive=inactive, option="--boot")

@@ -8,8 +8,8 @@ from kvmlaunch.model.definition import AUTO
 from kvmlaunch.model.finding import Finding, error, warning
 from kvmlaunch.model.host import HostFacts, HugepagePool
 from kvmlaunch.model.tuning import HostTuning, Knob, Setting
-from kvmlaunch.model.wishes import HostWishes
-from kvmlaunch.tune.fleet import PAGE_SIZES, VmWish, names_text, pages_of
+from kvmlaunch.model.wishes import PAGE_SIZES, HostWishes
+from kvmlaunch.tune.fleet import VmWish, names_text, pages_of
 from kvmlaunch.tune.wish import KEEP, by_hand, chosen, switch
 from kvmlaunch.units import GIB, MIB, count, render_size
 

@@ -387,8 +387,11 @@ def test_a_disk_on_a_loop_device_is_tuned_at_the_device_at_the_bottom(machine: M
 
 
 def test_an_ordinary_user_sees_the_plan_and_is_told_who_may(hers: Machine) -> None:
-    planned, made = as_alice(hers, "tune", "plan"), as_alice(hers, "tune", "apply")
+    planned, made = as_alice(hers, "tune", "plan"), as_alice(hers, "tune", "apply", "web", "--persist")
+    verified, off = as_alice(hers, "tune", "verify", "web"), as_alice(hers, "tune", "off", "--force")
 
     assert planned.code == 0, planned.err
-    assert made.code == 77
-    assert "sudo kvmlaunch tune apply" in made.err
+    assert (made.code, off.code) == (77, 77)
+    assert "fix: sudo kvmlaunch tune apply web --persist\n" in made.err
+    assert "sudo kvmlaunch tune verify web\n" in verified.err
+    assert "fix: sudo kvmlaunch tune off --force\n" in off.err
