@@ -73,7 +73,19 @@ def connect_console(caller: Caller, word: str) -> tuple[Seen, socket.socket]:
             )
         )
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    connection.connect(str(path))
+    try:
+        connection.connect(str(path))
+    except (ConnectionRefusedError, FileNotFoundError) as error:
+        connection.close()
+        raise NotRunning(
+            Report(
+                code="vm.stopped",
+                message=f"{name} ended at this moment",
+                where=str(path),
+                why="nobody listens at its serial console any more",
+                hint=f"kvmlaunch status {name}",
+            )
+        ) from error
     return seen, connection
 
 
@@ -101,7 +113,7 @@ def converse(connection: socket.socket, process_fd: int, terminal_in: int, termi
                 if fd in writable:
                     kept.write(fd)
             if connection.fileno() in readable:
-                chunk = connection.recv(CHUNK)
+                chunk = read_console(connection)
                 if not chunk:
                     return True
                 output.add(chunk)
@@ -114,6 +126,14 @@ def converse(connection: socket.socket, process_fd: int, terminal_in: int, termi
                 if left or not chunk:
                     typed.write(connection.fileno())
                     return False
+
+
+def read_console(connection: socket.socket) -> bytes:
+    """Give what the guest printed, nothing when QEMU has ended; one that had not read all resets the connection."""
+    try:
+        return connection.recv(CHUNK)
+    except ConnectionResetError:
+        return b""
 
 
 def read_terminal(fd: int) -> bytes:

@@ -109,16 +109,36 @@ def test_the_console_ends_when_the_vm_does(machine: Machine) -> None:
         assert screen.process.wait(SECONDS) == 0
 
 
-def test_bytes_of_the_guest_reach_the_terminal_and_what_is_typed_the_guest(machine: Machine) -> None:
-    machine.define("web", f'{TINY}[raw]\nargs = ["-device", "virtio-serial-pci"]\n')
-    machine.ok("up", "web", "--paused")
-    run = machine.rundir("web")
-    (run / "console.sock").unlink()
+def console_of_the_test(machine: Machine) -> socket.socket:
+    """Give a listener that stands where the console of a running VM was."""
+    console_of(machine)
+    path = machine.rundir("web") / "console.sock"
+    path.unlink()
     listener = socket.socket(socket.AF_UNIX)
-    listener.bind(str(run / "console.sock"))
+    listener.bind(str(path))
     listener.listen()
+    return listener
 
-    with terminal(machine, "console", "web") as screen, listener:
+
+def test_a_vm_that_ends_before_it_took_the_connection_has_ended(machine: Machine) -> None:
+    with console_of_the_test(machine) as listener, terminal(machine, "console", "web") as screen:
+        screen.read_until(b"connected")
+        listener.close()
+        screen.read_until(b"the VM ended")
+
+        assert screen.process.wait(SECONDS) == 0
+
+
+def test_a_console_at_which_nobody_listens_any_more_is_refused(machine: Machine) -> None:
+    console_of_the_test(machine).close()
+    refused = machine.run("console", "web")
+
+    assert (refused.code, refused.codes) == (3, {"vm.stopped"})
+    assert "nobody listens" in refused.err
+
+
+def test_bytes_of_the_guest_reach_the_terminal_and_what_is_typed_the_guest(machine: Machine) -> None:
+    with console_of_the_test(machine) as listener, terminal(machine, "console", "web") as screen:
         guest, _ = listener.accept()
         with guest:
             guest.settimeout(SECONDS)
