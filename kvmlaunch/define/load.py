@@ -74,7 +74,8 @@ def load_definition(
 
         texts = {str(source.path): source.text for source in sources}
         return Loaded(definition=None, findings=findings_of(found, texts, first.path))
-    return Loaded(definition=finished(definition, name, first.path, tree), findings=())
+    digest = hashlib.sha256(render_resolved(definition).encode()).hexdigest()
+    return Loaded(definition=attrs.evolve(definition, digest=digest), findings=())
 
 
 def build(
@@ -87,11 +88,10 @@ def build(
     tree = with_profile(tree, profiles)
     tree, refused = make_absolute(tree, first.path.parent, surroundings.working_directory, surroundings.home)
     wanted = {key: value for key, value in plain(tree).items() if key not in UNWRITTEN}
-    definition, wrong = structure(wanted | {"name": "vm", "file": "/vm.toml"}, Definition)
+    definition, wrong = structure(wanted, Definition, name=name, file=first.path, origins=origins_of(tree))
     found += refused + wrong
     if definition is not None:
-        written = attrs.evolve(definition, origins=origins_of(tree))
-        found += broken_rules(written, tuple(each.path for each in found))
+        found += broken_rules(definition, tuple(each.path for each in found))
     return definition, tree, found
 
 
@@ -102,12 +102,6 @@ def broken_rules(definition: Definition, wrong: tuple[Path, ...]) -> list[Mispla
         for broken in check_rules(definition)
         if not any(path[: len(key)] == key for path in wrong for key in (broken.key, *broken.needs))
     ]
-
-
-def finished(definition: Definition, name: str, file: PurePosixPath, tree: Tree) -> Definition:
-    """Give the definition with its name, its origins and its digest."""
-    digest = hashlib.sha256(render_resolved(definition).encode()).hexdigest()
-    return attrs.evolve(definition, name=name, file=file, origins=origins_of(tree), digest=digest)
 
 
 def without_notes(tree: Tree, form: Form) -> Tree:

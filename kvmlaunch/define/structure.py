@@ -1,17 +1,16 @@
 """Tables become the classes of model/definition.py; every mistake is told, with its key path.
 
-cattrs coerces by default (`"4"` becomes 4), stops building a class whose own fields fail, and tells
-neither choices nor nearest names: the hooks here are strict and tell both.  A definition with
-mistakes is built again without them, so that the rules across keys see all that is right.
+Nothing is converted: `"4"` is no number and `1` no truth value.  A key with a mistake counts as not
+written, so that what is right around it is built, and the rules across keys see it.  What cannot
+be built for want of a key is left out, and the mistake of that key is the only one told.
 """
 
-from collections.abc import Callable
-from functools import cache, partial
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, Final, TypeVar, get_args
 
 import attrs
-from cattrs import ClassValidationError, Converter, ForbiddenExtraKeysError, IterableValidationError
-from cattrs.gen import make_dict_structure_fn, override
+from attrs import define
 
 from kvmlaunch.define.keys import Form, atoms, fields_of, generic, is_named, is_table, members, words
 from kvmlaunch.define.mistake import Misplaced, Mistake, choose, nearest, shown, wrong_type
@@ -20,68 +19,140 @@ from kvmlaunch.define.values import PARSERS, WANTED
 from kvmlaunch.model.definition import AUTO, LOADING_KEYS, RESERVED_KEYS, SHORTHANDS, Auto, Definition
 
 T = TypeVar("T")
-Hook = Callable[[Any, Any], Any]
 # Keys of tables that are reserved beside RESERVED_KEYS, by the table's class name.
 RESERVED_IN_TABLES: Final = {"Disk": ("size",)}
-WANTED_CONTAINERS: Final[dict[type, str]] = {dict: "a table", list: "an array"}
-MOST_ROUNDS: Final = 100
+UNBUILT: Final = object()  # stands for what a mistake kept from being built
 
 
-def structure(table: dict[str, object], form: type[T]) -> tuple[T | None, list[Misplaced]]:
+@define(kw_only=True)
+class Reading:
+    """A file as it is read: the class of the whole, and the mistakes found so far."""
+
+    root: type
+    found: list[Misplaced]
+
+
+# Gives what is built of a value, or UNBUILT; a Mistake in the value itself is raised, those beneath it are collected.
+Reader = Callable[[object, Path, Reading], Any]
+
+
+def structure(table: dict[str, object], form: type[T], **unwritten: object) -> tuple[T | None, list[Misplaced]]:
     """Give what a table defines, built of all that is right, and every mistake; None when nothing can be built.
 
-    `form` is Definition, or the class of another file with keys like its.
+    `form` is Definition, or the class of another file with keys like its; `unwritten`, the fields that no file has.
     """
-    found: list[Misplaced] = []
-    for _ in range(MOST_ROUNDS):
-        try:
-            return converter().structure(table, form), found
-        except ClassValidationError as error:
-            new = walk(error, (), form)
-            for misplaced in new:
-                table = pruned(table, misplaced.path)
-            found += [misplaced for misplaced in new if not (misplaced.rests and holds_one(misplaced.path, found))]
-    return None, found
+    reading = Reading(root=form, found=[])
+    built = read_table(form, table, (), reading, unwritten)
+    return (None if built is UNBUILT else built), reading.found
 
 
-def holds_one(path: Path, found: list[Misplaced]) -> bool:
-    """Tell a table whose key is missing only because it was wrong, and taken out in an earlier round."""
-    return any(misplaced.path[: len(path)] == path for misplaced in found)
+@cache
+def reader(form: Form) -> Reader:
+    """Give what reads a value of a form; made once, as every definition has the same forms."""
+    if form in PARSERS:
+        parse = PARSERS[form]
+        return lambda value, _path, _reading: parse(value)
+    if is_table(form):
+        return lambda value, path, reading: read_table(form, value, path, reading, {})
+    if is_named(form):
+        return named_reader(reader(get_args(form)[1]))
+    if generic(form) is tuple:
+        return array_reader(reader(get_args(form)[0]))
+    return choice_reader(form)
 
 
-def pruned(table: dict[str, object], path: Path) -> dict[str, object]:
-    """Give the table without what stands at a path; an array with a mistake goes whole."""
-    first, rest = str(path[0]), path[1:]
-    inner = table.get(first)
-    if rest and isinstance(inner, dict):
-        return table | {first: pruned(inner, rest)}
-    return {key: value for key, value in table.items() if key != first}
+def read_table(form: type, value: object, path: Path, reading: Reading, unwritten: dict[str, object]) -> Any:  # noqa: ANN401 - of the class that is given
+    """Give a class built of a table with fixed keys."""
+    if type(value) is not dict:
+        raise wrong_type(value, "a table")
+    fields, readers = fields_of(form), key_readers(form)
+    written = {
+        name: read_beneath(read, value[name], (*path, name), reading) for name, read in readers.items() if name in value
+    }
+    given = {name: built for name, built in written.items() if built is not UNBUILT}
+    needed = [name for name, field in fields.items() if field.default is attrs.NOTHING and name not in given]
+    for name in needed:
+        if name not in value:
+            mistake = Mistake(code="def.value.type", message=f"`{name}` is missing", hint=f'{name} = "…"')
+            reading.found.append(Misplaced(path=path, mistake=mistake, on_key=True, rests=True))
+    for name in sorted(value.keys() - fields.keys()):
+        reading.found.append(unknown_key(form, name, path, reading.root))
+    return UNBUILT if needed else form(**given, **unwritten)
 
 
-def walk(error: BaseException, path: Path, root: type) -> list[Misplaced]:
-    """Give the mistakes of an error of cattrs with their key paths; `root` is the class of the whole file."""
-    match error:
-        case ClassValidationError():
-            notes, others = error.group_exceptions()
-            found = [misplaced for inner, note in notes for misplaced in walk_key(inner, path, note.name, root)]
-            return found + [misplaced for inner in others for misplaced in walk(inner, path, root)]
-        case IterableValidationError():
-            items, others = error.group_exceptions()
-            found = [misplaced for inner, item in items for misplaced in walk(inner, (*path, item.index), root)]
-            return found + [misplaced for inner in others for misplaced in walk(inner, path, root)]
-        case ForbiddenExtraKeysError():
-            return [unknown_key(error.cl, name, path, root) for name in sorted(error.extra_fields)]
-        case Mistake():
-            return [Misplaced(path=path, mistake=error)]
-    raise error
+def read_beneath(read: Reader, value: object, path: Path, reading: Reading) -> Any:  # noqa: ANN401 - whatever the form is
+    """Give what is built of a value that has a key of its own, whose mistake is collected there."""
+    try:
+        return read(value, path, reading)
+    except Mistake as mistake:
+        reading.found.append(Misplaced(path=path, mistake=mistake))
+        return UNBUILT
 
 
-def walk_key(error: BaseException, path: Path, name: str, root: type) -> list[Misplaced]:
-    """Give the mistakes beneath one key; cattrs tells a missing one by a KeyError."""
-    if isinstance(error, KeyError):
-        mistake = Mistake(code="def.value.type", message=f"`{name}` is missing", hint=f'{name} = "…"')
-        return [Misplaced(path=path, mistake=mistake, on_key=True, rests=True)]
-    return walk(error, (*path, name), root)
+@cache
+def key_readers(form: type) -> dict[str, Reader]:
+    """Give what reads each key of a class."""
+    return {name: key_reader(field) for name, field in fields_of(form).items()}
+
+
+def key_reader(field: "attrs.Attribute[Any]") -> Reader:
+    """Give what reads a key: its form, and a number held between the key's least and most."""
+    form: Form = field.type
+    read = reader(form)
+    least, most = field.metadata.get("least"), field.metadata.get("most")
+    if least is None or most is None:
+        return read
+
+    def ranged(value: object, path: Path, reading: Reading) -> Any:  # noqa: ANN401 - whatever the form is
+        number = read(value, path, reading)
+        if type(number) is int and not least <= number <= most:
+            message = f"{shown(number)} is out of range"
+            raise Mistake(code="def.value.range", message=message, why=f"least {least}, most {most}")
+        return number
+
+    return ranged
+
+
+def named_reader(inner: Reader) -> Reader:
+    """Give what reads a table whose keys are names; an entry with a mistake is left out."""
+
+    def read(value: object, path: Path, reading: Reading) -> dict[str, Any]:
+        if type(value) is not dict:
+            raise wrong_type(value, "a table")
+        entries = {name: read_beneath(inner, entry, (*path, name), reading) for name, entry in value.items()}
+        return {name: entry for name, entry in entries.items() if entry is not UNBUILT}
+
+    return read
+
+
+def array_reader(inner: Reader) -> Reader:
+    """Give what reads an array of any length; one with a mistake goes whole."""
+
+    def read(value: object, path: Path, reading: Reading) -> Any:  # noqa: ANN401 - a tuple, or UNBUILT
+        if type(value) is not list:
+            raise wrong_type(value, "an array", right=f"[{quote(value)}]" if type(value) is str else "")
+        items: Sequence[Any] = [read_beneath(inner, item, (*path, index), reading) for index, item in enumerate(value)]
+        return UNBUILT if any(item is UNBUILT for item in items) else tuple(items)
+
+    return read
+
+
+def choice_reader(form: Form) -> Reader:
+    """Give what reads a choice: a word first, then the one kind that the value's type fits."""
+    allowed = words(form)
+    others = atoms(form)
+    readers = {written_as(member): reader(member) for member in reversed(others)}
+    auto = Auto in members(form)
+
+    def read(value: object, path: Path, reading: Reading) -> Any:  # noqa: ANN401 - whatever the form is
+        if type(value) is str and value in allowed:
+            return AUTO if auto and value == AUTO.value else value
+        fitting = readers.get(type(value))
+        if fitting is None:
+            raise no_member(value, allowed, others)
+        return fitting(value, path, reading)
+
+    return read
 
 
 def unknown_key(table: type, name: str, path: Path, root: type = Definition) -> Misplaced:
@@ -112,111 +183,6 @@ def elsewhere(name: str, root: type) -> str:
             if is_table(kind) and name in fields_of(kind):
                 return f"`{name}` is a key of [{dotted}]"
     return ""
-
-
-@cache
-def converter() -> Converter:
-    """Give the one converter, its hooks registered."""
-    made = Converter(forbid_extra_keys=True, detailed_validation=True)
-    for form, parse in PARSERS.items():
-        made.register_structure_hook(form, partial(call_parser, parse))
-    made.register_structure_hook_factory(is_table_or_root, lambda form: table_hook(form, made))
-    made.register_structure_hook_factory(is_union, lambda form: union_hook(form, made))
-    made.register_structure_hook_factory(is_named, lambda form: container_hook(dict, form, made))
-    made.register_structure_hook_factory(is_array, lambda form: container_hook(list, form, made))
-    return made
-
-
-def call_parser(parse: Callable[[object], object], value: object, _: object) -> object:
-    """Fit a parser of one argument to the hooks of cattrs."""
-    return parse(value)
-
-
-def is_table_or_root(form: Form) -> bool:
-    """Tell the classes that are built from tables."""
-    return form is Definition or is_table(form)
-
-
-def is_union(form: Form) -> bool:
-    """Tell a choice: `auto`, words, and what else may stand there."""
-    return bool(words(form)) or len(members(form)) > 1 or members(form)[0] is not form
-
-
-def is_array(form: Form) -> bool:
-    """Tell an array of any length."""
-    return generic(form) is tuple
-
-
-def table_hook(table: type, made: Converter) -> Hook:
-    """Give the hook of a class: each key read by its own hook, all made when the first such table is met."""
-
-    @cache
-    def build() -> Hook:
-        overrides = {
-            field.name: override(omit=True)
-            if field.name in {"origins", "digest"} and table is Definition
-            else override(struct_hook=in_range(made.get_structure_hook(field.type), field))
-            for field in attrs.fields(table)
-        }
-        options: dict[str, Any] = {"_cattrs_use_linecache": False, **overrides}
-        return make_dict_structure_fn(table, made, **options)
-
-    def hook(value: Any, form: Any) -> Any:  # noqa: ANN401 - as cattrs has it
-        if type(value) is not dict:
-            raise wrong_type(value, "a table")
-        return build()(value, form)
-
-    return hook
-
-
-def in_range(hook: Hook, field: "attrs.Attribute[Any]") -> Hook:
-    """Give the hook that also holds a number between the key's least and most."""
-    least, most = field.metadata.get("least"), field.metadata.get("most")
-    if least is None or most is None:
-        return hook
-
-    def ranged(value: Any, form: Any) -> Any:  # noqa: ANN401 - as cattrs has it
-        number = hook(value, form)
-        if type(number) is int and not least <= number <= most:
-            message = f"{shown(number)} is out of range"
-            raise Mistake(code="def.value.range", message=message, why=f"least {least}, most {most}")
-        return number
-
-    return ranged
-
-
-def container_hook(kind: type, form: Form, made: Converter) -> Hook:
-    """Give the hook of named tables or of an array: cattrs' own, after a look at the type."""
-    inner: Any = get_args(form)
-    alias: Any = dict[str, inner[-1]] if kind is dict else list[inner[0]]
-    build = made.get_structure_hook(alias)
-    wanted = WANTED_CONTAINERS[kind]
-
-    def hook(value: Any, _: Any) -> Any:  # noqa: ANN401 - as cattrs has it
-        if type(value) is not kind:
-            raise wrong_type(value, wanted, right=f"[{quote(value)}]" if kind is list and type(value) is str else "")
-        built = build(value, alias)
-        return tuple(built) if kind is list else built
-
-    return hook
-
-
-def union_hook(form: Form, made: Converter) -> Hook:
-    """Give the hook of a choice: a word first, then the one kind that the value's type fits."""
-    allowed = words(form)
-    others = atoms(form)
-    hooks = {member: made.get_structure_hook(member) for member in others}
-    auto = Auto in members(form)
-
-    def hook(value: Any, _: Any) -> Any:  # noqa: ANN401 - as cattrs has it
-        if type(value) is str and value in allowed:
-            return AUTO if auto and value == AUTO.value else value
-        for member in others:
-            if type(value) is written_as(member):
-                return hooks[member](value, member)
-        raise no_member(value, allowed, others)
-
-    return hook
 
 
 def written_as(member: Form) -> type:
