@@ -167,13 +167,18 @@ def apply(
     """Make the host as it should be, until the next boot, or with --persist beyond it; tune off takes it back."""
     from kvmlaunch.steps import tune as steps  # noqa: PLC0415 - completion wants the options only
 
-    caller = session.caller()
+    caller, told, say_step = session.caller(), [], teller(session, HOST)
+
+    def tell(step: str, text: str) -> None:
+        told.append(step)
+        say_step(step, text)
+
     if dry_run:
         return show_planned(session, steps.plan(caller, vms, every=every, boot=boot))
     planned, failed = steps.apply(
         caller,
         vms,
-        teller(session, HOST),
+        tell,
         every=every,
         persist=persist,
         boot=boot,
@@ -185,17 +190,16 @@ def apply(
         show_document("tune-apply", plan_document(planned, findings))
     else:
         show_findings(session, findings)
-        show_applied(session, planned, persist=persist or boot)
+        if not told and not failed:
+            say(session, HOST, "ok", "already", "as it should be")
+        for command in commands_left(planned) if persist or boot else ():
+            say(session, HOST, "ok", "then", command)
     return FAILED if failed else 0
 
 
-def show_applied(session: Session, planned: "Planned", *, persist: bool) -> None:
-    """Print what was done, and what is still to be run by hand."""
-    if not planned.plan.changes and not planned.returning:
-        say(session, HOST, "ok", "already", "as it should be")
-    for kept in planned.plan.files if persist else ():
-        if kept.command and kept.path.startswith(("/etc/default/", "/etc/systemd/")):
-            say(session, HOST, "ok", "then", kept.command)
+def commands_left(planned: "Planned") -> Sequence[str]:
+    """Give what is still to be run by hand, each once."""
+    return tuple(dict.fromkeys(kept.command for kept in planned.plan.files if kept.by_hand and kept.command))
 
 
 @tune.command()

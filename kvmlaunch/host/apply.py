@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import assert_never
@@ -36,6 +37,8 @@ from kvmlaunch.model.host import Mount, UserFacts
 from kvmlaunch.units import count, render_size
 
 Tell = Callable[[str, str], None]
+MOST_READINGS = 100
+WAITS = (0.01, 0.02, 0.05, 0.1, 0.2)  # seconds
 RUNTIMES = PurePosixPath("/run/user")  # root makes a user's runtime directory there
 
 
@@ -48,10 +51,38 @@ def pool_path(change: PoolChange, name: str, root: Path = Path("/")) -> Path:
 
 
 def idle_pages(change: PoolChange, root: Path) -> int:
-    """Give the pages of the whole host that nobody holds or was promised; promises are counted for the host only."""
+    """Give the pages of a pool that nobody holds or was promised; promises are counted for the whole host only.
+
+    Three files tell, and a QEMU that ends between two readings moves pages from one to another: they are read until
+    two readings agree.
+    """
     everywhere = evolve(change, host_numa_node=None)
-    free, promised = (read_number(pool_path(everywhere, name, root)) for name in ("free_hugepages", "resv_hugepages"))
-    return max(0, free - promised)
+    paths = (
+        pool_path(change, "free_hugepages", root),
+        pool_path(everywhere, "free_hugepages", root),
+        pool_path(everywhere, "resv_hugepages", root),
+    )
+    reading = [read_number(path) for path in paths]
+    for _ in range(MOST_READINGS):
+        last, reading = reading, [read_number(path) for path in paths]
+        if last == reading:
+            break
+    here, free, promised = reading
+    return max(0, min(here, free - promised))
+
+
+def wait_for_idle(change: PoolChange, pages: int, root: Path) -> int:
+    """Give the idle pages of a pool, once it has as many, or as they are after a short wait.
+
+    Pages of a QEMU that was just killed are in nobody's count for a moment (seen with 20 ended at once).
+    """
+    idle = idle_pages(change, root)
+    for seconds in WAITS if idle < pages else ():
+        time.sleep(seconds)
+        idle = idle_pages(change, root)
+        if idle >= pages:
+            break
+    return idle
 
 
 def set_pool(change: PoolChange, wanted: int, root: Path) -> int:
@@ -117,8 +148,7 @@ def undo_pool(entry: Entry, change: PoolChange, root: Path = Path("/")) -> Itera
         return
     given = 0 if entry.undo_from is None else max(0, entry.undo_from - total)
     own = max(0, min(gained, change.pages) - given)
-    free = read_number(pool_path(change, "free_hugepages", root))
-    idle = min(free, idle_pages(change, root))
+    idle = wait_for_idle(change, own, root)
     back = min(own, idle, total)
     if back:
         set_pool(change, total - back, root)

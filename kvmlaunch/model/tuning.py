@@ -134,8 +134,9 @@ class KeptFile:
     """A file that makes settings last.
 
     `kind` tells a whole file, a symbolic link whose target is `text`, or lines of ours within /etc/fstab.  `command`
-    makes it take effect without a reboot, "" where nothing must be run; `inactive` says why nothing reads it at boot,
-    "" where something does.  `option` is that of `tune apply` which writes it.
+    makes it take effect without a reboot, "" where nothing must be run, and is left to the user when it is to be run
+    `by_hand`: tuning itself has made the rest true already.  `inactive` says why nothing reads it at boot, "" where
+    something does.  `option` is that of `tune apply` which writes it.
     """
 
     path: str
@@ -143,6 +144,7 @@ class KeptFile:
     kind: Literal["file", "link", "fstab"] = "file"
     mode: int = 0o644
     command: str = ""
+    by_hand: bool = False
     inactive: str = ""
     option: Literal["--persist", "--boot"] = "--persist"
 

@@ -117,7 +117,7 @@ RemainAfterExit=yes
 [Install]
 WantedBy=sysinit.target
 """
-    return KeptFile(path=UNIT_FILE, text=text, command="systemctl daemon-reload")
+    return KeptFile(path=UNIT_FILE, text=text, command="systemctl daemon-reload", by_hand=True)
 
 
 def render_link(unit: str, target: str) -> KeptFile:
@@ -176,7 +176,7 @@ Options={",".join(SHARED_OPTIONS)}
 [Install]
 WantedBy=multi-user.target
 """
-    return KeptFile(path=f"/etc/systemd/system/{name}", text=text, command="systemctl daemon-reload")
+    return KeptFile(path=f"/etc/systemd/system/{name}", text=text, command="systemctl daemon-reload", by_hand=True)
 
 
 def escape_unit(place: str) -> str:
@@ -211,8 +211,8 @@ def build_boot(settings: Sequence[Setting], tuning: HostTuning) -> Iterator[Kept
         command = f"grubby --update-kernel=ALL --args='{' '.join(words)}'"
         text = f"{HEAD}# {command}\n"
         why = "this distribution's GRUB does not read default/grub.d: run the command"
-        yield KeptFile(path=GRUB_FILE, text=text, command=command, inactive=why, option="--boot")
+        yield KeptFile(path=GRUB_FILE, text=text, command=command, by_hand=True, inactive=why, option="--boot")
     elif words:
         text = f'{HEAD}GRUB_CMDLINE_LINUX="$GRUB_CMDLINE_LINUX {" ".join(words)}"\n'
         inactive = "" if tuning.grub else "this host has no GRUB that update-grub or grub2-mkconfig configures"
-        yield KeptFile(path=GRUB_FILE, text=text, command=tuning.grub, inactive=inactive, option="--boot")
+        yield KeptFile(path=GRUB_FILE, text=text, command=tuning.grub, by_hand=True, inactive=inactive, option="--boot")

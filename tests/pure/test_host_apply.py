@@ -121,6 +121,20 @@ def test_pages_that_cannot_be_given_back_are_said(tmp_path: Path, now: int, free
     assert [finding.report.code for finding in found] == codes
 
 
+def test_pages_of_a_qemu_that_is_just_ending_are_waited_for(tmp_path: Path) -> None:
+    make_pool(tmp_path, total=121, free=16, reserved=12)
+    (tmp_path / "none").write_text("0")
+    promised = pool_path(CHANGE, "resv_hugepages", tmp_path)
+    end = threading.Timer(0.05, (tmp_path / "none").replace, (promised,))
+    end.start()
+
+    found = list(undo_pool(Entry(change=CHANGE, before=105, after=121), CHANGE, tmp_path))
+    end.join()
+
+    assert found == []
+    assert total(tmp_path) == 105
+
+
 def test_a_file_is_whole_private_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
     fd = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
     (tmp_path / temporary_name("record")).write_text("left by a crash")
