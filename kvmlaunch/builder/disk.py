@@ -26,7 +26,7 @@ DEVICES = {"virtio-blk": "virtio-blk-pci", "virtio-scsi": "scsi-hd", "nvme": "nv
 
 @frozen(kw_only=True)
 class DiskPlan:
-    """A disk with everything resolved that other parts ask for."""
+    """A disk with everything resolved that other parts ask for; `l2_cache` in bytes, None leaves QEMU's default."""
 
     name: str
     disk: Disk
@@ -35,6 +35,7 @@ class DiskPlan:
     bus: Choice[str]
     cache: Choice[CacheMode]
     aio: Choice[Aio]
+    l2_cache: Choice[int] | None = None
 
     @property
     def table(self) -> str:
@@ -279,6 +280,8 @@ def drive_fields(plan: DiskPlan, definition: Definition) -> Iterator[Field]:
         yield field_by_hand("detect-zeroes", f"{table}.detect_zeroes", plan.disk.detect_zeroes, definition)
     if plan.disk.readonly:
         yield field_by_hand("readonly", f"{table}.readonly", plan.disk.readonly, definition)
+    if plan.l2_cache is not None:
+        yield field("l2-cache-size", f"{table}.l2_cache", plan.l2_cache)
     for name, number in (("iops", plan.disk.limits.iops), ("bandwidth", plan.disk.limits.bandwidth)):
         if number is not None:
             word = {"iops": "throttling.iops-total", "bandwidth": "throttling.bps-total"}[name]
@@ -432,6 +435,7 @@ def planned(plan: DiskPlan) -> PlannedDisk:
         cache_written=plan.disk.cache is not AUTO,
         aio=plan.aio.value,
         aio_written=plan.disk.aio is not AUTO,
+        made=plan.disk.size is not None or plan.disk.backing is not None,
     )
 
 
@@ -473,5 +477,7 @@ def build_disk(
     )
     drive = pairs("-drive", plan.table, *drive_fields(plan, definition))
     return Part(
-        options=(drive, device), promises=(promise(plan),), findings=tuple(check_disk(plan, host, caps, machine))
+        options=(drive, device),
+        promises=(promise(plan),),
+        findings=tuple(check_disk(plan, host, caps, machine)),
     )

@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
+from attrs import evolve
+
 from kvmlaunch.builder import (
     boot,
     cdrom,
@@ -16,6 +18,7 @@ from kvmlaunch.builder import (
     memory,
     names,
     network,
+    qcow2,
     raw,
     security,
 )
@@ -43,6 +46,35 @@ def needs_io_uring(definition: Definition, host: HostFacts, caps: QemuCaps) -> b
     """Does a decision depend on whether io_uring can be used, so that it has to be tried."""
     plans = [disk.plan_disk(definition, name, host, caps) for name in definition.disk]
     return any(plan.disk.aio == "io_uring" or (plan.disk.aio is AUTO and plan.aio.value != "native") for plan in plans)
+
+
+def plan_disks(definition: Definition, host: HostFacts, caps: QemuCaps) -> tuple[disk.DiskPlan, ...]:
+    """Give every disk with all that stands at auto resolved."""
+    plans = tuple(disk.plan_disk(definition, name, host, caps) for name in definition.disk)
+    return tuple(
+        evolve(plan, l2_cache=qcow2.plan_l2_cache(plan.table, plan.disk.path, plan.facts))
+        if plan.format.value == "qcow2"
+        else plan
+        for plan in plans
+    )
+
+
+def qcow2_of(plans: tuple[disk.DiskPlan, ...]) -> Iterator[disk.DiskPlan]:
+    """Give the disks whose images are qcow2."""
+    return (plan for plan in plans if plan.format.value == "qcow2")
+
+
+def check_allocations(definition: Definition, plans: tuple[disk.DiskPlan, ...]) -> Iterator[Finding]:
+    """Advise on images whose clusters are yet to be allocated."""
+    for plan in qcow2_of(plans):
+        yield from qcow2.check_allocation(
+            plan.table,
+            plan.disk.path,
+            plan.facts,
+            vm=definition.name,
+            profile=definition.profile,
+            readonly=plan.disk.readonly,
+        )
 
 
 def disk_loads(plans: tuple[disk.DiskPlan, ...]) -> tuple[iothreads.DiskLoad, ...]:
@@ -151,6 +183,7 @@ def explained_only(
         *([] if threads.ids.value else [iothreads.count_choice(threads)]),
         *against,
         *queues,
+        *(row for plan in qcow2_of(plans) for row in qcow2.explain_rows(plan.table, plan.disk.path, plan.facts)),
         security.user_choice(definition, host),
     )
 
@@ -194,7 +227,7 @@ def build_vm(
     `boot_from` is `cdrom.NAME` for a start that boots from it, `paused` one that waits for `resume`.
     Among the plan's findings what was asked for by hand and cannot be had is an error, a fallback of auto a warning.
     """
-    plans = tuple(disk.plan_disk(definition, name, host, caps) for name in definition.disk)
+    plans = plan_disks(definition, host, caps)
     nets = tuple(
         network.plan_network(definition, name, each, host) for name, each in network.networks_of(definition).items()
     )
@@ -202,7 +235,11 @@ def build_vm(
     parts.append(raw.build_raw(definition, tuple(option for part in parts for option in part.options)))
     threads = iothreads.plan_iothreads(definition, host, caps, disk_loads(plans))
     firmware = boot.plan_firmware(definition, host)
-    findings = (*(finding for part in parts for finding in part.findings), *check_boot_from(definition, boot_from))
+    findings = (
+        *(finding for part in parts for finding in part.findings),
+        *check_allocations(definition, plans),
+        *check_boot_from(definition, boot_from),
+    )
     return Plan(
         name=definition.name,
         digest=definition.digest,

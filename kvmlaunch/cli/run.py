@@ -108,11 +108,26 @@ def wait_ready(session: Session, caller: Caller, word: str, started: "Started", 
         say(session, started.name, "ok", "ready", what)
 
 
-def start_one(session: Session, word: str, wishes: "Wishes", *, foreground: bool) -> tuple[int, Document]:
+def create_disks(session: Session, word: str, *, dry_run: bool) -> None:
+    """Make the disks of a VM that are not there, and say which."""
+    from kvmlaunch.cli.disk import show_created  # noqa: PLC0415 - `--create` only
+    from kvmlaunch.cli.progress import bar  # noqa: PLC0415
+    from kvmlaunch.steps.disk_create import create  # noqa: PLC0415
+
+    with bar(session, f"{name_of(word)}: making disks") as progress:
+        made = create(session.caller(), word, dry_run=dry_run, progress=progress)
+    show_created(session, [each for each in made if not each.already], dry_run=dry_run)
+
+
+def start_one(
+    session: Session, word: str, wishes: "Wishes", *, foreground: bool, create: bool = False
+) -> tuple[int, Document]:
     """Start one VM and say what was done."""
     from kvmlaunch.cli.progress import spinner  # noqa: PLC0415 - where one waits
     from kvmlaunch.steps.up import no_more, up  # noqa: PLC0415 - the heaviest step
 
+    if create:
+        create_disks(session, word, dry_run=wishes.dry_run)
     caller, name = session.caller(), name_of(word)
     tell = teller(session, name)
     then = foreground_action(session, caller, tell) if foreground else no_more
@@ -144,6 +159,7 @@ def start_one(session: Session, word: str, wishes: "Wishes", *, foreground: bool
 @timeout_option
 @click.option("--foreground", is_flag=True, help="Stay QEMU's parent until it ends: for systemd and containers.")
 @click.option("--paused", is_flag=True, help="Hold it before its first instruction.")
+@click.option("--create", is_flag=True, help="Make disks first that are not there and have a size.")
 @click.option("--boot", "boot_from", default="", metavar="cdrom.NAME", help="Boot from this CD drive, this time.")
 @click.option("--all", "every", is_flag=True, help="Every definition with lifecycle.autostart.")
 @jobs_option
@@ -156,6 +172,7 @@ def up(
     timeout: float | None,
     foreground: bool,
     paused: bool,
+    create: bool,
     boot_from: str,
     every: bool,
     jobs: int,
@@ -170,7 +187,11 @@ def up(
         raise click.UsageError("--foreground takes one VM")
     wishes = Wishes(dry_run=dry_run, ready=until == "ready", timeout=timeout, paused=paused, boot_from=boot_from)
     return each_vm(
-        session, "up", names, lambda word: start_one(session, word, wishes, foreground=foreground), jobs=jobs
+        session,
+        "up",
+        names,
+        lambda word: start_one(session, word, wishes, foreground=foreground, create=create),
+        jobs=jobs,
     )
 
 

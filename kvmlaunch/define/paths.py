@@ -1,14 +1,17 @@
 """Paths as written become absolute: relative to the file that contains them, `~` expanded."""
 
+import re
 from pathlib import PurePosixPath
 from posixpath import normpath
 from typing import Final
 
 from kvmlaunch.define.keys import atoms, form_at, words
 from kvmlaunch.define.mistake import Misplaced, Mistake, shown
-from kvmlaunch.define.tree import Leaf, Tree, mapped
+from kvmlaunch.define.tree import Leaf, Tree, mapped, quote
 
 FORBIDDEN: Final = "/dev/fdset"
+VOLUME: Final = "lvm:"
+VOLUME_NAMES: Final = re.compile(r"lvm:([A-Za-z0-9+_.][A-Za-z0-9+_.-]*)/([A-Za-z0-9+_.][A-Za-z0-9+_.-]*)", re.ASCII)
 
 
 def is_path(path: tuple[str, ...], value: object) -> bool:
@@ -31,12 +34,23 @@ def make_absolute(
             return leaf.value
         bases = {"file": PurePosixPath(leaf.origin.place).parent, "set": working_directory}
         try:
+            if path[0] == "disk" and path[-1] == "path" and str(leaf.value).startswith(VOLUME):
+                return volume_device(str(leaf.value))
             return absolute(str(leaf.value), bases.get(leaf.origin.kind, directory), home)
         except Mistake as mistake:
             found.append(Misplaced(path=path, mistake=mistake))
             return f"/refused/{'-'.join(path)}"
 
     return mapped(tree, change), found
+
+
+def volume_device(text: str) -> str:
+    """Give the device of `lvm:GROUP/VOLUME`; raises Mistake for what LVM would not take as names."""
+    match = VOLUME_NAMES.fullmatch(text)
+    if match is None or {match[1], match[2]} & {".", ".."}:
+        message = f"{shown(text)} names no volume"
+        raise Mistake(code="def.path", message=message, right=quote("lvm:vg0/web01"), why="lvm(8), valid names")
+    return f"/dev/{match[1]}/{match[2]}"
 
 
 def absolute(text: str, base: PurePosixPath, home: PurePosixPath) -> str:

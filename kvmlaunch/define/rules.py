@@ -22,6 +22,7 @@ USER: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,31}\$?")
 KNOWN_SUFFIXES: Final = {".img", ".raw", ".qcow2"}
 DIRECT: Final = ("none", "directsync")
 LONGEST_SERIAL: Final = 20
+VOLUME_PARTS: Final = 4  # /, dev, group, volume
 FIRST_VNC_PORT: Final = 5900
 LOOPBACK: Final = ("127.", "::1")
 EVERYWHERE: Final = ("0.0.0.0", "::")  # noqa: S104 - compared with, not bound to
@@ -189,6 +190,34 @@ def check_disk(name: str, disk: Disk, *, os: str) -> Broke:
     yield from check_bus(name, disk, bus)
 
 
+def check_creation(definition: Definition) -> Broke:
+    """Give keys for making a disk that do not fit its format or its place."""
+    for name, disk in definition.disk.items():
+        key, suffix = ("disk", name), disk.path.suffix
+        format_ = suffix.lstrip(".") if disk.format is AUTO else disk.format
+        device = disk.path.is_relative_to("/dev")
+        if disk.backing is not None and format_ != "qcow2":
+            message = "only a qcow2 image can be an overlay"
+            yield Broken(
+                (*key, "backing"),
+                choice(message, why=f"{disk.path.name} is {format_}", hint=f'path = "{disk.path.stem}.qcow2"'),
+                needs=((*key, "path"), (*key, "format")),
+            )
+        if disk.backing is not None and disk.path.parent not in disk.backing.parents:
+            message, why = "the backing file lies elsewhere", "who can write the image can make QEMU open any file"
+            mistake = Mistake(code="def.path", message=message, why=why, hint=f"move it to {disk.path.parent}")
+            yield Broken((*key, "backing"), mistake, needs=((*key, "path"),))
+        if disk.preallocation == "metadata" and (format_ != "qcow2" or device):
+            hint = 'preallocation = "falloc"'
+            yield Broken((*key, "preallocation"), choice("only qcow2 has metadata to allocate", hint=hint))
+        if disk.backing is not None and disk.preallocation not in {AUTO, "off"}:
+            why = "an overlay holds what differs from its backing file only"
+            yield Broken((*key, "preallocation"), choice("an overlay is not preallocated", why=why, right=quote("off")))
+        if disk.thin_pool is not None and not (device and len(disk.path.parts) == VOLUME_PARTS):
+            hint = 'path = "lvm:vg0/web01"'
+            yield Broken((*key, "thin_pool"), choice("a thin pool is for an LVM volume", hint=hint))
+
+
 def check_formats(definition: Definition) -> Broke:
     """Give disks whose format can be told neither from the name nor from /dev."""
     for name, disk in definition.disk.items():
@@ -336,6 +365,7 @@ RULES: Final[tuple[Callable[[Definition], Broke], ...]] = (
     check_boot,
     check_disks,
     check_formats,
+    check_creation,
     check_networks,
     check_display,
     check_ready,

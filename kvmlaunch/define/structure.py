@@ -19,8 +19,6 @@ from kvmlaunch.define.values import PARSERS, WANTED
 from kvmlaunch.model.definition import AUTO, LOADING_KEYS, RESERVED_KEYS, SHORTHANDS, Auto, Definition
 
 T = TypeVar("T")
-# Keys of tables that are reserved beside RESERVED_KEYS, by the table's class name.
-RESERVED_IN_TABLES: Final = {"Disk": ("size",)}
 UNBUILT: Final = object()  # stands for what a mistake kept from being built
 
 
@@ -157,7 +155,7 @@ def choice_reader(form: Form) -> Reader:
 
 def unknown_key(table: type, name: str, path: Path, root: type = Definition) -> Misplaced:
     """Give the mistake of a key that does not exist, with the nearest that does."""
-    reserved = RESERVED_KEYS if table is Definition else RESERVED_IN_TABLES.get(table.__name__, ())
+    reserved = RESERVED_KEYS if table is Definition else ()
     known = tuple(fields_of(table)) + ((*LOADING_KEYS, *SHORTHANDS) if table is Definition else ())
     hint = why = close = ""
     if name in reserved:

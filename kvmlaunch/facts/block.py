@@ -39,6 +39,9 @@ LONGEST_BACKING = 1023
 LONGEST_QCOW2_HEADER = 20
 FIRST_WITH_FEATURES = 3  # version of qcow2
 EXTERNAL_DATA = 1 << 2
+EXTENDED_L2 = 1 << 4
+LONGEST_LAYOUT = 80
+CLUSTER_BITS = range(9, 22)  # 512 bytes to 2 MiB
 CHOSEN = re.compile(r"\[([^\[\]\s]+)\]")
 LOCK = re.compile(
     r"(?:OFDLCK|POSIX) +\S+ +(?:READ|WRITE) +-?[0-9]+ "
@@ -104,6 +107,21 @@ def parse_external(head: bytes) -> bool:
     return parse_header(head) == "qcow2" and bool(features & EXTERNAL_DATA)
 
 
+def parse_layout(head: bytes) -> dict[str, object]:
+    """Give size, cluster size and whether there are subclusters of a qcow2 file; nothing of another, or an unsound one.
+
+    Source: QEMU docs, interop/qcow2.
+    """
+    if parse_header(head) != "qcow2" or len(head) < LONGEST_LAYOUT:
+        return {}
+    bits, size = int.from_bytes(head[20:24], "big"), int.from_bytes(head[24:32], "big")
+    version = int.from_bytes(head[4:8], "big")
+    features = int.from_bytes(head[72:80], "big") if version >= FIRST_WITH_FEATURES else 0
+    if bits not in CLUSTER_BITS or size >= 1 << 63:
+        return {}
+    return {"virtual_size": size, "cluster_size": 1 << bits, "extended_l2": bool(features & EXTENDED_L2)}
+
+
 def parse_scheduler(text: str) -> str:
     """Give the scheduler in use: the word in brackets, or the only word."""
     match = CHOSEN.search(text)
@@ -141,7 +159,11 @@ def parse_path(path: PurePosixPath, probe: object, *, filesystem: str, holders: 
         inode=take(probe, "inode", str, ""),
         header=take(probe, "header", str, ""),
         backing=take(probe, "backing", str, ""),
+        virtual_size=take(probe, "virtual_size", int, 0),
+        cluster_size=take(probe, "cluster_size", int, 0),
+        extended_l2=take(probe, "extended_l2", bool, None) or False,
         chain=tuple(str(each) for each in take(probe, "chain", list, [])),
+        overlays=tuple(str(each) for each in take(probe, "overlays", list, [])),
         external_data=take(probe, "external", bool, None) or False,
         device=disk.name,
         scheduler=disk.scheduler,

@@ -50,8 +50,9 @@ class Wanted:
     """What one VM needs looked at beside the files that every VM needs.
 
     `paths` are absolute; of `ports` (host ports that it forwards) the holders are looked for.
-    `listeners`, `network_devices`, `io_uring` and `locks` (who has locked the paths: the kernel takes
-    10 ms to say) cost time, so they are asked for.
+    `listeners`, `network_devices`, `io_uring`, `locks` (who has locked the paths: the kernel takes
+    10 ms to say) and `overlays` (which images have one of the paths as their backing file) cost time, so they are
+    asked for.
     """
 
     paths: tuple[PurePosixPath, ...] = ()
@@ -60,6 +61,7 @@ class Wanted:
     network_devices: bool = False
     io_uring: bool = False
     locks: bool = True
+    overlays: bool = False
 
     @property
     def files(self) -> tuple[str, ...]:

@@ -27,6 +27,7 @@ SEARCH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 BLOCK = 4096
 DEEPEST_STORE = 16
 DEEPEST_CHAIN = 64
+MOST_NEIGHBOURS = 4096
 IO_URING_SETUP = 425
 SIZE_OF_IO_URING_PARAMS = 120
 # The first paragraph of /proc/cpuinfo is enough, and the kernel writes the rest only when it is read.
@@ -49,6 +50,7 @@ def capture_host(
         paths = {str(path): capture_path(base, str(path)) for path in wanted.paths}
     for path in paths.values():
         path["disks"] = capture_disks(base, find_device(base, files, path))
+        path.update({"overlays": find_overlays(path)} if wanted.overlays else {})
     inodes = {str(path.get("inode", "")) for path in paths.values()} if wanted.locks else set()
     for inode, holders in (capture_lock_holders(base, inodes) if inodes else {}).items():
         for path in paths.values():
@@ -199,6 +201,7 @@ def capture_store(path: str, kind: str) -> dict[str, object]:
         size = os.lseek(handle, 0, os.SEEK_END)
         backing = read_backing(handle, head)
         seen: dict[str, object] = {"readable": True, "header": block.parse_header(head), "backing": backing}
+        seen |= block.parse_layout(head)
         seen |= read_chain(path, head, backing) if backing or block.parse_external(head) else {}
     except OSError as error:
         return {"refusal": error.strerror}
@@ -257,6 +260,44 @@ def read_chain(path: str, head: bytes, backing: str) -> dict[str, object]:
             os.close(handle)
         external = external or block.parse_external(head)
     return {"chain": chain, "external": external}
+
+
+def find_overlays(path: Mapping[str, object]) -> list[str]:
+    """Give the images that have a file as their backing file: beside it, or in the directory above.
+
+    An overlay names a backing file in its own directory or beneath, as `disk.backing` has it.  Files that cannot be
+    read, and all beyond a number, are left out.
+    """
+    if path.get("kind") != "file":
+        return []
+    real = str(path["real"])
+    home = os.path.dirname(real)
+    places = [entry for each in dict.fromkeys((home, os.path.dirname(home))) for entry in entries_of(each)]
+    return sorted(place for place in places[:MOST_NEIGHBOURS] if place != real and backing_of(place) == real)
+
+
+def entries_of(directory: str) -> list[str]:
+    """Give the regular files of a directory, none where it cannot be listed."""
+    try:
+        with os.scandir(directory) as entries:
+            return [entry.path for entry in entries if entry.is_file(follow_symlinks=False)]
+    except OSError:
+        return []
+
+
+def backing_of(path: str) -> str:
+    """Give where the backing file of an image really lies, "" where there is none."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
+    except OSError:
+        return ""
+    try:
+        backing = read_backing(handle, os.pread(handle, BLOCK, 0))
+    except OSError:
+        return ""
+    finally:
+        os.close(handle)
+    return os.path.realpath(os.path.join(os.path.dirname(path), backing)) if backing else ""
 
 
 def find_device(base: str, files: Mapping[str, str], path: Mapping[str, object]) -> str:

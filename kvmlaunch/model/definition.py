@@ -39,6 +39,7 @@ DiskFormat = Literal["raw", "qcow2"]
 Bus = Literal["virtio-blk", "virtio-scsi", "nvme", "sata", "ide"]
 CacheMode = Literal["none", "writeback", "writethrough", "directsync", "unsafe"]
 Aio = Literal["native", "io_uring", "threads"]
+Preallocation = Literal["off", "metadata", "falloc", "full"]
 NetworkType = Literal["user", "bridge", "tap", "none"]
 
 
@@ -149,7 +150,7 @@ class Limits:
 class Disk:
     """`[disk.NAME]`."""
 
-    path: PurePosixPath = key("Image file or block device.")
+    path: PurePosixPath = key("Image file, block device, or `lvm:GROUP/VOLUME`.")
     format: Auto | DiskFormat = key(
         "auto is raw for a block device, *.img and *.raw, qcow2 for *.qcow2; content is never probed.", AUTO
     )
@@ -172,6 +173,12 @@ class Disk:
         "What an I/O error does; auto is QEMU's own: ENOSPC pauses, others are reported.", AUTO
     )
     limits: Limits = table(Limits, "Ceilings for requests and bytes a second.")
+    size: Size | None = key("What `disk create` makes and `disk resize` grows to; never shrunk.", None)
+    preallocation: Auto | Preallocation = key(
+        "Blocks that a new image gets at once; auto is falloc for raw, metadata for qcow2, off for an overlay.", AUTO
+    )
+    backing: PurePosixPath | None = key("Image that a new qcow2 image is an overlay of.", None)
+    thin_pool: str | None = key("Thin pool of the volume group in which a new volume is made.", None)
 
 
 @frozen(kw_only=True)

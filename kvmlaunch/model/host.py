@@ -158,7 +158,9 @@ class PathFacts:
     `o_direct` is the outcome of an aligned O_DIRECT read of this very file, `refusal` what the
     system said when it was None or False.  `header` names a known image format found at the start,
     "" when none; `backing` is the name that a qcow2 file gives for its backing file, `chain` where the
-    files of that chain really lie, `external_data` whether one keeps its data in another file.
+    files of that chain really lie, `external_data` whether one keeps its data in another file; `overlays`
+    are the images that have this one as their backing file.  `virtual_size` and `cluster_size` in bytes and
+    `extended_l2` (are there subclusters) are those of a qcow2 file, 0 for others.
     `inode` is `major:minor:number` of the file itself, for identity.  `real` is the
     path without links, `device` the bottom block device, with its scheduler's bracketed word, whether it
     rotates and its hardware queues.
@@ -178,6 +180,10 @@ class PathFacts:
     backing: str = ""
     chain: tuple[str, ...] = ()
     external_data: bool = False
+    overlays: tuple[str, ...] = ()
+    virtual_size: int = 0
+    cluster_size: int = 0
+    extended_l2: bool = False
     device: str = ""
     real: str = ""
     scheduler: str = ""

@@ -163,7 +163,10 @@ class MemoryPlan:
 
 @frozen(kw_only=True)
 class PlannedDisk:
-    """A disk or CD-ROM as planned, for the checks; `table` is `disk.root`."""
+    """A disk or CD-ROM as planned, for the checks; `table` is `disk.root`.
+
+    `made` tells whether `disk create` would make it: it has a size, or a backing file.
+    """
 
     table: str
     path: PurePosixPath
@@ -174,6 +177,7 @@ class PlannedDisk:
     cache_written: bool
     aio: str
     aio_written: bool
+    made: bool = False
 
 
 @frozen(kw_only=True)

@@ -8,6 +8,7 @@ from posixpath import normpath
 from kvmlaunch.model.finding import Finding, error, warning
 from kvmlaunch.model.host import Holder, HostFacts, PathFacts
 from kvmlaunch.model.plan import Plan, PlannedDisk
+from kvmlaunch.units import count
 
 KINDS = {"directory": "a directory", "fifo": "a FIFO", "character": "a character device", "socket": "a socket"}
 
@@ -28,20 +29,24 @@ def facts_of(host: HostFacts, path: PurePosixPath) -> PathFacts:
     return host.paths.get(path) or PathFacts(path=path, kind="missing")
 
 
-def create_hint(disk: PlannedDisk) -> str:
-    """Give the command that makes an image; a raw one with every block in its place, so that native aio fits it."""
-    directory, path = (shlex.quote(str(each)) for each in (disk.path.parent, disk.path))
-    how = disk.format if disk.format == "qcow2" else "raw -o preallocation=falloc"
-    return f"mkdir -p {directory} && qemu-img create -f {how} {path} 20G"
+def create_hint(disk: PlannedDisk, vm: str) -> str:
+    """Give what makes an image or a volume that is missing; for a CD-ROM, or a device that is no volume, nothing."""
+    name = disk.table.removeprefix("disk.")
+    if name == disk.table:
+        return ""
+    if disk.made:
+        return f"kvmlaunch disk create {vm}:{name}   # or: kvmlaunch up {vm} --create"
+    if str(disk.path).startswith("/dev/"):
+        return ""
+    return f'size = "20GiB"   # in [{disk.table}]; then: kvmlaunch up {vm} --create'
 
 
-def check_kind(disk: PlannedDisk, facts: PathFacts, host: HostFacts) -> Iterator[Finding]:
+def check_kind(disk: PlannedDisk, facts: PathFacts, host: HostFacts, vm: str) -> Iterator[Finding]:
     """Check that the path is a file or block device that the VM's user reaches."""
     key, path = f"{disk.table}.path", disk.path
     if facts.kind == "missing":
-        image = disk.table.startswith("disk.") and not str(path).startswith("/dev/")
-        create = create_hint(disk) if image else ""
-        yield error(code="disk.missing", message=f"{path} does not exist", key=key, why=facts.refusal, hint=create)
+        hint = create_hint(disk, vm)
+        yield error(code="disk.missing", message=f"{path} does not exist", key=key, why=facts.refusal, hint=hint)
     elif facts.kind == "denied":
         yield error(
             code="disk.permission",
@@ -169,13 +174,28 @@ def check_holders(disk: PlannedDisk, facts: PathFacts, host: HostFacts) -> Itera
         )
 
 
+def check_base(path: PurePosixPath, facts: PathFacts, table: str) -> Iterator[Finding]:
+    """Refuse to write to an image that overlays rest on (`disk.base`): what they show would change beneath them."""
+    if facts.overlays:
+        names = [PurePosixPath(each).name for each in facts.overlays]
+        yield error(
+            code="disk.base",
+            message=f"{count(len(names), 'overlay')} of {path.name} would be damaged by writing to it",
+            key=f"{table}.path",
+            why=f"it is the backing file of {', '.join(names[:3])}{', …' if names[3:] else ''}",
+            hint=f"readonly = true   # in [{table}]; or work on an overlay",
+        )
+
+
 def check_disks(plan: Plan, host: HostFacts) -> Iterator[Finding]:
     """Check every disk and CD-ROM of a plan."""
     for disk in plan.disks:
         facts = facts_of(host, disk.path)
-        yield from check_kind(disk, facts, host)
+        yield from check_kind(disk, facts, host, plan.name)
         yield from check_format(disk, facts)
         yield from check_backing(disk, facts)
+        if not disk.readonly:
+            yield from check_base(disk.path, facts, disk.table)
         yield from check_holders(disk, facts, host)
 
 

@@ -1,4 +1,4 @@
-"""Starts one lasting process; the only door to subprocess."""
+"""Starts one lasting process, a QEMU or a tool that may take long; the only door to subprocess."""
 
 import contextlib
 import os
@@ -70,3 +70,34 @@ def spawn(
                 why=error.strerror or str(error),
             )
         ) from error
+
+
+def spawn_tool(
+    argv: tuple[str, ...], owner: Owner, *, out_fd: int, err_fd: int, lock_fd: int
+) -> "subprocess.Popen[bytes]":
+    """Start a tool with its streams in files; it inherits the lock, so that what it works on counts as taken.
+
+    Raises OSError when it cannot be executed.
+    """
+    return subprocess.Popen(  # noqa: S603 - argv is a tuple of words, no shell
+        argv,
+        stdin=subprocess.DEVNULL,
+        stdout=out_fd,
+        stderr=err_fd,
+        pass_fds=(lock_fd,) if lock_fd >= 0 else (),
+        env=dict(ENVIRONMENT),
+        cwd="/",
+        umask=0o077,
+        user=owner.uid if owner.drop else None,
+        group=owner.gid if owner.drop else None,
+        extra_groups=owner.groups if owner.drop else None,
+    )
+
+
+def has_ended(process: "subprocess.Popen[bytes]", seconds: float) -> bool:
+    """Wait for a process so long, and tell whether it has ended."""
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return False
+    return True

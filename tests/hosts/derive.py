@@ -81,6 +81,11 @@ PATHS: Mapping[str, dict[str, object]] = {
     "/srv/vm/image": regular(1019, 1 * GIB),
     "/srv/vm/db01-wal.qcow2": regular(1020, 4 * GIB, header="qcow2"),
     "/srv/vm/reports.img": regular(1021, 1 * GIB, **READ_ONLY),
+    "/srv/vm/thin.qcow2": regular(1022, 2 * GIB, header="qcow2", virtual_size=400 * GIB, cluster_size=64 * KIB),
+    "/srv/vm/huge.qcow2": regular(
+        1023, 4097 * GIB, allocated=2 * GIB, header="qcow2", virtual_size=4096 * GIB, cluster_size=64 * KIB
+    ),
+    "/srv/vm/base.qcow2": regular(1024, 2 * GIB, header="qcow2", overlays=["/srv/vm/one.qcow2", "/srv/vm/two.qcow2"]),
     **{f"/srv/vm/{name}": regular(1601 + place, 1 * GIB) for place, name in enumerate(HOSTILE)},
     "/srv/private/hidden.img": {"kind": "denied", "refusal": "Permission denied"},
     "/srv/kvmlaunch/vmdefs/web01.img": regular(1701, 32 * MIB),

@@ -1,0 +1,299 @@
+"""`disk`: the disks of definitions made, looked at, grown, converted, checked, removed."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from kvmlaunch.cli.progress import bar
+from kvmlaunch.cli.session import Session, complete_vm, session_command
+from kvmlaunch.cli.show import say, short_path, show_document, show_table
+from kvmlaunch.units import parse_size, render_size
+
+if TYPE_CHECKING:
+    from kvmlaunch.steps.disk_check import Examined, Info
+    from kvmlaunch.steps.disk_create import Created
+    from kvmlaunch.steps.disks import Target
+
+DIFFERENT, UNSOUND = 10, 6
+dry_run_option = click.option("-n", "--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
+
+
+class SizeType(click.ParamType[tuple[int, bool]]):
+    """A size on the command line, `60GiB`, or `+10GiB` for so much more."""
+
+    name = "size"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, bool]:
+        """Give bytes, and whether they are to be added."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            return parse_size(str(value).removeprefix("+")), str(value).startswith("+")
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+disks_argument = click.argument("disk", metavar="VM[:DISK]", shell_complete=complete_vm)
+disk_argument = click.argument("disk", metavar="VM:DISK", shell_complete=complete_vm)
+
+
+@click.group()
+def disk() -> None:
+    """The disks of VMs: made as their definitions say, looked at, grown, converted, checked, removed."""
+
+
+def rounded(size: int) -> str:
+    """Give a size for people: whole MiB from one on."""
+    return render_size(size >> 20 << 20 if size >> 20 else size)
+
+
+def vm_name(target: "Target") -> str:
+    """Give the name of a disk's VM."""
+    return target.subject.definition.name
+
+
+def target_document(target: "Target") -> dict[str, Any]:
+    """Give the JSON form of a disk."""
+    return {
+        "vm": vm_name(target),
+        "disk": target.name,
+        "path": str(target.disk.path),
+        "format": target.format,
+        "kind": target.facts.kind,
+    }
+
+
+@disk.command()
+@disks_argument
+@dry_run_option
+@session_command
+def create(session: Session, disk: str, dry_run: bool) -> None:
+    """Make the disks of a VM that are not there, as large as their `size` says; what is there stays."""
+    from kvmlaunch.steps.disk_create import create as make  # noqa: PLC0415 - completion wants the options only
+
+    with bar(session, f"{disk}: making") as progress:
+        made = make(session.caller(), disk, dry_run=dry_run, progress=progress)
+    show_created(session, made, dry_run=dry_run)
+    if session.json:
+        rows = [
+            {**target_document(each.target), "size": each.size, "already": each.already, "how": each.how}
+            for each in made
+        ]
+        show_document("disk-create", {"disks": rows, "dry_run": dry_run})
+
+
+def show_created(session: Session, made: "Sequence[Created]", *, dry_run: bool = False) -> None:
+    """Print which disks were made, and how."""
+    for each in made if not session.json else ():
+        path = short_path(str(each.target.disk.path))
+        text = f"{each.target.name}: {path}, {each.target.format}, {rounded(each.size)}"
+        if each.already:
+            say(session, vm_name(each.target), "ok", "already", text)
+        else:
+            say(session, vm_name(each.target), "ok", "would make" if dry_run else "made", f"{text}, {each.how}")
+    if not made and not session.json:
+        say(session, "disk", "skip", "", "this VM has no disks")
+
+
+@disk.command()
+@disks_argument
+@session_command
+def info(session: Session, disk: str) -> None:
+    """Show what the disks of a VM are: format, sizes, what they lie on, the chain beneath them."""
+    from kvmlaunch.steps.disk_check import info as look  # noqa: PLC0415 - completion wants the options only
+
+    found = look(session.caller(), disk)
+    if session.json:
+        show_document("disk-info", {"disks": [info_document(each) for each in found]})
+        return
+    show_table([row for each in found for row in info_rows(each)])
+
+
+def info_document(each: "Info") -> dict[str, Any]:
+    """Give the JSON form of a disk's information; sizes in bytes."""
+    facts = each.target.facts
+    return {
+        **target_document(each.target),
+        "size": each.chain[0].size if each.chain else facts.size,
+        "allocated": each.chain[0].allocated if each.chain else facts.allocated,
+        "wanted_size": each.target.disk.size,
+        "filesystem": facts.filesystem,
+        "device": facts.device,
+        "volume": each.volume and {"group": each.volume.name.group, "name": each.volume.name.volume},
+        "thin_pool": each.volume.pool if each.volume else "",
+        "chain": [
+            {"path": image.path, "format": image.format, "size": image.size, "allocated": image.allocated}
+            for image in each.chain
+        ],
+        "used_by": [holder.pid for holder in facts.lock_holders],
+    }
+
+
+def info_rows(each: "Info") -> list[tuple[str, str, str]]:
+    """Give a disk in rows: itself, then what lies beneath it."""
+    target, facts = each.target, each.target.facts
+    path = short_path(str(target.disk.path))
+    if facts.kind not in {"file", "block"}:
+        wanted = f", {rounded(target.disk.size)} when it is made" if target.disk.size else ""
+        return [(target.name, path, f"{facts.kind}{wanted}")]
+    top = each.chain[0] if each.chain else None
+    size, allocated = (top.size, top.allocated) if top else (facts.size, facts.allocated)
+    parts = [target.format or "format unknown", rounded(size)]
+    if facts.kind == "file":
+        parts.append(
+            "fully allocated" if facts.fully_allocated and target.format == "raw" else f"{rounded(allocated)} allocated"
+        )
+    if each.volume:
+        parts.append(f"thin, in {each.volume.pool}" if each.volume.pool else "LVM volume")
+    parts += [word for word in (facts.filesystem, facts.device and f"on {facts.device}") if word]
+    if target.disk.size and target.disk.size > size:
+        parts.append(f"the definition says {rounded(target.disk.size)}")
+    parts += [f"in use by pid {holder.pid}" for holder in facts.lock_holders]
+    if top and (top.corrupt or top.dirty):
+        parts.append("marked corrupt" if top.corrupt else "not closed cleanly")
+    rows = [(target.name, path, ", ".join(parts))]
+    return rows + [
+        (
+            "",
+            f"└ {short_path(image.path)}",
+            f"{image.format}, {rounded(image.size)}, {rounded(image.allocated)} allocated",
+        )
+        for image in each.chain[1:]
+    ]
+
+
+@disk.command()
+@disk_argument
+@click.argument("size", type=SizeType(), required=False)
+@dry_run_option
+@session_command
+def resize(session: Session, disk: str, size: tuple[int, bool] | None, dry_run: bool) -> None:
+    """Grow a disk to SIZE, by +SIZE, or to what its definition says; a VM that runs is told."""
+    from kvmlaunch.steps.disk_resize import resize as grow  # noqa: PLC0415 - completion wants the options only
+
+    done = grow(session.caller(), disk, size[0] if size else None, more=bool(size and size[1]), dry_run=dry_run)
+    name, target = vm_name(done.target), done.target
+    if session.json:
+        sizes = {"before": done.before, "after": done.after, "pid": done.pid, "dry_run": dry_run}
+        show_document("disk-resize", {**target_document(target), **sizes})
+        return
+    change = f"{target.name}: {rounded(done.before)} → {rounded(done.after)}"
+    if done.already:
+        say(session, name, "ok", "already", f"{target.name}: {rounded(done.after)}")
+    else:
+        who = f", pid {done.pid} was told" if done.pid and not dry_run else ""
+        say(session, name, "ok", "would grow" if dry_run else "grown", f"{change}{who}")
+    if done.sparse and not done.already:
+        say(
+            session,
+            name,
+            "warn",
+            "",
+            "what was added takes its blocks as it is written: aio may differ at the next start",
+        )
+    if done.target.disk.size is not None and done.after > done.target.disk.size:
+        say(
+            session,
+            name,
+            "warn",
+            "",
+            f'the definition says less: size = "{render_size(done.after)}" in [{target.table}]',
+        )
+
+
+@disk.command()
+@disk_argument
+@click.argument("goal", metavar="TARGET")
+@click.option(
+    "--format", "format_", type=click.Choice(["raw", "qcow2"]), help="Of the target, where its name tells none."
+)
+@click.option("--overwrite", is_flag=True, help="Write over what a device holds.")
+@click.option("--remove-source", is_flag=True, help="Remove the original, once both were compared.")
+@session_command
+def convert(session: Session, disk: str, goal: str, format_: str | None, overwrite: bool, remove_source: bool) -> None:
+    """Convert a disk to TARGET, an image, lvm:GROUP/VOLUME or a device, and compare both; the original stays."""
+    from kvmlaunch.steps.disk_convert import convert as turn  # noqa: PLC0415 - completion wants the options only
+
+    with bar(session, f"{disk}: converting") as progress:
+        done = turn(
+            session.caller(),
+            disk,
+            goal,
+            format_=format_ or "",
+            overwrite=overwrite,
+            remove_source=remove_source,
+            progress=progress,
+        )
+    target, name = done.target, vm_name(done.target)
+    if session.json:
+        document = {"to": str(done.path), "to_format": done.format, "size": done.size}
+        flags = {"already": done.already, "removed": done.removed}
+        show_document("disk-convert", {**target_document(target), **document, **flags})
+        return
+    word = "already" if done.already else "converted"
+    say(session, name, "ok", word, f"{target.name}: {short_path(str(done.path))}, {done.format}, compared: equal")
+    stays = "removed" if done.removed else "kept; --remove-source removes it"
+    say(session, name, "ok", "original", f"{short_path(str(target.disk.path))} {stays}")
+    say(
+        session,
+        name,
+        "ok",
+        "then",
+        f'path = "{done.path}"   # in [{target.table}] of {target.subject.definition.file.name}',
+    )
+
+
+@disk.command()
+@disks_argument
+@click.option("--repair", is_flag=True, help="Mend what can be mended; make a copy of the image first.")
+@session_command
+def check(session: Session, disk: str, repair: bool) -> int:
+    """Check the images of a VM that is down."""
+    from kvmlaunch.steps.disk_check import check as examine  # noqa: PLC0415 - completion wants the options only
+
+    found = examine(session.caller(), disk, repair=repair)
+    if session.json:
+        show_document("disk-check", {"disks": [examined_document(each) for each in found]})
+    for each in found if not session.json else ():
+        status = {"corrupt": "FAIL", "leaks": "warn"}.get(each.soundness, "ok")
+        say(session, vm_name(each.target), status, "check", f"{each.target.name}: {examined_text(each)}")
+    return UNSOUND if any(each.soundness == "corrupt" for each in found) else 0
+
+
+def examined_text(each: "Examined") -> str:
+    """Give what a check came to in words."""
+    found, fix = each.found, f"   fix: kvmlaunch disk check {each.target.word} --repair"
+    match each.soundness:
+        case "corrupt":
+            return f"{found.corruptions or found.errors} clusters are corrupt  [disk.corrupt]{fix}"
+        case "leaks":
+            return f"sound, {found.leaks} clusters are taken by nothing{fix}"
+        case "nothing to check":
+            return f"{each.target.format} has nothing to check"
+        case _:
+            return f"{each.soundness}, {found.allocated} of {found.total} clusters allocated"
+
+
+def examined_document(each: "Examined") -> dict[str, Any]:
+    """Give the JSON form of a check."""
+    found = each.found
+    numbers = {"corruptions": found.corruptions, "leaks": found.leaks, "errors": found.errors}
+    return {**target_document(each.target), "soundness": each.soundness, **numbers}
+
+
+@disk.command()
+@disk_argument
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@session_command
+def remove(session: Session, disk: str, yes: bool) -> None:
+    """Remove a disk with all that it holds: its file, or its LVM volume."""
+    from kvmlaunch.cli.asking import sure  # noqa: PLC0415 - completion wants the options only
+    from kvmlaunch.steps.disk_check import remove as drop  # noqa: PLC0415
+
+    sure(f"remove {disk} with all that it holds?", yes=yes)
+    target = drop(session.caller(), disk)
+    if session.json:
+        show_document("disk-remove", target_document(target))
+    else:
+        say(session, vm_name(target), "ok", "removed", f"{target.name}: {short_path(str(target.disk.path))}")

@@ -1,0 +1,163 @@
+"""Image files in the making, and room for them: a file has its name only when it is whole.
+
+Beside its name to be an image is made under one of its own, locked, so that a second command sees that one is at work
+and what a killed one left is made anew.
+"""
+
+import errno
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import PurePosixPath
+
+from kvmlaunch.errors import HostFailed, PreflightFailed, Report
+from kvmlaunch.host.rights import capture_user, rights_of, user_name
+from kvmlaunch.host.tree import failed
+from kvmlaunch.model.host import UserFacts
+from kvmlaunch.model.value import frozen
+
+MAKING = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+MODE = 0o600  # what a disk holds is its guest's own
+NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+
+
+@frozen(kw_only=True)
+class Making:
+    """An image that is being made: where, and the lock on it, which its tool inherits."""
+
+    place: PurePosixPath
+    fd: int
+
+
+def owner_of(path: PurePosixPath) -> UserFacts:
+    """Give whom a file, or the nearest directory above one that is to be made, belongs to; for a user he himself."""
+    if os.geteuid() != 0:
+        return capture_user()
+    for each in (path, *path.parents):
+        with suppress(FileNotFoundError, NotADirectoryError):
+            uid = os.stat(each).st_uid
+            break
+    name = user_name(uid)
+    return UserFacts(uid=uid, gid=uid, name=name) if name.isdecimal() else capture_user(name)
+
+
+def free_space(path: PurePosixPath) -> int:
+    """Give the bytes that can be written beneath the nearest directory that there is."""
+    for each in path.parents:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            room = os.statvfs(each)
+            return room.f_bavail * room.f_frsize
+    return 0
+
+
+def exists_already(path: PurePosixPath) -> PreflightFailed:
+    """Give the refusal to make an image over a file."""
+    return PreflightFailed(
+        Report(code="disk.exists", message=f"{path} is there already", where=str(path), why="nothing is overwritten")
+    )
+
+
+@contextmanager
+def new_image(path: PurePosixPath, maker: UserFacts, owner: UserFacts) -> Iterator[Making]:
+    """Give the place where an image is made; when the block ends it is on the disk, `owner`'s, and has its name.
+
+    Missing directories are made.  On any failure nothing stays.  `maker` is with whose rights: that of the directory.
+    Raises PreflightFailed `disk.exists`, `disk.locked`, `host.space`; HostFailed.
+    """
+    place = path.with_name(f".{path.name}.making")
+    try:
+        with rights_of(maker):
+            os.makedirs(path.parent, exist_ok=True)
+            fd = locked_file(place)
+    except OSError as error:
+        raise failed(path.parent, error) from error
+    try:
+        yield Making(place=place, fd=fd)
+        with rights_of(maker):
+            os.fsync(fd)
+        if os.geteuid() == 0 and owner.uid != maker.uid:
+            os.fchown(fd, owner.uid, owner.gid)
+        with rights_of(maker):
+            give_name(place, path)
+    except OSError as error:
+        raise failed(path, error) from error
+    finally:
+        with rights_of(maker), suppress(FileNotFoundError):
+            os.unlink(place)
+        os.close(fd)
+
+
+def locked_file(place: PurePosixPath) -> int:
+    """Open a file that nobody else has locked, empty, and lock it; what a killed command left is emptied."""
+    while True:
+        fd = os.open(place, MAKING, MODE)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.exists(place) and os.path.samestat(os.fstat(fd), os.stat(place)):
+                os.ftruncate(fd, 0)
+                os.fchmod(fd, MODE)
+                return fd
+        except BlockingIOError as error:
+            os.close(fd)
+            raise PreflightFailed(
+                Report(
+                    code="disk.locked",
+                    message="another command is making this image",
+                    where=str(place),
+                    why="its lock is held",
+                    hint=f"fuser -v {place}   # shows who",
+                )
+            ) from error
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)
+
+
+def give_name(place: PurePosixPath, path: PurePosixPath) -> None:
+    """Give an image its name, never that of a file that is there."""
+    try:
+        os.link(place, path)
+    except FileExistsError as error:
+        raise exists_already(path) from error
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        if os.path.lexists(path):
+            raise exists_already(path) from error
+        os.rename(place, path)
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def remove_image(path: PurePosixPath) -> None:
+    """Remove an image file, with the rights of whom its directory belongs to; raises HostFailed."""
+    try:
+        with rights_of(owner_of(path.parent)):
+            os.unlink(path)
+    except OSError as error:
+        raise HostFailed(
+            Report(code="host.failed", message=f"{path}: {error.strerror}", where=str(path), why=f"errno {error.errno}")
+        ) from error
+
+
+def take_device(path: PurePosixPath) -> None:
+    """Refuse a block device that is mounted, or that something else on the host is made of (`disk.locked`)."""
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_EXCL | os.O_CLOEXEC))
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise failed(path, error) from error
+        raise PreflightFailed(
+            Report(
+                code="disk.locked",
+                message=f"{path} is in use",
+                where=str(path),
+                why="it is mounted, or another device is made of it",
+                hint=f"lsblk {path}",
+            )
+        ) from error

@@ -1,0 +1,115 @@
+"""`disk info`, `disk check`, `disk remove`: what a disk is, whether it is sound, and its end."""
+
+from typing import Literal
+
+from kvmlaunch.errors import PreflightFailed, Report
+from kvmlaunch.host.images import remove_image
+from kvmlaunch.host.volumes import drop_volume, find_volume
+from kvmlaunch.model.value import frozen
+from kvmlaunch.steps.caller import Caller
+from kvmlaunch.steps.disks import (
+    Target,
+    failed_tool,
+    find_disk,
+    find_disks,
+    need_file,
+    need_format,
+    qemu_img,
+    read_chain,
+    refuse_base,
+    refuse_locked,
+    refuse_running,
+    unreadable,
+)
+from kvmlaunch.storage.image import Checked, Image, parse_check
+from kvmlaunch.storage.volume import Volume, parse_volume_name
+
+CORRUPT, LEAKS, NOT_FOR_THIS_FORMAT = 2, 3, 63
+Soundness = Literal["sound", "repaired", "leaks", "corrupt", "nothing to check"]
+
+
+@frozen(kw_only=True)
+class Info:
+    """A disk as it lies on the host: its chain, the topmost first, and the LVM volume that it is."""
+
+    target: Target
+    chain: tuple[Image, ...] = ()
+    volume: Volume | None = None
+
+
+def info(caller: Caller, word: str) -> tuple[Info, ...]:
+    """Give what the disks of a word are; raises PreflightFailed `disk.corrupt` for one that cannot be read."""
+    return tuple(info_one(target) for target in find_disks(caller, word))
+
+
+def info_one(target: Target) -> Info:
+    """Give what one disk is."""
+    if target.facts.kind not in {"file", "block"}:
+        return Info(target=target)
+    name = parse_volume_name(target.disk.path) if target.facts.kind == "block" else None
+    return Info(
+        target=target,
+        chain=read_chain(target) if target.format else (),
+        volume=find_volume(name) if name else None,
+    )
+
+
+@frozen(kw_only=True)
+class Examined:
+    """What a check of a disk came to."""
+
+    target: Target
+    soundness: Soundness
+    found: Checked
+
+
+def check(caller: Caller, word: str, *, repair: bool = False) -> tuple[Examined, ...]:
+    """Check the images of a word, and mend them; raises Busy while the VM runs, PreflightFailed for no sound image."""
+    targets = find_disks(caller, word)
+    for target in targets:
+        need_file(target)
+        refuse_running(caller, target, "checked")
+        refuse_locked(target)
+    return tuple(check_one(target, repair=repair) for target in targets)
+
+
+def check_one(target: Target, *, repair: bool) -> Examined:
+    """Check one image: qemu-img's status tells what was found."""
+    path = target.disk.path
+    mend = ("-r", "all") if repair else ()
+    done = qemu_img("check", "--output=json", "-f", need_format(target), *mend, str(path), paths=(path,))
+    if done.status == NOT_FOR_THIS_FORMAT:
+        return Examined(target=target, soundness="nothing to check", found=Checked())
+    if done.status not in {0, CORRUPT, LEAKS}:
+        raise unreadable(target, failed_tool(done, path).report.why)
+    try:
+        found = parse_check(done.out)
+    except ValueError as error:
+        raise unreadable(target, str(error)) from error
+    words: dict[int, Soundness] = {CORRUPT: "corrupt", LEAKS: "leaks"}
+    sound: Soundness = "repaired" if repair and "repaired" in done.err + done.out else "sound"
+    return Examined(target=target, soundness=words.get(done.status, sound), found=found)
+
+
+def remove(caller: Caller, word: str) -> Target:
+    """Remove a disk: its file, or its volume; raises Busy while the VM runs, PreflightFailed while it is locked."""
+    target = find_disk(caller, word)
+    need_file(target)
+    refuse_base(target)
+    refuse_running(caller, target, "removed")
+    refuse_locked(target)
+    if target.facts.kind == "file":
+        remove_image(target.disk.path)
+        return target
+    name = parse_volume_name(target.disk.path)
+    if name is None or find_volume(name) is None:
+        raise PreflightFailed(
+            Report(
+                code="disk.type",
+                message=f"{target.disk.path} is no LVM volume",
+                where=target.table,
+                why="a device is not kvmlaunch's to remove",
+            )
+        )
+    drop_volume(name)
+    return target

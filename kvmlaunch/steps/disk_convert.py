@@ -1,0 +1,291 @@
+"""`disk convert`: a disk becomes another image, volume or device, and counts as that only once both compare equal."""
+
+import os
+from collections.abc import Callable
+from pathlib import PurePosixPath
+
+from kvmlaunch.builder.disk import SUFFIXES
+from kvmlaunch.errors import Busy, DefinitionInvalid, HostFailed, PreflightFailed, Report
+from kvmlaunch.facts.sources import Wanted
+from kvmlaunch.host.images import exists_already, free_space, new_image, owner_of, remove_image, take_device
+from kvmlaunch.host.volumes import drop_volume, find_volume, make_volume
+from kvmlaunch.model.host import PathFacts
+from kvmlaunch.model.value import frozen
+from kvmlaunch.steps.caller import Caller
+from kvmlaunch.steps.disks import (
+    Progress,
+    Target,
+    failed_tool,
+    find_disk,
+    keeper_of,
+    need_file,
+    need_format,
+    no_progress,
+    qemu_img,
+    read_chain,
+    refuse_base,
+    refuse_locked,
+    refuse_running,
+)
+from kvmlaunch.steps.resolve import look_at_host
+from kvmlaunch.storage.image import Image, parse_progress
+from kvmlaunch.storage.volume import parse_volume_name
+from kvmlaunch.units import render_size
+
+VOLUME = "lvm:"
+SHARE = {"convert": (0.0, 0.7), "compare": (0.7, 0.3)}  # of the whole, for its progress
+PREALLOCATION = {"raw": "falloc", "qcow2": "metadata"}
+
+
+@frozen(kw_only=True)
+class Converted:
+    """What a disk became; `removed` tells whether the source is gone, `already` that both were equal before."""
+
+    target: Target
+    path: PurePosixPath
+    format: str
+    size: int
+    already: bool = False
+    removed: bool = False
+
+
+@frozen(kw_only=True)
+class Goal:
+    """Where a disk goes: a path with what lies there, and the format that it gets."""
+
+    path: PurePosixPath
+    facts: PathFacts
+    format: str
+
+    @property
+    def is_device(self) -> bool:
+        """Is it a block device, or a volume to be made."""
+        return self.facts.kind == "block" or (self.facts.kind == "missing" and self.path.is_relative_to("/dev"))
+
+
+def convert(
+    caller: Caller,
+    word: str,
+    goal_word: str,
+    *,
+    format_: str = "",
+    overwrite: bool = False,
+    remove_source: bool = False,
+    progress: Progress = no_progress,
+) -> Converted:
+    """Convert a disk, its whole chain into one, and compare; nothing has the goal's name before both are equal.
+
+    A device is written in place, so one that holds anything else is refused without `overwrite` (`disk.exists`).
+    Raises Busy, PreflightFailed, DefinitionInvalid, HostFailed `disk.differs`.
+    """
+    target = find_disk(caller, word)
+    need_file(target)
+    refuse_running(caller, target, "converted")
+    refuse_locked(target)
+    if remove_source:
+        refuse_base(target)
+    image = read_chain(target)[0]
+    goal = goal_of(caller, goal_word, format_)
+    refuse_itself(target, goal)
+    already = is_done(target, goal, image)
+    if not already:
+        if goal.facts.kind == "file" or (goal.facts.kind == "block" and not overwrite):
+            raise exists_already(goal.path) if goal.facts.kind == "file" else holds_something(goal)
+        make(target, goal, image, progress)
+    if remove_source:
+        remove(target)
+    return Converted(
+        target=target, path=goal.path, format=goal.format, size=image.size, already=already, removed=remove_source
+    )
+
+
+def goal_of(caller: Caller, word: str, format_: str) -> Goal:
+    """Give where a word leads; raises DefinitionInvalid where nothing tells the format."""
+    written = f"/dev/{word.removeprefix(VOLUME)}" if word.startswith(VOLUME) else word
+    path = PurePosixPath(os.path.normpath(caller.here / written))
+    facts = look_at_host(caller, Wanted(paths=(path,)), None).paths[path]
+    found = format_ or (
+        "raw" if path.is_relative_to("/dev") or facts.kind == "block" else SUFFIXES.get(path.suffix, "")
+    )
+    if facts.kind not in {"missing", "file", "block"}:
+        raise PreflightFailed(
+            Report(code="disk.type", message=f"{path} is of kind {facts.kind}", where=str(path), why=facts.refusal)
+        )
+    if not found:
+        raise DefinitionInvalid(
+            Report(
+                code="def.disk.format",
+                message=f"the format of {path.name} is not known by its suffix",
+                where=str(path),
+                hint=f"kvmlaunch disk convert … {word} --format raw   # or qcow2",
+            )
+        )
+    return Goal(path=path, facts=facts, format=found)
+
+
+def refuse_itself(target: Target, goal: Goal) -> None:
+    """Refuse a goal that is the source, by any name (`disk.exists`), or that somebody uses (`disk.locked`)."""
+    if goal.facts.inode and goal.facts.inode == target.facts.inode:
+        raise exists_already(goal.path)
+    if goal.facts.lock_holders:
+        raise PreflightFailed(
+            Report(code="disk.locked", message=f"{goal.path} is in use", where=str(goal.path), why="it is locked")
+        )
+    if goal.facts.kind == "block":
+        take_device(goal.path)
+
+
+def holds_something(goal: Goal) -> PreflightFailed:
+    """Give the refusal to write over a device."""
+    return PreflightFailed(
+        Report(
+            code="disk.exists",
+            message=f"what {goal.path} holds would be lost",
+            where=str(goal.path),
+            why=f"it is a device of {render_size(goal.facts.size)}, and not equal to the disk",
+            hint="--overwrite   # if that is what you want",
+        )
+    )
+
+
+def is_done(target: Target, goal: Goal, image: Image) -> bool:
+    """Is what lies at the goal equal to the disk already: a conversion that was done before."""
+    if goal.facts.kind == "missing" or not goal.facts.readable:
+        return False
+    if goal.facts.kind == "block" and goal.facts.size < image.size:
+        return False
+    if goal.facts.kind == "file" and goal.format != (goal.facts.header or "raw"):
+        return False
+    return compare(target, goal, goal.path, image, no_progress)
+
+
+def make(target: Target, goal: Goal, image: Image, progress: Progress) -> None:
+    """Make what is to lie at the goal."""
+    if goal.is_device:
+        fill_device(target, goal, image, progress)
+        return
+    refuse_space(goal, image)
+    maker = owner_of(goal.path.parent)
+    with new_image(goal.path, maker, keeper_of(target.subject.definition, goal.path, maker)) as making:
+        options = ("-o", f"preallocation={PREALLOCATION[goal.format]}") if goal.format in PREALLOCATION else ()
+        run_convert(target, goal, making.place, options, progress, making.fd)
+        prove(target, goal, making.place, image, progress)
+
+
+def fill_device(target: Target, goal: Goal, image: Image, progress: Progress) -> None:
+    """Write a disk to a device; a volume that is not there is made first, and removed again on any failure."""
+    name = parse_volume_name(goal.path)
+    made = name is not None and goal.facts.kind == "missing"
+    if goal.facts.kind == "missing" and name is None:
+        raise PreflightFailed(
+            Report(code="disk.missing", message=f"{goal.path} does not exist", where=str(goal.path), why="no device")
+        )
+    if made and name is not None:
+        make_volume(name, image.size)
+    elif goal.facts.size < image.size:
+        raise PreflightFailed(
+            Report(
+                code="disk.small",
+                message=f"{goal.path} has {render_size(goal.facts.size)}, the disk {render_size(image.size)}",
+                where=str(goal.path),
+                why="what does not fit would be lost",
+            )
+        )
+    try:
+        run_convert(target, goal, goal.path, ("-n",), progress, -1)
+        prove(target, goal, goal.path, image, progress)
+    except BaseException:
+        if made and name is not None and find_volume(name):
+            drop_volume(name)
+        raise
+
+
+def run_convert(
+    target: Target, goal: Goal, place: PurePosixPath, options: tuple[str, ...], progress: Progress, lock_fd: int
+) -> None:
+    """Run the conversion; cache modes without the page cache where both sides can."""
+    direct = target.facts.o_direct and (goal.facts.o_direct or goal.facts.kind == "missing")
+    modes = ("-t", "none", "-T", "none") if direct and goal.facts.kind != "missing" else ()
+    words = ("-p", *modes, "-f", need_format(target), "-O", goal.format, *options)
+    paths = (target.disk.path, place)
+    done = qemu_img(
+        *("convert", *words, *map(str, paths)), paths=paths, lock_fd=lock_fd, look=share("convert", progress)
+    )
+    if done.status != 0:
+        raise failed_tool(done, goal.path)
+
+
+def share(part: str, progress: Progress) -> Callable[[str], None]:
+    """Give what turns the output of one of two tools into the progress of both."""
+    begin, length = SHARE[part]
+
+    def look(text: str) -> None:
+        far = parse_progress(text)
+        if far is not None:
+            progress(begin + far * length)
+
+    return look
+
+
+def compare(target: Target, goal: Goal, place: PurePosixPath, image: Image, progress: Progress) -> bool:
+    """Tell whether both sides hold the same; of a larger device what lies behind the disk does not count."""
+    source = image_options(target.disk.path, need_format(target), device=target.facts.kind == "block")
+    other = image_options(place, goal.format, device=goal.is_device, size=image.size if goal.is_device else None)
+    words = ("compare", "-p", "--image-opts", source, other)
+    done = qemu_img(*words, paths=(target.disk.path, place), look=share("compare", progress))
+    if done.status > 1 or done.status < 0:
+        raise failed_tool(done, place)
+    return done.status == 0
+
+
+def image_options(path: PurePosixPath, format_: str, *, device: bool, size: int | None = None) -> str:
+    """Give an image as `--image-opts` has it; of a raw one the first `size` bytes only."""
+    length = f"size={size}," if size is not None and format_ == "raw" else ""
+    driver = "host_device" if device else "file"
+    return f"driver={format_},{length}file.driver={driver},file.filename={str(path).replace(',', ',,')}"
+
+
+def prove(target: Target, goal: Goal, place: PurePosixPath, image: Image, progress: Progress) -> None:
+    """Refuse a goal that does not hold what the source does (`disk.differs`)."""
+    if not compare(target, goal, place, image, progress):
+        raise HostFailed(
+            Report(
+                code="disk.differs",
+                message=f"{goal.path} differs from {target.disk.path} after it was written",
+                where=str(goal.path),
+                why="qemu-img compare found other bytes: a failing disk, or somebody writes to one of them",
+            )
+        )
+
+
+def refuse_space(goal: Goal, image: Image) -> None:
+    """Refuse a conversion that has no room (`host.space`)."""
+    needed = image.size if goal.format == "raw" else image.allocated
+    free = free_space(goal.path)
+    if needed > free:
+        raise PreflightFailed(
+            Report(
+                code="host.space",
+                message=f"{render_size(needed)} are needed for {goal.path.name}",
+                where=str(goal.path.parent),
+                why=f"{render_size(free >> 20 << 20)} are free",
+            )
+        )
+
+
+def remove(target: Target) -> None:
+    """Remove the source: its file or volume."""
+    name = parse_volume_name(target.disk.path)
+    if target.facts.kind == "file":
+        remove_image(target.disk.path)
+    elif name is not None and find_volume(name):
+        drop_volume(name)
+    else:
+        raise Busy(
+            Report(
+                code="disk.type",
+                message=f"{target.disk.path} is a device, and stays",
+                where=target.table,
+                why="kvmlaunch removes images and LVM volumes",
+            )
+        )

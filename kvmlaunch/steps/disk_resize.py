@@ -1,0 +1,172 @@
+"""`disk resize`: a disk grows, of a VM that is down or that runs; it is never made smaller."""
+
+from kvmlaunch.builder.names import node_name
+from kvmlaunch.errors import Busy, DefinitionInvalid, PreflightFailed, Report
+from kvmlaunch.host.images import free_space
+from kvmlaunch.host.volumes import find_volume, grow_volume
+from kvmlaunch.model.value import frozen
+from kvmlaunch.steps.caller import Caller
+from kvmlaunch.steps.control import query
+from kvmlaunch.steps.disks import (
+    Target,
+    failed_tool,
+    find_disk,
+    need_file,
+    need_format,
+    qemu_img,
+    read_chain,
+    refuse_base,
+    refuse_locked,
+    seen_of,
+)
+from kvmlaunch.steps.observe import Seen
+from kvmlaunch.storage.volume import Volume, parse_volume_name
+from kvmlaunch.units import render_size
+
+SECTOR = 512
+SECONDS = 60.0  # that QEMU may take
+
+
+@frozen(kw_only=True)
+class Resized:
+    """A disk as it was and is, sizes in bytes; `pid` of the QEMU that was told, None where the VM is down.
+
+    `sparse` tells that what was added takes its blocks as it is written, although the image was fully allocated.
+    """
+
+    target: Target
+    before: int
+    after: int
+    pid: int | None = None
+    sparse: bool = False
+
+    @property
+    def already(self) -> bool:
+        """Is it as large as was asked for."""
+        return self.before == self.after
+
+
+def resize(caller: Caller, word: str, size: int | None, *, more: bool = False, dry_run: bool = False) -> Resized:
+    """Grow a disk to a size in bytes, by it with `more`, or to what its definition says (None).
+
+    Raises PreflightFailed `disk.shrink`, `disk.locked`, `host.space`; Busy; HostFailed.
+    """
+    target = find_disk(caller, word)
+    need_file(target)
+    refuse_base(target)
+    volume = volume_of(target)
+    before = (
+        volume.size if volume else target.facts.size if target.facts.kind == "block" else read_chain(target)[0].size
+    )
+    wanted = wanted_size(target, before, size, more=more)
+    refuse_smaller(target, before, wanted)
+    seen = seen_of(caller, target)
+    if not seen.lives:
+        refuse_locked(target)
+    if target.facts.kind == "block" and volume is None:
+        wanted = before = refuse_device(target, before, wanted)
+    elif wanted > before and volume is None:
+        refuse_room(target, wanted - before)
+    resized = Resized(target=target, before=before, after=wanted, pid=seen.pid)
+    if dry_run or (wanted == before and target.facts.kind != "block"):
+        return resized
+    return grow(target, seen, volume, resized)
+
+
+def volume_of(target: Target) -> Volume | None:
+    """Give the LVM volume that a disk is, None when it is none."""
+    name = parse_volume_name(target.disk.path) if target.facts.kind == "block" else None
+    return find_volume(name) if name else None
+
+
+def wanted_size(target: Target, before: int, size: int | None, *, more: bool) -> int:
+    """Give the size to grow to; raises DefinitionInvalid where nothing says it."""
+    if size is not None:
+        return before + size if more else size
+    if target.disk.size is not None:
+        return int(target.disk.size)
+    raise DefinitionInvalid(
+        Report(
+            code="def.disk.size",
+            message=f"nothing says how large {target.word} is to be",
+            where=f"{target.subject.definition.file} {target.table}",
+            hint=f"kvmlaunch disk resize {target.word} {render_size(2 * before)}",
+        )
+    )
+
+
+def refuse_smaller(target: Target, before: int, wanted: int) -> None:
+    """Refuse to cut off what a guest may have written (`disk.shrink`), and a size that is no whole sectors."""
+    if wanted < before:
+        raise PreflightFailed(
+            Report(
+                code="disk.shrink",
+                message=f"{target.word} is {render_size(before)}, and is never made smaller",
+                where=str(target.disk.path),
+                why=f"what lies behind {render_size(wanted)} would be lost",
+            )
+        )
+    if wanted % SECTOR:
+        raise PreflightFailed(
+            Report(
+                code="def.value.range",
+                message=f"{wanted} bytes are no whole sectors",
+                where=target.table,
+                why=f"a sector has {SECTOR} bytes",
+            )
+        )
+
+
+def refuse_device(target: Target, before: int, wanted: int) -> int:
+    """Refuse to grow a block device that is no volume; one that was grown already is told to QEMU as it is."""
+    if wanted != before:
+        raise PreflightFailed(
+            Report(
+                code="disk.type",
+                message=f"{target.disk.path} is a block device of {render_size(before)}",
+                where=target.table,
+                why="kvmlaunch grows images and LVM volumes; a partition or a device is grown by its own tools",
+            )
+        )
+    return before
+
+
+def refuse_room(target: Target, more: int) -> None:
+    """Refuse a growth that has no room, where every block is given its place (`host.space`)."""
+    free = free_space(target.disk.path)
+    if target.facts.fully_allocated and target.format == "raw" and more > free:
+        raise PreflightFailed(
+            Report(
+                code="host.space",
+                message=f"{render_size(more)} more are needed for {target.disk.path.name}",
+                where=str(target.disk.path.parent),
+                why=f"{render_size(free >> 20 << 20)} are free, and the image is fully allocated",
+            )
+        )
+
+
+def grow(target: Target, seen: Seen, volume: Volume | None, resized: Resized) -> Resized:
+    """Grow what lies beneath, then tell QEMU."""
+    after = resized.after
+    if volume is not None and after > volume.size:
+        after = grow_volume(volume, after)
+    if seen.pid is not None:
+        query(seen, ("block_resize", {"node-name": node_name(target.name), "size": after}), seconds=SECONDS)
+        sparse = target.facts.kind == "file" and target.format == "raw" and target.facts.fully_allocated
+        return Resized(target=target, before=resized.before, after=after, pid=seen.pid, sparse=sparse)
+    if target.facts.kind == "file":
+        run_resize(target, after)
+    return Resized(target=target, before=resized.before, after=after)
+
+
+def run_resize(target: Target, size: int) -> None:
+    """Grow an image of a VM that is down: a fully allocated raw one stays so."""
+    format_, path = need_format(target), target.disk.path
+    whole = format_ == "raw" and target.facts.fully_allocated
+    how = ("--preallocation=falloc",) if whole else ()
+    done = qemu_img("resize", "-q", "-f", format_, *how, str(path), str(size), paths=(path,))
+    if done.status != 0:
+        failure = failed_tool(done, path)
+        if "lock" in failure.report.why:
+            raise Busy(Report(code="disk.locked", message=f"{path} is in use", where=str(path), why=failure.report.why))
+        raise failure

@@ -1,0 +1,245 @@
+"""The disks that a word of the command line means, `VM` or `VM:DISK`, as they lie on this host."""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import PurePosixPath
+
+from kvmlaunch.builder.disk import plan_format
+from kvmlaunch.builder.security import SYSTEM_USER
+from kvmlaunch.errors import Busy, DefinitionInvalid, HostFailed, PreflightFailed, Report, UnknownVm
+from kvmlaunch.facts.sources import Wanted
+from kvmlaunch.host.images import owner_of
+from kvmlaunch.host.rights import capture_user, group_numbers
+from kvmlaunch.model.definition import AUTO, Definition, Disk
+from kvmlaunch.model.host import PathFacts, UserFacts
+from kvmlaunch.model.value import frozen
+from kvmlaunch.preflight.disk import check_base, holder_text
+from kvmlaunch.run.spawn import Owner
+from kvmlaunch.run.tool import Finished, run_long
+from kvmlaunch.steps.caller import Caller
+from kvmlaunch.steps.load import Subject, load_subject
+from kvmlaunch.steps.names import is_file, name_of
+from kvmlaunch.steps.observe import Seen, observe
+from kvmlaunch.steps.resolve import look_at_host
+from kvmlaunch.storage.image import Image, parse_info
+
+Progress = Callable[[float], None]  # how far, from 0 to 1
+
+
+def no_progress(_: float) -> None:
+    """Show nobody how far it is."""
+
+
+@frozen(kw_only=True)
+class Target:
+    """A disk of a definition, and what lies at its path; `format` is "" where nothing tells it."""
+
+    subject: Subject
+    name: str
+    disk: Disk
+    facts: PathFacts
+    format: str
+
+    @property
+    def table(self) -> str:
+        """The definition's table."""
+        return f"disk.{self.name}"
+
+    @property
+    def word(self) -> str:
+        """How the command line names it."""
+        return f"{self.subject.definition.name}:{self.name}"
+
+
+def parse_word(word: str) -> tuple[str, str]:
+    """Give VM and disk of `VM:DISK`; the disk is "" where none is named, as in a file's path."""
+    vm, colon, disk = word.rpartition(":")
+    return (vm, disk) if colon and "/" not in disk else (word, "")
+
+
+def find_disks(caller: Caller, word: str) -> tuple[Target, ...]:
+    """Give the disks of a word: the one named, or all of the VM; raises UnknownVm `disk.unknown`, DefinitionInvalid."""
+    vm, wanted = parse_word(word)
+    subject = load_subject(caller, vm)
+    disks = subject.definition.disk
+    if wanted and wanted not in disks:
+        raise UnknownVm(
+            Report(
+                code="disk.unknown",
+                message=f"{subject.definition.name} has no disk {wanted}",
+                where=str(subject.definition.file),
+                why=f"its disks: {', '.join(disks) or 'none'}",
+            )
+        )
+    names = (wanted,) if wanted else tuple(disks)
+    host = look_at_host(caller, Wanted(paths=tuple(disks[name].path for name in names), overlays=True), None)
+    return tuple(target_of(subject, name, host.paths[disks[name].path]) for name in names)
+
+
+def target_of(subject: Subject, name: str, facts: PathFacts) -> Target:
+    """Give a disk with what lies at its path."""
+    disk = subject.definition.disk[name]
+    format_ = plan_format(subject.definition, name, disk, facts).value
+    if facts.kind == "missing" and disk.path.is_relative_to("/dev"):
+        format_ = format_ or "raw"
+    return Target(subject=subject, name=name, disk=disk, facts=facts, format=format_)
+
+
+def find_disk(caller: Caller, word: str) -> Target:
+    """Give the one disk of a word; raises UnknownVm `disk.unknown` where the VM has several and none is named."""
+    found = find_disks(caller, word)
+    if len(found) == 1:
+        return found[0]
+    name = name_of(parse_word(word)[0])
+    raise UnknownVm(
+        Report(
+            code="disk.unknown",
+            message=f"{name} has {len(found)} disks" if found else f"{name} has no disk",
+            why=f"which one is meant: {', '.join(target.name for target in found) or 'none is defined'}",
+            hint=f"{caller.command} {name}:{found[0].name}" if found else "",
+        )
+    )
+
+
+def file_word(target: Target) -> str:
+    """Give how a further command names the VM."""
+    return target.subject.definition.name
+
+
+def need_file(target: Target) -> None:
+    """Refuse a disk that is not there, or is neither file nor block device."""
+    if target.facts.kind in {"file", "block"}:
+        return
+    missing = target.facts.kind in {"missing", "denied"}
+    raise PreflightFailed(
+        Report(
+            code="disk.missing" if missing else "disk.type",
+            message=f"{target.disk.path} {'does not exist' if missing else f'is of kind {target.facts.kind}'}",
+            where=target.table,
+            why=target.facts.refusal,
+            hint=f"kvmlaunch disk create {target.word}" if missing and target.disk.size else "",
+        )
+    )
+
+
+def need_format(target: Target) -> str:
+    """Give the format of a disk; raises DefinitionInvalid `def.disk.format` where nothing tells it."""
+    if target.format:
+        return target.format
+    raise DefinitionInvalid(
+        Report(
+            code="def.disk.format",
+            message=f"the format of {target.disk.path.name} is not known by its suffix",
+            where=f"{target.subject.definition.file} {target.table}",
+            hint=f'format = "raw"   # or "qcow2", in [{target.table}]',
+        )
+    )
+
+
+def refuse_running(caller: Caller, target: Target, deed: str) -> None:
+    """Refuse what cannot be done to a disk of a VM that runs (`vm.state`)."""
+    seen = observe(caller, target.subject.definition.name)
+    if seen.lives:
+        raise Busy(
+            Report(
+                code="vm.state",
+                message=f"{target.word} cannot be {deed} while the VM runs",
+                where=f"pid {seen.pid}",
+                hint=f"kvmlaunch down {seen.name}",
+            )
+        )
+
+
+def refuse_locked(target: Target) -> None:
+    """Refuse an image that somebody has locked (`disk.locked`)."""
+    holders = target.facts.lock_holders
+    if holders:
+        raise PreflightFailed(
+            Report(
+                code="disk.locked",
+                message=f"{target.disk.path} is in use",
+                where=target.table,
+                why="locked by " + ", ".join(map(holder_text, holders)),
+            )
+        )
+
+
+def refuse_base(target: Target) -> None:
+    """Refuse to change an image that overlays rest on (`disk.base`)."""
+    found = tuple(check_base(target.disk.path, target.facts, target.table))
+    if found:
+        raise PreflightFailed(found[0].report)
+
+
+def runner(user: UserFacts) -> Owner:
+    """Give whom a tool runs as."""
+    drop = os.geteuid() == 0 and user.uid != 0
+    return Owner(
+        uid=user.uid, gid=user.gid, groups=tuple(sorted(group_numbers(user.groups))) if drop else (), drop=drop
+    )
+
+
+def keeper_of(definition: Definition, path: PurePosixPath, maker: UserFacts) -> UserFacts:
+    """Give whom a new image is to belong to: QEMU's user where root makes it among root's files, else its maker."""
+    if os.geteuid() != 0 or maker.uid != 0 or path.is_relative_to("/dev"):
+        return maker
+    written = definition.security.user
+    if written is not AUTO:
+        return capture_user(str(written))
+    try:
+        return capture_user(SYSTEM_USER)
+    except HostFailed:
+        return maker
+
+
+def qemu_img(
+    *words: str, paths: Sequence[PurePosixPath], lock_fd: int = -1, look: Callable[[str], None] = lambda _: None
+) -> Finished:
+    """Run qemu-img with the rights of whom all these paths belong to; with our own where they differ."""
+    owners = {user.uid: user for user in map(owner_of, paths)}
+    user = next(iter(owners.values())) if len(owners) == 1 else capture_user()
+    return run_long(("qemu-img", *words), runner(user), lock_fd=lock_fd, look=look)
+
+
+def failed_tool(done: Finished, path: PurePosixPath) -> HostFailed:
+    """Give the failure of qemu-img, with its own words."""
+    text = "\n".join(line.removeprefix("qemu-img: ") for line in (done.err or done.out).strip().splitlines())
+    return HostFailed(Report(code="host.tool.failed", message="qemu-img failed", where=str(path), why=text))
+
+
+def read_chain(target: Target) -> tuple[Image, ...]:
+    """Give an image and all beneath it, as qemu-img sees them; one in use may be looked at.
+
+    Raises PreflightFailed `disk.corrupt` with qemu-img's words for what is no sound image.
+    """
+    path = target.disk.path
+    words = ("info", "--output=json", "--backing-chain", "-U", "-f", need_format(target), str(path))
+    done = qemu_img(*words, paths=(path,))
+    try:
+        if done.status == 0:
+            return parse_info(done.out)
+    except ValueError as error:
+        raise unreadable(target, str(error)) from error
+    raise unreadable(target, failed_tool(done, path).report.why)
+
+
+def unreadable(target: Target, why: str) -> PreflightFailed:
+    """Give the refusal of an image that cannot be read."""
+    return PreflightFailed(
+        Report(
+            code="disk.corrupt",
+            message=f"{target.disk.path.name} cannot be read as {target.format}",
+            where=str(target.disk.path),
+            why=why,
+        )
+    )
+
+
+def seen_of(caller: Caller, target: Target) -> Seen:
+    """Look at the VM of a disk."""
+    return observe(caller, target.subject.definition.name)
+
+
+def is_path_word(word: str) -> bool:
+    """Does a word name a file in place of a VM."""
+    return is_file(parse_word(word)[0])

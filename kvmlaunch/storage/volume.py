@@ -1,0 +1,130 @@
+"""LVM volumes: their names, what LVM's tools are asked, and what they answer.
+
+Sources: lvm(8), lvcreate(8), lvextend(8), lvremove(8), lvmreport(7).
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+from typing import Final
+
+from kvmlaunch.model.value import frozen
+
+# lvm(8), "Valid names"; a hyphen may not come first.
+NAME: Final = re.compile(r"[A-Za-z0-9+_.][A-Za-z0-9+_.-]{0,126}", re.ASCII)
+UNITS: Final = ("--reportformat", "json", "--units", "b", "--nosuffix")
+
+
+@frozen(kw_only=True)
+class VolumeName:
+    """A volume of a group."""
+
+    group: str
+    volume: str
+
+    @property
+    def text(self) -> str:
+        """The name as LVM's tools take it."""
+        return f"{self.group}/{self.volume}"
+
+
+@frozen(kw_only=True)
+class Volume:
+    """A volume that is there; sizes in bytes, `pool` the thin pool that it lies in, "" for a thick one."""
+
+    name: VolumeName
+    size: int
+    pool: str = ""
+
+
+@frozen(kw_only=True)
+class Group:
+    """A volume group; sizes in bytes."""
+
+    name: str
+    size: int
+    free: int
+    extent: int
+
+    def rounded(self, size: int) -> int:
+        """Give the size of a volume made here: whole extents."""
+        return -(-size // self.extent) * self.extent if self.extent else size
+
+
+def parse_volume_name(path: PurePosixPath) -> VolumeName | None:
+    """Give the volume that a path /dev/GROUP/VOLUME would be; None for another path.
+
+    Whether there is such a group only LVM can tell: /dev/disk/x has the same form.
+    """
+    parts = path.parts
+    if len(parts) != len(("/", "dev", "group", "volume")) or parts[:2] != ("/", "dev"):
+        return None
+    group, volume = parts[2:]
+    return VolumeName(group=group, volume=volume) if NAME.fullmatch(group) and NAME.fullmatch(volume) else None
+
+
+def list_volumes() -> tuple[str, ...]:
+    """Give the command that lists all volumes."""
+    return ("lvs", *UNITS, "-o", "vg_name,lv_name,lv_size,pool_lv")
+
+
+def list_groups() -> tuple[str, ...]:
+    """Give the command that lists all groups."""
+    return ("vgs", *UNITS, "-o", "vg_name,vg_size,vg_free,vg_extent_size")
+
+
+def create_volume(name: VolumeName, size: int, pool: str) -> tuple[str, ...]:
+    """Give the command that makes a volume: thick, or thin in a pool.  LVM wipes old signatures at its beginning."""
+    if pool:
+        return ("lvcreate", "--yes", "--virtualsize", f"{size}b", "--thinpool", pool, "--name", name.volume, name.group)
+    return ("lvcreate", "--yes", "--size", f"{size}b", "--name", name.volume, name.group)
+
+
+def extend_volume(name: VolumeName, size: int) -> tuple[str, ...]:
+    """Give the command that makes a volume larger."""
+    return ("lvextend", "--size", f"{size}b", name.text)
+
+
+def remove_volume(name: VolumeName) -> tuple[str, ...]:
+    """Give the command that removes a volume; one that is in use is not removed."""
+    return ("lvremove", "--yes", name.text)
+
+
+def parse_volumes(text: str) -> tuple[Volume, ...]:
+    """Give the volumes of a report; ValueError for no such text."""
+    return tuple(
+        Volume(
+            name=VolumeName(group=row["vg_name"], volume=row["lv_name"]),
+            size=int(row["lv_size"]),
+            pool=row.get("pool_lv", ""),
+        )
+        for row in parse_report(text, "lv")
+    )
+
+
+def parse_groups(text: str) -> tuple[Group, ...]:
+    """Give the groups of a report; ValueError for no such text."""
+    return tuple(
+        Group(
+            name=row["vg_name"],
+            size=int(row["vg_size"]),
+            free=int(row["vg_free"]),
+            extent=int(row["vg_extent_size"]),
+        )
+        for row in parse_report(text, "vg")
+    )
+
+
+def parse_report(text: str, kind: str) -> list[Mapping[str, str]]:
+    """Give the rows of one kind of a report in JSON; ValueError for no such text."""
+    try:
+        reports = json.loads(text)["report"]
+        rows = [row for report in reports for row in report.get(kind, ())]
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+        message = f"LVM's report has no {kind}"
+        raise ValueError(message) from error
+    if not all(isinstance(row, Mapping) and all(type(word) is str for word in row.values()) for row in rows):
+        message = f"a row of LVM's {kind} is none"
+        raise ValueError(message)
+    return rows
