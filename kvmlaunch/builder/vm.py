@@ -13,6 +13,7 @@ from kvmlaunch.builder import (
     cpu,
     disk,
     display,
+    guest_agent,
     iothreads,
     machine,
     memory,
@@ -152,6 +153,7 @@ def build_parts(
     yield console.build_small_devices(definition)
     yield memory.build_balloon(definition, backing)
     yield console.build_console(definition)
+    yield guest_agent.build_agent(definition)
     yield display.build_display(definition)
     yield console.build_monitors()
     yield machine.build_panic(definition)
@@ -184,6 +186,7 @@ def explained_only(
         *against,
         *queues,
         *(row for plan in qcow2_of(plans) for row in qcow2.explain_rows(plan.table, plan.disk.path, plan.facts)),
+        guest_agent.agent_row(definition),
         security.user_choice(definition, host),
     )
 

@@ -22,7 +22,7 @@ EXAMPLE = """write it such as '{"command-line": "info block"}'"""
 
 def status_document(status: Status) -> dict[str, Any]:
     """Give the JSON form of a status; memory in bytes, times ISO 8601."""
-    return {**asdict(status), "seconds": round(status.seconds, 1), "notes": list(status.notes)}
+    return {**asdict(status), "seconds": round(status.seconds, 1)}
 
 
 def status_lines(status: Status) -> list[str]:
@@ -42,6 +42,7 @@ def status_lines(status: Status) -> list[str]:
             ("memory", f"{status.memory}, {status.resident // MIB} MiB resident" if status.memory else ""),
         ]
     rows += [
+        ("address", ", ".join(status.addresses)),
         ("definition", short_path(status.definition)),
         ("last end", status.last_end),
         *(("note", note) for note in status.notes),

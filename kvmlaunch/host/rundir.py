@@ -20,13 +20,14 @@ from kvmlaunch.model.value import frozen
 
 RECORD = "record.json"
 PREPARED, STOPPING = "prepared", "stopping"
-QMP, QMP_OWN, EVENTS, EVENTS_LOG, CONSOLE, VNC = (
+QMP, QMP_OWN, EVENTS, EVENTS_LOG, CONSOLE, VNC, AGENT = (
     "qmp.sock",
     "qmp-own.sock",
     "events.sock",
     "events.log",
     "console.sock",
     "vnc.sock",
+    "qga.sock",
 )
 LOG = "log"
 OWN_FILES = (
@@ -40,6 +41,7 @@ OWN_FILES = (
     CONSOLE,
     f"{CONSOLE}.lock",
     VNC,
+    AGENT,
 )
 
 

@@ -223,6 +223,13 @@ class Display:
 
 
 @frozen(kw_only=True)
+class GuestAgent:
+    """`[guest_agent]`."""
+
+    enabled: Auto | bool = key("A channel to qemu-guest-agent in the guest; auto has none.", AUTO)
+
+
+@frozen(kw_only=True)
 class Lifecycle:
     """`[lifecycle]`."""
 
@@ -292,6 +299,7 @@ class Definition:
     network: Mapping[str, Network] = tables("Networks; none written gives one with user networking.")
     console: Console = table(Console, "Serial console.")
     display: Display = table(Display, "Screen.")
+    guest_agent: GuestAgent = table(GuestAgent, "A channel to the agent in the guest.")
     lifecycle: Lifecycle = table(Lifecycle, "Starting and ending.")
     security: Security = table(Security, "Least privilege.")
     qemu: QemuBinary = table(QemuBinary, "Which QEMU.")
@@ -317,4 +325,4 @@ SHORTHANDS: Final[Mapping[str, str]] = {
     "cdrom": "cdrom.cd0.path",
 }
 # Names kept for capabilities that are not there yet.
-RESERVED_KEYS: Final = ("guest_agent", "cloud_init", "firmware_tpm", "share")
+RESERVED_KEYS: Final = ("cloud_init", "firmware_tpm", "share")

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from kvmlaunch.steps.control import Press
 
 ASK_AGAIN = 5.0  # seconds
+AGENT_SECONDS = 30.0  # that an agent is given to end its guest
 TERM_SECONDS = 10.0  # how long QEMU may take to flush and close its images
 
 
@@ -87,8 +88,31 @@ def wait_asking(seen: Seen, process: Process, timeout: float) -> bool:
     return process.wait(0)
 
 
+def ask_agent(seen: Seen, process: Process, timeout: float, tell: Tell) -> bool:
+    """Ask the agent in a guest to power it down, where one listens; tells whether that ended it.
+
+    An agent that says yes and does nothing has a part of the time only: the power button is pressed then.
+    """
+    from kvmlaunch.steps.agent import ask_shutdown  # noqa: PLC0415 - only when something runs
+
+    try:
+        if not ask_shutdown(seen):
+            return False
+    except KvmlaunchError as error:
+        tell("powerdown", f"{error.report.message}; now the power button")
+        return False
+    seconds = min(AGENT_SECONDS, timeout / 2)
+    tell("powerdown", f"pid {process.pid}: the agent in the guest was asked, waiting {seconds:g} s")
+    if process.wait(seconds):
+        return True
+    tell("powerdown", "the agent did not end it; now the power button")
+    return False
+
+
 def end_process(seen: Seen, process: Process, timeout: float, tell: Tell, *, force: bool) -> str:
     """Ask, wait, and with force end; gives the signal that ended it, "" for none.  Raises TimedOut."""
+    if timeout > 0 and ask_agent(seen, process, timeout, tell):
+        return ""
     met = ask_powerdown(seen, force=force)
     if met.deed == "let run":
         tell("resumed", "it was paused, and a paused guest hears no power button")

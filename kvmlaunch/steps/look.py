@@ -2,13 +2,17 @@
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from attrs import evolve
 
+from kvmlaunch.builder.guest_agent import AGENT
 from kvmlaunch.errors import KvmlaunchError
 from kvmlaunch.facts import hugepages
+from kvmlaunch.facts.agent import is_open
+from kvmlaunch.facts.qmp import Query
 from kvmlaunch.host.capture import read_all
 from kvmlaunch.host.definitions import definition_files
 from kvmlaunch.host.places import run_parent
@@ -20,6 +24,7 @@ from kvmlaunch.steps.heal import tend
 from kvmlaunch.steps.observe import LEFT, Seen, age, monitor_path, observe
 from kvmlaunch.units import count, render_size
 
+AGENT_SECONDS = 1.0  # for all guests together
 ENDS = {
     "guest-shutdown": "the guest powered down",
     "guest-reset": "the guest reset, and QEMU was told to end then",
@@ -34,7 +39,10 @@ ENDS = {
 
 @frozen(kw_only=True)
 class Status:
-    """How a VM is.  `run_state` is QEMU's own word (`running`, `paused`, `io-error`), "" when it does not answer."""
+    """How a VM is.  `run_state` is QEMU's own word (`running`, `paused`, `io-error`), "" when it does not answer.
+
+    `addresses` are what the agent in the guest tells, `eth0 10.0.2.15/24`, none without one that answers.
+    """
 
     name: str
     state: str
@@ -47,6 +55,7 @@ class Status:
     resident: int = 0
     user: int | None = None
     definition: str = ""
+    addresses: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     last_end: str = ""
 
@@ -137,6 +146,7 @@ def status_of(caller: Caller, names: Sequence[str]) -> tuple[Status, ...]:
     seen = [observe(caller, name) for name in names]
     living = [each for each in seen if each.lives]
     answers: dict[str, object] = {}
+    chardevs: dict[str, object] = {}
     for each in living:
         with contextlib.suppress(KvmlaunchError):
             tend(caller, each.places)
@@ -144,9 +154,27 @@ def status_of(caller: Caller, names: Sequence[str]) -> tuple[Status, ...]:
         from kvmlaunch.run.qmp import Target, ask_all  # noqa: PLC0415 - only when something runs
 
         targets = [Target(path=monitor_path(each), pid=each.pid) for each in living]
-        for each, answer in zip(living, ask_all(targets, (("query-status", {}),)), strict=True):
+        queries: tuple[Query, ...] = (("query-status", {}), ("query-chardev", {}))
+        for each, answer in zip(living, ask_all(targets, queries), strict=True):
             answers[each.name] = answer[0] if isinstance(answer, list) else answer
-    return tuple(build_status(each, answers.get(each.name)) for each in seen)
+            chardevs[each.name] = answer[1] if isinstance(answer, list) else None
+    told = addresses_of([each for each in living if is_open(chardevs[each.name], AGENT)])
+    found = (build_status(each, answers.get(each.name)) for each in seen)
+    return tuple(evolve(each, addresses=told.get(each.name, ())) for each in found)
+
+
+def addresses_of(seen: Sequence[Seen]) -> dict[str, tuple[str, ...]]:
+    """Give the addresses that the agents of guests tell, as far as they do within a second in all."""
+    if not seen:
+        return {}
+    from kvmlaunch.steps.agent import addresses  # noqa: PLC0415 - where an agent listens only
+
+    told, deadline = {}, time.monotonic() + AGENT_SECONDS
+    for each in seen:
+        left = deadline - time.monotonic()
+        found = addresses(each, min(left, AGENT_SECONDS / 2)) if left > 0 else ()
+        told[each.name] = tuple(f"{device.name} {text}" for device in found for text in device.addresses)
+    return told
 
 
 def with_definitions(caller: Caller, found: Sequence[Status]) -> tuple[Status, ...]:

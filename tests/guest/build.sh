@@ -5,6 +5,11 @@
 # ext4 file system with one page. No root is needed. Nothing is done when the three files are there and this directory
 # did not change since they were built.
 #
+#   tests/guest/build.sh OUTDIR [agent]
+#
+# With `agent` also agent.cpio.gz, to be appended to the initramfs: qemu-guest-agent from its package, and the libraries
+# that it needs from this machine, where QEMU needs them too.
+#
 #   KVMLAUNCH_GUEST_KERNEL   another kernel package, such as linux-image-amd64, which has SATA and e1000e
 #   KVMLAUNCH_GUEST_CACHE    where the packages are kept, else .cache/guest of the checkout; delete it to get newer ones
 set -euo pipefail
@@ -81,9 +86,10 @@ packages() {
     echo "$image ${modules:+$modules }busybox-static"
 }
 
+# Fetches the packages that $1 names into $debs.
 download() {
     local names
-    names=$(packages)
+    names=$("$1")
     [ -n "$names" ] || return 1
     echo "guest: fetching $names"
     rm -rf "$debs.part"
@@ -93,17 +99,48 @@ download() {
     mv "$debs.part" "$debs"
 }
 
-fetch_packages() {
-    debs=$cache/${KVMLAUNCH_GUEST_KERNEL:-packages}
+agent_package() {
+    echo qemu-guest-agent
+}
+
+# Fetches what function $2 names into directory $1 of the cache, unless it is there; $3 is what lacks when apt knows none.
+fetch() {
+    debs=$cache/$1
     [ ! -d "$debs" ] || return 0
     [ "$(dpkg --print-architecture)" = amd64 ] || fail "the guest is an x86-64 one, this machine is $(dpkg --print-architecture)"
-    download && return
+    download "$2" && return
     use_own_lists
-    download && return
+    download "$2" && return
     if grep -qE '^(E|W|Err)' "$work/apt.log"; then
         fail_with_log 'fetching packages failed'
     fi
-    fail "no package ${KVMLAUNCH_GUEST_KERNEL:-linux-image-cloud-amd64 or linux-image-virtual} is known to apt"
+    fail "no package $3 is known to apt"
+}
+
+fetch_packages() {
+    fetch "${KVMLAUNCH_GUEST_KERNEL:-packages}" packages \
+        "${KVMLAUNCH_GUEST_KERNEL:-linux-image-cloud-amd64 or linux-image-virtual}"
+}
+
+# The agent's answer to guest-shutdown is /sbin/shutdown, which busybox has not.
+build_agent() {
+    local library root=$work/agent
+    fetch agent agent_package qemu-guest-agent
+    mkdir -p "$work/agent-package" "$root/bin" "$root/sbin"
+    for deb in "$debs"/*.deb; do
+        dpkg-deb -x "$deb" "$work/agent-package"
+    done
+    cp "$work/agent-package/usr/sbin/qemu-ga" "$root/bin/"
+    ! ldd "$root/bin/qemu-ga" | grep 'not found' || fail 'libraries of qemu-ga are not on this machine: install qemu-system-x86'
+    for library in $(ldd "$root/bin/qemu-ga" | grep -o '/[^ ]*'); do
+        mkdir -p "$root${library%/*}"
+        cp -L "$library" "$root$library"
+    done
+    printf '#!/bin/sh\nsetsid sh -c "sleep 0.2; poweroff" &\n' >"$root/sbin/shutdown"
+    chmod 755 "$root/sbin/shutdown"
+    (cd "$root" && find . -mindepth 1 -printf '%P\n' | sort | cpio --quiet -o -H newc --owner=0:0 --reproducible) |
+        gzip -n -6 >"$work/agent.cpio.gz"
+    mv -f "$work/agent.cpio.gz" "$out/"
 }
 
 # Leaves the kernel's file in $vmlinuz and the name of its modules' directory in $release.
@@ -201,7 +238,7 @@ install_files() {
 }
 
 main() {
-    [ $# -eq 1 ] || fail 'usage: tests/guest/build.sh OUTDIR'
+    [ $# -eq 1 ] || [ "${2:-}" = agent ] || fail 'usage: tests/guest/build.sh OUTDIR [agent]'
     mkdir -p "$1" 2>/dev/null || fail "$1 cannot be made"
     out=$(cd "$1" && pwd)
     [ -w "$out" ] || fail "$out cannot be written to"
@@ -210,7 +247,7 @@ main() {
     exec 8<"$out"
     flock 8
     print=$(fingerprint)
-    if up_to_date; then
+    if up_to_date && { [ -z "${2:-}" ] || [ "$out/agent.cpio.gz" -nt "$out/.web01.guest" ]; }; then
         echo "guest: up to date in $1"
         return
     fi
@@ -229,6 +266,7 @@ main() {
     build_initrd
     build_disk
     install_files
+    [ -z "${2:-}" ] || build_agent
     echo "guest: built in $1, Linux $release"
 }
 

@@ -1,0 +1,146 @@
+"""The agent in a guest: a command run there, its addresses, its file systems held still, its end."""
+
+import base64
+import contextlib
+import os
+import time
+from collections.abc import Iterator, Sequence
+
+from kvmlaunch.builder.guest_agent import AGENT, AGENT_SOCKET
+from kvmlaunch.errors import HostFailed, KvmlaunchError, NotRunning, Report, TimedOut
+from kvmlaunch.facts.agent import Execution, Interface, NoAgent, is_open, parse_execution, parse_interfaces
+from kvmlaunch.run.agent import ask_agent
+from kvmlaunch.run.qmp import Target
+from kvmlaunch.steps.caller import Caller
+from kvmlaunch.steps.control import live, query
+from kvmlaunch.steps.observe import Seen
+
+SECONDS = 5.0  # for a question that an agent answers at once
+FREEZE_SECONDS = 60.0  # a guest writes out what it has first
+SHUTDOWN_SECONDS = 1.0  # for a refusal
+LOOK_EVERY = 0.05  # seconds
+SLOWEST_LOOK = 0.5
+SHORTEST = 0.5  # seconds
+
+
+def channel(seen: Seen) -> Target:
+    """Give the channel to a VM's agent; raises NotRunning `agent.missing` where it has none."""
+    path = seen.places.run / AGENT_SOCKET
+    if not os.path.exists(path):
+        raise NotRunning(
+            Report(
+                code="agent.missing",
+                message=f"{seen.name} has no channel to an agent",
+                where=str(path),
+                why="guest_agent.enabled is not true, or the VM was started before it was",
+                hint="[guest_agent]\nenabled = true   # then kvmlaunch restart it",
+            )
+        )
+    return Target(path=path, pid=seen.pid)
+
+
+def listens(seen: Seen) -> bool:
+    """Has the guest opened the channel, so that somebody may answer."""
+    if not os.path.exists(seen.places.run / AGENT_SOCKET):
+        return False
+    try:
+        return is_open(query(seen, ("query-chardev", {}))[0], AGENT)
+    except KvmlaunchError:
+        return False
+
+
+def need_agent(seen: Seen) -> Target:
+    """Give the channel to an agent that listens; raises NotRunning `agent.missing`."""
+    target = channel(seen)
+    if not listens(seen):
+        raise NotRunning(
+            Report(
+                code="agent.missing",
+                message=f"no agent listens in {seen.name}",
+                where=str(target.path),
+                why="the guest has not opened the channel: qemu-guest-agent is not installed, or not started yet",
+                hint="apt install qemu-guest-agent   # in the guest",
+            )
+        )
+    return target
+
+
+def execute(caller: Caller, word: str, argv: Sequence[str], *, given: bytes | None, seconds: float) -> Execution:
+    """Run a command in a guest, as its agent's user, and give how it ended.
+
+    `given` is its standard input, None for none.  Raises TimedOut `agent.timeout` when it has not ended in time; it
+    runs on then.
+    """
+    target = need_agent(live(caller, word))
+    wanted: dict[str, object] = {"path": argv[0], "arg": list(argv[1:]), "capture-output": True}
+    if given is not None:
+        wanted["input-data"] = base64.b64encode(given).decode()
+    begun = ask_agent(target, (("guest-exec", wanted),), seconds=SECONDS)
+    pid = begun[0].get("pid") if begun and isinstance(begun[0], dict) else None
+    if type(pid) is not int:
+        raise HostFailed(Report(code="agent.error", message="the guest's agent told no pid", where=str(target.path)))
+    return follow(target, pid, argv[0], time.monotonic() + seconds)
+
+
+def follow(target: Target, pid: int, command: str, deadline: float) -> Execution:
+    """Ask for a command in a guest until it has ended."""
+    pause = LOOK_EVERY
+    while True:
+        answers = ask_agent(target, (("guest-exec-status", {"pid": pid}),), seconds=max(SECONDS, SHORTEST))
+        try:
+            found = parse_execution(answers[0] if answers else None)
+        except NoAgent as error:
+            message = f"the guest's agent: {error}"
+            raise HostFailed(Report(code="agent.error", message=message, where=str(target.path))) from error
+        if found.exited:
+            return found
+        if time.monotonic() + pause > deadline:
+            raise TimedOut(
+                Report(
+                    code="agent.timeout",
+                    message=f"{command} has not ended in the guest",
+                    where=f"pid {pid} in the guest",
+                    why="it runs on there",
+                    hint="--timeout 10m   # waits longer",
+                )
+            )
+        time.sleep(pause)
+        pause = min(SLOWEST_LOOK, pause * 2)
+
+
+def addresses(seen: Seen, seconds: float) -> tuple[Interface, ...]:
+    """Give the addresses of a guest as it tells them, none when it does not answer in time."""
+    try:
+        answers = ask_agent(channel(seen), (("guest-network-get-interfaces", {}),), seconds=seconds)
+    except KvmlaunchError:
+        return ()
+    return parse_interfaces(answers[0] if answers else None)
+
+
+def ask_shutdown(seen: Seen) -> bool:
+    """Ask a guest's agent to power it down; tells whether one was there to be asked.
+
+    Raises HostFailed `agent.error` when it refused.
+    """
+    if not listens(seen):
+        return False
+    with contextlib.suppress(TimedOut):  # on success it does not answer
+        ask_agent(channel(seen), (("guest-shutdown", {"mode": "powerdown"}),), seconds=SHUTDOWN_SECONDS)
+    return True
+
+
+@contextlib.contextmanager
+def frozen_guest(seen: Seen) -> Iterator[int | None]:
+    """Hold a guest's file systems still for a while, where an agent listens: gives how many, None without an agent.
+
+    They are let go again whatever happens; raises HostFailed `agent.error` when that is refused.
+    """
+    if not listens(seen):
+        yield None
+        return
+    target = channel(seen)
+    try:
+        answers = ask_agent(target, (("guest-fsfreeze-freeze", {}),), seconds=FREEZE_SECONDS)
+        yield answers[0] if answers and type(answers[0]) is int else 0
+    finally:
+        ask_agent(target, (("guest-fsfreeze-thaw", {}),), seconds=FREEZE_SECONDS)
