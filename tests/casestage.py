@@ -100,15 +100,20 @@ def disk_files(plan: Plan) -> tuple[PlannedDisk, ...]:
     return tuple({disk.path: disk for disk in plan.disks}.values())
 
 
-def make_image(place: Path, disk: PlannedDisk, backing: str) -> None:
-    """Make a small image of a disk's format; a block device's stand-in is a plain file."""
-    if disk.format == "raw":
+def make_image(place: Path, format_: str, backing: str) -> None:
+    """Make a small image of a format; a block device's stand-in is a plain file."""
+    if format_ == "raw":
         with place.open("wb") as image:
             image.truncate(IMAGE_SIZE)
         return
-    behind = ("-u", "-b", backing, "-F", "qcow2") if backing else ()
-    result = run_tool(("qemu-img", "create", "-q", "-f", disk.format, *behind, str(place), str(IMAGE_SIZE)))
+    behind = ("-u", "-b", backing, "-F", format_of(backing)) if backing else ()
+    result = run_tool(("qemu-img", "create", "-q", "-f", format_, *behind, str(place), str(IMAGE_SIZE)))
     assert result.status == 0, result.err
+
+
+def format_of(backing: str) -> str:
+    """Give the format of a backing file by its suffix."""
+    return "qcow2" if backing.endswith(".qcow2") else "raw"
 
 
 def make_kernel(place: Path) -> None:
@@ -126,10 +131,10 @@ def make_files(root: Path, outcome: Outcome, plan: Plan) -> Iterator[PurePosixPa
     """Make every file that the case names; give their paths."""
     for disk in disk_files(plan):
         backing = outcome.host.paths[disk.path].backing
-        make_image(place_on(root, disk.path), disk, backing)
+        make_image(place_on(root, disk.path), disk.format, backing)
         yield disk.path
         if backing:
-            make_image(place_on(root, PurePosixPath(backing)), disk, "")
+            make_image(place_on(root, disk.path.parent / backing), format_of(backing), "")
     for file in plan.files:
         place = place_on(root, file.path)
         make_kernel(place) if file.key == "boot.kernel" else place.write_bytes(bytes(4096))

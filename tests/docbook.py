@@ -180,12 +180,17 @@ def render_commands() -> str:
             group = its
             lines += ["", f"### {group}"]
         command = command_of(name)
-        if isinstance(command, click.Group):
-            for inner, each in command.commands.items():
-                lines += command_lines(f"{name} {inner}", each, each.help or "")
-        else:
-            lines += command_lines(name, command, line)
+        lines += group_lines(name, command) if isinstance(command, click.Group) else command_lines(name, command, line)
     return "\n".join(lines)
+
+
+def group_lines(name: str, group: click.Group) -> list[str]:
+    """Give the commands of a group, and of the groups in it."""
+    lines = []
+    for inner, each in group.commands.items():
+        path = f"{name} {inner}"
+        lines += group_lines(path, each) if isinstance(each, click.Group) else command_lines(path, each, each.help or "")
+    return lines
 
 
 def command_lines(name: str, command: click.Command, line: str) -> list[str]:

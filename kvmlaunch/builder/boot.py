@@ -133,3 +133,20 @@ def firmware_choice(definition: Definition) -> Choice[str]:
         source="QEMU docs, system/i386/pc",
         origin=definition.origin("boot.firmware"),
     )
+
+
+def plan_disk_index(definition: Definition, name: str, *, instead: str) -> Choice[int] | None:
+    """Choose the boot index: as written; 1 for the first disk when none is written; None for the others.
+
+    `instead` is the CD-ROM that this start boots from, "" for none.
+    """
+    written, key = definition.disk[name].boot, f"disk.{name}.boot"
+    if written is not AUTO:
+        return by_hand(definition, key, written)
+    taken = any(disk.boot is not AUTO for disk in definition.disk.values()) or any(
+        cdrom.boot for cdrom in definition.cdrom.values()
+    )
+    if taken or name != next(iter(definition.disk)):
+        return None
+    reason = "the first disk, as no boot index is written" + (f"; this start boots from {instead}" if instead else "")
+    return Choice(value=1, reason=reason, source="QEMU docs, bootindex", origin=definition.origin(key))

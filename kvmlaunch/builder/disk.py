@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
+from attrs import evolve
+
 from kvmlaunch.builder import names
 from kvmlaunch.builder.option import Part, by_hand, field, fixed, pairs, wiring
 from kvmlaunch.model.choice import Choice, Origin
@@ -21,16 +23,21 @@ URING_AVOIDS = ("zfs", "cifs", "smb3")  # hangs were reported there: Proxmox qem
 QUEUES = {"virtio-blk": "num-queues", "nvme": "max_ioqpairs"}  # those of virtio-scsi are the controller's
 SUFFIXES = {".img": "raw", ".raw": "raw", ".qcow2": "qcow2"}
 MEASURED = "kvmlaunch docs, performance"
+SNAPSHOTS = "QEMU docs, interop/live-block-operations"
 DEVICES = {"virtio-blk": "virtio-blk-pci", "virtio-scsi": "scsi-hd", "nvme": "nvme", "sata": "ide-hd", "ide": "ide-hd"}
 
 
 @frozen(kw_only=True)
 class DiskPlan:
-    """A disk with everything resolved that other parts ask for; `l2_cache` in bytes, None leaves QEMU's default."""
+    """A disk with everything resolved that other parts ask for; `l2_cache` in bytes, None leaves QEMU's default.
+
+    Where the image has `snapshots`, `disk` and `facts` are those of the newest one's overlay.
+    """
 
     name: str
     disk: Disk
     facts: PathFacts
+    snapshots: tuple[str, ...]
     format: Choice[str]
     bus: Choice[str]
     cache: Choice[CacheMode]
@@ -161,11 +168,17 @@ def plan_disk(definition: Definition, name: str, host: HostFacts, caps: QemuCaps
     disk = definition.disk[name]
     facts = host.paths.get(disk.path) or PathFacts(path=disk.path, kind="missing")
     format_ = plan_format(definition, name, disk, facts)
+    snapshots = facts.since
+    if snapshots:
+        format_ = evolve(format_, value="qcow2", reason="what was written since a snapshot", source=SNAPSHOTS)
+        disk = evolve(disk, path=PurePosixPath(snapshots[-1]))
+        facts = host.paths.get(disk.path) or PathFacts(path=disk.path, kind="missing")
     cache = plan_cache(definition, name, disk, facts)
     return DiskPlan(
         name=name,
         disk=disk,
         facts=facts,
+        snapshots=snapshots,
         format=format_,
         bus=plan_bus(definition, name, disk),
         cache=cache,
@@ -267,8 +280,7 @@ def field_by_hand(name: str, key: str, value: FieldValue, definition: Definition
 def drive_fields(plan: DiskPlan, definition: Definition) -> Iterator[Field]:
     """Give the fields of `-drive`, the path first."""
     table = plan.table
-    path: Choice[PurePosixPath] = by_hand(definition, f"{table}.path", plan.disk.path)
-    yield field("file", f"{table}.path", path)
+    yield field("file", f"{table}.path", plan_path(plan, definition))
     yield field("format", f"{table}.format", plan.format)
     yield wiring("if", table, "none", "the device below is attached by hand")
     yield wiring("id", table, names.drive_id(plan.name))
@@ -286,6 +298,17 @@ def drive_fields(plan: DiskPlan, definition: Definition) -> Iterator[Field]:
         if number is not None:
             word = {"iops": "throttling.iops-total", "bandwidth": "throttling.bps-total"}[name]
             yield field_by_hand(word, f"{table}.limits.{name}", int(number), definition)
+
+
+def plan_path(plan: DiskPlan, definition: Definition) -> Choice[PurePosixPath]:
+    """Choose what is opened: the image as written, or the newest of its snapshots' overlays."""
+    key = f"{plan.table}.path"
+    if not plan.snapshots:
+        return by_hand(definition, key, plan.disk.path)
+    image = definition.disk[plan.name].path
+    origin = Origin(kind="host", place=f"snapshots of {image}", key=key)
+    reason = f"what was written since a snapshot of {image.name}; kvmlaunch disk snapshot list shows them"
+    return Choice(value=plan.disk.path, reason=reason, source=SNAPSHOTS, origin=origin)
 
 
 def plan_discard(plan: DiskPlan, definition: Definition) -> Choice[str]:
@@ -390,23 +413,6 @@ def plan_serial(plan: DiskPlan, definition: Definition) -> Choice[str]:
     )
 
 
-def plan_boot(definition: Definition, name: str, *, instead: str) -> Choice[int] | None:
-    """Choose the boot index: as written; 1 for the first disk when none is written; None for the others.
-
-    `instead` is the CD-ROM that this start boots from, "" for none.
-    """
-    written, key = definition.disk[name].boot, f"disk.{name}.boot"
-    if written is not AUTO:
-        return by_hand(definition, key, written)
-    taken = any(disk.boot is not AUTO for disk in definition.disk.values()) or any(
-        cdrom.boot for cdrom in definition.cdrom.values()
-    )
-    if taken or name != next(iter(definition.disk)):
-        return None
-    reason = "the first disk, as no boot index is written" + (f"; this start boots from {instead}" if instead else "")
-    return Choice(value=1, reason=reason, source="QEMU docs, bootindex", origin=definition.origin(key))
-
-
 def queue_default(plan: DiskPlan, definition: Definition) -> Choice[int] | None:
     """Give QEMU's own number of request queues for `explain`; None where it was written or the bus has no choice."""
     if plan.disk.queues is not AUTO or plan.bus.value != "virtio-blk":
@@ -423,7 +429,7 @@ def queue_default(plan: DiskPlan, definition: Definition) -> Choice[int] | None:
     )
 
 
-def planned(plan: DiskPlan) -> PlannedDisk:
+def planned(plan: DiskPlan, definition: Definition) -> PlannedDisk:
     """Give the disk as the checks want it."""
     return PlannedDisk(
         table=plan.table,
@@ -435,6 +441,7 @@ def planned(plan: DiskPlan) -> PlannedDisk:
         cache_written=plan.disk.cache is not AUTO,
         aio=plan.aio.value,
         aio_written=plan.disk.aio is not AUTO,
+        image=definition.disk[plan.name].path,
         made=plan.disk.size is not None or plan.disk.backing is not None,
     )
 

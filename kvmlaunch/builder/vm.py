@@ -120,7 +120,7 @@ def build_disks(
             machine=machine_name,
             threads=threads.of_disk.get(plan.name, ()),
             bus=seats.get(plan.table, ""),
-            boot=disk.plan_boot(definition, plan.name, instead=boot_from),
+            boot=boot.plan_disk_index(definition, plan.name, instead=boot_from),
         )
     for name in definition.cdrom:
         yield cdrom.build_cdrom(
@@ -257,7 +257,7 @@ def build_vm(
         vcpus=definition.cpu.vcpus,
         accelerator=machine.plan_accelerator(definition, host).value,
         disks=(
-            *(disk.planned(plan) for plan in plans),
+            *(disk.planned(plan, definition) for plan in plans),
             *(cdrom.planned(definition, name) for name in definition.cdrom),
         ),
         networks=tuple(network.planned(plan, definition, host) for plan in nets),

@@ -8,6 +8,7 @@ import click
 from kvmlaunch.cli.progress import bar
 from kvmlaunch.cli.session import Session, complete_vm, session_command
 from kvmlaunch.cli.show import say, short_path, show_document, show_table
+from kvmlaunch.cli.snapshot import snapshot
 from kvmlaunch.units import parse_size, render_size
 
 if TYPE_CHECKING:
@@ -41,6 +42,9 @@ disk_argument = click.argument("disk", metavar="VM:DISK", shell_complete=complet
 @click.group()
 def disk() -> None:
     """The disks of VMs: made as their definitions say, looked at, grown, converted, checked, removed."""
+
+
+disk.add_command(snapshot)
 
 
 def rounded(size: int) -> str:
@@ -153,13 +157,14 @@ def info_rows(each: "Info") -> list[tuple[str, str, str]]:
     if top and (top.corrupt or top.dirty):
         parts.append("marked corrupt" if top.corrupt else "not closed cleanly")
     rows = [(target.name, path, ", ".join(parts))]
+    beneath = each.chain[1:] if not facts.since else each.chain
     return rows + [
         (
             "",
             f"└ {short_path(image.path)}",
             f"{image.format}, {rounded(image.size)}, {rounded(image.allocated)} allocated",
         )
-        for image in each.chain[1:]
+        for image in beneath
     ]
 
 

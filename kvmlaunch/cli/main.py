@@ -39,6 +39,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "show": ("kvmlaunch.cli.define:show", "Compile", "Print a definition, or with --resolved every value of it."),
     "init": ("kvmlaunch.cli.define:init", "Compile", "Write a first definition."),
     "schema": ("kvmlaunch.cli.define:schema", "Compile", "Print the JSON Schema of definitions, for editors."),
+    "clone": ("kvmlaunch.cli.clone:clone", "Disks", "Make a VM like another, on overlays or copies of its disks."),
     "disk": ("kvmlaunch.cli.disk:disk", "Disks", "Make, look at, grow, convert, check and remove disks."),
     "preflight": (
         "kvmlaunch.cli.host:preflight",

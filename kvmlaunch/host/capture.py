@@ -22,6 +22,7 @@ from kvmlaunch.host.readers import device_number, link_target, names_in, read_te
 from kvmlaunch.host.rights import capture_user, rights_of, user_name
 from kvmlaunch.host.sockets import capture_sockets
 from kvmlaunch.model.host import UserFacts
+from kvmlaunch.storage import snapshot
 
 SEARCH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 BLOCK = 4096
@@ -48,6 +49,8 @@ def capture_host(
     with rights_of(subject):
         tried = capture_rights(base, set_up_ring)
         paths = {str(path): capture_path(base, str(path)) for path in wanted.paths}
+        heads = [str(since[-1]) for seen in paths.values() if isinstance(since := seen.get("since"), list)]
+        paths.update({head: capture_path(base, head) for head in heads})
     for path in paths.values():
         path["disks"] = capture_disks(base, find_device(base, files, path))
         path.update({"overlays": find_overlays(path)} if wanted.overlays else {})
@@ -175,7 +178,20 @@ def capture_path(base: str, path: str) -> dict[str, object]:
         "readable": os.access(real, os.R_OK, effective_ids=True),
         "writable": os.access(real, os.W_OK, effective_ids=True),
         **(capture_store(real, kind) if kind in {"file", "block"} else {}),
+        **(capture_snapshots(real) if kind == "file" else {}),
     }
+
+
+def capture_snapshots(path: str) -> dict[str, object]:
+    """Give the overlays of an image's snapshots that lie beside it, and whether a commit is at its last step."""
+    directory, name = os.path.split(path)
+    names = [each for each in names_in(directory) if each.startswith(f"{name}.")]
+    image = PurePosixPath(path)
+    overlays = [f"{directory}/{each}" for each in names if snapshot.is_overlay_name(each, name)]
+    chain = snapshot.order(image, {PurePosixPath(each): PurePosixPath(backing_of(each)) for each in overlays})
+    seen: dict[str, object] = {"since": [str(each) for each in chain.overlays]} if chain.overlays else {}
+    seen |= {"stray": [str(each) for each in chain.stray]} if chain.stray else {}
+    return seen | ({"committing": True} if snapshot.mark_path(image).name in names else {})
 
 
 def kind_of(mode: int) -> str:

@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import PurePosixPath
 
 from kvmlaunch.errors import HostFailed, PreflightFailed, Report
+from kvmlaunch.host.files import write_atomically
 from kvmlaunch.host.rights import capture_user, rights_of, user_name
 from kvmlaunch.host.tree import failed
 from kvmlaunch.model.host import UserFacts
@@ -161,3 +162,28 @@ def take_device(path: PurePosixPath) -> None:
                 hint=f"lsblk {path}",
             )
         ) from error
+
+
+def mark_image(mark: PurePosixPath, text: str) -> None:
+    """Lay a mark beside an image, on the disk before anything else is done; one that is there is replaced."""
+    maker = owner_of(mark.parent)
+    try:
+        with rights_of(maker):
+            directory = os.open(mark.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                write_atomically(directory, mark.name, f"{text}\n")
+            finally:
+                os.close(directory)
+    except OSError as error:
+        raise failed(mark, error) from error
+
+
+def unmark_image(mark: PurePosixPath) -> None:
+    """Take a mark away; the removals before it are on the disk first."""
+    with suppress(FileNotFoundError), rights_of(owner_of(mark.parent)):
+        directory = os.open(mark.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(directory)
+            os.unlink(mark.name, dir_fd=directory)
+        finally:
+            os.close(directory)

@@ -160,7 +160,9 @@ class PathFacts:
     "" when none; `backing` is the name that a qcow2 file gives for its backing file, `chain` where the
     files of that chain really lie, `external_data` whether one keeps its data in another file; `overlays`
     are the images that have this one as their backing file.  `virtual_size` and `cluster_size` in bytes and
-    `extended_l2` (are there subclusters) are those of a qcow2 file, 0 for others.
+    `extended_l2` (are there subclusters) are those of a qcow2 file, 0 for others.  `since` are the overlays of its
+    snapshots, the newest last, which is what QEMU opens; `stray` those that do not lie in a line; `committing` tells of
+    a commit at its last step.
     `inode` is `major:minor:number` of the file itself, for identity.  `real` is the
     path without links, `device` the bottom block device, with its scheduler's bracketed word, whether it
     rotates and its hardware queues.
@@ -181,6 +183,9 @@ class PathFacts:
     chain: tuple[str, ...] = ()
     external_data: bool = False
     overlays: tuple[str, ...] = ()
+    since: tuple[str, ...] = ()
+    stray: tuple[str, ...] = ()
+    committing: bool = False
     virtual_size: int = 0
     cluster_size: int = 0
     extended_l2: bool = False

@@ -165,7 +165,8 @@ class MemoryPlan:
 class PlannedDisk:
     """A disk or CD-ROM as planned, for the checks; `table` is `disk.root`.
 
-    `made` tells whether `disk create` would make it: it has a size, or a backing file.
+    `made` tells whether `disk create` would make it: it has a size, or a backing file.  `image` is what the definition
+    names, where `path` is the overlay of a snapshot of it.
     """
 
     table: str
@@ -178,6 +179,7 @@ class PlannedDisk:
     aio: str
     aio_written: bool
     made: bool = False
+    image: PurePosixPath | None = None
 
 
 @frozen(kw_only=True)

@@ -187,6 +187,28 @@ def check_base(path: PurePosixPath, facts: PathFacts, table: str) -> Iterator[Fi
         )
 
 
+def check_snapshots(path: PurePosixPath, facts: PathFacts, table: str, vm: str) -> Iterator[Finding]:
+    """Refuse an image whose snapshots do not lie in a line, or whose commit was not finished (`disk.snapshot`)."""
+    name = table.removeprefix("disk.")
+    if facts.committing:
+        yield error(
+            code="disk.snapshot",
+            message=f"a commit of the snapshots of {path.name} was not finished",
+            key=f"{table}.path",
+            why=f"{path.name}.committing is there: overlays that are merged already may still lie beside it",
+            hint=f"kvmlaunch disk snapshot commit {vm}:{name}   # finishes it",
+        )
+    elif facts.stray:
+        names = ", ".join(PurePosixPath(each).name for each in facts.stray)
+        yield error(
+            code="disk.snapshot",
+            message=f"overlays of {path.name} do not lie over one another in a line",
+            key=f"{table}.path",
+            why=f"which of them is the disk cannot be told: {names}",
+            hint="move those away that are not wanted; qemu-img info --backing-chain shows what each rests on",
+        )
+
+
 def check_disks(plan: Plan, host: HostFacts) -> Iterator[Finding]:
     """Check every disk and CD-ROM of a plan."""
     for disk in plan.disks:
@@ -194,6 +216,8 @@ def check_disks(plan: Plan, host: HostFacts) -> Iterator[Finding]:
         yield from check_kind(disk, facts, host, plan.name)
         yield from check_format(disk, facts)
         yield from check_backing(disk, facts)
+        image = disk.image or disk.path
+        yield from check_snapshots(image, facts_of(host, image), disk.table, plan.name)
         if not disk.readonly:
             yield from check_base(disk.path, facts, disk.table)
         yield from check_holders(disk, facts, host)

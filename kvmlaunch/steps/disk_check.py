@@ -13,12 +13,13 @@ from kvmlaunch.steps.disks import (
     find_disk,
     find_disks,
     need_file,
-    need_format,
     qemu_img,
     read_chain,
     refuse_base,
     refuse_locked,
     refuse_running,
+    top_format,
+    top_of,
     unreadable,
 )
 from kvmlaunch.storage.image import Checked, Image, parse_check
@@ -75,9 +76,9 @@ def check(caller: Caller, word: str, *, repair: bool = False) -> tuple[Examined,
 
 def check_one(target: Target, *, repair: bool) -> Examined:
     """Check one image: qemu-img's status tells what was found."""
-    path = target.disk.path
+    path = top_of(target)
     mend = ("-r", "all") if repair else ()
-    done = qemu_img("check", "--output=json", "-f", need_format(target), *mend, str(path), paths=(path,))
+    done = qemu_img("check", "--output=json", "-f", top_format(target), *mend, str(path), paths=(path,))
     if done.status == NOT_FOR_THIS_FORMAT:
         return Examined(target=target, soundness="nothing to check", found=Checked())
     if done.status not in {0, CORRUPT, LEAKS}:

@@ -19,13 +19,14 @@ from kvmlaunch.steps.disks import (
     find_disk,
     keeper_of,
     need_file,
-    need_format,
     no_progress,
     qemu_img,
     read_chain,
     refuse_base,
     refuse_locked,
     refuse_running,
+    top_format,
+    top_of,
 )
 from kvmlaunch.steps.resolve import look_at_host
 from kvmlaunch.storage.image import Image, parse_progress
@@ -206,8 +207,8 @@ def run_convert(
     """Run the conversion; cache modes without the page cache where both sides can."""
     direct = target.facts.o_direct and (goal.facts.o_direct or goal.facts.kind == "missing")
     modes = ("-t", "none", "-T", "none") if direct and goal.facts.kind != "missing" else ()
-    words = ("-p", *modes, "-f", need_format(target), "-O", goal.format, *options)
-    paths = (target.disk.path, place)
+    words = ("-p", *modes, "-f", top_format(target), "-O", goal.format, *options)
+    paths = (top_of(target), place)
     done = qemu_img(
         *("convert", *words, *map(str, paths)), paths=paths, lock_fd=lock_fd, look=share("convert", progress)
     )
@@ -229,10 +230,10 @@ def share(part: str, progress: Progress) -> Callable[[str], None]:
 
 def compare(target: Target, goal: Goal, place: PurePosixPath, image: Image, progress: Progress) -> bool:
     """Tell whether both sides hold the same; of a larger device what lies behind the disk does not count."""
-    source = image_options(target.disk.path, need_format(target), device=target.facts.kind == "block")
+    source = image_options(top_of(target), top_format(target), device=target.facts.kind == "block")
     other = image_options(place, goal.format, device=goal.is_device, size=image.size if goal.is_device else None)
     words = ("compare", "-p", "--image-opts", source, other)
-    done = qemu_img(*words, paths=(target.disk.path, place), look=share("compare", progress))
+    done = qemu_img(*words, paths=(top_of(target), place), look=share("compare", progress))
     if done.status > 1 or done.status < 0:
         raise failed_tool(done, place)
     return done.status == 0

@@ -1,6 +1,6 @@
 """`disk resize`: a disk grows, of a VM that is down or that runs; it is never made smaller."""
 
-from kvmlaunch.builder.names import node_name
+from kvmlaunch.builder.names import drive_id
 from kvmlaunch.errors import Busy, DefinitionInvalid, PreflightFailed, Report
 from kvmlaunch.host.images import free_space
 from kvmlaunch.host.volumes import find_volume, grow_volume
@@ -151,7 +151,7 @@ def grow(target: Target, seen: Seen, volume: Volume | None, resized: Resized) ->
     if volume is not None and after > volume.size:
         after = grow_volume(volume, after)
     if seen.pid is not None:
-        query(seen, ("block_resize", {"node-name": node_name(target.name), "size": after}), seconds=SECONDS)
+        query(seen, ("block_resize", {"device": drive_id(target.name), "size": after}), seconds=SECONDS)
         sparse = target.facts.kind == "file" and target.format == "raw" and target.facts.fully_allocated
         return Resized(target=target, before=resized.before, after=after, pid=seen.pid, sparse=sparse)
     if target.facts.kind == "file":

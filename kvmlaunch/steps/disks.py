@@ -4,6 +4,8 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import PurePosixPath
 
+from attrs import evolve
+
 from kvmlaunch.builder.disk import plan_format
 from kvmlaunch.builder.security import SYSTEM_USER
 from kvmlaunch.errors import Busy, DefinitionInvalid, HostFailed, PreflightFailed, Report, UnknownVm
@@ -165,8 +167,11 @@ def refuse_locked(target: Target) -> None:
 
 
 def refuse_base(target: Target) -> None:
-    """Refuse to change an image that overlays rest on (`disk.base`)."""
+    """Refuse to change an image that overlays rest on (`disk.base`), those of its own snapshots too."""
     found = tuple(check_base(target.disk.path, target.facts, target.table))
+    if found and target.facts.since:
+        hint = f"kvmlaunch disk snapshot commit {target.word}   # ends its snapshots"
+        raise PreflightFailed(evolve(found[0].report, hint=hint))
     if found:
         raise PreflightFailed(found[0].report)
 
@@ -207,13 +212,23 @@ def failed_tool(done: Finished, path: PurePosixPath) -> HostFailed:
     return HostFailed(Report(code="host.tool.failed", message="qemu-img failed", where=str(path), why=text))
 
 
+def top_of(target: Target) -> PurePosixPath:
+    """Give what QEMU opens of a disk: the image, or the overlay of its newest snapshot."""
+    return PurePosixPath(target.facts.since[-1]) if target.facts.since else target.disk.path
+
+
+def top_format(target: Target) -> str:
+    """Give the format of what QEMU opens; raises DefinitionInvalid `def.disk.format`."""
+    return "qcow2" if target.facts.since else need_format(target)
+
+
 def read_chain(target: Target) -> tuple[Image, ...]:
-    """Give an image and all beneath it, as qemu-img sees them; one in use may be looked at.
+    """Give what QEMU opens of a disk and all beneath it, as qemu-img sees them; one in use may be looked at.
 
     Raises PreflightFailed `disk.corrupt` with qemu-img's words for what is no sound image.
     """
-    path = target.disk.path
-    words = ("info", "--output=json", "--backing-chain", "-U", "-f", need_format(target), str(path))
+    path = top_of(target)
+    words = ("info", "--output=json", "--backing-chain", "-U", "-f", top_format(target), str(path))
     done = qemu_img(*words, paths=(path,))
     try:
         if done.status == 0:

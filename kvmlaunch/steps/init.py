@@ -10,7 +10,7 @@ TEXT = """\
 # {name}: three lines are a good VM.  `kvmlaunch explain {name}` says what every other key became, and why.
 vcpus  = 2
 memory = "2GiB"
-disk   = "{name}.img"        # made with: qemu-img create -f raw -o preallocation=falloc {name}.img 20G
+disk.root = {{ path = "{name}.img", size = "20GiB" }}   # made by: kvmlaunch disk create {name}
 
 # Install from an image, once:  kvmlaunch up {name} --boot cdrom.install
 # [cdrom.install]

@@ -86,6 +86,14 @@ PATHS: Mapping[str, dict[str, object]] = {
         1023, 4097 * GIB, allocated=2 * GIB, header="qcow2", virtual_size=4096 * GIB, cluster_size=64 * KIB
     ),
     "/srv/vm/base.qcow2": regular(1024, 2 * GIB, header="qcow2", overlays=["/srv/vm/one.qcow2", "/srv/vm/two.qcow2"]),
+    "/srv/vm/kept.img": regular(
+        1025, 10 * GIB, overlays=["/srv/vm/kept.img.since-a.qcow2"], since=["/srv/vm/kept.img.since-a.qcow2"]
+    ),
+    "/srv/vm/kept.img.since-a.qcow2": regular(1026, 400 * KIB, header="qcow2", backing="kept.img"),
+    "/srv/vm/cut-off.img": regular(1027, 10 * GIB, committing=True),
+    "/srv/vm/forked.img": regular(
+        1028, 10 * GIB, stray=["/srv/vm/forked.img.since-a.qcow2", "/srv/vm/forked.img.since-b.qcow2"]
+    ),
     **{f"/srv/vm/{name}": regular(1601 + place, 1 * GIB) for place, name in enumerate(HOSTILE)},
     "/srv/private/hidden.img": {"kind": "denied", "refusal": "Permission denied"},
     "/srv/kvmlaunch/vmdefs/web01.img": regular(1701, 32 * MIB),

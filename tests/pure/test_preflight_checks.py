@@ -248,7 +248,7 @@ def test_every_path_of_a_plan_is_among_those_that_are_looked_at(name: str) -> No
     assert plan is not None
     looked_at = set(wanted_paths(definition_of(name)))
 
-    assert {disk.path for disk in plan.disks} | {file.path for file in plan.files} <= looked_at
+    assert {disk.image or disk.path for disk in plan.disks} | {file.path for file in plan.files} <= looked_at
 
 
 def test_io_uring_is_tried_only_where_it_decides_something() -> None:

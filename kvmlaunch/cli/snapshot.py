@@ -1,0 +1,116 @@
+"""`disk snapshot`: taken, listed, committed, reverted to."""
+
+from typing import TYPE_CHECKING
+
+import click
+
+from kvmlaunch.cli.progress import bar
+from kvmlaunch.cli.session import Session, complete_vm, session_command
+from kvmlaunch.cli.show import say, short_path, show_document, show_table
+from kvmlaunch.units import count
+
+if TYPE_CHECKING:
+    from kvmlaunch.steps.disks import Target
+
+disks_argument = click.argument("disk", metavar="VM[:DISK]", shell_complete=complete_vm)
+disk_argument = click.argument("disk", metavar="VM:DISK", shell_complete=complete_vm)
+name_argument = click.argument("name", metavar="NAME")
+
+
+@click.group()
+def snapshot() -> None:
+    """Keep images as they are while the VM writes on beside them."""
+
+
+def vm_name(target: "Target") -> str:
+    """Give the name of a disk's VM."""
+    return target.subject.definition.name
+
+
+@snapshot.command()
+@disks_argument
+@name_argument
+@session_command
+def create(session: Session, disk: str, name: str) -> None:
+    """Keep the disks of a VM as they are now, under NAME; a VM that runs goes on, in overlays."""
+    from kvmlaunch.steps.disk_snapshot import take  # noqa: PLC0415 - completion wants the options only
+
+    taken = take(session.caller(), disk, name)
+    if session.json:
+        names = [target.name for target in taken.targets]
+        flags = {"live": taken.live, "frozen": taken.frozen, "already": taken.already}
+        show_document("disk-snapshot", {"name": name, "disks": names, **flags})
+        return
+    for target in taken.targets:
+        say(session, vm_name(target), "ok", "already" if taken.already else "kept", f"{target.name}: {name}")
+    if taken.live and taken.targets:
+        vm = vm_name(taken.targets[0])
+        if taken.frozen is None:
+            say(
+                session,
+                vm,
+                "warn",
+                "",
+                "as after a power cut: no agent listens in the guest to write out what it holds",
+            )
+        else:
+            say(session, vm, "ok", "at rest", f"{count(taken.frozen, 'file system')} of the guest, by its agent")
+
+
+@snapshot.command(name="list")
+@disks_argument
+@session_command
+def list_(session: Session, disk: str) -> None:
+    """List the snapshots of the disks of a VM, the oldest first."""
+    from kvmlaunch.steps.disk_snapshot import list_snapshots, snapshot_names  # noqa: PLC0415
+
+    found = list_snapshots(session.caller(), disk)
+    if session.json:
+        rows = [{"disk": target.name, "snapshots": list(snapshot_names(target))} for target in found]
+        show_document("disk-snapshots", {"disks": rows})
+        return
+    show_table(
+        [
+            (target.name, name, short_path(overlay))
+            for target in found
+            for name, overlay in zip(snapshot_names(target), target.facts.since, strict=True)
+        ]
+    )
+
+
+@snapshot.command()
+@disk_argument
+@session_command
+def commit(session: Session, disk: str) -> None:
+    """Merge what was written since the snapshots of a disk into its image, and end them; also while the VM runs."""
+    from kvmlaunch.steps.disk_snapshot import commit as merge  # noqa: PLC0415 - completion wants the options only
+
+    with bar(session, f"{disk}: committing") as progress:
+        done = merge(session.caller(), disk, progress=progress)
+    if session.json:
+        show_document("disk-commit", {"disk": done.target.name, "snapshots": list(done.names), "live": done.live})
+    elif done.names:
+        path = short_path(str(done.target.disk.path))
+        say(
+            session, vm_name(done.target), "ok", "committed", f"{done.target.name}: {', '.join(done.names)} into {path}"
+        )
+    else:
+        say(session, vm_name(done.target), "ok", "already", f"{done.target.name}: it has no snapshots")
+
+
+@snapshot.command()
+@disk_argument
+@name_argument
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@session_command
+def revert(session: Session, disk: str, name: str, yes: bool) -> None:
+    """Drop what was written to a disk since snapshot NAME; the VM must be down."""
+    from kvmlaunch.cli.asking import sure  # noqa: PLC0415 - completion wants the options only
+    from kvmlaunch.steps.disk_snapshot import revert as go_back  # noqa: PLC0415
+
+    sure(f"drop all that was written to {disk} since {name}?", yes=yes)
+    target = go_back(session.caller(), disk, name)
+    if session.json:
+        show_document("disk-revert", {"disk": target.name, "name": name})
+    else:
+        say(session, vm_name(target), "ok", "reverted", f"{target.name}: as it was at {name}")

@@ -1,0 +1,149 @@
+"""`clone`: a VM like another, on overlays of its disks or on copies; the original is left as it is."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+
+from attrs import evolve
+
+from kvmlaunch.define.rules import check_vm_name
+from kvmlaunch.errors import Busy, DefinitionInvalid, HostFailed, PreflightFailed, Report
+from kvmlaunch.host.images import exists_already, remove_image
+from kvmlaunch.model.value import frozen
+from kvmlaunch.steps.caller import Caller
+from kvmlaunch.steps.disk_check import info
+from kvmlaunch.steps.disk_convert import convert
+from kvmlaunch.steps.disk_create import create
+from kvmlaunch.steps.disks import (
+    Progress,
+    Target,
+    find_disks,
+    need_file,
+    need_format,
+    no_progress,
+    refuse_locked,
+    refuse_running,
+)
+from kvmlaunch.steps.load import load_subject
+from kvmlaunch.storage.clone import clone_paths, render_clone
+from kvmlaunch.storage.image import Image
+
+
+@frozen(kw_only=True)
+class Cloned:
+    """A clone: its definition, and its disks with what they rest on, the topmost first."""
+
+    file: Path
+    text: str
+    chains: tuple[tuple[str, tuple[Image, ...]], ...] = ()
+    forwards: bool = False
+
+
+def clone(
+    caller: Caller, new: str, base: str, *, full: bool = False, dry_run: bool = False, progress: Progress = no_progress
+) -> Cloned:
+    """Make a clone of a VM that is down: a definition beside its, and its disks; on any failure neither stays.
+
+    Raises DefinitionInvalid `def.name`, Busy `vm.exists`, `vm.state`, PreflightFailed, HostFailed.
+    """
+    if wrong := check_vm_name(new):
+        raise DefinitionInvalid(Report(code=wrong.code, message=wrong.message, hint=wrong.hint))
+    definition = load_subject(caller, base).definition
+    targets = tuple(target for target in find_disks(caller, base) if not target.disk.readonly)
+    for target in targets:
+        check_source(caller, target, full=full)
+    file = Path(definition.file).with_name(f"{new}.toml")
+    if os.path.lexists(file):
+        raise Busy(Report(code="vm.exists", message=f"{file} is there already", where=str(file)))
+    formats = {target.name: need_format(target) if full else "qcow2" for target in targets}
+    disks = clone_paths({target.name: target.disk for target in targets}, new, overlay=not full)
+    text = render_clone(definition, new, disks, formats, overlay=not full)
+    forwards = any(network.forwards for network in definition.network.values())
+    if dry_run:
+        return Cloned(file=file, text=text, forwards=forwards)
+    made = make(caller, file, text, targets, disks, full=full, progress=progress)
+    return Cloned(file=file, text=text, chains=made, forwards=forwards)
+
+
+def check_source(caller: Caller, target: Target, *, full: bool) -> None:
+    """Refuse a disk that cannot be cloned so: in use, or for an overlay no image, or one with snapshots."""
+    need_file(target)
+    refuse_running(caller, target, "cloned")
+    refuse_locked(target)
+    if full:
+        return
+    if target.facts.kind != "file":
+        raise PreflightFailed(
+            Report(
+                code="disk.type",
+                message=f"{target.disk.path} is a device: nothing can be an overlay of it",
+                where=target.table,
+                why="an overlay lies in the directory of its backing file",
+                hint=f"{caller.command} --full   # copies it",
+            )
+        )
+    if target.facts.since:
+        raise PreflightFailed(
+            Report(
+                code="disk.snapshot",
+                message=f"{target.word} has snapshots, and its image is older than the disk",
+                where=str(target.disk.path),
+                why="an overlay of the image would show what was before the first snapshot",
+                hint=f"kvmlaunch disk snapshot commit {target.word}   # or {caller.command} --full",
+            )
+        )
+
+
+def make(
+    caller: Caller,
+    file: Path,
+    text: str,
+    targets: tuple[Target, ...],
+    disks: Mapping[str, PurePosixPath],
+    *,
+    full: bool,
+    progress: Progress,
+) -> tuple[tuple[str, tuple[Image, ...]], ...]:
+    """Write the definition and make its disks; gives the chain of each."""
+    for path in disks.values():
+        if os.path.lexists(path):
+            raise exists_already(path)
+    write(file, text)
+    plain = evolve(caller, file="", overrides=())
+    try:
+        if full:
+            copy(caller, targets, disks, progress)
+        else:
+            create(plain, str(file), progress=progress)
+        return tuple((each.target.name, each.chain) for each in info(plain, str(file)))
+    except BaseException:
+        for path in disks.values():
+            if os.path.isfile(path):
+                remove_image(path)
+        file.unlink(missing_ok=True)
+        raise
+
+
+def copy(caller: Caller, targets: tuple[Target, ...], disks: Mapping[str, PurePosixPath], progress: Progress) -> None:
+    """Copy disks, each compared with its original."""
+    for place, target in enumerate(targets):
+
+        def share(far: float, place: int = place) -> None:
+            progress((place + far) / len(targets))
+
+        path = disks[target.name]
+        convert(caller, target.word, str(path), format_=target.format, progress=share)
+
+
+def write(file: Path, text: str) -> None:
+    """Write a definition that is not there yet; raises Busy `vm.exists`, HostFailed."""
+    try:
+        with file.open("x", encoding="utf-8") as stream:
+            stream.write(text)
+    except FileExistsError as error:
+        raise Busy(Report(code="vm.exists", message=f"{file} is there already", where=str(file))) from error
+    except OSError as error:
+        why = error.strerror or ""
+        raise HostFailed(
+            Report(code="host.failed", message=f"{file} could not be written", where=str(file), why=why)
+        ) from error

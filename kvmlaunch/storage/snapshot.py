@@ -1,0 +1,62 @@
+"""Snapshots of an image: the overlays that lie over it, told by their names and what they rest on.
+
+Snapshot NAME of `web01.img` keeps the image as it was; `web01.img.since-NAME.qcow2` holds what was written since.  The
+topmost overlay is what QEMU opens.  `web01.img.committing` stands for a commit that is at its last step.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+from typing import Final
+
+from kvmlaunch.model.value import frozen
+
+MARK: Final = ".committing"
+SINCE: Final = ".since-"
+SUFFIX: Final = ".qcow2"
+NAME: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
+LONGEST_FILE: Final = 200
+
+
+@frozen(kw_only=True)
+class Chain:
+    """The overlays over an image, the oldest first; `stray` are those that do not lie over one another in a line."""
+
+    overlays: tuple[PurePosixPath, ...] = ()
+    stray: tuple[PurePosixPath, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the snapshots, the oldest first."""
+        return tuple(snapshot_name(each) for each in self.overlays)
+
+
+def overlay_path(image: PurePosixPath, name: str) -> PurePosixPath:
+    """Give the overlay of a snapshot of an image."""
+    return image.with_name(f"{image.name}{SINCE}{name}{SUFFIX}")
+
+
+def mark_path(image: PurePosixPath) -> PurePosixPath:
+    """Give the file that stands for a commit at its last step."""
+    return image.with_name(f"{image.name}{MARK}")
+
+
+def is_overlay_name(file: str, image: str) -> bool:
+    """Is a file's name that of a snapshot's overlay of an image."""
+    begin = f"{image}{SINCE}"
+    return file.startswith(begin) and file.endswith(SUFFIX) and bool(NAME.fullmatch(file[len(begin) : -len(SUFFIX)]))
+
+
+def snapshot_name(overlay: PurePosixPath) -> str:
+    """Give the name of the snapshot that an overlay was made for."""
+    return overlay.name.rpartition(SINCE)[2].removesuffix(SUFFIX)
+
+
+def order(image: PurePosixPath, backings: Mapping[PurePosixPath, PurePosixPath]) -> Chain:
+    """Give overlays in their order, from what each rests on; one beside the line, or a second one on it, is stray."""
+    line: list[PurePosixPath] = []
+    top = image
+    while len(above := [each for each, beneath in backings.items() if beneath == top and each not in line]) == 1:
+        top = above[0]
+        line.append(top)
+    return Chain(overlays=tuple(line), stray=tuple(sorted(backings.keys() - set(line))))
