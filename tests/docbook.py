@@ -189,7 +189,9 @@ def group_lines(name: str, group: click.Group) -> list[str]:
     lines = []
     for inner, each in group.commands.items():
         path = f"{name} {inner}"
-        lines += group_lines(path, each) if isinstance(each, click.Group) else command_lines(path, each, each.help or "")
+        lines += (
+            group_lines(path, each) if isinstance(each, click.Group) else command_lines(path, each, each.help or "")
+        )
     return lines
 
 

@@ -11,27 +11,27 @@ PORT = "org.qemu.guest_agent.0"
 SOURCE = "QEMU docs, interop/qemu-ga"
 
 
-def plan_agent(definition: Definition) -> Choice[bool]:
-    """Choose whether there is a channel: as written, and for a guest that cloud-init installs an agent in."""
+def plan_agent(definition: Definition, *, installed: bool) -> Choice[bool]:
+    """Choose whether there is a channel: as written, and where cloud-init has an agent `installed`."""
     key = "guest_agent.enabled"
     if definition.guest_agent.enabled is not AUTO:
         return by_hand(definition, key, definition.guest_agent.enabled)
     return Choice(
-        value=False,
-        reason="nothing says that the guest has an agent",
+        value=installed,
+        reason="cloud_init installs one" if installed else "nothing says that the guest has an agent",
         source=SOURCE,
-        origin=definition.origin(key),
+        origin=definition.origin("cloud_init.agent" if installed else key),
     )
 
 
-def agent_row(definition: Definition) -> Field:
+def agent_row(definition: Definition, *, installed: bool) -> Field:
     """Give the decision for `explain`."""
-    return field("", "guest_agent.enabled", plan_agent(definition))
+    return field("", "guest_agent.enabled", plan_agent(definition, installed=installed))
 
 
-def build_agent(definition: Definition) -> Part:
+def build_agent(definition: Definition, *, installed: bool) -> Part:
     """Give the channel, nothing where there is none."""
-    if not plan_agent(definition).value:
+    if not plan_agent(definition, installed=installed).value:
         return Part()
     table = "guest_agent"
     return Part(

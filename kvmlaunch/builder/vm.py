@@ -8,6 +8,7 @@ from attrs import evolve
 from kvmlaunch.builder import (
     boot,
     cdrom,
+    cloud_init,
     console,
     controllers,
     cpu,
@@ -153,7 +154,8 @@ def build_parts(
     yield console.build_small_devices(definition)
     yield memory.build_balloon(definition, backing)
     yield console.build_console(definition)
-    yield guest_agent.build_agent(definition)
+    yield cloud_init.build_seed(definition)
+    yield guest_agent.build_agent(definition, installed=cloud_init.installs_agent(definition))
     yield display.build_display(definition)
     yield console.build_monitors()
     yield machine.build_panic(definition)
@@ -186,7 +188,8 @@ def explained_only(
         *against,
         *queues,
         *(row for plan in qcow2_of(plans) for row in qcow2.explain_rows(plan.table, plan.disk.path, plan.facts)),
-        guest_agent.agent_row(definition),
+        *cloud_init.seed_rows(definition),
+        guest_agent.agent_row(definition, installed=cloud_init.installs_agent(definition)),
         security.user_choice(definition, host),
     )
 

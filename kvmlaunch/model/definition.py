@@ -226,7 +226,24 @@ class Display:
 class GuestAgent:
     """`[guest_agent]`."""
 
-    enabled: Auto | bool = key("A channel to qemu-guest-agent in the guest; auto has none.", AUTO)
+    enabled: Auto | bool = key(
+        "A channel to qemu-guest-agent in the guest; auto has one where cloud_init installs it.", AUTO
+    )
+
+
+@frozen(kw_only=True)
+class CloudInit:
+    """`[cloud_init]`."""
+
+    enabled: Auto | bool = key("Attach a seed for cloud-init; auto does where anything of this table is written.", AUTO)
+    user_data: PurePosixPath | None = key("File with user data: `#cloud-config`, a script, or another kind.", None)
+    network: PurePosixPath | None = key("File with a network configuration, version 1 or 2.", None)
+    hostname: Auto | str = key("The guest's host name; auto is the VM's name.", AUTO)
+    ssh_keys: tuple[str, ...] = key("Public keys that may log in as the image's user.", ())
+    scheduler: bool = key("Have the guest use the I/O scheduler none.", default=True)
+    trim: bool = key("Have the guest trim its file systems once a week.", default=True)
+    agent: bool = key("Have qemu-guest-agent installed, and give it its channel.", default=True)
+    haltpoll: Auto | bool = key("Have the guest poll before it sleeps; auto does where its vCPUs are pinned.", AUTO)
 
 
 @frozen(kw_only=True)
@@ -300,6 +317,7 @@ class Definition:
     console: Console = table(Console, "Serial console.")
     display: Display = table(Display, "Screen.")
     guest_agent: GuestAgent = table(GuestAgent, "A channel to the agent in the guest.")
+    cloud_init: CloudInit = table(CloudInit, "First boot by cloud-init, and the guest's own tuning.")
     lifecycle: Lifecycle = table(Lifecycle, "Starting and ending.")
     security: Security = table(Security, "Least privilege.")
     qemu: QemuBinary = table(QemuBinary, "Which QEMU.")
@@ -325,4 +343,4 @@ SHORTHANDS: Final[Mapping[str, str]] = {
     "cdrom": "cdrom.cd0.path",
 }
 # Names kept for capabilities that are not there yet.
-RESERVED_KEYS: Final = ("cloud_init", "firmware_tpm", "share")
+RESERVED_KEYS: Final = ("firmware_tpm", "share")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from attrs import evolve
 
+from kvmlaunch.builder.cloud_init import plan_seed
 from kvmlaunch.builder.render import render_argv
 from kvmlaunch.errors import Busy, KvmlaunchError, PreflightFailed, QemuFailed, Report
 from kvmlaunch.host import journal as journals
@@ -288,6 +289,19 @@ def make_variables(resolved: Resolved) -> None:
         os.rename(temporary, store.name, src_dir_fd=fd, dst_dir_fd=fd)
 
 
+def seeded(resolved: Resolved) -> bool:
+    """Has a VM a seed for cloud-init."""
+    return plan_seed(resolved.subject.definition).value
+
+
+def refuse_seed(resolved: Resolved) -> None:
+    """Refuse a seed that cloud-init would not take, before anything is changed."""
+    if seeded(resolved):
+        from kvmlaunch.steps.seed import read_seed  # noqa: PLC0415 - with cloud_init only
+
+        read_seed(resolved)
+
+
 def launch(caller: Caller, resolved: Resolved, claim: Claim, argv: tuple[str, ...], deadline: float) -> "RunningVm":
     """Start QEMU and wait until its monitor has negotiated; what is needed later is imported meanwhile."""
     from kvmlaunch.run.launch import launch_qemu, wait_for_greeting, wait_for_socket  # noqa: PLC0415 - late on purpose
@@ -389,6 +403,10 @@ def start(
         changes = all_changes(resolved) if caller.uid == 0 else ()
         resolved = change_host(caller, resolved, wishes, tell)
         make_variables(resolved)
+        if seeded(resolved):
+            from kvmlaunch.steps.seed import make_seed  # noqa: PLC0415 - with cloud_init only
+
+            make_seed(resolved)
         argv = render_argv(resolved.plan, resolved.places)
         deadline = time.monotonic() + (wishes.timeout or float(resolved.subject.definition.lifecycle.start_timeout))
         tell("exec", shlex.join(argv))
@@ -427,6 +445,7 @@ def up(
     resolved = resolve(caller, subject, everything=True, boot_from=wishes.boot_from, paused=wishes.paused)
     findings = resolved.findings()
     refuse_errors(name, findings)
+    refuse_seed(resolved)
     tell("preflight", f"{CHECK_COUNT} checks")
     if wishes.dry_run:
         argv = render_argv(resolved.plan, resolved.places)

@@ -1,0 +1,1 @@
+"""What is written for a guest: its seed for cloud-init, its script; pure."""

@@ -1,0 +1,83 @@
+"""The files of a seed for cloud-init: the user's as they are, ours as vendor data beneath them.
+
+JSON is YAML, so what is generated needs no YAML writer.  Source: cloud-init's documentation, datasources/nocloud,
+explanation/format, explanation/vendordata.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from kvmlaunch.model.tweak import Tweak
+
+CLOUD_CONFIG: Final = "#cloud-config"
+# The first lines by which cloud-init tells what user data is; without one of them it ignores it.
+HEADERS: Final = (
+    *(CLOUD_CONFIG, "#!", "#include", "#cloud-boothook", "#part-handler", "## template: jinja"),
+    *("Content-Type: multipart/mixed", "MIME-Version:"),
+)
+LONGEST: Final = 1 << 20
+Contents = Mapping[str, bytes]
+
+
+def render_document(document: Mapping[str, Any]) -> bytes:
+    """Give a document as JSON that is stable and can be read."""
+    return (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def render_vendor_data(tweaks: Sequence[Tweak]) -> bytes:
+    """Give the cloud-config that sets what is wanted in the guest; the user's own comes over it."""
+    chosen = [tweak for tweak in tweaks if tweak.wanted.value]
+    files = [{"path": tweak.file, "content": tweak.text} for tweak in chosen if tweak.file]
+    commands = [["sh", "-c", tweak.command] for tweak in chosen if tweak.command]
+    commands += [["systemctl", "enable", "--now", tweak.unit] for tweak in chosen if tweak.unit]
+    packages = [tweak.package for tweak in chosen if tweak.package]
+    document = {"write_files": files, "packages": packages, "runcmd": commands}
+    body = render_document({key: value for key, value in document.items() if value})
+    return f"{CLOUD_CONFIG}\n".encode() + body
+
+
+def render_meta_data(instance: str, hostname: str, keys: Sequence[str]) -> bytes:
+    """Give who the guest is: cloud-init runs its first boot again for another `instance`."""
+    document: dict[str, Any] = {"instance-id": instance, "local-hostname": hostname}
+    if keys:
+        document["public-keys"] = list(keys)
+    return render_document(document)
+
+
+def check_user_data(content: bytes) -> str:
+    """Give why cloud-init would not take user data, "" where it would."""
+    if len(content) > LONGEST:
+        return f"it is longer than {LONGEST >> 20} MiB"
+    try:
+        text = content.decode()
+    except UnicodeDecodeError as error:
+        return "" if content.startswith(b"\x1f\x8b") else f"it is not UTF-8: {error}"
+    if not text.startswith(HEADERS):
+        return f"its first line tells no kind, such as {CLOUD_CONFIG} or #!/bin/sh: cloud-init would ignore it"
+    if text.startswith(CLOUD_CONFIG):
+        return check_mapping(text)
+    return ""
+
+
+def check_mapping(text: str) -> str:
+    """Give why a text is no YAML table, "" where it is one."""
+    import yaml  # noqa: PLC0415 - an extra, and only for who writes user data
+
+    try:
+        document = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        return f"it is no YAML: {' '.join(str(error).split())}"
+    return "" if document is None or isinstance(document, dict) else "its top is no table"
+
+
+def seed_contents(
+    *, user_data: bytes | None, network: bytes | None, meta_data: bytes, vendor_data: bytes
+) -> dict[str, bytes]:
+    """Give the files of a seed by name."""
+    found = {
+        "meta-data": meta_data,
+        "user-data": f"{CLOUD_CONFIG}\n{{}}\n".encode() if user_data is None else user_data,
+        "vendor-data": vendor_data,
+    }
+    return found if network is None else {**found, "network-config": network}

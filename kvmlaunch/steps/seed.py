@@ -1,0 +1,78 @@
+"""The seed for cloud-init of a VM: its parts are checked before anything changes, its image written at the start."""
+
+from collections.abc import Callable
+
+from kvmlaunch.builder.cloud_init import SEED, plan_seed, plan_tweaks
+from kvmlaunch.errors import DefinitionInvalid, PreflightFailed, Report
+from kvmlaunch.guest.seed import (
+    LONGEST,
+    Contents,
+    check_mapping,
+    check_user_data,
+    render_meta_data,
+    render_vendor_data,
+    seed_contents,
+)
+from kvmlaunch.host.seed import missing_extra, read_part, write_seed
+from kvmlaunch.model.definition import AUTO
+from kvmlaunch.steps.resolve import Resolved
+
+
+def read_seed(resolved: Resolved) -> Contents | None:
+    """Give the files of a VM's seed, None where it has none.
+
+    Raises PreflightFailed `seed.file`, DefinitionInvalid `def.seed` for what cloud-init would not take.
+    """
+    definition = resolved.subject.definition
+    if not plan_seed(definition).value:
+        return None
+    tuning = definition.cloud_init
+    user_data = network = None
+    if tuning.user_data is not None:
+        user_data = read_part(tuning.user_data, "cloud_init.user_data", LONGEST)
+        refuse(resolved, "user_data", checked(check_user_data, user_data))
+    if tuning.network is not None:
+        network = read_part(tuning.network, "cloud_init.network", LONGEST)
+        refuse(resolved, "network", checked(lambda content: check_mapping(content.decode(errors="replace")), network))
+    hostname = definition.name if tuning.hostname is AUTO else tuning.hostname
+    return seed_contents(
+        user_data=user_data,
+        network=network,
+        meta_data=render_meta_data(resolved.plan.uuid, hostname, tuning.ssh_keys),
+        vendor_data=render_vendor_data(plan_tweaks(definition)),
+    )
+
+
+def checked(check: Callable[[bytes], str], content: bytes) -> str:
+    """Give what a check says of a part; raises HostFailed where the library that it needs is not installed."""
+    try:
+        return check(content)
+    except ImportError as error:
+        raise missing_extra("PyYAML") from error
+
+
+def refuse(resolved: Resolved, key: str, why: str) -> None:
+    """Refuse a part that cloud-init would not take."""
+    if why:
+        definition = resolved.subject.definition
+        path = getattr(definition.cloud_init, key)
+        message = f"{path.name} is nothing for cloud-init"
+        raise DefinitionInvalid(
+            Report(code="def.seed", message=message, where=f"{definition.file} cloud_init.{key}", why=why)
+        )
+
+
+def make_seed(resolved: Resolved) -> None:
+    """Write a VM's seed where what it says is new."""
+    contents = read_seed(resolved)
+    if contents is not None:
+        write_seed(resolved.places.state, SEED, contents, resolved.host.user)
+
+
+def seed_problem(resolved: Resolved) -> Report | None:
+    """Give what is wrong with a VM's seed, None where nothing is."""
+    try:
+        read_seed(resolved)
+    except (PreflightFailed, DefinitionInvalid) as error:
+        return error.report
+    return None
