@@ -71,7 +71,8 @@ def explain_rows(table: str, path: PurePosixPath, facts: PathFacts) -> Iterator[
     if plan_l2_cache(table, path, facts) is None:
         need = tables_size(facts)
         covers = f"QEMU's default covers the {size_text(need)} of L2 tables"
-        cache = Choice(value=DEFAULT_CACHE, reason=covers, source=CACHE_SOURCE, origin=origin)
+        place = Origin(kind="host", place=origin.place, key=f"{table}.l2_cache")
+        cache = Choice(value=DEFAULT_CACHE, reason=covers, source=CACHE_SOURCE, origin=place)
         yield field("", f"{table}.l2_cache", cache)
 
 

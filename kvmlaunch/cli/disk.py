@@ -9,7 +9,7 @@ from kvmlaunch.cli.progress import bar
 from kvmlaunch.cli.session import Session, complete_vm, session_command
 from kvmlaunch.cli.show import say, short_path, show_document, show_table
 from kvmlaunch.cli.snapshot import snapshot
-from kvmlaunch.units import parse_size, render_size
+from kvmlaunch.units import count, parse_size, render_size
 
 if TYPE_CHECKING:
     from kvmlaunch.steps.disk_check import Examined, Info
@@ -262,18 +262,19 @@ def check(session: Session, disk: str, repair: bool) -> int:
         show_document("disk-check", {"disks": [examined_document(each) for each in found]})
     for each in found if not session.json else ():
         status = {"corrupt": "FAIL", "leaks": "warn"}.get(each.soundness, "ok")
-        say(session, vm_name(each.target), status, "check", f"{each.target.name}: {examined_text(each)}")
+        say(session, vm_name(each.target), status, "check", f"{each.target.name}: {examined_text(each, repair=repair)}")
     return UNSOUND if any(each.soundness == "corrupt" for each in found) else 0
 
 
-def examined_text(each: "Examined") -> str:
-    """Give what a check came to in words."""
-    found, fix = each.found, f"   fix: kvmlaunch disk check {each.target.word} --repair"
+def examined_text(each: "Examined", *, repair: bool) -> str:
+    """Give what a check came to in words, and what may help."""
+    found, again = each.found, f"kvmlaunch disk check {each.target.word} --repair   # on a copy first"
+    fix = "   it cannot be mended: go back to a backup" if repair else f"   fix: {again}"
     match each.soundness:
         case "corrupt":
-            return f"{found.corruptions or found.errors} clusters are corrupt  [disk.corrupt]{fix}"
+            return f"{count(found.corruptions or found.errors, 'cluster')} corrupt  [disk.corrupt]{fix}"
         case "leaks":
-            return f"sound, {found.leaks} clusters are taken by nothing{fix}"
+            return f"sound, {count(found.leaks, 'cluster')} taken by nothing{fix}"
         case "nothing to check":
             return f"{each.target.format} has nothing to check"
         case _:

@@ -108,15 +108,18 @@ def wait_ready(session: Session, caller: Caller, word: str, started: "Started", 
         say(session, started.name, "ok", "ready", what)
 
 
-def create_disks(session: Session, word: str, *, dry_run: bool) -> None:
-    """Make the disks of a VM that are not there, and say which."""
+def create_disks(session: Session, word: str, *, dry_run: bool) -> bool:
+    """Make the disks of a VM that are not there, and say which; tells whether there were any."""
     from kvmlaunch.cli.disk import show_created  # noqa: PLC0415 - `--create` only
     from kvmlaunch.cli.progress import bar  # noqa: PLC0415
     from kvmlaunch.steps.disk_create import create  # noqa: PLC0415
 
     with bar(session, f"{name_of(word)}: making disks") as progress:
         made = create(session.caller(), word, dry_run=dry_run, progress=progress)
-    show_created(session, [each for each in made if not each.already], dry_run=dry_run)
+    fresh = [each for each in made if not each.already]
+    if fresh:
+        show_created(session, fresh, dry_run=dry_run)
+    return bool(fresh)
 
 
 def start_one(
@@ -126,9 +129,10 @@ def start_one(
     from kvmlaunch.cli.progress import spinner  # noqa: PLC0415 - where one waits
     from kvmlaunch.steps.up import no_more, up  # noqa: PLC0415 - the heaviest step
 
-    if create:
-        create_disks(session, word, dry_run=wishes.dry_run)
     caller, name = session.caller(), name_of(word)
+    if create and create_disks(session, word, dry_run=wishes.dry_run) and wishes.dry_run:
+        say(session, name, "ok", "would", f"start it then; kvmlaunch up {name} -n says how, once they are there")
+        return 0, {"name": name, "pid": None, "already": False, "argv": [], "changes": [], "warnings": []}
     tell = teller(session, name)
     then = foreground_action(session, caller, tell) if foreground else no_more
     with spinner(session, f"{name}: starting", off=foreground):

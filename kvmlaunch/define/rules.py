@@ -22,6 +22,7 @@ USER: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,31}\$?")
 KNOWN_SUFFIXES: Final = {".img", ".raw", ".qcow2"}
 DIRECT: Final = ("none", "directsync")
 LONGEST_SERIAL: Final = 20
+SECTOR: Final = 512
 VOLUME_PARTS: Final = 4  # /, dev, group, volume
 FIRST_VNC_PORT: Final = 5900
 LOOPBACK: Final = ("127.", "::1")
@@ -207,6 +208,11 @@ def check_creation(definition: Definition) -> Broke:
             message, why = "the backing file lies elsewhere", "who can write the image can make QEMU open any file"
             mistake = Mistake(code="def.path", message=message, why=why, hint=f"move it to {disk.path.parent}")
             yield Broken((*key, "backing"), mistake, needs=((*key, "path"),))
+        if disk.size is not None and disk.size % SECTOR:
+            mistake = Mistake(
+                code="def.value.range", message="a disk has whole sectors", hint=f"a multiple of {SECTOR} bytes"
+            )
+            yield Broken((*key, "size"), mistake)
         if disk.preallocation == "metadata" and (format_ != "qcow2" or device):
             hint = 'preallocation = "falloc"'
             yield Broken((*key, "preallocation"), choice("only qcow2 has metadata to allocate", hint=hint))

@@ -18,7 +18,7 @@ from kvmlaunch.host.tree import failed
 from kvmlaunch.model.host import UserFacts
 from kvmlaunch.model.value import frozen
 
-MAKING = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+MAKING = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 MODE = 0o600  # what a disk holds is its guest's own
 NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
@@ -66,7 +66,7 @@ def new_image(path: PurePosixPath, maker: UserFacts, owner: UserFacts) -> Iterat
     Missing directories are made.  On any failure nothing stays.  `maker` is with whose rights: that of the directory.
     Raises PreflightFailed `disk.exists`, `disk.locked`, `host.space`; HostFailed.
     """
-    place = path.with_name(f".{path.name}.making")
+    place = making_place(path)
     try:
         with rights_of(maker):
             os.makedirs(path.parent, exist_ok=True)
@@ -89,30 +89,63 @@ def new_image(path: PurePosixPath, maker: UserFacts, owner: UserFacts) -> Iterat
         os.close(fd)
 
 
+def making_place(path: PurePosixPath) -> PurePosixPath:
+    """Give the name that an image has until it is whole."""
+    return path.with_name(f".{path.name}.making")
+
+
+def forget_making(path: PurePosixPath) -> None:
+    """Take away the making name that a command left which was killed when its image had its own name already."""
+    place = making_place(path)
+    if os.path.lexists(place):
+        with rights_of(owner_of(path.parent)), suppress(OSError, PreflightFailed):
+            remove_unlocked(place)
+
+
 def locked_file(place: PurePosixPath) -> int:
-    """Open a file that nobody else has locked, empty, and lock it; what a killed command left is emptied."""
+    """Make a file that nobody else had in hand, and lock it; what lies there under its name is another's, or left over.
+
+    A name that a killed command left may be a second one of a finished image: it is taken away, never emptied.
+    Raises PreflightFailed `disk.locked` while another command makes it.
+    """
     while True:
-        fd = os.open(place, MAKING, MODE)
+        remove_unlocked(place)
+        try:
+            fd = os.open(place, MAKING, MODE)
+        except FileExistsError:
+            continue
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.exists(place) and os.path.samestat(os.fstat(fd), os.stat(place)):
-                os.ftruncate(fd, 0)
-                os.fchmod(fd, MODE)
-                return fd
-        except BlockingIOError as error:
+        except BlockingIOError:
             os.close(fd)
-            raise PreflightFailed(
-                Report(
-                    code="disk.locked",
-                    message="another command is making this image",
-                    where=str(place),
-                    why="its lock is held",
-                    hint=f"fuser -v {place}   # shows who",
-                )
-            ) from error
-        except BaseException:
-            os.close(fd)
-            raise
+            continue
+        return fd
+
+
+def remove_unlocked(place: PurePosixPath) -> None:
+    """Take a name away that no command holds; not there is fine."""
+    try:
+        fd = os.open(place, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    except OSError:
+        os.unlink(place)  # a link, or nothing that one opens
+        return
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with suppress(FileNotFoundError):
+            os.unlink(place)
+    except BlockingIOError as error:
+        raise PreflightFailed(
+            Report(
+                code="disk.locked",
+                message="another command is making this image",
+                where=str(place),
+                why="its lock is held",
+                hint=f"fuser -v {place}   # shows who",
+            )
+        ) from error
+    finally:
         os.close(fd)
 
 

@@ -67,11 +67,29 @@ def refuse_room(group: Group, name: VolumeName, more: int) -> None:
         )
 
 
-def make_volume(name: VolumeName, size: int, pool: str = "") -> int:
-    """Make a volume and give its size, which is rounded up to whole extents; raises PreflightFailed, HostFailed."""
+def check_room(name: VolumeName, size: int, pool: str = "") -> int:
+    """Give the size that a new volume would have, in whole extents.
+
+    Raises PreflightFailed `host.group.missing` for no such group or thin pool, `host.space` for no room.
+    """
     group = find_group(name)
     if not pool:
         refuse_room(group, name, group.rounded(size))
+    elif find_volume(VolumeName(group=name.group, volume=pool)) is None:
+        raise PreflightFailed(
+            Report(
+                code="host.group.missing",
+                message=f"there is no thin pool {pool} in {name.group}",
+                where=f"/dev/{name.text}",
+                hint=f"lvcreate --type thin-pool --size 100G --name {pool} {name.group}",
+            )
+        )
+    return group.rounded(size)
+
+
+def make_volume(name: VolumeName, size: int, pool: str = "") -> int:
+    """Make a volume and give its size, which is rounded up to whole extents; raises PreflightFailed, HostFailed."""
+    size = check_room(name, size, pool)
     run_lvm(create_volume(name, size, pool))
     made = find_volume(name)
     return made.size if made else size

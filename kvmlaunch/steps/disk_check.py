@@ -2,6 +2,8 @@
 
 from typing import Literal
 
+from attrs import evolve
+
 from kvmlaunch.errors import PreflightFailed, Report
 from kvmlaunch.host.images import remove_image
 from kvmlaunch.host.volumes import drop_volume, find_volume
@@ -75,7 +77,17 @@ def check(caller: Caller, word: str, *, repair: bool = False) -> tuple[Examined,
 
 
 def check_one(target: Target, *, repair: bool) -> Examined:
-    """Check one image: qemu-img's status tells what was found."""
+    """Check one image, and after a repair once more: qemu-img's status tells what was found."""
+    first = run_check(target, repair=repair)
+    if not repair or first.soundness == "nothing to check":
+        return first
+    again = run_check(target, repair=False)
+    mended = again.soundness == "sound" and first.found.fixed > 0
+    return evolve(again, soundness="repaired") if mended else again
+
+
+def run_check(target: Target, *, repair: bool) -> Examined:
+    """Run qemu-img on one image; raises PreflightFailed `disk.corrupt` where it could not look at it."""
     path = top_of(target)
     mend = ("-r", "all") if repair else ()
     done = qemu_img("check", "--output=json", "-f", top_format(target), *mend, str(path), paths=(path,))
@@ -88,8 +100,7 @@ def check_one(target: Target, *, repair: bool) -> Examined:
     except ValueError as error:
         raise unreadable(target, str(error)) from error
     words: dict[int, Soundness] = {CORRUPT: "corrupt", LEAKS: "leaks"}
-    sound: Soundness = "repaired" if repair and "repaired" in done.err + done.out else "sound"
-    return Examined(target=target, soundness=words.get(done.status, sound), found=found)
+    return Examined(target=target, soundness=words.get(done.status, "sound"), found=found)
 
 
 def remove(caller: Caller, word: str) -> Target:

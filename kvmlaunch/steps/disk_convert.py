@@ -5,7 +5,9 @@ from collections.abc import Callable
 from pathlib import PurePosixPath
 
 from kvmlaunch.builder.disk import SUFFIXES
-from kvmlaunch.errors import Busy, DefinitionInvalid, HostFailed, PreflightFailed, Report
+from kvmlaunch.define.mistake import Mistake
+from kvmlaunch.define.paths import VOLUME, volume_device
+from kvmlaunch.errors import DefinitionInvalid, HostFailed, PreflightFailed, Report
 from kvmlaunch.facts.sources import Wanted
 from kvmlaunch.host.images import exists_already, free_space, new_image, owner_of, remove_image, take_device
 from kvmlaunch.host.volumes import drop_volume, find_volume, make_volume
@@ -29,11 +31,10 @@ from kvmlaunch.steps.disks import (
     top_of,
 )
 from kvmlaunch.steps.resolve import look_at_host
-from kvmlaunch.storage.image import Image, parse_progress
+from kvmlaunch.storage.image import Image, parse_info, parse_progress
 from kvmlaunch.storage.volume import parse_volume_name
 from kvmlaunch.units import render_size
 
-VOLUME = "lvm:"
 SHARE = {"convert": (0.0, 0.7), "compare": (0.7, 0.3)}  # of the whole, for its progress
 PREALLOCATION = {"raw": "falloc", "qcow2": "metadata"}
 
@@ -85,9 +86,12 @@ def convert(
     refuse_locked(target)
     if remove_source:
         refuse_base(target)
+    if remove_source:
+        need_removable(target)
     image = read_chain(target)[0]
     goal = goal_of(caller, goal_word, format_)
     refuse_itself(target, goal)
+    refuse_small(goal, image)
     already = is_done(target, goal, image)
     if not already:
         if goal.facts.kind == "file" or (goal.facts.kind == "block" and not overwrite):
@@ -102,7 +106,10 @@ def convert(
 
 def goal_of(caller: Caller, word: str, format_: str) -> Goal:
     """Give where a word leads; raises DefinitionInvalid where nothing tells the format."""
-    written = f"/dev/{word.removeprefix(VOLUME)}" if word.startswith(VOLUME) else word
+    try:
+        written = volume_device(word) if word.startswith(VOLUME) else word
+    except Mistake as error:
+        raise DefinitionInvalid(Report(code=error.code, message=error.message, where=word, why=error.why)) from error
     path = PurePosixPath(os.path.normpath(caller.here / written))
     facts = look_at_host(caller, Wanted(paths=(path,)), None).paths[path]
     found = format_ or (
@@ -149,15 +156,50 @@ def holds_something(goal: Goal) -> PreflightFailed:
     )
 
 
+def refuse_small(goal: Goal, image: Image) -> None:
+    """Refuse a device that is smaller than the disk (`disk.small`)."""
+    if goal.facts.kind == "block" and goal.format == "raw" and goal.facts.size < image.size:
+        raise PreflightFailed(
+            Report(
+                code="disk.small",
+                message=f"{goal.path} has {render_size(goal.facts.size)}, the disk {render_size(image.size)}",
+                where=str(goal.path),
+                why="what does not fit would be lost",
+            )
+        )
+
+
+def need_removable(target: Target) -> None:
+    """Refuse to remove a source that is neither an image nor a volume, before anything is copied (`disk.type`)."""
+    name = parse_volume_name(target.disk.path)
+    if target.facts.kind != "file" and (name is None or find_volume(name) is None):
+        raise PreflightFailed(
+            Report(
+                code="disk.type",
+                message=f"{target.disk.path} is a device, and stays",
+                where=target.table,
+                why="kvmlaunch removes images and LVM volumes",
+            )
+        )
+
+
 def is_done(target: Target, goal: Goal, image: Image) -> bool:
     """Is what lies at the goal equal to the disk already: a conversion that was done before."""
-    if goal.facts.kind == "missing" or not goal.facts.readable:
+    if goal.facts.kind == "missing" or not goal.facts.readable or goal.format != (goal.facts.header or "raw"):
         return False
-    if goal.facts.kind == "block" and goal.facts.size < image.size:
-        return False
-    if goal.facts.kind == "file" and goal.format != (goal.facts.header or "raw"):
-        return False
-    return compare(target, goal, goal.path, image, no_progress)
+    try:
+        return has_size(goal, image) and compare(target, goal, goal.path, image, no_progress)
+    except HostFailed:
+        return False  # it cannot even be read as an image
+
+
+def has_size(goal: Goal, image: Image) -> bool:
+    """Is what lies at the goal as large as the disk; of a device the beginning counts."""
+    if goal.is_device and goal.format == "raw":
+        return goal.facts.size >= image.size
+    words = ("info", "--output=json", "--backing-chain", "-f", goal.format, str(goal.path))
+    done = qemu_img(*words, paths=(goal.path,))
+    return done.status == 0 and parse_info(done.out)[0].size == image.size
 
 
 def make(target: Target, goal: Goal, image: Image, progress: Progress) -> None:
@@ -183,17 +225,8 @@ def fill_device(target: Target, goal: Goal, image: Image, progress: Progress) ->
         )
     if made and name is not None:
         make_volume(name, image.size)
-    elif goal.facts.size < image.size:
-        raise PreflightFailed(
-            Report(
-                code="disk.small",
-                message=f"{goal.path} has {render_size(goal.facts.size)}, the disk {render_size(image.size)}",
-                where=str(goal.path),
-                why="what does not fit would be lost",
-            )
-        )
     try:
-        run_convert(target, goal, goal.path, ("-n",), progress, -1)
+        run_convert(target, goal, goal.path, ("-n",) if goal.format == "raw" else (), progress, -1)
         prove(target, goal, goal.path, image, progress)
     except BaseException:
         if made and name is not None and find_volume(name):
@@ -275,18 +308,11 @@ def refuse_space(goal: Goal, image: Image) -> None:
 
 
 def remove(target: Target) -> None:
-    """Remove the source: its file or volume."""
+    """Remove the source: its file with what snapshots lie over it, or its volume."""
     name = parse_volume_name(target.disk.path)
     if target.facts.kind == "file":
+        for each in reversed(target.facts.since):
+            remove_image(PurePosixPath(each))
         remove_image(target.disk.path)
-    elif name is not None and find_volume(name):
+    elif name is not None:
         drop_volume(name)
-    else:
-        raise Busy(
-            Report(
-                code="disk.type",
-                message=f"{target.disk.path} is a device, and stays",
-                where=target.table,
-                why="kvmlaunch removes images and LVM volumes",
-            )
-        )

@@ -1,15 +1,15 @@
 """`disk create`: what a definition wants and is not there is made; a second time changes nothing."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 
 from attrs import evolve
 
 from kvmlaunch.errors import DefinitionInvalid, PreflightFailed, Report
 from kvmlaunch.facts.sources import Wanted
-from kvmlaunch.host.images import free_space, new_image, owner_of
-from kvmlaunch.host.volumes import make_volume
+from kvmlaunch.host.images import forget_making, free_space, new_image, owner_of
+from kvmlaunch.host.volumes import check_room, find_volume, make_volume
 from kvmlaunch.model.value import frozen
 from kvmlaunch.steps.caller import Caller
 from kvmlaunch.steps.disks import (
@@ -37,7 +37,17 @@ class Created:
     size: int
     already: bool = False
     how: str = ""
-    argv: tuple[str, ...] = ()
+
+
+@frozen(kw_only=True)
+class Intent:
+    """A disk that is to be made, everything about it checked: a `volume`, or an image by its `creation`."""
+
+    target: Target
+    size: int
+    how: str
+    volume: VolumeName | None = None
+    creation: Creation | None = None
 
 
 def create(
@@ -45,18 +55,43 @@ def create(
 ) -> tuple[Created, ...]:
     """Make the disks of a word that are not there; all are checked before the first is made.
 
-    Raises DefinitionInvalid `def.disk.size`, PreflightFailed `host.space`, `host.group.missing`, `disk.backing`.
+    Raises DefinitionInvalid `def.disk.size`, PreflightFailed `host.space`, `host.group.missing`, `disk.backing`,
+    `disk.type`, `disk.permission`.
     """
     targets = find_disks(caller, word)
-    coming = {target.disk.path: target for target in targets} if dry_run else {}
-    for target in targets:
-        if target.facts.kind == "missing":
-            check_wanted(target)
-    return tuple(create_one(caller, target, coming, dry_run=dry_run, progress=progress) for target in targets)
+    coming = {target.disk.path: target for target in targets if target.facts.kind == "missing"}
+    intents = [None if is_there(target) else plan_one(caller, target, coming) for target in targets]
+    refuse_space([intent.creation for intent in intents if intent and intent.creation])
+    done = []
+    for target, intent in zip(targets, intents, strict=True):
+        if intent is None:
+            forget_making(target.disk.path)
+            done.append(Created(target=target, size=size_there(target), already=True))
+            continue
+        size = intent.size if dry_run else make_one(intent, progress)
+        done.append(Created(target=target, size=size, how=intent.how))
+    return tuple(done)
 
 
-def check_wanted(target: Target) -> None:
-    """Refuse a disk of which nothing says how large it is to be."""
+def is_there(target: Target) -> bool:
+    """Is a disk there; raises PreflightFailed for what is there and can be none."""
+    kind = target.facts.kind
+    if kind in {"file", "block"}:
+        return True
+    if kind == "missing":
+        return False
+    raise PreflightFailed(
+        Report(
+            code="disk.permission" if kind == "denied" else "disk.type",
+            message=f"{target.disk.path} is {'out of reach' if kind == 'denied' else f'there, and of kind {kind}'}",
+            where=target.table,
+            why=target.facts.refusal or "a disk is a regular file or a block device",
+        )
+    )
+
+
+def plan_one(caller: Caller, target: Target, coming: Mapping[PurePosixPath, Target]) -> Intent:
+    """Give how a disk is made; `coming` are those that will be there when it is its turn."""
     need_format(target)
     if target.disk.size is None and target.disk.backing is None:
         raise DefinitionInvalid(
@@ -68,17 +103,9 @@ def check_wanted(target: Target) -> None:
                 hint=f'size = "20GiB"   # in [{target.table}]',
             )
         )
-
-
-def create_one(
-    caller: Caller, target: Target, coming: Mapping[PurePosixPath, Target], *, dry_run: bool, progress: Progress
-) -> Created:
-    """Make one disk; `coming` are those that a dry run would have made."""
-    if target.facts.kind != "missing":
-        return Created(target=target, size=size_there(target), already=True)
     volume = parse_volume_name(target.disk.path)
     if volume is not None:
-        return create_volume(target, volume, dry_run=dry_run)
+        return plan_volume(target, volume)
     if target.disk.path.is_relative_to("/dev"):
         raise PreflightFailed(
             Report(
@@ -88,11 +115,49 @@ def create_one(
                 why="a device is made by its driver; of volumes, kvmlaunch makes lvm:GROUP/VOLUME",
             )
         )
-    backing = target.disk.backing
-    beneath = coming.get(backing) if backing else None
-    if beneath is None or beneath.facts.kind != "missing":
-        beneath = beneath_of(caller, target)
-    return create_image(caller, target, beneath, dry_run=dry_run, progress=progress)
+    return plan_image(caller, target, beneath_of(caller, target, coming))
+
+
+def plan_volume(target: Target, name: VolumeName) -> Intent:
+    """Give how a volume is made, thick or thin; raises PreflightFailed for one that is there and not active."""
+    size, pool = int(target.disk.size or 0), target.disk.thin_pool or ""
+    if find_volume(name) is not None:
+        raise PreflightFailed(
+            Report(
+                code="disk.missing",
+                message=f"the volume {name.text} is there, and not active",
+                where=target.table,
+                why=f"{target.disk.path} does not exist",
+                hint=f"lvchange --activate y {name.text}",
+            )
+        )
+    rounded = check_room(name, size, pool)
+    how = f"thin, in {name.group}/{pool}" if pool else "thick: every block has its place"
+    return Intent(target=target, size=rounded, how=how, volume=name)
+
+
+def plan_image(caller: Caller, target: Target, beneath: Target | None) -> Intent:
+    """Give how an image is made, over the one beneath it where there is one."""
+    path, definition = target.disk.path, target.subject.definition
+    wanted = Wanted(paths=(nearest_directory(path),), locks=False)
+    filesystem = next(iter(look_at_host(caller, wanted, None).paths.values())).filesystem
+    creation = plan_creation(
+        definition, target.name, target.format, filesystem=filesystem, backing_format=beneath.format if beneath else ""
+    )
+    how = ": ".join(part for part in (creation.preallocation.value, creation.preallocation.reason) if part)
+    if beneath is not None:
+        how = f"an overlay of {beneath.disk.path.name}, with subclusters"
+    size = creation.size or (size_there(beneath) if beneath else 0)
+    return Intent(target=target, size=size, how=how, creation=creation)
+
+
+def make_one(intent: Intent, progress: Progress) -> int:
+    """Make a disk, and give its size."""
+    if intent.volume is not None:
+        return make_volume(intent.volume, intent.size, intent.target.disk.thin_pool or "")
+    assert intent.creation is not None
+    make_file(intent.target, intent.creation, progress)
+    return intent.size
 
 
 def size_there(target: Target) -> int:
@@ -100,35 +165,6 @@ def size_there(target: Target) -> int:
     if target.facts.kind == "missing":
         return int(target.disk.size or 0)
     return read_chain(target)[0].size if target.facts.kind == "file" and target.format else target.facts.size
-
-
-def create_volume(target: Target, name: VolumeName, *, dry_run: bool) -> Created:
-    """Make an LVM volume, thick or thin."""
-    size, pool = int(target.disk.size or 0), target.disk.thin_pool or ""
-    how = f"thin, in {name.group}/{pool}" if pool else "thick: every block has its place"
-    made = size if dry_run else make_volume(name, size, pool)
-    return Created(target=target, size=made, how=how)
-
-
-def create_image(
-    caller: Caller, target: Target, beneath: Target | None, *, dry_run: bool, progress: Progress
-) -> Created:
-    """Make an image file, over the one beneath it where there is one."""
-    path, definition = target.disk.path, target.subject.definition
-    wanted = Wanted(paths=(nearest_directory(path),), locks=False)
-    filesystem = next(iter(look_at_host(caller, wanted, None).paths.values())).filesystem
-    creation = plan_creation(
-        definition, target.name, target.format, filesystem=filesystem, backing_format=beneath.format if beneath else ""
-    )
-    refuse_space(creation)
-    size = creation.size or (size_there(beneath) if beneath else 0)
-    how = ": ".join(part for part in (creation.preallocation.value, creation.preallocation.reason) if part)
-    if beneath is not None:
-        how = f"an overlay of {beneath.disk.path.name}, with subclusters"
-    argv = render_creation(creation, path)
-    if not dry_run:
-        make_file(target, creation, progress)
-    return Created(target=target, size=size, how=how, argv=argv)
 
 
 def make_file(target: Target, creation: Creation, progress: Progress) -> None:
@@ -146,11 +182,11 @@ def make_file(target: Target, creation: Creation, progress: Progress) -> None:
             raise failed_tool(done, path)
 
 
-def beneath_of(caller: Caller, target: Target) -> Target | None:
+def beneath_of(caller: Caller, target: Target, coming: Mapping[PurePosixPath, Target]) -> Target | None:
     """Give the image that a disk is to be an overlay of; raises PreflightFailed `disk.backing` where there is none."""
     backing = target.disk.backing
-    if backing is None:
-        return None
+    if backing is None or backing in coming:
+        return coming[backing] if backing else None
     facts = look_at_host(caller, Wanted(paths=(backing,), locks=False), None).paths[backing]
     if facts.kind not in {"file", "block"}:
         raise PreflightFailed(
@@ -172,10 +208,8 @@ def beneath_of(caller: Caller, target: Target) -> Target | None:
                 hint=f"mv {backing} {backing.with_suffix('.' + (facts.header or 'img'))}",
             )
         )
-    disk = target.disk
-    return Target(
-        subject=target.subject, name=target.name, disk=evolve(disk, path=backing), facts=facts, format=format_
-    )
+    disk = evolve(target.disk, path=backing)
+    return Target(subject=target.subject, name=target.name, disk=disk, facts=facts, format=format_)
 
 
 def nearest_directory(path: PurePosixPath) -> PurePosixPath:
@@ -183,16 +217,20 @@ def nearest_directory(path: PurePosixPath) -> PurePosixPath:
     return next(each for each in path.parents if os.path.isdir(each))
 
 
-def refuse_space(creation: Creation) -> None:
-    """Refuse an image whose blocks have no room (`host.space`), before a file system is filled."""
-    free = free_space(creation.path)
-    if creation.claimed > free:
-        raise PreflightFailed(
-            Report(
-                code="host.space",
-                message=f"{render_size(creation.claimed)} are needed for {creation.path.name}",
-                where=str(creation.path.parent),
-                why=f"{render_size(free >> 20 << 20)} are free, and preallocation is {creation.preallocation.value}",
-                hint=f'preallocation = "off"   # in [{creation.table}]: blocks are taken as they are written',
+def refuse_space(creations: Sequence[Creation]) -> None:
+    """Refuse images whose blocks have no room together (`host.space`), before a file system is filled."""
+    claimed: dict[int, int] = {}
+    for creation in creations:
+        store = os.stat(nearest_directory(creation.path)).st_dev
+        claimed[store] = claimed.get(store, 0) + creation.claimed
+        free = free_space(creation.path)
+        if creation.claimed and claimed[store] > free:
+            raise PreflightFailed(
+                Report(
+                    code="host.space",
+                    message=f"{render_size(claimed[store])} are needed up to {creation.path.name}",
+                    where=str(creation.path.parent),
+                    why=f"{render_size(free >> 20 << 20)} free, preallocation {creation.preallocation.value}",
+                    hint=f'preallocation = "off"   # in [{creation.table}]: blocks are taken as they are written',
+                )
             )
-        )

@@ -61,13 +61,14 @@ def resize(caller: Caller, word: str, size: int | None, *, more: bool = False, d
     wanted = wanted_size(target, before, size, more=more)
     refuse_smaller(target, before, wanted)
     seen = seen_of(caller, target)
-    if not seen.lives:
+    runs = seen is not None and seen.lives
+    if not runs:
         refuse_locked(target)
     if target.facts.kind == "block" and volume is None:
         wanted = before = refuse_device(target, before, wanted)
     elif wanted > before and volume is None:
         refuse_room(target, wanted - before)
-    resized = Resized(target=target, before=before, after=wanted, pid=seen.pid)
+    resized = Resized(target=target, before=before, after=wanted, pid=seen.pid if seen else None)
     if dry_run or (wanted == before and target.facts.kind != "block"):
         return resized
     return grow(target, seen, volume, resized)
@@ -84,7 +85,7 @@ def wanted_size(target: Target, before: int, size: int | None, *, more: bool) ->
     if size is not None:
         return before + size if more else size
     if target.disk.size is not None:
-        return int(target.disk.size)
+        return max(before, int(target.disk.size))
     raise DefinitionInvalid(
         Report(
             code="def.disk.size",
@@ -145,12 +146,12 @@ def refuse_room(target: Target, more: int) -> None:
         )
 
 
-def grow(target: Target, seen: Seen, volume: Volume | None, resized: Resized) -> Resized:
+def grow(target: Target, seen: Seen | None, volume: Volume | None, resized: Resized) -> Resized:
     """Grow what lies beneath, then tell QEMU."""
     after = resized.after
     if volume is not None and after > volume.size:
         after = grow_volume(volume, after)
-    if seen.pid is not None:
+    if seen is not None and seen.pid is not None:
         query(seen, ("block_resize", {"device": drive_id(target.name), "size": after}), seconds=SECONDS)
         sparse = target.facts.kind == "file" and target.format == "raw" and target.facts.fully_allocated
         return Resized(target=target, before=resized.before, after=after, pid=seen.pid, sparse=sparse)

@@ -98,18 +98,19 @@ def take(caller: Caller, word: str, name: str) -> Taken:
     if not targets:
         return Taken(name=name, targets=())
     seen = seen_of(caller, targets[0])
-    if not seen.lives:
+    runs = seen is not None and seen.lives
+    if not runs:
         for target in targets:
             refuse_locked(target)
     made: list[PurePosixPath] = []
     try:
         made.extend(make_overlay(target, name) for target in targets)
-        frozen = switch(seen, targets, made) if seen.lives else None
+        frozen = switch(seen, targets, made) if seen is not None and runs else None
     except BaseException:
         for path in reversed(made):
             remove_image(path)
         raise
-    return Taken(name=name, targets=targets, live=seen.lives, frozen=frozen)
+    return Taken(name=name, targets=targets, live=runs, frozen=frozen)
 
 
 def takeable(caller: Caller, word: str, name: str) -> tuple[Target, ...]:
@@ -175,18 +176,19 @@ def commit(caller: Caller, word: str, *, progress: Progress = no_progress) -> Co
     need_image(target)
     names = tuple(snapshot_name(PurePosixPath(each)) for each in target.facts.since)
     seen = seen_of(caller, target)
+    runs = seen is not None and seen.lives
     if target.facts.committing:
         finish(target, seen)
-        return Committed(target=target, names=names, live=seen.lives)
+        return Committed(target=target, names=names, live=runs)
     need_order(target)
     if not names:
         return Committed(target=target, names=())
-    if seen.lives:
+    if seen is not None and runs:
         commit_live(seen, target, progress)
     else:
         refuse_locked(target)
         commit_stopped(target, progress)
-    return Committed(target=target, names=names, live=seen.lives)
+    return Committed(target=target, names=names, live=runs)
 
 
 def commit_stopped(target: Target, progress: Progress) -> None:
@@ -256,7 +258,7 @@ def wait_gone(seen: Seen, target: Target) -> None:
         time.sleep(LOOK_EVERY)
 
 
-def finish(target: Target, seen: Seen) -> None:
+def finish(target: Target, seen: Seen | None) -> None:
     """End a commit that is at its last step, by what QEMU writes to.
 
     Raises PreflightFailed `disk.snapshot` where that cannot be told any more.
@@ -265,7 +267,7 @@ def finish(target: Target, seen: Seen) -> None:
     if read_mark(mark) == "merged":
         drop_overlays(target)
         return
-    if not seen.lives:
+    if seen is None or not seen.lives:
         raise PreflightFailed(
             Report(
                 code="disk.snapshot",

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Sequence
 from pathlib import PurePosixPath
+from signal import Signals
 
 from attrs import evolve
 
@@ -24,6 +25,7 @@ from kvmlaunch.steps.names import is_file, name_of
 from kvmlaunch.steps.observe import Seen, observe
 from kvmlaunch.steps.resolve import look_at_host
 from kvmlaunch.storage.image import Image, parse_info
+from kvmlaunch.units import count
 
 Progress = Callable[[float], None]  # how far, from 0 to 1
 
@@ -98,7 +100,7 @@ def find_disk(caller: Caller, word: str) -> Target:
             code="disk.unknown",
             message=f"{name} has {len(found)} disks" if found else f"{name} has no disk",
             why=f"which one is meant: {', '.join(target.name for target in found) or 'none is defined'}",
-            hint=f"{caller.command} {name}:{found[0].name}" if found else "",
+            hint=f"{caller.command} {name}:{found[0].name} …" if found else "",
         )
     )
 
@@ -140,8 +142,8 @@ def need_format(target: Target) -> str:
 
 def refuse_running(caller: Caller, target: Target, deed: str) -> None:
     """Refuse what cannot be done to a disk of a VM that runs (`vm.state`)."""
-    seen = observe(caller, target.subject.definition.name)
-    if seen.lives:
+    seen = seen_of(caller, target)
+    if seen is not None and seen.lives:
         raise Busy(
             Report(
                 code="vm.state",
@@ -169,11 +171,12 @@ def refuse_locked(target: Target) -> None:
 def refuse_base(target: Target) -> None:
     """Refuse to change an image that overlays rest on (`disk.base`), those of its own snapshots too."""
     found = tuple(check_base(target.disk.path, target.facts, target.table))
-    if found and target.facts.since:
-        hint = f"kvmlaunch disk snapshot commit {target.word}   # ends its snapshots"
-        raise PreflightFailed(evolve(found[0].report, hint=hint))
     if found:
-        raise PreflightFailed(found[0].report)
+        names = ", ".join(PurePosixPath(each).name for each in target.facts.overlays[:3])
+        ends = f"kvmlaunch disk snapshot commit {target.word}   # ends its snapshots"
+        hint = ends if target.facts.since else f"remove {names} first, or convert each to an image of its own"
+        message = f"{count(len(target.facts.overlays), 'overlay')} rest{'s' * (len(target.facts.overlays) == 1)} on it"
+        raise PreflightFailed(evolve(found[0].report, message=f"{target.disk.path.name}: {message}", hint=hint))
 
 
 def runner(user: UserFacts) -> Owner:
@@ -209,6 +212,8 @@ def qemu_img(
 def failed_tool(done: Finished, path: PurePosixPath) -> HostFailed:
     """Give the failure of qemu-img, with its own words."""
     text = "\n".join(line.removeprefix("qemu-img: ") for line in (done.err or done.out).strip().splitlines())
+    if done.status < 0:
+        text = f"it was ended by {Signals(-done.status).name}"
     return HostFailed(Report(code="host.tool.failed", message="qemu-img failed", where=str(path), why=text))
 
 
@@ -250,9 +255,14 @@ def unreadable(target: Target, why: str) -> PreflightFailed:
     )
 
 
-def seen_of(caller: Caller, target: Target) -> Seen:
-    """Look at the VM of a disk."""
-    return observe(caller, target.subject.definition.name)
+def seen_of(caller: Caller, target: Target) -> Seen | None:
+    """Look at the VM of a disk; None for a user without a runtime directory, who can run none."""
+    try:
+        return observe(caller, target.subject.definition.name)
+    except PreflightFailed as error:
+        if error.report.code != "host.runtime.missing":
+            raise
+        return None
 
 
 def is_path_word(word: str) -> bool:

@@ -37,11 +37,12 @@ class Image:
 
 @frozen(kw_only=True)
 class Checked:
-    """What a check of an image found: in clusters; `errors` are of the check itself."""
+    """What a check of an image found: in clusters; `errors` are of the check itself, `fixed` what was mended."""
 
     errors: int = 0
     corruptions: int = 0
     leaks: int = 0
+    fixed: int = 0
     allocated: int = 0
     total: int = 0
 
@@ -109,6 +110,7 @@ def parse_check(text: str) -> Checked:
         errors=take(entry, "check-errors", int, 0),
         corruptions=take(entry, "corruptions", int, 0),
         leaks=take(entry, "leaks", int, 0),
+        fixed=take(entry, "corruptions-fixed", int, 0) + take(entry, "leaks-fixed", int, 0),
         allocated=take(entry, "allocated-clusters", int, 0),
         total=take(entry, "total-clusters", int, 0),
     )

@@ -95,22 +95,30 @@ def parse_volumes(text: str) -> tuple[Volume, ...]:
     """Give the volumes of a report; ValueError for no such text."""
     return tuple(
         Volume(
-            name=VolumeName(group=row["vg_name"], volume=row["lv_name"]),
-            size=int(row["lv_size"]),
+            name=VolumeName(group=column(row, "vg_name"), volume=column(row, "lv_name")),
+            size=int(column(row, "lv_size")),
             pool=row.get("pool_lv", ""),
         )
         for row in parse_report(text, "lv")
     )
 
 
+def column(row: Mapping[str, str], name: str) -> str:
+    """Give a column of a report's row; ValueError where it has none."""
+    if name not in row:
+        message = f"a row of LVM's report has no {name}"
+        raise ValueError(message)
+    return row[name]
+
+
 def parse_groups(text: str) -> tuple[Group, ...]:
     """Give the groups of a report; ValueError for no such text."""
     return tuple(
         Group(
-            name=row["vg_name"],
-            size=int(row["vg_size"]),
-            free=int(row["vg_free"]),
-            extent=int(row["vg_extent_size"]),
+            name=column(row, "vg_name"),
+            size=int(column(row, "vg_size")),
+            free=int(column(row, "vg_free")),
+            extent=int(column(row, "vg_extent_size")),
         )
         for row in parse_report(text, "vg")
     )

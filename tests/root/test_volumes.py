@@ -25,7 +25,8 @@ backup {{ backup = 0 archive = 0 }}
 devices {{ use_devicesfile = 0 hints = "none" filter = ["a|^{device}$|", "r|.*|"] }}
 """
 FAKE: Final = (
-    '#!/bin/sh\necho "${{0##*/}} $*" >>{directory}/heard\ncat {directory}/answer-${{0##*/}} 2>/dev/null\nexit 0\n'
+    '#!/bin/sh\necho "${{0##*/}} $*" >>{directory}/heard\ncat {directory}/answer-${{0##*/}} 2>/dev/null\n'
+    'if [ "${{0##*/}}" = lvcreate ]; then mv {directory}/answer-made {directory}/answer-lvs; fi\nexit 0\n'
 )
 
 
@@ -284,13 +285,13 @@ def test_a_volume_that_has_no_room_is_refused_and_the_whole_group_can_be_had(mac
     assert group.volumes() == {"web01": 60 * MIB}
 
 
-def test_a_pool_that_is_not_there_is_said_in_lvms_words(machine: Machine, group: Group) -> None:
+def test_a_pool_that_is_not_there_is_told_before_anything_is_made(machine: Machine, group: Group) -> None:
     group.define(8 * MIB)
 
     refused = machine.run("disk", "create", "web", "--set", "disk.root.thin_pool=pool0")
 
-    assert (refused.code, refused.codes) == (1, {"host.tool.failed"})
-    assert "pool0 not found" in refused.err
+    assert (refused.code, refused.codes) == (6, {"host.group.missing"})
+    assert "no thin pool pool0" in refused.err
     assert group.volumes() == {}
 
 
@@ -377,7 +378,8 @@ def faked(machine: Machine, *words: str) -> tuple[Result, list[str]]:
     tools = machine.directory / "fakes"
     tools.mkdir()
     answers: dict[str, Any] = {
-        "lvs": report("lv", vg_name="vg0", lv_name="web01", lv_size=str(12 * MIB), pool_lv="pool0"),
+        "lvs": report("lv", vg_name="vg0", lv_name="pool0", lv_size=str(60 * MIB), pool_lv=""),
+        "made": report("lv", vg_name="vg0", lv_name="web01", lv_size=str(12 * MIB), pool_lv="pool0"),
         "vgs": report("vg", vg_name="vg0", vg_size=str(60 * MIB), vg_free="0", vg_extent_size=str(4 * MIB)),
     }
     for name in ("lvs", "vgs", "lvcreate", "lvextend", "lvremove"):
@@ -400,7 +402,7 @@ def test_a_thin_volume_is_made_in_its_pool_however_full_the_group_is(machine: Ma
     assert result.code == 0, result.err
     assert result.json["disks"][0]["size"] == 12 * MIB
     assert "thin" in result.json["disks"][0]["how"]
-    assert changing == [f"lvcreate --yes --virtualsize {10 * MIB}b --thinpool pool0 --name web01 vg0"]
+    assert changing == [f"lvcreate --yes --virtualsize {12 * MIB}b --thinpool pool0 --name web01 vg0"]
 
 
 def test_a_dry_run_changes_no_volume(machine: Machine) -> None:
