@@ -4,6 +4,7 @@ import base64
 import shutil
 import subprocess  # noqa: TID253 - the guest is built by a script
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -18,11 +19,11 @@ GUEST: Final = """
 vcpus = 1
 accel = "tcg"
 [memory]
-size = "128MiB"
+size = "{memory}"
 hugepages = "off"
 [boot]
 kernel = "{built}/web01.vmlinuz"
-initrd = "{built}/web01.initrd"
+initrd = "{initrd}"
 append = "console=ttyS0 quiet{append}"
 [lifecycle]
 ready = "console:guest: ready"
@@ -34,6 +35,10 @@ stop_timeout = "60s"
 DISK: Final = """
 [disk.root]
 path = "web.img"
+"""
+AGENT: Final = """
+[guest_agent]
+enabled = true
 """
 NO_NETWORK: Final = """
 [network.lan]
@@ -52,19 +57,43 @@ def built() -> Path:
     return BUILT
 
 
+def with_agent(machine: Machine, built: Path) -> Path:
+    """Give an initramfs that has the agent too: the kernel unpacks one archive after the other."""
+    path = machine.directory / "agent.initrd"
+    path.write_bytes(b"".join((built / name).read_bytes() for name in ("web01.initrd", "agent.cpio.gz")))
+    return path
+
+
+def write_guest(
+    machine: Machine,
+    built: Path,
+    *,
+    append: str = "",
+    script: str = "",
+    more: str = NO_NETWORK,
+    disk: str = DISK,
+    lifecycle: str = "",
+    agent: bool = False,
+) -> None:
+    """Write a guest's definition: words of its kernel command line, a script that it runs, more tables.
+
+    With `agent` it has the channel, and the agent's programs, which the script is to start.
+    """
+    run = f" kvmlaunch.run={base64.b64encode(script.encode()).decode()}" if script else ""
+    text = GUEST.format(
+        built=built,
+        memory="160MiB" if agent else "128MiB",
+        initrd=with_agent(machine, built) if agent else built / "web01.initrd",
+        append=f"{append and ' '}{append}{run}",
+        lifecycle=lifecycle,
+        more=f"{more}{AGENT if agent else ''}{disk}",
+    )
+    machine.define("web", text)
+    if disk:
+        shutil.copyfile(built / "web01.img", machine.directory / "vmdefs" / "web.img")
+
+
 @pytest.fixture
 def define(machine: Machine, built: Path) -> Define:
-    """Give what writes a guest's definition: words of its kernel command line, a script that it runs, more tables."""
-
-    def write(
-        append: str = "", script: str = "", more: str = NO_NETWORK, disk: str = DISK, lifecycle: str = ""
-    ) -> None:
-        run = f" kvmlaunch.run={base64.b64encode(script.encode()).decode()}" if script else ""
-        text = GUEST.format(
-            built=built, append=f"{append and ' '}{append}{run}", lifecycle=lifecycle, more=f"{more}{disk}"
-        )
-        machine.define("web", text)
-        if disk:
-            shutil.copyfile(built / "web01.img", machine.directory / "vmdefs" / "web.img")
-
-    return write
+    """Give what writes the definition of a guest in the test's machine."""
+    return partial(write_guest, machine, built)
