@@ -16,7 +16,7 @@ from typing import Final
 from attrs import frozen
 
 from kvmlaunch.host.command import run_tool
-from kvmlaunch.model.plan import Plan, PlannedDisk, PlannedNetwork
+from kvmlaunch.model.plan import DrivePromise, Place, Plan, PlannedDisk, PlannedNetwork
 from kvmlaunch.units import MIB
 from tests.casebook import Outcome
 
@@ -148,6 +148,11 @@ def make_files(root: Path, outcome: Outcome, plan: Plan) -> Iterator[PurePosixPa
         variables = outcome.places.state / "uefi-variables.fd"
         place_on(root, variables).write_bytes(bytes(FLASH_SIZE))
         yield variables
+    for promise in plan.promises:
+        if isinstance(promise, DrivePromise) and isinstance(promise.path, Place):
+            seed = outcome.places.resolve(promise.path)
+            place_on(root, seed).write_bytes(bytes(IMAGE_SIZE))
+            yield seed
 
 
 def make_stage(root: Path, outcome: Outcome) -> Stage:

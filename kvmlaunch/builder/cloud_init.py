@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from kvmlaunch.builder.option import BUILT_IN, Part, by_hand, field, fixed, pairs, wiring
 from kvmlaunch.model.choice import Choice
 from kvmlaunch.model.definition import AUTO, CloudInit, Definition
-from kvmlaunch.model.plan import Field, Place
+from kvmlaunch.model.plan import DrivePromise, Field, Place
 from kvmlaunch.model.tweak import Tweak
 
 SEED = "seed.iso"
+DRIVE = "seed-drive"
 SOURCE = "cloud-init docs, datasources/nocloud"
 SCHEDULER_RULE = "/etc/udev/rules.d/60-kvmlaunch-scheduler.rules"
 HALTPOLL_FILE = "/etc/modules-load.d/kvmlaunch-haltpoll.conf"
@@ -105,7 +106,19 @@ def build_seed(definition: Definition) -> Part:
     if not plan_seed(definition).value:
         return Part()
     place = Place(root="state", tail=SEED)
+    promise = DrivePromise(
+        table=TABLE,
+        id=DRIVE,
+        path=place,
+        format="raw",
+        readonly=True,
+        direct=False,
+        no_flush=False,
+        writeback=True,
+        detect_zeroes="off",
+    )
     return Part(
+        promises=(promise,),
         options=(
             pairs(
                 "-drive",
@@ -113,7 +126,7 @@ def build_seed(definition: Definition) -> Part:
                 field("file", f"{TABLE}.seed", fixed(place, "written anew when what it says changes", SOURCE)),
                 field("format", f"{TABLE}.format", fixed("raw", "an ISO 9660 image", SOURCE)),
                 wiring("if", TABLE, "none", "the device below is attached by hand"),
-                wiring("id", TABLE, "seed-drive"),
+                wiring("id", TABLE, DRIVE),
                 wiring("node-name", TABLE, "seed-node"),
                 field("cache", f"{TABLE}.cache", fixed("writeback", "read once, at boot", SOURCE)),
                 field(
@@ -128,9 +141,9 @@ def build_seed(definition: Definition) -> Part:
                     f"{TABLE}.device",
                     fixed("virtio-blk-pci", "cloud images have its driver", SOURCE),
                 ),
-                wiring("drive", TABLE, "seed-drive"),
+                wiring("drive", TABLE, DRIVE),
                 wiring("id", f"{TABLE}.device", "seed-device"),
                 field("serial", f"{TABLE}.serial", fixed("cloud-init", "/dev/disk/by-id in the guest", SOURCE)),
             ),
-        )
+        ),
     )

@@ -12,7 +12,19 @@ from kvmlaunch.steps.names import name_of
 SECONDS = 60.0
 
 
-@click.command(name="exec")
+class ExecCommand(click.Command):
+    """A command that is given another command line: without -- its options would be taken for ours."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse, and say what lacks where an option is none of ours."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            message = f"no such option: {error.option_name}; write -- before COMMAND, so that its options are its own"
+            raise click.UsageError(message, ctx) from error
+
+
+@click.command(name="exec", cls=ExecCommand)
 @click.option("-i", "--stdin", "with_input", is_flag=True, help="Give the command our standard input.")
 @timeout_option
 @vm_argument

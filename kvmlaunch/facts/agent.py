@@ -19,6 +19,7 @@ DELIMITER: Final = b"\xff"
 LONGEST_ANSWER: Final = 64 << 20  # what a command of the guest's may have printed, in base64
 MOST_INTERFACES: Final = 64
 LOOPBACK: Final = "lo"
+LINK_LOCAL: Final = ("fe80:", "169.254.")
 LARGEST_CODE: Final = 255
 
 
@@ -127,9 +128,10 @@ def parse_interfaces(answer: object) -> tuple[Interface, ...]:
 
 def parse_addresses(rows: object) -> tuple[str, ...]:
     """Give the addresses of one device with their prefixes; those of a link alone say nothing to others."""
-    found = rows[:MOST_INTERFACES] if isinstance(rows, list) else []
-    texts = (f"{row.get('ip-address')}/{row.get('prefix')}" for row in found if isinstance(row, Mapping))
-    return tuple(text for text in texts if not text.lower().startswith("fe80:"))
+    found = [row for row in rows[:MOST_INTERFACES] if isinstance(row, Mapping)] if isinstance(rows, list) else []
+    pairs = [(row.get("ip-address"), row.get("prefix")) for row in found]
+    texts = [f"{address}/{prefix}" for address, prefix in pairs if type(address) is str and type(prefix) is int]
+    return tuple(text for text in texts if not text.lower().startswith(LINK_LOCAL))
 
 
 @frozen(kw_only=True)
@@ -165,9 +167,9 @@ def parse_execution(answer: object) -> Execution:
 
 
 def parse_number(value: object) -> int:
-    """Give a status or a signal, 255 for a larger one, which no exit code can be; raises NoAgent."""
-    if type(value) is int and value >= 0:
-        return min(value, LARGEST_CODE)
+    """Give a status or a signal, 255 for what no exit code can be, as an exception of Windows; raises NoAgent."""
+    if type(value) is int:
+        return min(value, LARGEST_CODE) if value >= 0 else LARGEST_CODE
     message = "a status is no number"
     raise NoAgent(message)
 

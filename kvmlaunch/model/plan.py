@@ -102,12 +102,13 @@ class MemoryPromise:
 class DrivePromise:
     """What query-block and fdinfo must say of a drive.
 
-    `table` is the definition's, `disk.root`; `writeback` tells whether the guest has a volatile cache.
+    `table` is the definition's, `disk.root`; `writeback` tells whether the guest has a volatile cache; `path` is a
+    place where it is known only at launch.
     """
 
     table: str
     id: str
-    path: PurePosixPath
+    path: PurePosixPath | Place
     format: str
     readonly: bool
     direct: bool
@@ -116,6 +117,10 @@ class DrivePromise:
     detect_zeroes: str
     iops: int = 0
     bandwidth: int = 0
+
+    def is_at(self, path: str) -> bool:
+        """Is this the file that was promised."""
+        return path.endswith(f"/{self.path.tail}") if isinstance(self.path, Place) else path == str(self.path)
 
 
 @frozen(kw_only=True)

@@ -72,7 +72,8 @@ def check_drive(promise: DrivePromise, evidence: Evidence) -> Iterator[Finding]:
         yield from compare(
             f"the volatile cache of drive {promise.id}", planned=False, seen=seen.writeback, key=f"{table}.cache"
         )
-    yield from compare(f"the file of drive {promise.id}", str(promise.path), seen.path, f"{table}.path")
+    if not promise.is_at(seen.path):
+        yield broken(f"the file of drive {promise.id}", str(promise.path), seen.path, f"{table}.path")
     yield from check_descriptors(promise, seen, table)
 
 

@@ -12,26 +12,32 @@ from typing import Any
 
 from kvmlaunch.errors import HostFailed, Report, TimedOut
 from kvmlaunch.facts.agent import AgentRefused, Conversation, NoAgent, Query
+from kvmlaunch.facts.console import plain_text
 from kvmlaunch.run.qmp import CHUNK, Target, open_socket
 
 TOKEN_BYTES = 4
+LONGEST_TEXT = 300  # characters of the guest's in a message
 
 
-def ask_agent(target: Target, queries: Sequence[Query], *, seconds: float) -> list[Any]:
+def ask_agent(target: Target, queries: Sequence[Query], *, seconds: float, stay: float = 0.0) -> list[Any]:
     """Give the answers of a guest's agent; raises TimedOut `agent.timeout`, HostFailed `agent.error`, NotRunning, Busy.
 
-    A guest that is asked to power down may end the channel before it answers: what came so far is given.
+    A guest that is asked to power down may end the channel before it answers: what came so far is given.  The channel
+    is held for `stay` seconds more: without a client the agent sleeps between two turns, and a command's output comes
+    a piece a turn (measured: 20 times slower).
     """
     conversation = Conversation(queries=queries, token=int.from_bytes(os.urandom(TOKEN_BYTES), "big"))
     deadline = time.monotonic() + seconds
     with open_socket(target, seconds) as connection:
         try:
             converse(connection, conversation, deadline)
+            if stay:
+                select.select([connection], [], [], stay)
         except (NoAgent, AgentRefused) as error:
             raise HostFailed(
                 Report(
                     code="agent.error",
-                    message=f"the guest's agent: {error}",
+                    message=f"the guest's agent: {plain_text(str(error))[:LONGEST_TEXT]}",
                     where=str(target.path),
                     why=f"it was asked {', '.join(command for command, _ in queries)}",
                 )

@@ -12,6 +12,7 @@ import struct
 import time
 from collections.abc import Sequence
 from pathlib import PurePosixPath
+from typing import Literal
 
 from attrs import define
 
@@ -20,42 +21,50 @@ from kvmlaunch.facts.qmp import Conversation, NoQmp, Query, QueryRefused
 from kvmlaunch.model.value import frozen
 
 CHUNK = 1 << 16
+BACKLOG_PAUSE = 0.02  # seconds
 Answers = list[object]
 
 
 @frozen(kw_only=True)
 class Target:
-    """A monitor: its socket, and the pid that must be behind it (None: whoever listens)."""
+    """A monitor, or the channel to a guest's agent: its socket, and the pid that must be behind it (None: any)."""
 
     path: PurePosixPath
     pid: int | None = None
+    kind: Literal["monitor", "agent"] = "monitor"
+
+    @property
+    def name(self) -> str:
+        """What it is called in a message."""
+        return "monitor" if self.kind == "monitor" else "channel to the guest's agent"
 
 
 def refused(target: Target, why: str) -> NotRunning:
-    """Give the error of a monitor that nobody serves."""
+    """Give the error of a socket that nobody serves."""
+    code = "vm.stopped" if target.kind == "monitor" else "agent.missing"
     return NotRunning(
-        Report(code="vm.stopped", message="nobody answers on the monitor", where=str(target.path), why=why)
+        Report(code=code, message=f"nobody answers on the {target.name}", where=str(target.path), why=why)
     )
 
 
 def open_socket(target: Target, seconds: float) -> socket.socket:
-    """Connect to a monitor's socket and check who listens there; raises NotRunning, Busy `qmp.identity`, TimedOut."""
+    """Connect to a socket of QEMU's and check who listens there; raises NotRunning, Busy `qmp.identity`, TimedOut."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     connection.settimeout(seconds)
     try:
-        connection.connect(str(target.path))
+        connect(connection, target, time.monotonic() + seconds)
         peer = peer_pid(connection)
         if target.pid is not None and peer != target.pid:
             raise Busy(
                 Report(
                     code="qmp.identity",
-                    message="another process holds the monitor's socket",
+                    message=f"another process holds the socket of the {target.name}",
                     where=str(target.path),
                     why=f"pid {peer} listens there, the VM is pid {target.pid}",
                     hint=f"kvmlaunch down {target.path.parent.name} --force   # ends the VM without the monitor",
                 )
             )
-    except (TimeoutError, BlockingIOError) as error:  # a full backlog: nobody has accepted for a while
+    except (TimeoutError, BlockingIOError) as error:
         connection.close()
         raise late(target, seconds) from error
     except OSError as error:
@@ -68,6 +77,19 @@ def open_socket(target: Target, seconds: float) -> socket.socket:
     return connection
 
 
+def connect(connection: socket.socket, target: Target, deadline: float) -> None:
+    """Connect, waiting for a place in a full backlog: with one client, and one that waits, QEMU's is full."""
+    while True:
+        try:
+            connection.connect(str(target.path))
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(BACKLOG_PAUSE)
+        else:
+            return
+
+
 def peer_pid(connection: socket.socket) -> int:
     """Give the pid of the process that listens on the other end: SO_PEERCRED, unix(7)."""
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
@@ -75,11 +97,12 @@ def peer_pid(connection: socket.socket) -> int:
 
 
 def late(target: Target, seconds: float) -> TimedOut:
-    """Give the error of a monitor that does not answer."""
+    """Give the error of a socket at which nobody answers."""
+    monitor = target.kind == "monitor"
     return TimedOut(
         Report(
-            code="qmp.timeout",
-            message="QEMU does not answer on its monitor",
+            code="qmp.timeout" if monitor else "agent.timeout",
+            message=f"{'QEMU does not answer' if monitor else 'no turn came'} on the {target.name}",
             where=str(target.path),
             why=f"no answer within {seconds:g} s: it is stopped, or another client is connected",
             hint=f"kvmlaunch down {target.path.parent.name} --force   # works without the monitor",

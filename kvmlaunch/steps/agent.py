@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from kvmlaunch.builder.guest_agent import AGENT, AGENT_SOCKET
 from kvmlaunch.errors import HostFailed, KvmlaunchError, NotRunning, Report, TimedOut
 from kvmlaunch.facts.agent import Execution, Interface, NoAgent, is_open, parse_execution, parse_interfaces
+from kvmlaunch.facts.console import plain_text
 from kvmlaunch.run.agent import ask_agent
 from kvmlaunch.run.qmp import Target
 from kvmlaunch.steps.caller import Caller
@@ -20,7 +21,8 @@ FREEZE_SECONDS = 60.0  # a guest writes out what it has first
 SHUTDOWN_SECONDS = 1.0  # for a refusal
 LOOK_EVERY = 0.05  # seconds
 SLOWEST_LOOK = 0.5
-SHORTEST = 0.5  # seconds
+SLOWEST_INPUT = 1 << 16  # bytes a second that a guest is allowed to take
+LONGEST_NAME = 100
 
 
 def channel(seen: Seen) -> Target:
@@ -36,17 +38,13 @@ def channel(seen: Seen) -> Target:
                 hint="[guest_agent]\nenabled = true   # then kvmlaunch restart it",
             )
         )
-    return Target(path=path, pid=seen.pid)
+    return Target(path=path, pid=seen.pid, kind="agent")
 
 
 def listens(seen: Seen) -> bool:
-    """Has the guest opened the channel, so that somebody may answer."""
-    if not os.path.exists(seen.places.run / AGENT_SOCKET):
-        return False
-    try:
-        return is_open(query(seen, ("query-chardev", {}))[0], AGENT)
-    except KvmlaunchError:
-        return False
+    """Has the guest opened the channel, so that somebody may answer; raises what the monitor does."""
+    there = os.path.exists(seen.places.run / AGENT_SOCKET)
+    return there and is_open(query(seen, ("query-chardev", {}))[0], AGENT)
 
 
 def need_agent(seen: Seen) -> Target:
@@ -75,7 +73,8 @@ def execute(caller: Caller, word: str, argv: Sequence[str], *, given: bytes | No
     wanted: dict[str, object] = {"path": argv[0], "arg": list(argv[1:]), "capture-output": True}
     if given is not None:
         wanted["input-data"] = base64.b64encode(given).decode()
-    begun = ask_agent(target, (("guest-exec", wanted),), seconds=SECONDS)
+    patience = min(SECONDS, seconds) + len(given or b"") / SLOWEST_INPUT
+    begun = ask_agent(target, (("guest-exec", wanted),), seconds=patience, stay=LOOK_EVERY)
     pid = begun[0].get("pid") if begun and isinstance(begun[0], dict) else None
     if type(pid) is not int:
         raise HostFailed(Report(code="agent.error", message="the guest's agent told no pid", where=str(target.path)))
@@ -86,15 +85,18 @@ def follow(target: Target, pid: int, command: str, deadline: float) -> Execution
     """Ask for a command in a guest until it has ended."""
     pause = LOOK_EVERY
     while True:
-        answers = ask_agent(target, (("guest-exec-status", {"pid": pid}),), seconds=max(SECONDS, SHORTEST))
+        question = ("guest-exec-status", {"pid": pid})
+        answers = ask_agent(target, (question,), seconds=SECONDS, stay=pause)
+        if not answers:
+            raise HostFailed(Report(code="agent.error", message="the guest's agent went away", where=str(target.path)))
         try:
-            found = parse_execution(answers[0] if answers else None)
+            found = parse_execution(answers[0])
         except NoAgent as error:
             message = f"the guest's agent: {error}"
             raise HostFailed(Report(code="agent.error", message=message, where=str(target.path))) from error
         if found.exited:
             return found
-        if time.monotonic() + pause > deadline:
+        if time.monotonic() > deadline:
             raise TimedOut(
                 Report(
                     code="agent.timeout",
@@ -104,7 +106,6 @@ def follow(target: Target, pid: int, command: str, deadline: float) -> Execution
                     hint="--timeout 10m   # waits longer",
                 )
             )
-        time.sleep(pause)
         pause = min(SLOWEST_LOOK, pause * 2)
 
 
@@ -114,16 +115,29 @@ def addresses(seen: Seen, seconds: float) -> tuple[Interface, ...]:
         answers = ask_agent(channel(seen), (("guest-network-get-interfaces", {}),), seconds=seconds)
     except KvmlaunchError:
         return ()
-    return parse_interfaces(answers[0] if answers else None)
+    found = parse_interfaces(answers[0] if answers else None)
+    return tuple(
+        Interface(name=shortened(each.name), addresses=tuple(map(shortened, each.addresses))) for each in found
+    )
+
+
+def shortened(text: str) -> str:
+    """Give a text of the guest's as it may be shown."""
+    return plain_text(text)[:LONGEST_NAME]
 
 
 def ask_shutdown(seen: Seen) -> bool:
-    """Ask a guest's agent to power it down; tells whether one was there to be asked.
+    """Ask a guest's agent to power it down; tells whether one was there to be asked, in a guest that runs.
 
-    Raises HostFailed `agent.error` when it refused.
+    Raises TimedOut `agent.timeout` for one that does not answer at all, HostFailed `agent.error` when it refused.
     """
-    if not listens(seen):
+    try:
+        status = query(seen, ("query-status", {}))[0]
+        if not isinstance(status, dict) or not status.get("running") or not listens(seen):
+            return False
+    except KvmlaunchError:
         return False
+    ask_agent(channel(seen), (), seconds=SHUTDOWN_SECONDS)
     with contextlib.suppress(TimedOut):  # on success it does not answer
         ask_agent(channel(seen), (("guest-shutdown", {"mode": "powerdown"}),), seconds=SHUTDOWN_SECONDS)
     return True
@@ -135,7 +149,11 @@ def frozen_guest(seen: Seen) -> Iterator[int | None]:
 
     They are let go again whatever happens; raises HostFailed `agent.error` when that is refused.
     """
-    if not listens(seen):
+    try:
+        there = listens(seen)
+    except KvmlaunchError:
+        there = False
+    if not there:
         yield None
         return
     target = channel(seen)

@@ -76,9 +76,8 @@ def end_by_force(process: Process, tell: Tell) -> str:
     )
 
 
-def wait_asking(seen: Seen, process: Process, timeout: float) -> bool:
+def wait_asking(seen: Seen, process: Process, deadline: float) -> bool:
     """Wait for the end, pressing the button again now and then: a guest that still boots did not see the first time."""
-    deadline = time.monotonic() + timeout
     while (left := deadline - time.monotonic()) > 0:
         if process.wait(min(left, ASK_AGAIN)):
             return True
@@ -111,6 +110,7 @@ def ask_agent(seen: Seen, process: Process, timeout: float, tell: Tell) -> bool:
 
 def end_process(seen: Seen, process: Process, timeout: float, tell: Tell, *, force: bool) -> str:
     """Ask, wait, and with force end; gives the signal that ended it, "" for none.  Raises TimedOut."""
+    deadline = time.monotonic() + timeout
     if timeout > 0 and ask_agent(seen, process, timeout, tell):
         return ""
     met = ask_powerdown(seen, force=force)
@@ -118,7 +118,7 @@ def end_process(seen: Seen, process: Process, timeout: float, tell: Tell, *, for
         tell("resumed", "it was paused, and a paused guest hears no power button")
     asked = "was told to quit: its guest had powered down" if met.deed == "told to quit" else "was asked"
     tell("powerdown", f"pid {process.pid} {asked}, waiting {timeout:g} s")
-    if wait_asking(seen, process, timeout):
+    if wait_asking(seen, process, deadline):
         return ""
     if force:
         return end_by_force(process, tell)

@@ -282,7 +282,7 @@ def test_every_drive_has_a_promise(name: str) -> None:
 
     promised = {promise.id: promise.path for promise in plan.promises if isinstance(promise, DrivePromise)}
     assert drives.keys() == promised.keys()
-    assert [disk.path for disk in plan.disks] == list(promised.values())
+    assert [disk.path for disk in plan.disks] == [path for path in promised.values() if isinstance(path, PurePosixPath)]
 
 
 @pytest.mark.parametrize("name", planned_cases())

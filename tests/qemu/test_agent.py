@@ -412,8 +412,11 @@ def guest(place: Path, behave: Behaviour) -> Iterator[Seen]:
         connection.sendall(GREETING)
         read_query(connection)
         connection.sendall(b'{"return": {}}\r\n')
-        read_query(connection)
-        connection.sendall(b'{"return": [{"label": "qga", "frontend-open": true}]}\r\n')
+        answers: dict[object, bytes] = {
+            "query-status": b'{"return": {"status": "running", "running": true}}\r\n',
+            "query-chardev": b'{"return": [{"label": "qga", "frontend-open": true}]}\r\n',
+        }
+        connection.sendall(answers[read_query(connection)["execute"]])
         hang(connection)
 
     run = PurePosixPath(place)

@@ -154,7 +154,7 @@ def check_drive(promise: DrivePromise, answer: object) -> None:
     """Hold what query-block says of a drive against its promise."""
     seen = next(drive for drive in parse_drives(answer) if drive.id == promise.id)
     names = ("format", "readonly", "direct", "no_flush", "writeback", "detect_zeroes", "iops", "bandwidth")
-    assert seen.path == str(promise.path)
+    assert promise.is_at(seen.path)
     assert {name: getattr(seen, name) for name in names} == {name: getattr(promise, name) for name in names}
 
 
