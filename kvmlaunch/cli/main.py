@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "reset": ("kvmlaunch.cli.run:reset", "Run", "Press a VM's reset button."),
     "ls": ("kvmlaunch.cli.look:ls", "Look", "List VMs."),
     "status": ("kvmlaunch.cli.look:status", "Look", "Tell how VMs are."),
+    "top": ("kvmlaunch.cli.top:top", "Look", "Show what the running VMs use, live."),
     "console": ("kvmlaunch.cli.attach:console", "Look", "Connect the terminal to a VM's serial port."),
     "logs": ("kvmlaunch.cli.attach:logs", "Look", "Show what a guest, or its QEMU, has printed."),
     "exec": ("kvmlaunch.cli.agent:exec_", "Look", "Run a command in a guest, by its agent."),

@@ -1,0 +1,74 @@
+"""`top`: what the running VMs use, looked at again and again; from /proc, /sys and QEMU's own counters."""
+
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+
+from kvmlaunch.facts.qmp import Query
+from kvmlaunch.facts.usage import Counters, Usage, build_counters, build_usage
+from kvmlaunch.host.readers import read_text
+from kvmlaunch.run.qmp import Target, ask_all
+from kvmlaunch.steps.caller import Caller
+from kvmlaunch.steps.look import known_names
+from kvmlaunch.steps.observe import Seen, monitor_path, observe
+
+BLOCKS: tuple[Query, ...] = (("query-blockstats", {}),)
+IFNAME = "ifname="
+
+
+def tap_of(seen: Seen) -> str:
+    """Give the first tap of a VM, by the argv that it was started with; "" for none."""
+    words = seen.record.argv if seen.record else ()
+    options = [option for word in words if word.startswith("tap,") for option in word.split(",")]
+    return next((option.removeprefix(IFNAME) for option in options if option.startswith(IFNAME)), "")
+
+
+def read_network(tap: str) -> tuple[int, int] | None:
+    """Give the bytes that a guest received and sent over its tap: what the host sent it, and received of it."""
+    place = f"/sys/class/net/{tap}/statistics"
+    texts = [read_text(f"{place}/{name}") for name in ("tx_bytes", "rx_bytes")] if tap else []
+    numbers = [int(text) for text in texts if text and text.strip().isdecimal()]
+    return (numbers[0], numbers[1]) if len(numbers) == len(("received", "sent")) else None
+
+
+def read_counters(seen: Seen, blocks: object) -> Counters:
+    """Give what a VM has used so far."""
+
+    def read(name: str) -> str:
+        return read_text(f"/proc/{seen.pid}/{name}") or ""
+
+    return build_counters(
+        stat=read("stat"),
+        status=read("status"),
+        rollup=read("smaps_rollup"),
+        ksm=read("ksm_stat"),
+        blocks=blocks,
+        network=read_network(tap_of(seen)),
+        page_size=os.sysconf("SC_PAGE_SIZE"),
+    )
+
+
+def look(caller: Caller, names: Sequence[str]) -> dict[tuple[str, int], Counters]:
+    """Give the counters of VMs, of all where none is named, by name and pid; all monitors are asked at once."""
+    seen = [each for each in (observe(caller, name) for name in names or known_names(caller)) if each.pid is not None]
+    targets = [Target(path=monitor_path(each), pid=each.pid) for each in seen]
+    answers = ask_all(targets, BLOCKS) if targets else []
+    return {
+        (each.name, each.pid or 0): read_counters(each, answer[0] if isinstance(answer, list) else None)
+        for each, answer in zip(seen, answers, strict=True)
+    }
+
+
+def usages(caller: Caller, words: Sequence[str], seconds: float) -> Iterator[Mapping[str, Usage]]:
+    """Give what VMs use, all that run where none is named, every so many seconds; the first time after as long."""
+    ticks = os.sysconf("SC_CLK_TCK")
+    before, begun = look(caller, words), time.monotonic()
+    while True:
+        time.sleep(seconds)
+        after, now = look(caller, words), time.monotonic()
+        yield {
+            name: build_usage(before[name, pid], counters, now - begun, ticks)
+            for (name, pid), counters in after.items()
+            if (name, pid) in before
+        }
+        before, begun = after, now
