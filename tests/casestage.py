@@ -15,6 +15,7 @@ from typing import Final
 
 from attrs import frozen
 
+from kvmlaunch.builder.tpm import emulator_argv
 from kvmlaunch.host.command import run_tool
 from kvmlaunch.model.plan import DrivePromise, Place, Plan, PlannedDisk, PlannedNetwork
 from kvmlaunch.units import MIB
@@ -211,10 +212,20 @@ def render_script(stage: Stage, outcome: Outcome, binary: Path, argv: tuple[str,
         (
             *mount_lines(stage, outcome),
             *network_lines(outcome.plan.networks),
+            *tpm_lines(outcome, argv),
             f"touch {MARKER}",
             f"exec {shlex.join((str(binary), *argv))}",
         )
     )
+
+
+def tpm_lines(outcome: Outcome, argv: tuple[str, ...]) -> Iterator[str]:
+    """Give the lines that start the emulator of a TPM, where the case has one."""
+    if "-tpmdev" in argv:
+        words = emulator_argv("swtpm", outcome.places)
+        yield f"mkdir -p {outcome.places.state / 'tpm'}"
+        yield f"{shlex.join(words)} &"
+        yield f"until [ -S {outcome.places.run / 'tpm.sock'} ]; do sleep 0.01; done"
 
 
 MARKER: Final = "/run/stage"

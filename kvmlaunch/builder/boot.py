@@ -34,11 +34,28 @@ FIRMWARES = tuple(
 )
 
 
+# With Microsoft's and the distribution's keys enrolled, and code that lets nobody but SMM write variables.
+SIGNED_FIRMWARES = tuple(
+    Firmware(code=PurePosixPath(code), variables=PurePosixPath(variables))
+    for code, variables in (
+        ("/usr/share/OVMF/OVMF_CODE_4M.ms.fd", "/usr/share/OVMF/OVMF_VARS_4M.ms.fd"),
+        ("/usr/share/OVMF/OVMF_CODE.ms.fd", "/usr/share/OVMF/OVMF_VARS.ms.fd"),
+        ("/usr/share/edk2/ovmf/OVMF_CODE.secboot.fd", "/usr/share/edk2/ovmf/OVMF_VARS.secboot.fd"),
+        ("/usr/share/qemu/ovmf-x86_64-smm-ms-code.bin", "/usr/share/qemu/ovmf-x86_64-smm-ms-vars.bin"),
+    )
+)
+
+
+def firmwares_of(definition: Definition) -> tuple[Firmware, ...]:
+    """Give the firmwares that would do."""
+    return SIGNED_FIRMWARES if definition.firmware.secure_boot else FIRMWARES
+
+
 def firmware_paths(definition: Definition) -> tuple[PurePosixPath, ...]:
     """Give the files to look for on the host, none with BIOS."""
     if definition.boot.firmware != "uefi":
         return ()
-    return tuple(path for firmware in FIRMWARES for path in (firmware.code, firmware.variables))
+    return tuple(path for firmware in firmwares_of(definition) for path in (firmware.code, firmware.variables))
 
 
 def plan_firmware(definition: Definition, host: HostFacts) -> Firmware | None:
@@ -46,7 +63,9 @@ def plan_firmware(definition: Definition, host: HostFacts) -> Firmware | None:
     if definition.boot.firmware != "uefi":
         return None
     there = {path for path, facts in host.paths.items() if facts.kind == "file"}
-    return next((firmware for firmware in FIRMWARES if {firmware.code, firmware.variables} <= there), None)
+    return next(
+        (firmware for firmware in firmwares_of(definition) if {firmware.code, firmware.variables} <= there), None
+    )
 
 
 def uefi_options(firmware: Firmware, definition: Definition) -> tuple[Option, ...]:
@@ -82,6 +101,21 @@ def uefi_options(firmware: Firmware, definition: Definition) -> tuple[Option, ..
             field("format", "boot.variables.format", raw),
             field("file", "boot.variables", store),
         ),
+        *(protection() if definition.firmware.secure_boot else ()),
+    )
+
+
+def protection() -> tuple[Option, ...]:
+    """Give what keeps the guest's own kernel from the variables: flash that only SMM may write."""
+    reason, source = "only firmware in SMM may write variables", "OVMF README, SMM support"
+    return (
+        pairs(
+            "-global",
+            "firmware",
+            field("driver", "firmware.secure_boot", fixed("cfi.pflash01", reason, source)),
+            field("property", "firmware.secure_boot", fixed("secure", reason, source)),
+            field("value", "firmware.secure_boot", fixed(value=True, reason=reason, source=source)),
+        ),
     )
 
 
@@ -110,7 +144,7 @@ def build_boot(definition: Definition, host: HostFacts) -> Part:
             code="qemu.capability",
             message="no UEFI firmware is installed",
             key="boot.firmware",
-            why="looked for " + ", ".join(str(each.code) for each in FIRMWARES),
+            why="looked for " + ", ".join(str(each.code) for each in firmwares_of(definition)),
             hint="apt install ovmf   # or: dnf install edk2-ovmf",
         )
         return Part(options=kernel_options(definition), findings=(missing,))

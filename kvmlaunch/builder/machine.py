@@ -157,6 +157,14 @@ def machine_fields(definition: Definition, caps: QemuCaps, *, hugepages: bool) -
         origin=definition.origin("memory.ksm"),
     )
     fields = [field("", "machine", machine)]
+    if definition.firmware.secure_boot:
+        smm: Choice[bool] = Choice(
+            value=True,
+            reason="firmware guards its variables in SMM",
+            source="OVMF README, SMM support",
+            origin=definition.origin("firmware.secure_boot"),
+        )
+        fields.append(field("smm", "machine.smm", smm))
     if "hpet" in caps.machine_properties:
         fields.append(
             field(

@@ -23,6 +23,7 @@ from kvmlaunch.builder import (
     qcow2,
     raw,
     security,
+    tpm,
 )
 from kvmlaunch.builder.option import Part, field, fixed
 from kvmlaunch.model.definition import AUTO, Definition
@@ -156,6 +157,7 @@ def build_parts(
     yield console.build_console(definition)
     yield cloud_init.build_seed(definition)
     yield guest_agent.build_agent(definition, installed=cloud_init.installs_agent(definition))
+    yield tpm.build_tpm(definition, host)
     yield display.build_display(definition)
     yield console.build_monitors()
     yield machine.build_panic(definition)

@@ -62,6 +62,13 @@ def tell_about(session: Session, resolved: "Resolved") -> None:
             f"up runs this as {user.name}: put before it  setpriv --reuid={user.uid} --regid={user.gid} --init-groups",
             err=True,
         )
+    if resolved.subject.definition.firmware.tpm and "swtpm" in resolved.host.tools and not session.quiet:
+        import shlex  # noqa: PLC0415 - with a TPM only
+
+        from kvmlaunch.builder.tpm import emulator_argv  # noqa: PLC0415
+
+        argv = shlex.join(emulator_argv(resolved.host.tools["swtpm"], resolved.places))
+        click.echo(f"up starts the emulator of the TPM first: {argv}", err=True)
 
 
 def row_document(row: "Row") -> dict[str, str]:

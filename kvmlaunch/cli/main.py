@@ -32,6 +32,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "console": ("kvmlaunch.cli.attach:console", "Look", "Connect the terminal to a VM's serial port."),
     "logs": ("kvmlaunch.cli.attach:logs", "Look", "Show what a guest, or its QEMU, has printed."),
     "exec": ("kvmlaunch.cli.agent:exec_", "Look", "Run a command in a guest, by its agent."),
+    "guest-script": ("kvmlaunch.cli.guest:guest_script", "Look", "Print a script that tunes a guest from within."),
     "monitor": ("kvmlaunch.cli.look:monitor", "Look", "Send one QMP command."),
     "print-cmd": ("kvmlaunch.cli.build:print_cmd", "Compile", "Print the QEMU command line that `up` runs."),
     "explain": ("kvmlaunch.cli.build:explain", "Compile", "Tell every decision with its reason, or what a code means."),

@@ -160,6 +160,13 @@ def check_boot(definition: Definition) -> Broke:
                 yield Broken((table, name, "boot"), Mistake(code="def.disk.boot", message=message, hint=hint))
 
 
+def check_firmware(definition: Definition) -> Broke:
+    """Give secure boot without UEFI."""
+    if definition.firmware.secure_boot and definition.boot.firmware != "uefi":
+        mistake = choice("secure boot is UEFI's", hint='boot.firmware = "uefi"')
+        yield Broken(("firmware", "secure_boot"), mistake, needs=(("boot", "firmware"),))
+
+
 def check_disks(definition: Definition) -> Broke:
     """Give what is wrong with each disk, and two that are one file."""
     taken: dict[object, str] = {}
@@ -369,6 +376,7 @@ RULES: Final[tuple[Callable[[Definition], Broke], ...]] = (
     check_cpu,
     check_memory,
     check_boot,
+    check_firmware,
     check_disks,
     check_formats,
     check_creation,

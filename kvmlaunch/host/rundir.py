@@ -20,7 +20,7 @@ from kvmlaunch.model.value import frozen
 
 RECORD = "record.json"
 PREPARED, STOPPING = "prepared", "stopping"
-QMP, QMP_OWN, EVENTS, EVENTS_LOG, CONSOLE, VNC, AGENT = (
+QMP, QMP_OWN, EVENTS, EVENTS_LOG, CONSOLE, VNC, AGENT, TPM, TPM_PID = (
     "qmp.sock",
     "qmp-own.sock",
     "events.sock",
@@ -28,6 +28,8 @@ QMP, QMP_OWN, EVENTS, EVENTS_LOG, CONSOLE, VNC, AGENT = (
     "console.sock",
     "vnc.sock",
     "qga.sock",
+    "tpm.sock",
+    "tpm.pid",
 )
 LOG = "log"
 OWN_FILES = (
@@ -42,6 +44,8 @@ OWN_FILES = (
     f"{CONSOLE}.lock",
     VNC,
     AGENT,
+    TPM,
+    TPM_PID,
 )
 
 

@@ -63,6 +63,8 @@ CODES: Final[dict[str, tuple[int, str]]] = {
     "host.hugetlbfs.stacked": (6, "Several mounts lie on one mount point; the lower ones keep their pages unseen."),
     "host.memory.short": (6, "The host has too little memory; it always keeps max(1 GiB, 10 %)."),
     "host.aio.refused": (6, "The host refuses the asynchronous I/O engine that was asked for."),
+    "host.tpm.missing": (6, "swtpm, which emulates a guest's TPM, is not installed."),
+    "host.tpm.failed": (1, "The emulator of the TPM did not start."),
     "host.vhost.missing": (6, "/dev/vhost-net cannot be opened, and vhost was asked for."),
     "host.space": (6, "A file system is full or read-only."),
     "host.fstab.invalid": (
@@ -169,6 +171,7 @@ REMEDIES: Final[dict[str, str]] = {
     "host.hugetlbfs.stacked": "Unmount the mount point until one mount is left.",
     "host.memory.short": "Make memory.size smaller, or end other programs.",
     "host.aio.refused": "Write aio=auto, which takes what the host can do.",
+    "host.tpm.missing": "Install swtpm, or leave firmware.tpm out.",
     "host.vhost.missing": "modprobe vhost_net, give the user /dev/vhost-net, or leave vhost out.",
     "host.space": "Make room, or mount it writable, where the message says.",
     "host.fstab.invalid": "findmnt --verify says what is wrong; mend the file by hand, and try again.",

@@ -129,6 +129,16 @@ class Boot:
 
 
 @frozen(kw_only=True)
+class FirmwareKeys:
+    """`[firmware]`."""
+
+    tpm: bool = key("A TPM 2.0, emulated by swtpm, its state kept.", default=False)
+    secure_boot: bool = key(
+        "UEFI that starts what is signed only; the keys of the distribution's firmware.", default=False
+    )
+
+
+@frozen(kw_only=True)
 class Iothreads:
     """`[iothreads]`."""
 
@@ -310,6 +320,7 @@ class Definition:
     cpu: Cpu = table(Cpu, "Virtual CPUs.")
     memory: Memory = table(Memory, "RAM and what backs it.")
     boot: Boot = table(Boot, "Firmware, or a kernel booted directly.")
+    firmware: FirmwareKeys = table(FirmwareKeys, "What an installer of today asks of a machine.")
     iothreads: Iothreads = table(Iothreads, "Threads that do the disks' work.")
     disk: Mapping[str, Disk] = tables("Disks, in the order of the file.")
     cdrom: Mapping[str, Cdrom] = tables("CD drives.")
@@ -343,4 +354,4 @@ SHORTHANDS: Final[Mapping[str, str]] = {
     "cdrom": "cdrom.cd0.path",
 }
 # Names kept for capabilities that are not there yet.
-RESERVED_KEYS: Final = ("firmware_tpm", "share")
+RESERVED_KEYS: Final = ("share",)

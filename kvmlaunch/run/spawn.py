@@ -40,7 +40,7 @@ def raised_memlock(size: int) -> Iterator[None]:
 def spawn(
     argv: tuple[str, ...], owner: Owner, *, lock_fd: int, log_fd: int, memlock: int = 0
 ) -> "subprocess.Popen[bytes]":
-    """Start a process in a session of its own that inherits the lock and nothing else of ours.
+    """Start a process in a session of its own that inherits the lock (-1 for none) and nothing else of ours.
 
     Its standard input is /dev/null and its output a file, as a pipe would die with us; `memlock` is in bytes.
     Raises QemuFailed `qemu.exit` when it cannot be executed.
@@ -52,7 +52,7 @@ def spawn(
                 stdin=subprocess.DEVNULL,
                 stdout=log_fd,
                 stderr=log_fd,
-                pass_fds=(lock_fd,),
+                pass_fds=(lock_fd,) if lock_fd >= 0 else (),
                 env=dict(ENVIRONMENT),
                 cwd="/",
                 umask=0o077,

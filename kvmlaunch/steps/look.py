@@ -16,6 +16,7 @@ from kvmlaunch.facts.qmp import Query
 from kvmlaunch.host.capture import read_all
 from kvmlaunch.host.definitions import definition_files
 from kvmlaunch.host.places import run_parent
+from kvmlaunch.host.rundir import TPM, TPM_PID
 from kvmlaunch.model.lifecycle import VmState
 from kvmlaunch.model.value import frozen
 from kvmlaunch.run.process import read_cmdline
@@ -100,6 +101,11 @@ def state_notes(seen: Seen) -> Iterator[str]:
         yield "QEMU was not started by kvmlaunch"
     if seen.state is VmState.HALF:
         yield f"its start was not finished: kvmlaunch up {seen.name} takes it over, kvmlaunch down {seen.name} ends it"
+    if seen.lives and os.path.exists(seen.places.run / TPM):
+        from kvmlaunch.run.tpm import emulator_pid  # noqa: PLC0415 - with a TPM only
+
+        if emulator_pid(seen.places.run / TPM_PID, seen.places.run / TPM) is None:
+            yield f"the emulator of its TPM has ended: what needs the TPM fails until kvmlaunch restart {seen.name}"
     if seen.state is VmState.ENDED:
         yield f"what it held is still held: kvmlaunch down {seen.name} gives it back"
     if seen.state is VmState.STOPPED and os.geteuid() == 0:

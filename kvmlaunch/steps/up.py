@@ -46,7 +46,7 @@ from kvmlaunch.model.value import frozen
 from kvmlaunch.preflight.checks import CHECK_COUNT
 from kvmlaunch.run.process import read_boot_id
 from kvmlaunch.steps.caller import Caller, Tell
-from kvmlaunch.steps.heal import clean_up, give_back_under_lock, heal_host
+from kvmlaunch.steps.heal import clean_up, end_tpm, give_back_under_lock, heal_host
 from kvmlaunch.steps.load import Subject, load, load_subject
 from kvmlaunch.steps.observe import LEFT, Seen, age, monitor_path, observe
 from kvmlaunch.steps.record import record_of
@@ -55,6 +55,7 @@ from kvmlaunch.units import GIB
 
 if TYPE_CHECKING:
     from kvmlaunch.run.launch import RunningVm
+    from kvmlaunch.run.spawn import Owner
 
 LOG_SIZE = 16 << 20  # bytes that a guest can fill with what it prints, for root's VMs
 TRIES = 5  # of counting pages while others move them
@@ -289,6 +290,33 @@ def make_variables(resolved: Resolved) -> None:
         os.rename(temporary, store.name, src_dir_fd=fd, dst_dir_fd=fd)
 
 
+def owner_of_vm(caller: Caller, resolved: Resolved) -> "Owner":
+    """Give whom the VM's processes run as."""
+    from kvmlaunch.run.spawn import Owner  # noqa: PLC0415 - late on purpose
+
+    user, drop = resolved.host.user, caller.uid == 0 and resolved.host.user.uid != 0
+    groups = tuple(sorted(group_numbers(user.groups))) if drop else ()
+    return Owner(uid=user.uid, gid=user.gid, groups=groups, drop=drop)
+
+
+def start_tpm(caller: Caller, resolved: Resolved) -> None:
+    """Start the emulator of a VM's TPM, where it has one; it ends with QEMU."""
+    if not resolved.subject.definition.firmware.tpm:
+        return
+    from kvmlaunch.builder.tpm import SOCKET, STATE, emulator_argv  # noqa: PLC0415 - with a TPM only
+    from kvmlaunch.run.tpm import launch_emulator  # noqa: PLC0415
+
+    places, user = resolved.places, resolved.host.user
+    make_owned(places.state, user.uid, user.gid, 0o700)
+    make_owned(places.state / STATE, user.uid, user.gid, 0o700)
+    log_fd, _ = open_qemu_log(places.logs, caller.uid, f"# {datetime.now(UTC).isoformat(timespec='seconds')} swtpm")
+    try:
+        argv = emulator_argv(resolved.host.tools["swtpm"], places)
+        launch_emulator(argv, owner_of_vm(caller, resolved), places.run / SOCKET, places.logs / QEMU_LOG, log_fd)
+    finally:
+        os.close(log_fd)
+
+
 def seeded(resolved: Resolved) -> bool:
     """Has a VM a seed for cloud-init."""
     return plan_seed(resolved.subject.definition).value
@@ -305,11 +333,8 @@ def refuse_seed(resolved: Resolved) -> None:
 def launch(caller: Caller, resolved: Resolved, claim: Claim, argv: tuple[str, ...], deadline: float) -> "RunningVm":
     """Start QEMU and wait until its monitor has negotiated; what is needed later is imported meanwhile."""
     from kvmlaunch.run.launch import launch_qemu, wait_for_greeting, wait_for_socket  # noqa: PLC0415 - late on purpose
-    from kvmlaunch.run.spawn import Owner  # noqa: PLC0415
 
-    user, logs = resolved.host.user, resolved.places.logs
-    groups = tuple(sorted(group_numbers(user.groups))) if caller.uid == 0 and user.uid != 0 else ()
-    owner = Owner(uid=user.uid, gid=user.gid, groups=groups, drop=caller.uid == 0 and user.uid != 0)
+    logs, owner = resolved.places.logs, owner_of_vm(caller, resolved)
     log_fd, log_start = open_qemu_log(
         logs, caller.uid, f"# {datetime.now(UTC).isoformat(timespec='seconds')} {resolved.name}"
     )
@@ -379,6 +404,7 @@ def given_back_on_failure(caller: Caller, resolved: Resolved, claim: Claim, tell
         yield
     except BaseException:
         end_children(resolved.plan.uuid)
+        end_tpm(resolved.places.run)
         for undo in (lambda: give_back_under_lock(caller, resolved.name, tell), lambda: remove_claimed(claim)):
             try:
                 undo()
@@ -407,6 +433,7 @@ def start(
             from kvmlaunch.steps.seed import make_seed  # noqa: PLC0415 - with cloud_init only
 
             make_seed(resolved)
+        start_tpm(caller, resolved)
         argv = render_argv(resolved.plan, resolved.places)
         deadline = time.monotonic() + (wishes.timeout or float(resolved.subject.definition.lifecycle.start_timeout))
         tell("exec", shlex.join(argv))

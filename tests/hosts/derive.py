@@ -119,7 +119,12 @@ PATHS: Mapping[str, dict[str, object]] = {
     "/dev/zero": {"kind": "character", "inode": "0:6:4", "owner": "root", "mode": 0o666},
     **{
         f"/usr/share/OVMF/{name}.fd": regular(1501 + place, SMALL, **READ_ONLY)
-        for place, name in enumerate(("OVMF_CODE_4M", "OVMF_VARS_4M", "OVMF_CODE", "OVMF_VARS"))
+        for place, name in enumerate(
+            (
+                *("OVMF_CODE_4M", "OVMF_VARS_4M", "OVMF_CODE", "OVMF_VARS"),
+                *("OVMF_CODE_4M.ms", "OVMF_VARS_4M.ms", "OVMF_CODE.ms", "OVMF_VARS.ms"),
+            )
+        )
     },
     **{
         f"/usr/share/{name}": {"kind": "missing", "refusal": "No such file or directory"}
@@ -131,6 +136,8 @@ PATHS: Mapping[str, dict[str, object]] = {
                 "edk2/x64/OVMF_VARS.4m.fd",
             ),
             *("qemu/ovmf-x86_64-4m-code.bin", "qemu/ovmf-x86_64-4m-vars.bin"),
+            *("edk2/ovmf/OVMF_CODE.secboot.fd", "edk2/ovmf/OVMF_VARS.secboot.fd"),
+            *("qemu/ovmf-x86_64-smm-ms-code.bin", "qemu/ovmf-x86_64-smm-ms-vars.bin"),
         )
     },
 }
@@ -208,7 +215,7 @@ def kvm_intel(files: Files, probes: Probes) -> None:
     with_cpus(files, 4, 2)
     with_memory(files, 32 * GIB)
     with_node(files, 0, tuple(range(8)), 32 * GIB)
-    probes.update(kvm="", modules=["kvm", "kvm_intel"])
+    probes.update(kvm="", modules=["kvm", "kvm_intel"], tools={**probes["tools"], "swtpm": "/usr/bin/swtpm"})
 
 
 def two_nodes(files: Files, _: Probes) -> None:

@@ -9,7 +9,15 @@ from attrs import evolve, fields
 
 from kvmlaunch.builder.render import render_argv
 from kvmlaunch.model.evidence import DriveEvidence, Evidence, RamMapping
-from kvmlaunch.model.plan import AcceleratorPromise, DrivePromise, IdentityPromise, MemoryPromise, Plan, SandboxPromise
+from kvmlaunch.model.plan import (
+    AcceleratorPromise,
+    DrivePromise,
+    IdentityPromise,
+    MemoryPromise,
+    Place,
+    Plan,
+    SandboxPromise,
+)
 from kvmlaunch.preflight.promises import check_promises
 from kvmlaunch.units import MIB
 from tests.casebook import accepted_cases, plan_of, run_case
@@ -30,7 +38,7 @@ def drive_evidence(promise: DrivePromise) -> DriveEvidence:
     flags = O_RDWR | (O_DIRECT if promise.direct else 0)
     return DriveEvidence(
         id=promise.id,
-        path=str(promise.path),
+        path=f"/somewhere/{promise.path.tail}" if isinstance(promise.path, Place) else str(promise.path),
         format=promise.format,
         readonly=promise.readonly,
         direct=promise.direct,

@@ -1,0 +1,197 @@
+"""A script to be run within a guest that has no cloud-init: what the seed would set, with --check and --undo.
+
+POSIX shell, shellcheck-clean, and the same whenever it is run again.  `elevator=` on the kernel command line is for
+kernels before 5.0 alone, which still read it: Linux f382fb0bcef4, 85c0a037dc7a.
+"""
+
+import shlex
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from kvmlaunch.model.tweak import Tweak
+
+HEAD: Final = """\
+#!/bin/sh
+# Sets, within a Linux guest, what makes it fit the host that runs it.  By kvmlaunch guest-script {name}.
+#
+#   sh guest.sh           set it; run again it changes nothing
+#   sh guest.sh --check   only say what would change; ends with 1 when anything would
+#   sh guest.sh --undo    take it back
+set -eu
+
+mode=${{1:-set}}
+changes=0
+enabled=/var/lib/kvmlaunch/guest-units # what was not enabled before
+
+say() {{
+    echo "guest-script: $*"
+}}
+
+want_file() {{ # PATH TEXT: the file holds this text
+    if [ -f "$1" ] && [ "$(cat "$1")" = "$2" ]; then
+        return 0
+    fi
+    changes=$((changes + 1))
+    say "$1"
+    if [ "$mode" = set ]; then
+        mkdir -p "$(dirname "$1")"
+        printf '%s\\n' "$2" >"$1"
+    fi
+}}
+
+drop_file() {{ # PATH
+    if [ -e "$1" ]; then
+        say "$1 removed"
+        rm -f "$1"
+    fi
+}}
+
+want_package() {{ # NAME
+    if command -v dpkg >/dev/null && dpkg -s "$1" >/dev/null 2>&1; then
+        return 0
+    fi
+    if command -v rpm >/dev/null && rpm -q "$1" >/dev/null 2>&1; then
+        return 0
+    fi
+    changes=$((changes + 1))
+    say "package $1"
+    if [ "$mode" = set ]; then
+        if command -v apt-get >/dev/null; then
+            apt-get install -y "$1"
+        elif command -v dnf >/dev/null; then
+            dnf install -y "$1"
+        elif command -v zypper >/dev/null; then
+            zypper --non-interactive install "$1"
+        else
+            say "no apt-get, dnf or zypper: install $1 by hand" >&2
+        fi
+    fi
+}}
+
+want_unit() {{ # NAME
+    if ! command -v systemctl >/dev/null || systemctl is-enabled --quiet "$1" 2>/dev/null; then
+        return 0
+    fi
+    changes=$((changes + 1))
+    say "unit $1"
+    if [ "$mode" = set ]; then
+        mkdir -p "${{enabled%/*}}"
+        echo "$1" >>"$enabled"
+        systemctl enable --now "$1" || say "$1 could not be enabled" >&2
+    fi
+}}
+
+drop_unit() {{ # NAME: only one that this script has enabled
+    if [ -f "$enabled" ] && grep -qxF "$1" "$enabled"; then
+        say "unit $1 disabled"
+        systemctl disable --now "$1" || true
+    fi
+}}
+
+update_boot_loader() {{
+    if command -v update-grub >/dev/null; then
+        update-grub
+    elif command -v grub2-mkconfig >/dev/null; then
+        grub2-mkconfig -o "$(readlink -f /etc/grub2.cfg 2>/dev/null || echo /boot/grub2/grub.cfg)"
+    else
+        say 'the boot loader was not updated: no update-grub, no grub2-mkconfig' >&2
+    fi
+}}
+
+grub=/etc/default/grub
+
+# A kernel before 5.0 reads elevator= and has noop; a later one has none, by the rule above.
+want_elevator() {{
+    major=$(uname -r | sed 's/[^0-9].*//')
+    if [ "${{major:-9}}" -ge 5 ] || [ ! -f "$grub" ] || grep -q 'elevator=noop' "$grub"; then
+        return 0
+    fi
+    changes=$((changes + 1))
+    say "$grub: elevator=noop"
+    if [ "$mode" = set ]; then
+        cp -p "$grub" "$grub.kvmlaunch"
+        sed 's/^\\(GRUB_CMDLINE_LINUX="[^"]*\\)"/\\1 elevator=noop"/' "$grub.kvmlaunch" >"$grub"
+        update_boot_loader
+    fi
+}}
+
+drop_elevator() {{
+    if [ -f "$grub" ] && grep -q ' elevator=noop' "$grub"; then
+        say "$grub: elevator=noop removed"
+        cp -p "$grub" "$grub.kvmlaunch"
+        sed 's/ elevator=noop//' "$grub.kvmlaunch" >"$grub"
+        rm -f "$grub.kvmlaunch"
+        update_boot_loader
+    fi
+}}
+
+at_once() {{ # COMMAND: true at the next start in any case
+    if [ "$mode" != check ]; then
+        sh -c "$1" >/dev/null 2>&1 || say "not at once, but at the next start: $1"
+    fi
+}}
+
+set_all() {{
+{wanted}}}
+
+undo_all() {{
+{undone}    rm -f "$enabled"
+}}
+
+case $mode in
+    set) ;;
+    --check) mode=check ;;
+    --undo)
+        undo_all
+        exit 0
+        ;;
+    *)
+        echo "usage: $0 [--check|--undo]" >&2
+        exit 2
+        ;;
+esac
+if [ "$(id -u)" -ne 0 ] && [ "$mode" = set ]; then
+    say 'this needs root' >&2
+    exit 77
+fi
+set_all
+if [ "$changes" -eq 0 ]; then
+    say 'all is as it should be'
+elif [ "$mode" = check ]; then
+    exit 1
+fi
+"""
+
+
+def set_lines(tweak: Tweak) -> Iterator[str]:
+    """Give what sets one thing."""
+    if tweak.package:
+        yield f"want_package {shlex.quote(tweak.package)}"
+    if tweak.file:
+        yield f"want_file {shlex.quote(tweak.file)} {shlex.quote(tweak.text.rstrip())}"
+    if tweak.name == "scheduler":
+        yield "want_elevator"
+    if tweak.command:
+        yield f"at_once {shlex.quote(tweak.command)}"
+    if tweak.unit:
+        yield f"want_unit {shlex.quote(tweak.unit)}"
+
+
+def undo_lines(tweak: Tweak) -> Iterator[str]:
+    """Give what takes one thing back; a package stays, as others may use it."""
+    if tweak.unit:
+        yield f"drop_unit {shlex.quote(tweak.unit)}"
+    if tweak.file:
+        yield f"drop_file {shlex.quote(tweak.file)}"
+    if tweak.name == "scheduler":
+        yield "drop_elevator"
+    if tweak.undo:
+        yield f"at_once {shlex.quote(tweak.undo)}"
+
+
+def render_script(name: str, tweaks: Sequence[Tweak]) -> str:
+    """Give the script of a VM's guest."""
+    chosen = [tweak for tweak in tweaks if tweak.wanted.value]
+    wanted = "".join(f"    {line}\n" for tweak in chosen for line in set_lines(tweak)) or "    :\n"
+    undone = "".join(f"    {line}\n" for tweak in reversed(chosen) for line in undo_lines(tweak)) or "    :\n"
+    return HEAD.format(name=name, wanted=wanted, undone=undone)
