@@ -1,13 +1,21 @@
 """CD drives: read-only images on SATA, served through the host's page cache."""
 
+import re
+from collections.abc import Iterator
 from pathlib import PurePosixPath
 
 from kvmlaunch.builder import names
 from kvmlaunch.builder.option import Part, by_hand, field, fixed, pairs, wiring
 from kvmlaunch.model.choice import Choice, Origin
 from kvmlaunch.model.definition import Definition
+from kvmlaunch.model.finding import Finding, warning
+from kvmlaunch.model.host import HostFacts
 from kvmlaunch.model.plan import DrivePromise, Field, PlannedDisk
 
+# Volumes are called virtio-win-0.1.240; 0.1.229 came in January 2023.
+DRIVERS = re.compile(r"virtio-win-([0-9]{1,4}(?:\.[0-9]{1,5}){1,3})", re.ASCII)
+OLDEST_DRIVERS = (0, 1, 229)
+DRIVER_SOURCE = "virtio-win, the name of the ISO volume"
 CACHE_REASON = "the host's page cache serves a read-only image"
 CACHE_SOURCE = "kvmlaunch docs, performance"
 
@@ -48,6 +56,39 @@ def drive_fields(definition: Definition, name: str) -> tuple[Field, ...]:
         ),
         field("cache", f"{table}.cache", fixed("writeback", CACHE_REASON, CACHE_SOURCE)),
     )
+
+
+def driver_version(host: HostFacts, path: PurePosixPath) -> tuple[int, ...]:
+    """Give the version of the virtio drivers for Windows on an image, by its volume's name; () for another image."""
+    facts = host.paths.get(path)
+    match = DRIVERS.fullmatch(facts.volume_id) if facts else None
+    return tuple(map(int, match[1].split("."))) if match else ()
+
+
+def driver_rows(definition: Definition, host: HostFacts) -> Iterator[Field]:
+    """Give the version of the drivers for `explain`."""
+    for name, cdrom in definition.cdrom.items():
+        version = driver_version(host, cdrom.path)
+        if version:
+            origin = Origin(kind="host", place=f"the volume's name of {cdrom.path}", key=f"cdrom.{name}.drivers")
+            reason = "virtio drivers for Windows; a driver that is newer than the guest's is installed within it"
+            text = ".".join(map(str, version))
+            choice = Choice(value=text, reason=reason, source=DRIVER_SOURCE, origin=origin)
+            yield field("", f"cdrom.{name}.drivers", choice)
+
+
+def check_drivers(definition: Definition, host: HostFacts) -> Iterator[Finding]:
+    """Warn of old drivers for Windows (`cdrom.drivers.old`)."""
+    for name, cdrom in definition.cdrom.items():
+        version = driver_version(host, cdrom.path)
+        if version and version < OLDEST_DRIVERS and definition.os == "windows":
+            yield warning(
+                code="cdrom.drivers.old",
+                message=f"the virtio drivers on {cdrom.path.name} are {'.'.join(map(str, version))}",
+                key=f"cdrom.{name}.path",
+                why=f"those before {'.'.join(map(str, OLDEST_DRIVERS))} are of before 2023",
+                hint="https://fedorapeople.org/groups/virt/virtio-win   # has newer ones",
+            )
 
 
 def build_cdrom(definition: Definition, name: str, *, bus: str, boot: Choice[int] | None) -> Part:

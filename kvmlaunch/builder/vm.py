@@ -190,6 +190,7 @@ def explained_only(
         *against,
         *queues,
         *(row for plan in qcow2_of(plans) for row in qcow2.explain_rows(plan.table, plan.disk.path, plan.facts)),
+        *cdrom.driver_rows(definition, host),
         *cloud_init.seed_rows(definition),
         guest_agent.agent_row(definition, installed=cloud_init.installs_agent(definition)),
         security.user_choice(definition, host),
@@ -246,6 +247,7 @@ def build_vm(
     findings = (
         *(finding for part in parts for finding in part.findings),
         *check_allocations(definition, plans),
+        *cdrom.check_drivers(definition, host),
         *check_boot_from(definition, boot_from),
     )
     return Plan(

@@ -218,6 +218,8 @@ def capture_store(path: str, kind: str) -> dict[str, object]:
         backing = read_backing(handle, head)
         seen: dict[str, object] = {"readable": True, "header": block.parse_header(head), "backing": backing}
         seen |= block.parse_layout(head)
+        volume = block.parse_volume_id(os.pread(handle, BLOCK, block.VOLUME_DESCRIPTOR))
+        seen |= {"volume_id": volume} if volume else {}
         seen |= read_chain(path, head, backing) if backing or block.parse_external(head) else {}
     except OSError as error:
         return {"refusal": error.strerror}

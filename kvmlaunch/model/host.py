@@ -162,7 +162,7 @@ class PathFacts:
     are the images that have this one as their backing file.  `virtual_size` and `cluster_size` in bytes and
     `extended_l2` (are there subclusters) are those of a qcow2 file, 0 for others.  `since` are the overlays of its
     snapshots, the newest last, which is what QEMU opens; `stray` those that do not lie in a line; `committing` tells of
-    a commit at its last step.
+    a commit at its last step.  `volume_id` is the name of an ISO 9660 image.
     `inode` is `major:minor:number` of the file itself, for identity.  `real` is the
     path without links, `device` the bottom block device, with its scheduler's bracketed word, whether it
     rotates and its hardware queues.
@@ -179,6 +179,7 @@ class PathFacts:
     filesystem: str = ""
     inode: str = ""
     header: str = ""
+    volume_id: str = ""
     backing: str = ""
     chain: tuple[str, ...] = ()
     external_data: bool = False

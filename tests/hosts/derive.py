@@ -107,7 +107,8 @@ PATHS: Mapping[str, dict[str, object]] = {
     "/srv/zfs/disk.img": regular(1801, 1 * GIB, allocated=0, inode="0:63:1801", disks=[]),
     "/srv/nfs/data.img": regular(1201, 10 * GIB, inode="0:61:1201", disks=[]),
     "/srv/iso/debian.iso": regular(1301, 650 * MIB, **READ_ONLY),
-    "/srv/iso/virtio-win.iso": regular(1302, 700 * MIB, **READ_ONLY),
+    "/srv/iso/virtio-win.iso": regular(1302, 700 * MIB, volume_id="virtio-win-0.1.266", **READ_ONLY),
+    "/srv/iso/virtio-win-old.iso": regular(1304, 500 * MIB, volume_id="virtio-win-0.1.185", **READ_ONLY),
     "/srv/iso/win11.iso": regular(1303, 5 * GIB, **READ_ONLY),
     f"{TMP}/nodirect.img": regular(
         1401, 1 * GIB, inode="0:62:1401", o_direct=False, refusal="open: Invalid argument", disks=[]
