@@ -12,7 +12,7 @@ from kvmlaunch.model.finding import Finding, warning
 from kvmlaunch.model.host import HostFacts
 from kvmlaunch.model.plan import DrivePromise, Field, PlannedDisk
 
-# Volumes are called virtio-win-0.1.240; 0.1.229 came in January 2023.
+# Volumes are called virtio-win-0.1.240.  Which are old is ours to say.
 DRIVERS = re.compile(r"virtio-win-([0-9]{1,4}(?:\.[0-9]{1,5}){1,3})", re.ASCII)
 OLDEST_DRIVERS = (0, 1, 229)
 DRIVER_SOURCE = "virtio-win, the name of the ISO volume"
@@ -86,7 +86,7 @@ def check_drivers(definition: Definition, host: HostFacts) -> Iterator[Finding]:
                 code="cdrom.drivers.old",
                 message=f"the virtio drivers on {cdrom.path.name} are {'.'.join(map(str, version))}",
                 key=f"cdrom.{name}.path",
-                why=f"those before {'.'.join(map(str, OLDEST_DRIVERS))} are of before 2023",
+                why=f"drivers before {'.'.join(map(str, OLDEST_DRIVERS))} count as old here",
                 hint="https://fedorapeople.org/groups/virt/virtio-win   # has newer ones",
             )
 
