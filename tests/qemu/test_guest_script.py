@@ -1,0 +1,109 @@
+"""The script for a guest without cloud-init, run in a machine whose /etc is a copy and whose tools are fakes."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.sandbox import PATH, TINY, Machine, Result
+
+RULE = "udev/rules.d/60-kvmlaunch-scheduler.rules"
+GRUB = 'GRUB_DEFAULT=0\nGRUB_CMDLINE_LINUX="quiet"\nGRUB_TIMEOUT=5\n'
+SYSTEMCTL = """#!/bin/sh
+echo "$*" >>{place}/heard
+case $1 in
+    is-enabled) grep -qx "$3" {place}/enabled ;;
+    enable) echo "$3" >>{place}/enabled ;;
+    disable) sed -i "/^$3\\$/d" {place}/enabled ;;
+esac
+"""
+
+
+@pytest.fixture
+def guest(machine: Machine) -> Iterator[Path]:
+    """Give /etc of a machine that stands for a guest: a copy, with fakes of what changes more than files."""
+    etc, tools = machine.directory / "etc", machine.directory / "tools"
+    machine.execute("sh", "-euc", f"cp -a /etc {etc}; mount --bind {etc} /etc; mount -t tmpfs tmpfs /var/lib/dpkg")
+    tools.mkdir()
+    fakes = {"systemctl": SYSTEMCTL.format(place=tools), "uname": "#!/bin/sh\necho 6.1.0\n"}
+    fakes |= {"update-grub": f"#!/bin/sh\necho update-grub >>{tools}/heard\n", "udevadm": "#!/bin/sh\nexit 0\n"}
+    fakes |= {"dpkg": "#!/bin/sh\nexit 0\n"}
+    for name, text in fakes.items():
+        (tools / name).write_text(text)
+        (tools / name).chmod(0o755)
+    (tools / "enabled").write_text("fstrim.timer\n")
+    (tools / "heard").write_text("")
+    (etc / "default").mkdir(exist_ok=True)
+    (etc / "default/grub").write_text(GRUB)
+    machine.define("web", TINY)
+    (machine.directory / "guest.sh").write_text(machine.ok("guest-script", "web").out)
+    yield etc
+    machine.execute("umount", "/var/lib/dpkg")
+
+
+def run(machine: Machine, *words: str) -> Result:
+    """Run the script in the machine."""
+    path = f"{machine.directory / 'tools'}:{PATH}"
+    return machine.execute("sh", machine.directory / "guest.sh", *words, env={"PATH": path})
+
+
+def test_the_script_is_plain_shell(machine: Machine, guest: Path) -> None:
+    del guest
+
+    checked = machine.execute("shellcheck", "--shell=sh", machine.directory / "guest.sh")
+
+    assert (checked.code, checked.out) == (0, "")
+
+
+def test_set_twice_it_changes_nothing_more_and_undone_all_is_as_before(machine: Machine, guest: Path) -> None:
+    enabled = machine.directory / "tools/enabled"
+
+    before = run(machine, "--check")
+    made = run(machine)
+    rule, units = (guest / RULE).read_text(), enabled.read_text().split()
+    again, checked = run(machine), run(machine, "--check")
+    undone = run(machine, "--undo")
+
+    assert before.code == 1
+    assert made.code == 0, made.err
+    assert 'ATTR{queue/scheduler}="none"' in rule
+    assert units == ["fstrim.timer", "qemu-guest-agent.service"]
+    assert "as it should be" in again.out
+    assert checked.code == 0
+    assert undone.code == 0, undone.err
+    assert not (guest / RULE).exists()
+    assert enabled.read_text().split() == ["fstrim.timer"]
+    assert (guest / "default/grub").read_text() == GRUB
+
+
+def test_only_a_kernel_that_still_reads_elevator_gets_it(machine: Machine, guest: Path) -> None:
+    (machine.directory / "tools/uname").write_text("#!/bin/sh\necho 4.19.0-27-amd64\n")
+
+    run(machine)
+    during = (guest / "default/grub").read_text()
+    run(machine)
+    again = (guest / "default/grub").read_text()
+    run(machine, "--undo")
+
+    assert 'GRUB_CMDLINE_LINUX="quiet elevator=noop"' in during
+    assert again == during
+    assert (guest / "default/grub").read_text() == GRUB
+    assert (machine.directory / "tools/heard").read_text().count("update-grub") == 2
+
+
+def test_a_switch_that_is_off_leaves_its_part_out(machine: Machine) -> None:
+    machine.define("web", f"{TINY}[cloud_init]\nenabled = false\nscheduler = false\nagent = false\ntrim = false\n")
+
+    script = machine.ok("guest-script", "web").out
+
+    assert "60-kvmlaunch-scheduler" not in script
+    assert "want_package qemu-guest-agent" not in script
+    assert "want_unit fstrim.timer" not in script
+
+
+def test_an_option_that_there_is_not_is_refused(machine: Machine, guest: Path) -> None:
+    refused = run(machine, "--all")
+
+    assert refused.code == 2
+    assert "--check" in refused.err
+    assert not (guest / RULE).exists()

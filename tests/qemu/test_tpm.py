@@ -1,0 +1,86 @@
+"""The emulator of a TPM beside QEMU: started before it, gone with it, told when it dies."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.sandbox import RUN, TINY, Machine, Result, wait_for
+
+TPM = f"{TINY}[firmware]\ntpm = true\n"
+SECURE = f'{TINY}[boot]\nfirmware = "uefi"\n[firmware]\ntpm = true\nsecure_boot = true\n'
+
+
+def emulators(machine: Machine) -> list[int]:
+    """Give the pids of the emulators that run in a machine."""
+    return [pid for pid in machine.processes() if b"swtpm" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+def notes(machine: Machine) -> str:
+    """Give what status notes of a VM."""
+    return "\n".join(machine.status("web")["notes"])
+
+
+def test_the_emulator_ends_with_its_vm(machine: Machine) -> None:
+    machine.define("web", TPM)
+
+    machine.ok("up", "web", "--paused")
+    during, said = emulators(machine), notes(machine)
+    machine.ok("down", "web", "--force", "--timeout", "10ms")
+    wait_for("the emulator has ended", lambda: not emulators(machine))
+
+    assert len(during) == 1
+    assert "TPM" not in said
+    assert machine.leftovers() == []
+
+
+def test_an_emulator_that_died_is_noted(machine: Machine) -> None:
+    machine.define("web", TPM)
+    machine.ok("up", "web", "--paused")
+
+    os.kill(emulators(machine)[0], signal.SIGKILL)
+    wait_for("it is gone", lambda: not emulators(machine))
+
+    assert "kvmlaunch restart web" in notes(machine)
+
+
+def test_a_start_that_fails_leaves_no_emulator(machine: Machine) -> None:
+    machine.define("web", f'{TPM}[raw]\nargs = ["-device", "no-such-device"]\n')
+
+    failed = machine.run("up", "web")
+
+    assert failed.code == 9, failed.err
+    assert emulators(machine) == []
+    assert machine.leftovers() == []
+
+
+def test_variables_of_secure_boot_are_the_vms_own_and_writable_by_firmware_alone(machine: Machine) -> None:
+    machine.define("web", SECURE)
+
+    machine.ok("up", "web", "--paused")
+    argv = machine.ok("print-cmd", "web").out
+    store = machine.outside("/var/lib/kvmlaunch/vm/web/uefi-variables.fd")
+
+    assert "smm=on" in argv
+    assert "driver=cfi.pflash01,property=secure,value=on" in argv
+    assert store.stat().st_mode & 0o777 == 0o600
+
+
+def test_the_printed_command_is_told_what_comes_before_it(machine: Machine) -> None:
+    machine.define("web", TPM)
+
+    printed = machine.ok("print-cmd", "web")
+
+    assert "swtpm socket --tpm2" in printed.err
+    assert f"{RUN}/web/tpm.sock" in printed.err
+
+
+@pytest.mark.parametrize("key", ["firmware.tpm=1", "firmware.secure_boot=true"])
+def test_what_cannot_be_is_refused_with_its_place(machine: Machine, key: str) -> None:
+    machine.define("web", TINY)
+
+    refused: Result = machine.run("validate", "web", "--set", key)
+
+    assert refused.code == 5
+    assert "firmware" in refused.err
