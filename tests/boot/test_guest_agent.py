@@ -11,7 +11,7 @@ from kvmlaunch.model.plan import Places
 from kvmlaunch.steps.agent import frozen_guest
 from kvmlaunch.steps.observe import Seen
 from tests.boot.conftest import Define, write_guest
-from tests.sandbox import Machine, Result, finish, made_machine, require_root, wait_for
+from tests.sandbox import KVMLAUNCH, Machine, Result, finish, made_machine, require_root, wait_for
 
 USER: Final = """
 [network.lan]
@@ -58,6 +58,28 @@ def guest(tmp_path_factory: pytest.TempPathFactory, cache: Path, built: Path) ->
         machine.ok("up", "web", "--wait", "ready")
         wait_until_it_listens(machine)
         yield machine
+
+
+def test_the_guests_script_has_udev_set_the_scheduler(guest: Machine) -> None:
+    execute(guest, "/lib/systemd/systemd-udevd --daemon")
+    script = guest.ok("guest-script", "web").out
+    (guest.directory / "guest.sh").write_text(script)
+
+    before = execute(guest, "cat /sys/block/vda/queue/scheduler")
+    ran = guest.execute("sh", "-c", f"{KVMLAUNCH} exec web -i -- sh < {guest.directory / 'guest.sh'}")
+    wait_for("none is chosen", lambda: "[none]" in execute(guest, "cat /sys/block/vda/queue/scheduler").out)
+
+    assert "[mq-deadline]" in before.out
+    assert ran.code == 0, ran.err
+
+
+def test_a_disk_that_grows_is_seen_to_by_the_running_guest(guest: Machine) -> None:
+    before = execute(guest, "cat /sys/block/vda/size")
+
+    guest.ok("disk", "resize", "web:root", "+16MiB")
+    after = execute(guest, "cat /sys/block/vda/size")
+
+    assert int(after.out) - int(before.out) == 16 << 11
 
 
 def execute(machine: Machine, script: str, *options: str) -> Result:

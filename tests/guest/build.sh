@@ -7,8 +7,8 @@
 #
 #   tests/guest/build.sh OUTDIR [agent]
 #
-# With `agent` also agent.cpio.gz, to be appended to the initramfs: qemu-guest-agent from its package, and the libraries
-# that it needs from this machine, where QEMU needs them too.
+# With `agent` also agent.cpio.gz, to be appended to the initramfs: qemu-guest-agent and udev from their packages, and the
+# libraries that they need from this machine.
 #
 #   KVMLAUNCH_GUEST_KERNEL   another kernel package, such as linux-image-amd64, which has SATA and e1000e
 #   KVMLAUNCH_GUEST_CACHE    where the packages are kept, else .cache/guest of the checkout; delete it to get newer ones
@@ -99,8 +99,8 @@ download() {
     mv "$debs.part" "$debs"
 }
 
-agent_package() {
-    echo qemu-guest-agent
+agent_packages() {
+    echo qemu-guest-agent udev
 }
 
 # Fetches what function $2 names into directory $1 of the cache, unless it is there; $3 is what lacks when apt knows none.
@@ -125,14 +125,15 @@ fetch_packages() {
 # The agent's answer to guest-shutdown is /sbin/shutdown, which busybox has not.
 build_agent() {
     local library root=$work/agent
-    fetch agent agent_package qemu-guest-agent
-    mkdir -p "$work/agent-package" "$root/bin" "$root/sbin"
+    fetch agent agent_packages 'qemu-guest-agent or udev'
+    mkdir -p "$work/agent-package" "$root/bin" "$root/sbin" "$root/lib/systemd"
     for deb in "$debs"/*.deb; do
         dpkg-deb -x "$deb" "$work/agent-package"
     done
-    cp "$work/agent-package/usr/sbin/qemu-ga" "$root/bin/"
-    ! ldd "$root/bin/qemu-ga" | grep 'not found' || fail 'libraries of qemu-ga are not on this machine: install qemu-system-x86'
-    for library in $(ldd "$root/bin/qemu-ga" | grep -o '/[^ ]*'); do
+    find "$work/agent-package" -type f \( -path '*bin/qemu-ga' -o -path '*bin/udevadm' \) -exec cp {} "$root/bin/" \;
+    ln -s /bin/udevadm "$root/lib/systemd/systemd-udevd"
+    ! ldd "$root"/bin/* | grep 'not found' || fail 'libraries are not on this machine: install qemu-system-x86 and udev'
+    for library in $(ldd "$root"/bin/* | grep -o '	.*/[^ ]*' | grep -o '/[^ ]*'); do
         mkdir -p "$root${library%/*}"
         cp -L "$library" "$root$library"
     done
