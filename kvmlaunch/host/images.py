@@ -7,8 +7,8 @@ and what a killed one left is made anew.
 import errno
 import fcntl
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import PurePosixPath
 
 from kvmlaunch.errors import HostFailed, PreflightFailed, Report
@@ -19,6 +19,7 @@ from kvmlaunch.model.host import UserFacts
 from kvmlaunch.model.value import frozen
 
 MAKING = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+RETIRED = ".retired"
 MODE = 0o600  # what a disk holds is its guest's own
 NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
@@ -220,3 +221,51 @@ def unmark_image(mark: PurePosixPath) -> None:
             os.unlink(mark.name, dir_fd=directory)
         finally:
             os.close(directory)
+
+
+@contextmanager
+def held_images(paths: Sequence[PurePosixPath]) -> Iterator[None]:
+    """Hold images for a while, so that no other command of ours works on them; QEMU's own locks are others.
+
+    Raises PreflightFailed `disk.locked` while another command has one of them, HostFailed.
+    """
+    with ExitStack() as stack:
+        for path in paths:
+            try:
+                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+                stack.callback(os.close, fd)
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise PreflightFailed(
+                    Report(
+                        code="disk.locked",
+                        message=f"another command works on {path.name}",
+                        where=str(path),
+                        why="its lock is held",
+                        hint="the same command again, once that has ended",
+                    )
+                ) from error
+            except OSError as error:
+                raise failed(path, error) from error
+        yield
+
+
+def retired_place(path: PurePosixPath) -> PurePosixPath:
+    """Give the name under which an overlay is nobody's disk any more."""
+    return path.with_name(f".{path.name}{RETIRED}")
+
+
+def move_image(path: PurePosixPath, place: PurePosixPath) -> None:
+    """Give an image another name in its directory; raises HostFailed, PreflightFailed."""
+    try:
+        with rights_of(owner_of(path.parent)):
+            os.rename(path, place)
+    except OSError as error:
+        raise failed(path, error) from error
+
+
+def forget_retired(image: PurePosixPath) -> None:
+    """Remove overlays of an image that a killed command had retired already."""
+    for name in os.listdir(image.parent):
+        if name.startswith(f".{image.name}.") and name.endswith(RETIRED):
+            remove_image(image.with_name(name))

@@ -10,10 +10,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
+from attrs import evolve
+
 from kvmlaunch.builder.names import drive_id
 from kvmlaunch.errors import Busy, DefinitionInvalid, HostFailed, PreflightFailed, Report, TimedOut
-from kvmlaunch.host.images import mark_image, new_image, owner_of, remove_image, unmark_image
+from kvmlaunch.facts.sources import Wanted
+from kvmlaunch.host.images import (
+    forget_retired,
+    held_images,
+    mark_image,
+    move_image,
+    new_image,
+    owner_of,
+    remove_image,
+    retired_place,
+    unmark_image,
+)
 from kvmlaunch.model.value import frozen
+from kvmlaunch.preflight.disk import holder_text
 from kvmlaunch.steps.agent import frozen_guest
 from kvmlaunch.steps.caller import Caller
 from kvmlaunch.steps.control import query
@@ -34,10 +48,12 @@ from kvmlaunch.steps.disks import (
     top_of,
 )
 from kvmlaunch.steps.observe import Seen
+from kvmlaunch.steps.resolve import look_at_host
 from kvmlaunch.storage.creation import OVERLAY_OPTIONS
 from kvmlaunch.storage.image import parse_progress
 from kvmlaunch.storage.snapshot import NAME, mark_path, overlay_path, snapshot_name
 
+MERGING, MERGED, COMPLETING = "merging", "merged", "completing"  # what a mark says
 SECONDS = 60.0  # that QEMU may take for a step that is no copying
 LOOK_EVERY = 0.1
 
@@ -87,7 +103,12 @@ def take(caller: Caller, word: str, name: str) -> Taken:
 
     Raises DefinitionInvalid for a name that is none, PreflightFailed, Busy.
     """
-    targets = takeable(caller, word, name)
+    with held_images([target.disk.path for target in takeable(caller, word, name)]):
+        return take_held(caller, takeable(caller, word, name), name)
+
+
+def take_held(caller: Caller, targets: tuple[Target, ...], name: str) -> Taken:
+    """Keep disks that no other command works on."""
     there = [target for target in targets if str(overlay_path(target.disk.path, name)) in target.facts.since]
     if there and len(there) == len(targets):
         return Taken(name=name, targets=targets, already=True)
@@ -172,45 +193,80 @@ def commit(caller: Caller, word: str, *, progress: Progress = no_progress) -> Co
 
     Raises Busy, PreflightFailed, HostFailed, TimedOut.
     """
-    target = find_disk(caller, word)
-    need_image(target)
+    found = find_disk(caller, word)
+    need_image(found)
+    with held_images([found.disk.path]):
+        return commit_held(caller, find_disk(caller, word), progress)
+
+
+def commit_held(caller: Caller, target: Target, progress: Progress) -> Committed:
+    """Merge the snapshots of a disk that no other command works on."""
     names = tuple(snapshot_name(PurePosixPath(each)) for each in target.facts.since)
     seen = seen_of(caller, target)
     runs = seen is not None and seen.lives
-    if target.facts.committing:
-        finish(target, seen)
+    if target.facts.committing and read_mark(mark_path(target.disk.path)) != MERGING:
+        finish(caller, target, seen)
         return Committed(target=target, names=names, live=runs)
-    need_order(target)
+    if not target.facts.committing:
+        need_order(target)
     if not names:
         return Committed(target=target, names=())
     if seen is not None and runs:
-        commit_live(seen, target, progress)
+        commit_live(caller, seen, target, progress)
     else:
         refuse_locked(target)
-        commit_stopped(target, progress)
+        commit_stopped(caller, target, progress)
     return Committed(target=target, names=names, live=runs)
 
 
-def commit_stopped(target: Target, progress: Progress) -> None:
-    """Merge with qemu-img: until it is through the overlays hold the truth, from then on the image does."""
+def commit_stopped(caller: Caller, target: Target, progress: Progress) -> None:
+    """Merge with qemu-img: until it is through the overlays hold the truth, from then on the image does.
+
+    The mark keeps a VM from being started meanwhile; one that was started just before has the overlay locked.
+    """
     top, image = top_of(target), target.disk.path
+    mark = mark_path(image)
 
     def look(text: str) -> None:
         progress(parse_progress(text) or 0.0)
 
+    mark_image(mark, MERGING)
     words = ("commit", "-p", "-f", "qcow2", "-d", "-b", str(image), str(top))
     done = qemu_img(*words, paths=(top, image), look=look)
     if done.status != 0:
+        unmark_image(mark)
         raise failed_tool(done, top)
-    mark_image(mark_path(image), "merged")
-    drop_overlays(target)
+    mark_image(mark, MERGED)
+    drop_overlays(caller, target)
 
 
-def drop_overlays(target: Target) -> None:
+def drop_overlays(caller: Caller, target: Target) -> None:
     """Remove overlays that are merged, then the mark that kept them from being opened."""
     for each in reversed(target.facts.since):
-        remove_image(PurePosixPath(each))
+        retire(caller, PurePosixPath(each))
+    forget_retired(target.disk.path)
     unmark_image(mark_path(target.disk.path))
+
+
+def retire(caller: Caller, overlay: PurePosixPath) -> None:
+    """Remove an overlay that nobody has open; raises PreflightFailed `disk.locked`, and it is as it was.
+
+    Its name goes first, so that nobody opens it after the look.
+    """
+    place = retired_place(overlay)
+    move_image(overlay, place)
+    holders = look_at_host(caller, Wanted(paths=(place,)), None).paths[place].lock_holders
+    if holders:
+        move_image(place, overlay)
+        raise PreflightFailed(
+            Report(
+                code="disk.locked",
+                message=f"{overlay.name} is in use",
+                where=str(overlay),
+                why="locked by " + ", ".join(map(holder_text, holders)),
+            )
+        )
+    remove_image(place)
 
 
 def job_of(target: Target) -> str:
@@ -225,7 +281,7 @@ def jobs(seen: Seen, target: Target) -> Mapping[str, Any] | None:
     return next((row for row in rows if isinstance(row, dict) and row.get("device") == job_of(target)), None)
 
 
-def commit_live(seen: Seen, target: Target, progress: Progress) -> None:
+def commit_live(caller: Caller, seen: Seen, target: Target, progress: Progress) -> None:
     """Merge while the VM runs: QEMU copies, then writes to the image again.
 
     Whatever ends us before the last step leaves the overlay as the disk; a later command goes on with the job.
@@ -241,10 +297,10 @@ def commit_live(seen: Seen, target: Target, progress: Progress) -> None:
         raise HostFailed(
             Report(code="qmp.error", message=f"QEMU gave up the commit of {target.word}", where=str(target.disk.path))
         )
-    mark_image(mark_path(target.disk.path), "completing")
+    mark_image(mark_path(target.disk.path), COMPLETING)
     query(seen, ("block-job-complete", {"device": job_of(target)}))
     wait_gone(seen, target)
-    finish(target, seen)
+    finish(caller, target, seen)
 
 
 def wait_gone(seen: Seen, target: Target) -> None:
@@ -258,14 +314,14 @@ def wait_gone(seen: Seen, target: Target) -> None:
         time.sleep(LOOK_EVERY)
 
 
-def finish(target: Target, seen: Seen | None) -> None:
+def finish(caller: Caller, target: Target, seen: Seen | None) -> None:
     """End a commit that is at its last step, by what QEMU writes to.
 
     Raises PreflightFailed `disk.snapshot` where that cannot be told any more.
     """
     mark = mark_path(target.disk.path)
-    if read_mark(mark) == "merged":
-        drop_overlays(target)
+    if read_mark(mark) == MERGED:
+        drop_overlays(caller, target)
         return
     if seen is None or not seen.lives:
         raise PreflightFailed(
@@ -278,7 +334,7 @@ def finish(target: Target, seen: Seen | None) -> None:
             )
         )
     if os.path.realpath(top_file(seen, target)) == os.path.realpath(target.disk.path):
-        drop_overlays(target)
+        drop_overlays(caller, target)
         return
     unmark_image(mark)
     raise HostFailed(
@@ -337,8 +393,14 @@ def revert(caller: Caller, word: str, name: str) -> Target:
 
     Raises Busy while the VM runs, PreflightFailed `disk.unknown` for no such snapshot.
     """
-    target = find_disk(caller, word)
-    need_image(target)
+    found = find_disk(caller, word)
+    need_image(found)
+    with held_images([found.disk.path]):
+        return revert_held(caller, find_disk(caller, word), name)
+
+
+def revert_held(caller: Caller, target: Target, name: str) -> Target:
+    """Revert a disk that no other command works on."""
     need_order(target)
     refuse_running(caller, target, "reverted")
     refuse_locked(target)
@@ -354,8 +416,8 @@ def revert(caller: Caller, word: str, name: str) -> Target:
         )
     place = target.facts.since.index(wanted)
     for each in reversed(target.facts.since[place:]):
-        remove_image(PurePosixPath(each))
-    kept = find_disk(caller, word)
+        retire(caller, PurePosixPath(each))
+    kept = evolve(target, facts=evolve(target.facts, since=target.facts.since[:place]))
     make_overlay(kept, name)
     return kept
 
