@@ -26,7 +26,7 @@ from attrs import define, field, frozen
 ROOT: Final = Path(__file__).resolve().parent.parent
 FAKES: Final = ROOT / "tests" / "fakes"
 KVMLAUNCH: Final = Path(sys.executable).parent / "kvmlaunch"
-OWN: Final = ("/run/kvmlaunch", "/var/lib/kvmlaunch", "/var/log/kvmlaunch", "/run/user")
+OWN: Final = ("/run/kvmlaunch", "/var/lib/kvmlaunch", "/var/log/kvmlaunch", "/run/user", "/run/virtiofsd")
 CACHE: Final = "/var/cache/kvmlaunch"
 SECONDS: Final = 60.0  # for whatever must happen: generous, as the machine may be busy
 RUN: Final = "/run/kvmlaunch/vm"

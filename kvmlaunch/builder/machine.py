@@ -140,7 +140,7 @@ def check_accelerator(definition: Definition, host: HostFacts) -> tuple[Finding,
     return (error(code=code, message="KVM cannot be used", key="accel", why=problem, hint=hint),)
 
 
-def machine_fields(definition: Definition, caps: QemuCaps, *, hugepages: bool) -> tuple[Field, ...]:
+def machine_fields(definition: Definition, caps: QemuCaps, *, hugepages: bool, shared: bool) -> tuple[Field, ...]:
     """Give the fields of `-machine`: the type, and what a server does not need switched off."""
     machine = plan_machine(definition, caps)
     merge = definition.memory.ksm == "on" and not hugepages
@@ -157,6 +157,8 @@ def machine_fields(definition: Definition, caps: QemuCaps, *, hugepages: bool) -
         origin=definition.origin("memory.ksm"),
     )
     fields = [field("", "machine", machine)]
+    if shared:
+        fields.append(wiring("memory-backend", "machine", "mem0", "the backend that is shared with virtiofsd"))
     if definition.firmware.secure_boot:
         smm: Choice[bool] = Choice(
             value=True,
@@ -252,8 +254,10 @@ def build_identity(definition: Definition, uuid: str) -> tuple[Option, ...]:
     )
 
 
-def build_machine(definition: Definition, host: HostFacts, caps: QemuCaps, *, uuid: str, hugepages: bool) -> Part:
-    """Give the head of argv."""
+def build_machine(
+    definition: Definition, host: HostFacts, caps: QemuCaps, *, uuid: str, hugepages: bool, shared: bool
+) -> Part:
+    """Give the head of argv; with `shared` the machine uses the explicit backend of its memory."""
     accelerator = plan_accelerator(definition, host)
     return Part(
         options=(
@@ -265,7 +269,7 @@ def build_machine(definition: Definition, host: HostFacts, caps: QemuCaps, *, uu
                 "no file of the user's changes the machine",
                 "QEMU man page, -no-user-config",
             ),
-            pairs("-machine", "machine", *machine_fields(definition, caps, hugepages=hugepages)),
+            pairs("-machine", "machine", *machine_fields(definition, caps, hugepages=hugepages, shared=shared)),
             value("-accel", "machine", "accel", accelerator),
             build_rtc(definition),
         ),

@@ -252,8 +252,11 @@ def mount_choice(definition: Definition, host: HostFacts, memory: MemoryPlan) ->
     return Choice(value=Place(root="hugepages"), reason=reason, source=HUGETLB, origin=backing.origin)
 
 
-def bound_options(definition: Definition, host: HostFacts, memory: MemoryPlan, node: int) -> tuple[Option, ...]:
+def bound_options(
+    definition: Definition, host: HostFacts, memory: MemoryPlan, node: int, *, shared: bool
+) -> tuple[Option, ...]:
     """Give an explicit backend bound to a host NUMA node, and the guest node that uses it."""
+    share = fixed(value=True, reason="virtiofsd maps it too", source="QEMU docs, tools/virtiofsd")
     prealloc, bound = plan_prealloc(definition, memory), plan_node(definition, host)
     kind: tuple[Field, ...]
     if memory.backing == "hugepages":
@@ -271,7 +274,11 @@ def bound_options(definition: Definition, host: HostFacts, memory: MemoryPlan, n
             field(
                 "",
                 "memory.backend",
-                fixed("memory-backend-ram", "ordinary memory, bound to a node", "QEMU man page, -object"),
+                fixed(
+                    "memory-backend-memfd" if shared else "memory-backend-ram",
+                    "ordinary memory, bound to a node",
+                    "QEMU man page, -object",
+                ),
             ),
             wiring("id", "memory", "mem0"),
         )
@@ -292,6 +299,7 @@ def bound_options(definition: Definition, host: HostFacts, memory: MemoryPlan, n
                     origin=definition.origin("memory.size"),
                 ),
             ),
+            *([field("share", "memory.share", share)] if shared else []),
             field("prealloc", "memory.prealloc", prealloc),
             field("host-nodes", "memory.numa", nodes),
             field("policy", "memory.numa.policy", policy),
@@ -307,11 +315,31 @@ def bound_options(definition: Definition, host: HostFacts, memory: MemoryPlan, n
     )
 
 
-def backing_options(definition: Definition, host: HostFacts, memory: MemoryPlan) -> tuple[Option, ...]:
+def shared_options(definition: Definition, host: HostFacts, memory: MemoryPlan) -> Option:
+    """Give an explicit backend that virtiofsd maps as well."""
+    reason, source = "virtiofsd reads and writes the guest's memory", "QEMU docs, tools/virtiofsd"
+    pages = memory.backing == "hugepages"
+    kind = fixed("memory-backend-file" if pages else "memory-backend-memfd", reason, source)
+    place = [field("mem-path", "memory.hugepages.mount", mount_choice(definition, host, memory))] if pages else []
+    return pairs(
+        "-object",
+        "memory",
+        field("", "memory.backend", kind),
+        wiring("id", "memory", "mem0"),
+        *place,
+        field("size", "memory.size", fixed(memory.size, "as -m", "QEMU man page, -object")),
+        field("share", "memory.share", fixed(value=True, reason=reason, source=source)),
+        field("prealloc", "memory.prealloc", plan_prealloc(definition, memory)),
+    )
+
+
+def backing_options(definition: Definition, host: HostFacts, memory: MemoryPlan, *, shared: bool) -> tuple[Option, ...]:
     """Give `-m` and what backs it."""
     size = value("-m", "memory", "memory.size", size_field(definition, memory))
     if memory.host_numa_node is not None:
-        return (size, *bound_options(definition, host, memory, memory.host_numa_node))
+        return (size, *bound_options(definition, host, memory, memory.host_numa_node, shared=shared))
+    if shared:
+        return (size, shared_options(definition, host, memory))
     options = [size]
     if memory.backing == "hugepages":
         options.append(value("-mem-path", "memory", "memory.hugepages.mount", mount_choice(definition, host, memory)))
@@ -385,17 +413,17 @@ def hugepage_choice(definition: Definition, host: HostFacts, memory: MemoryPlan)
     return field("", "memory.hugepages", backing)
 
 
-def build_memory(definition: Definition, host: HostFacts, memory: MemoryPlan) -> Part:
-    """Give `-m` and its backing, with the promise that smaps must keep."""
+def build_memory(definition: Definition, host: HostFacts, memory: MemoryPlan, *, shared: bool) -> Part:
+    """Give `-m` and its backing, with the promise that smaps must keep; `shared` with another process."""
     promise = MemoryPromise(
         size=memory.size,
         page_size=memory.page_size,
         lock=memory.lock,
-        merge=definition.memory.ksm == "on" and memory.backing == "ordinary",
+        merge=definition.memory.ksm == "on" and memory.backing == "ordinary" and not shared,
         prealloc=plan_prealloc(definition, memory).value,
     )
     return Part(
-        options=(*backing_options(definition, host, memory), *lock_options(definition)),
+        options=(*backing_options(definition, host, memory, shared=shared), *lock_options(definition)),
         promises=(promise,),
         findings=check_backing(definition, host, memory),
     )

@@ -11,7 +11,7 @@ from kvmlaunch.model.finding import Finding, error
 from kvmlaunch.model.host import HostFacts
 from kvmlaunch.model.plan import Place, Places
 
-SOCKET, PID_FILE, STATE = "tpm.sock", "tpm.pid", "tpm"
+SOCKET, STATE = "tpm.sock", "tpm"
 SOURCE = "QEMU docs, specs/tpm"
 TABLE = "firmware"
 TOOL = "swtpm"
@@ -68,6 +68,5 @@ def emulator_argv(tool: str, places: Places) -> tuple[str, ...]:
         *(tool, "socket", "--tpm2"),
         *("--tpmstate", f"dir={places.state / STATE},mode=0600"),
         *("--ctrl", f"type=unixio,path={places.run / SOCKET},mode=0600"),
-        *("--pid", f"file={places.run / PID_FILE}"),
         "--terminate",
     )

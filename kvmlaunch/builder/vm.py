@@ -23,6 +23,7 @@ from kvmlaunch.builder import (
     qcow2,
     raw,
     security,
+    share,
     tpm,
 )
 from kvmlaunch.builder.option import Part, field, fixed
@@ -40,6 +41,7 @@ def wanted_paths(definition: Definition) -> tuple[PurePosixPath, ...]:
     return (
         *(each.path for each in definition.disk.values()),
         *(each.path for each in definition.cdrom.values()),
+        *(each.path for each in definition.share.values()),
         *(each.path for each in boot.boot_files(definition)),
         *boot.firmware_paths(definition),
     )
@@ -145,16 +147,25 @@ def build_parts(
     backing = memory.plan_memory(definition, host)
     machine_name = machine.plan_machine(definition, caps).value
     accelerator = machine.plan_accelerator(definition, host).value
-    yield machine.build_machine(definition, host, caps, uuid=uuid, hugepages=backing.backing == "hugepages")
+    shared = share.is_shared(definition, host)
+    yield machine.build_machine(
+        definition,
+        host,
+        caps,
+        uuid=uuid,
+        hugepages=backing.backing == "hugepages",
+        shared=shared and backing.host_numa_node is None,
+    )
     yield boot.build_boot(definition, host)
     yield cpu.build_cpu(definition, host, caps, accelerator=accelerator, machine=machine_name, paused=paused)
-    yield memory.build_memory(definition, host, backing)
+    yield memory.build_memory(definition, host, backing, shared=shared)
     yield from build_disks(definition, host, caps, plans, machine_name, boot_from)
     for plan in nets:
         yield network.build_network(plan, definition, host)
     yield console.build_small_devices(definition)
     yield memory.build_balloon(definition, backing)
     yield console.build_console(definition)
+    yield share.build_shares(definition, host)
     yield cloud_init.build_seed(definition)
     yield guest_agent.build_agent(definition, installed=cloud_init.installs_agent(definition))
     yield tpm.build_tpm(definition, host)

@@ -11,6 +11,9 @@ KIB = 1024
 MAPPING = r"(?m)^([0-9a-f]{1,16})-([0-9a-f]{1,16}) \S+ \S+ \S+ \d+ *(.*)$"
 
 
+SHARED_RAM = "/memfd:memory-backend-memfd"
+
+
 def parse_smaps(text: str, *, least: int = 0) -> Iterator[RamMapping]:
     """Give the mappings of /proc/PID/smaps that have at least `least` bytes, as QEMU has some hundred small ones.
 
@@ -28,6 +31,7 @@ def parse_mapping(name: str, text: str) -> RamMapping:
     size, page_size, rss, huge = (
         parse_kib(fields.get(field, "")) for field in ("Size", "KernelPageSize", "Rss", "Private_Hugetlb")
     )
+    huge += parse_kib(fields.get("Shared_Hugetlb", ""))
     flags = frozenset(fields.get("VmFlags", "").split())
     return RamMapping(size=size, page_size=page_size, resident=rss + huge, flags=flags, name=name)
 
@@ -39,12 +43,14 @@ def parse_kib(text: str) -> int:
 
 
 def guest_ram(mappings: Sequence[RamMapping], size: int) -> tuple[RamMapping, ...]:
-    """Give the mappings that hold the guest's RAM: those of hugetlbfs, else the smallest private one that fits."""
+    """Give the mappings that hold the guest's RAM: those of hugetlbfs, else the smallest one of no file that fits."""
     huge = tuple(mapping for mapping in mappings if "ht" in mapping.flags)
     if huge:
         return huge
+    shared = [mapping for mapping in mappings if mapping.name.startswith(SHARED_RAM)]
+    nameless = [mapping for mapping in mappings if not mapping.name]
     fitting = sorted(
-        (mapping for mapping in mappings if mapping.size >= size and not mapping.name), key=lambda mapping: mapping.size
+        (mapping for mapping in shared or nameless if mapping.size >= size), key=lambda mapping: mapping.size
     )
     return tuple(fitting[:1])
 

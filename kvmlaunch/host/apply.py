@@ -17,7 +17,7 @@ from kvmlaunch.host.files import read_number, write_control
 from kvmlaunch.host.mount import mount_at, unmount_at
 from kvmlaunch.host.places import RUN
 from kvmlaunch.host.rights import rights_of
-from kvmlaunch.host.rundir import OWN_FILES, PREPARED
+from kvmlaunch.host.rundir import OWN_FILES, PREPARED, sidecar_files
 from kvmlaunch.host.tap import make_tap, remove_tap
 from kvmlaunch.host.tree import entered, make_owned, remove_empty
 from kvmlaunch.model.change import (
@@ -318,7 +318,7 @@ def undo_directory(change: DirectoryChange) -> Iterator[Finding]:
     path = PurePosixPath(change.path)
     with contextlib.suppress(FileNotFoundError, PreflightFailed), rights_of(owner_rights(change)):
         with entered(path, change.uid) as fd:
-            for name in (*OWN_FILES, PREPARED):
+            for name in (*OWN_FILES, *sidecar_files(fd), PREPARED):
                 with contextlib.suppress(FileNotFoundError, IsADirectoryError):
                     os.unlink(name, dir_fd=fd)
             names = os.listdir(fd)

@@ -25,6 +25,7 @@ from kvmlaunch.model.host import UserFacts
 from kvmlaunch.storage import snapshot
 
 SEARCH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+DAEMONS = "/usr/libexec:/usr/lib/qemu"  # where distributions put what nobody starts by hand
 BLOCK = 4096
 DEEPEST_STORE = 16
 DEEPEST_CHAIN = 64
@@ -371,7 +372,7 @@ def capture_disk(place: str) -> dict[str, object]:
 
 def capture_tools(base: str, search: str) -> dict[str, str]:
     """Give the tools found on the search path, or in the system's own directories, which a user's PATH may lack."""
-    directories = dict.fromkeys(place for place in f"{search}:{SEARCH}".split(":") if place.startswith("/"))
+    directories = dict.fromkeys(place for place in f"{search}:{SEARCH}:{DAEMONS}".split(":") if place.startswith("/"))
     found = {}
     for name in sources.TOOLS:
         places = (f"{directory}/{name}" for directory in directories)

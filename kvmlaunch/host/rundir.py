@@ -20,7 +20,7 @@ from kvmlaunch.model.value import frozen
 
 RECORD = "record.json"
 PREPARED, STOPPING = "prepared", "stopping"
-QMP, QMP_OWN, EVENTS, EVENTS_LOG, CONSOLE, VNC, AGENT, TPM, TPM_PID = (
+QMP, QMP_OWN, EVENTS, EVENTS_LOG, CONSOLE, VNC, AGENT, TPM = (
     "qmp.sock",
     "qmp-own.sock",
     "events.sock",
@@ -29,9 +29,9 @@ QMP, QMP_OWN, EVENTS, EVENTS_LOG, CONSOLE, VNC, AGENT, TPM, TPM_PID = (
     "vnc.sock",
     "qga.sock",
     "tpm.sock",
-    "tpm.pid",
 )
 LOG = "log"
+SHARE = "share-"
 OWN_FILES = (
     RECORD,
     STOPPING,
@@ -45,7 +45,6 @@ OWN_FILES = (
     VNC,
     AGENT,
     TPM,
-    TPM_PID,
 )
 
 
@@ -192,12 +191,24 @@ def unmark_stopping(path: PurePosixPath, uid: int) -> None:
         remove_if_there(fd, STOPPING)
 
 
+def sidecar_files(fd: int) -> list[str]:
+    """Give the sockets of shares in an opened run directory, one a share, and the notes of who serves which socket."""
+    names = os.listdir(fd)
+    sockets = [name for name in names if name.startswith(SHARE) and name.endswith(".sock")]
+    return sockets + [name for name in names if name.endswith(".sock.pid")]
+
+
+def note_sidecar(claim: Claim, socket: str, text: str) -> None:
+    """Write down who serves a socket beside QEMU."""
+    write_atomically(claim.fd, f"{socket}.pid", text, durable=False)
+
+
 def remove_contents(claim: Claim) -> None:
     """Remove our own files from a claimed run directory, and nothing that we do not know.
 
     The place of the console log stays in a prepared one.
     """
-    for name in OWN_FILES:
+    for name in (*OWN_FILES, *sidecar_files(claim.fd)):
         remove_if_there(claim.fd, name)
     with contextlib.suppress(OSError):
         fd = os.open(LOG, DIRECTORY, dir_fd=claim.fd)

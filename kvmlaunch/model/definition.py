@@ -233,6 +233,16 @@ class Display:
 
 
 @frozen(kw_only=True)
+class Share:
+    """`[share.NAME]`."""
+
+    path: PurePosixPath = key("Directory of the host that the guest may mount.")
+    type: Auto | Literal["virtiofs", "9p"] = key("auto is virtiofs where its daemon can be used, else 9p.", AUTO)
+    tag: Auto | str = key("The word by which the guest mounts it; auto is the share's name.", AUTO)
+    readonly: bool = key("The guest may not write.", default=False)
+
+
+@frozen(kw_only=True)
 class GuestAgent:
     """`[guest_agent]`."""
 
@@ -325,6 +335,7 @@ class Definition:
     disk: Mapping[str, Disk] = tables("Disks, in the order of the file.")
     cdrom: Mapping[str, Cdrom] = tables("CD drives.")
     network: Mapping[str, Network] = tables("Networks; none written gives one with user networking.")
+    share: Mapping[str, Share] = tables("Directories of the host.")
     console: Console = table(Console, "Serial console.")
     display: Display = table(Display, "Screen.")
     guest_agent: GuestAgent = table(GuestAgent, "A channel to the agent in the guest.")
@@ -354,4 +365,4 @@ SHORTHANDS: Final[Mapping[str, str]] = {
     "cdrom": "cdrom.cd0.path",
 }
 # Names kept for capabilities that are not there yet.
-RESERVED_KEYS: Final = ("share",)
+RESERVED_KEYS: Final[tuple[str, ...]] = ()

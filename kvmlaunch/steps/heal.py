@@ -14,7 +14,7 @@ from kvmlaunch.host.apply import mounts_on, undo_entries
 from kvmlaunch.host.lock import host_lock
 from kvmlaunch.host.logs import bound_events, rotate_console
 from kvmlaunch.host.places import root_places
-from kvmlaunch.host.rundir import TPM, TPM_PID, claimed, is_locked, remove_claimed
+from kvmlaunch.host.rundir import claimed, is_locked, remove_claimed
 from kvmlaunch.model.change import Journal, change_word
 from kvmlaunch.model.finding import Finding
 from kvmlaunch.model.plan import Places
@@ -30,12 +30,13 @@ def tend(caller: Caller, places: Places) -> None:
     bound_events(places.run, uid)
 
 
-def end_tpm(run: PurePosixPath) -> None:
-    """End the emulator of a TPM whose QEMU is gone, or never came."""
-    if os.path.exists(run / TPM_PID):
-        from kvmlaunch.run.tpm import end_emulator  # noqa: PLC0415 - where there is one
+def end_beside(run: PurePosixPath) -> None:
+    """End what is left beside a QEMU that is gone, or never came: the emulator of its TPM, daemons of its shares."""
+    names = os.listdir(run) if os.path.isdir(run) else []
+    if any(name.endswith(".sock.pid") for name in names):
+        from kvmlaunch.run.sidecar import end_sidecars  # noqa: PLC0415 - where there is one
 
-        end_emulator(run / TPM_PID, run / TPM)
+        end_sidecars(run)
 
 
 def heal_one(journal: Journal) -> tuple[Finding, ...]:
@@ -46,7 +47,7 @@ def heal_one(journal: Journal) -> tuple[Finding, ...]:
     uid, gid = owner_of(places.run), os.stat(places.run).st_gid
     with claimed(places.run, uid, gid) as claim:
         rotate_console(places.run, places.logs, uid, 0, everything=True)
-        end_tpm(places.run)
+        end_beside(places.run)
         found = undo_entries(journal, journal.owned("up"))
         remove_claimed(claim)
     return found
@@ -100,7 +101,7 @@ def clean_up(caller: Caller, vm: str, places: Places, tell: Tell) -> bool:
     uid, gid = owner_of(places.run), os.stat(places.run).st_gid
     with claimed(places.run, uid, gid) as claim:
         rotate_console(places.run, places.logs, uid, caller.uid, everything=True)
-        end_tpm(places.run)
+        end_beside(places.run)
         prepared = give_back_under_lock(caller, vm, tell)
         remove_claimed(claim)
     return prepared

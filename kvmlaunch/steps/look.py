@@ -16,7 +16,7 @@ from kvmlaunch.facts.qmp import Query
 from kvmlaunch.host.capture import read_all
 from kvmlaunch.host.definitions import definition_files
 from kvmlaunch.host.places import run_parent
-from kvmlaunch.host.rundir import TPM, TPM_PID
+from kvmlaunch.host.rundir import TPM
 from kvmlaunch.model.lifecycle import VmState
 from kvmlaunch.model.value import frozen
 from kvmlaunch.run.process import read_cmdline
@@ -101,15 +101,24 @@ def state_notes(seen: Seen) -> Iterator[str]:
         yield "QEMU was not started by kvmlaunch"
     if seen.state is VmState.HALF:
         yield f"its start was not finished: kvmlaunch up {seen.name} takes it over, kvmlaunch down {seen.name} ends it"
-    if seen.lives and os.path.exists(seen.places.run / TPM):
-        from kvmlaunch.run.tpm import emulator_pid  # noqa: PLC0415 - with a TPM only
-
-        if emulator_pid(seen.places.run / TPM_PID, seen.places.run / TPM) is None:
-            yield f"the emulator of its TPM has ended: what needs the TPM fails until kvmlaunch restart {seen.name}"
+    if seen.lives:
+        yield from sidecar_notes(seen)
     if seen.state is VmState.ENDED:
         yield f"what it held is still held: kvmlaunch down {seen.name} gives it back"
     if seen.state is VmState.STOPPED and os.geteuid() == 0:
         yield from (f"uid {uid} runs a {seen.name} of its own (pid {pid})" for uid, pid in namesakes(seen.name))
+
+
+def sidecar_notes(seen: Seen) -> Iterator[str]:
+    """Say what beside a live QEMU has died: its TPM's emulator, the daemon of a share."""
+    with contextlib.suppress(OSError):
+        noted = [name.removesuffix(".pid") for name in os.listdir(seen.places.run) if name.endswith(".sock.pid")]
+        for socket in noted:
+            from kvmlaunch.run.sidecar import noted_pid  # noqa: PLC0415 - where there is one
+
+            if noted_pid(seen.places.run, socket) is None:
+                what = "the emulator of its TPM" if socket == TPM else f"the daemon of {socket.removesuffix('.sock')}"
+                yield f"{what} has ended: what needs it fails until kvmlaunch restart {seen.name}"
 
 
 def namesakes(name: str) -> Iterator[tuple[int, int]]:

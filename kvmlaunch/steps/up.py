@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from attrs import evolve
 
+from kvmlaunch.builder import share, tpm
 from kvmlaunch.builder.cloud_init import plan_seed
 from kvmlaunch.builder.render import render_argv
 from kvmlaunch.errors import Busy, KvmlaunchError, PreflightFailed, QemuFailed, Report
@@ -33,6 +34,7 @@ from kvmlaunch.host.rundir import (
     link_socket,
     make_log_directory,
     monitor_socket,
+    note_sidecar,
     remove_claimed,
     remove_contents,
     write_record,
@@ -46,7 +48,7 @@ from kvmlaunch.model.value import frozen
 from kvmlaunch.preflight.checks import CHECK_COUNT
 from kvmlaunch.run.process import read_boot_id
 from kvmlaunch.steps.caller import Caller, Tell
-from kvmlaunch.steps.heal import clean_up, end_tpm, give_back_under_lock, heal_host
+from kvmlaunch.steps.heal import clean_up, end_beside, give_back_under_lock, heal_host
 from kvmlaunch.steps.load import Subject, load, load_subject
 from kvmlaunch.steps.observe import LEFT, Seen, age, monitor_path, observe
 from kvmlaunch.steps.record import record_of
@@ -299,20 +301,32 @@ def owner_of_vm(caller: Caller, resolved: Resolved) -> "Owner":
     return Owner(uid=user.uid, gid=user.gid, groups=groups, drop=drop)
 
 
-def start_tpm(caller: Caller, resolved: Resolved) -> None:
-    """Start the emulator of a VM's TPM, where it has one; it ends with QEMU."""
-    if not resolved.subject.definition.firmware.tpm:
-        return
-    from kvmlaunch.builder.tpm import SOCKET, STATE, emulator_argv  # noqa: PLC0415 - with a TPM only
-    from kvmlaunch.run.tpm import launch_emulator  # noqa: PLC0415
+def sidecar_commands(resolved: Resolved) -> dict[str, tuple[str, ...]]:
+    """Give the processes that a VM has beside QEMU, by the name of the socket that each serves."""
+    definition, places = resolved.subject.definition, resolved.places
+    found = share.daemons(definition, resolved.host, places)
+    if definition.firmware.tpm:
+        found[tpm.SOCKET] = tpm.emulator_argv(resolved.host.tools[tpm.TOOL], places)
+    return found
 
-    places, user = resolved.places, resolved.host.user
-    make_owned(places.state, user.uid, user.gid, 0o700)
-    make_owned(places.state / STATE, user.uid, user.gid, 0o700)
-    log_fd, _ = open_qemu_log(places.logs, caller.uid, f"# {datetime.now(UTC).isoformat(timespec='seconds')} swtpm")
+
+def start_sidecars(caller: Caller, resolved: Resolved, claim: Claim) -> None:
+    """Start what a VM has beside QEMU: the emulator of its TPM, the daemons of its shares; they end with QEMU."""
+    commands, places, user = sidecar_commands(resolved), resolved.places, resolved.host.user
+    if not commands:
+        return
+    from kvmlaunch.run.sidecar import launch_sidecar, render_note  # noqa: PLC0415 - where there is one
+
+    if tpm.SOCKET in commands:
+        make_owned(places.state, user.uid, user.gid, 0o700)
+        make_owned(places.state / tpm.STATE, user.uid, user.gid, 0o700)
+    when = datetime.now(UTC).isoformat(timespec="seconds")
+    log_fd, _ = open_qemu_log(places.logs, caller.uid, f"# {when} beside {resolved.name}: {', '.join(commands)}")
     try:
-        argv = emulator_argv(resolved.host.tools["swtpm"], places)
-        launch_emulator(argv, owner_of_vm(caller, resolved), places.run / SOCKET, places.logs / QEMU_LOG, log_fd)
+        for socket, argv in commands.items():
+            owner, log = owner_of_vm(caller, resolved), places.logs / QEMU_LOG
+            pid = launch_sidecar(argv, owner, places.run / socket, log, log_fd)
+            note_sidecar(claim, socket, render_note(pid))
     finally:
         os.close(log_fd)
 
@@ -404,7 +418,7 @@ def given_back_on_failure(caller: Caller, resolved: Resolved, claim: Claim, tell
         yield
     except BaseException:
         end_children(resolved.plan.uuid)
-        end_tpm(resolved.places.run)
+        end_beside(resolved.places.run)
         for undo in (lambda: give_back_under_lock(caller, resolved.name, tell), lambda: remove_claimed(claim)):
             try:
                 undo()
@@ -433,7 +447,7 @@ def start(
             from kvmlaunch.steps.seed import make_seed  # noqa: PLC0415 - with cloud_init only
 
             make_seed(resolved)
-        start_tpm(caller, resolved)
+        start_sidecars(caller, resolved, claim)
         argv = render_argv(resolved.plan, resolved.places)
         deadline = time.monotonic() + (wishes.timeout or float(resolved.subject.definition.lifecycle.start_timeout))
         tell("exec", shlex.join(argv))

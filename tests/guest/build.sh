@@ -20,8 +20,8 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 disk_size=64M
 # modprobe in the guest picks by what it finds; other kernels may have some of these built in.
 needed=(virtio_pci virtio_blk virtio_net ext4 button evdev)
-welcome=(pvpanic_pci virtio_scsi sd_mod sr_mod nvme ahci ata_piix virtio_rng virtio_console virtio_balloon af_packet crc32c_generic
-    crc32c_intel e1000 e1000e)
+welcome=(pvpanic_pci virtio_scsi sd_mod sr_mod nvme ahci ata_piix virtio_rng virtio_console virtio_balloon virtiofs isofs
+    af_packet crc32c_generic crc32c_intel e1000 e1000e)
 
 fail() {
     echo "tests/guest/build.sh: $*" >&2

@@ -18,7 +18,7 @@ LINK: Final = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 # A file or directory of ours, named in backquotes.
 NAMED: Final = re.compile(r"`((?:kvmlaunch|tests|docs|vmdefs)/[A-Za-z0-9_./*-]*)`")
 # Tables of a definition that look like a code.
-TABLES: Final = {"disk.root", "disk.data", "network.lan", "cdrom.install"}
+TABLES: Final = {"disk.root", "disk.data", "network.lan", "cdrom.install", "share.data"}
 CODE: Final = re.compile(r"\[([a-z]+(?:\.[a-z_]+)+)\]")
 COMMAND: Final = re.compile(r"kvmlaunch ([a-z][a-z-]+)")
 SOURCE: Final = re.compile(r"kvmlaunch docs, ([a-z]+)(?: \(([a-z]+)\))?")

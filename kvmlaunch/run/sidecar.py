@@ -1,0 +1,75 @@
+"""Processes beside a QEMU, for its TPM and its shares: started before it, gone with it."""
+
+import os
+import time
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
+from signal import SIGKILL, SIGTERM
+
+from kvmlaunch.errors import HostFailed, Report
+from kvmlaunch.run.process import held, read_cmdline, read_start_time
+from kvmlaunch.run.spawn import Owner, has_ended, spawn
+
+LOOK_AGAIN = 0.01  # seconds
+SECONDS = 5.0
+NOTE = ".pid"  # behind a socket's name: who serves it
+
+
+def launch_sidecar(argv: tuple[str, ...], owner: Owner, socket: PurePosixPath, log: PurePosixPath, log_fd: int) -> int:
+    """Start a process, wait until it listens, and give its pid; raises HostFailed `host.sidecar.failed`."""
+    child = spawn(argv, owner, lock_fd=-1, log_fd=log_fd)
+    deadline = time.monotonic() + SECONDS
+    while not os.path.exists(socket):
+        ended = has_ended(child, LOOK_AGAIN)
+        if ended or time.monotonic() > deadline:
+            child.kill()
+            child.wait()
+            name = PurePosixPath(argv[0]).name
+            raise HostFailed(
+                Report(
+                    code="host.sidecar.failed",
+                    message=f"{name} {'ended at once' if ended else 'does not listen'}",
+                    where=str(log),
+                    why="its own words are there",
+                    hint=f"tail {log}",
+                )
+            )
+    return child.pid
+
+
+def serves(argv: tuple[str, ...], socket: PurePosixPath) -> bool:
+    """Is this the command line of a process that listens at a socket."""
+    return any(word.partition("path=")[2].split(",")[0] == str(socket) for word in argv if "path=" in word)
+
+
+def render_note(pid: int) -> str:
+    """Give what is noted of a process beside QEMU: its pid, and when it was started."""
+    return f"{pid} {read_start_time(pid)}\n"
+
+
+def noted_pid(run: PurePosixPath, socket: str) -> int | None:
+    """Give the pid of the process that serves a socket, None when it is gone; the note is input, and checked."""
+    with suppress(OSError, ValueError):
+        pid, start = map(int, Path(run / f"{socket}{NOTE}").read_text(encoding="ascii").split())
+        if read_start_time(pid) == start and serves(read_cmdline(pid), run / socket):
+            return pid
+    return None
+
+
+def end_sidecars(run: PurePosixPath) -> None:
+    """End what is left beside a QEMU that is gone, or never came."""
+    for name in os.listdir(run):
+        pid = noted_pid(run, name.removesuffix(NOTE)) if name.endswith(f".sock{NOTE}") else None
+        if pid is not None:
+            end(pid, run, name.removesuffix(NOTE))
+
+
+def end(pid: int, run: PurePosixPath, socket: str) -> None:
+    """End one process, held and then looked at once more."""
+    with held(pid) as process:
+        if process is None or noted_pid(run, socket) != pid:
+            return
+        for number in (SIGTERM, SIGKILL):
+            process.send(number)
+            if process.wait(SECONDS):
+                return
