@@ -38,12 +38,18 @@ def create(session: Session, disk: str, name: str) -> None:
     taken = take(session.caller(), disk, name)
     if session.json:
         names = [target.name for target in taken.targets]
-        flags = {"live": taken.live, "frozen": taken.frozen, "already": taken.already}
+        flags = {"live": taken.live, "frozen": taken.frozen, "stuck": taken.stuck, "already": taken.already}
         show_document("disk-snapshot", {"name": name, "disks": names, **flags})
         return
     for target in taken.targets:
         say(session, vm_name(target), "ok", "already" if taken.already else "kept", f"{target.name}: {name}")
-    if taken.live and taken.targets:
+    if not taken.targets:
+        say(session, disk, "skip", "kept", "there is no disk that can be written")
+    if taken.stuck:
+        vm = vm_name(taken.targets[0])
+        say(session, vm, "warn", "", f"the guest's file systems may still be held: {taken.stuck}")
+        say(session, vm, "warn", "", "fix: in the guest's console: fsfreeze --unfreeze /, and for each other one")
+    if taken.live and taken.targets and not taken.already:
         vm = vm_name(taken.targets[0])
         if taken.frozen is None:
             say(
@@ -62,9 +68,10 @@ def create(session: Session, disk: str, name: str) -> None:
 @session_command
 def list_(session: Session, disk: str) -> None:
     """List the snapshots of the disks of a VM, the oldest first."""
-    from kvmlaunch.steps.disk_snapshot import list_snapshots, snapshot_names  # noqa: PLC0415
+    from kvmlaunch.steps.disk_snapshot import snapshot_names  # noqa: PLC0415 - completion wants the options only
+    from kvmlaunch.steps.disks import find_disks  # noqa: PLC0415
 
-    found = list_snapshots(session.caller(), disk)
+    found = find_disks(session.caller(), disk)
     if session.json:
         rows = [{"disk": target.name, "snapshots": list(snapshot_names(target))} for target in found]
         show_document("disk-snapshots", {"disks": rows})
@@ -76,6 +83,8 @@ def list_(session: Session, disk: str) -> None:
             for name, overlay in zip(snapshot_names(target), target.facts.since, strict=True)
         ]
     )
+    if not any(target.facts.since for target in found):
+        say(session, disk, "skip", "snapshots", "there are none")
 
 
 @snapshot.command()
@@ -83,7 +92,7 @@ def list_(session: Session, disk: str) -> None:
 @session_command
 def commit(session: Session, disk: str) -> None:
     """Merge what was written since the snapshots of a disk into its image, and end them; also while the VM runs."""
-    from kvmlaunch.steps.disk_snapshot import commit as merge  # noqa: PLC0415 - completion wants the options only
+    from kvmlaunch.steps.disk_commit import commit as merge  # noqa: PLC0415 - completion wants the options only
 
     with bar(session, f"{disk}: committing") as progress:
         done = merge(session.caller(), disk, progress=progress)

@@ -60,12 +60,12 @@ class Conversation:
     def take(self, line: bytes) -> bytes:
         """Take one message and give what is to be sent upon it."""
         message = parse_message(line)
+        if "event" in message:  # one may come before the greeting: of a job that goes on
+            return b""
         if not self.greeted:
             if "QMP" not in message:
                 raise NoQmp("the greeting is missing")
             self.greeted = True
-        elif "event" in message:
-            return b""
         elif "error" in message:
             raise QueryRefused(error_text(message["error"]))
         elif "return" not in message:

@@ -6,6 +6,8 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 
+from attrs import define
+
 from kvmlaunch.builder.guest_agent import AGENT, AGENT_SOCKET
 from kvmlaunch.errors import HostFailed, KvmlaunchError, NotRunning, Report, TimedOut
 from kvmlaunch.facts.agent import Execution, Interface, NoAgent, is_open, parse_execution, parse_interfaces
@@ -17,6 +19,7 @@ from kvmlaunch.steps.control import live, query
 from kvmlaunch.steps.observe import Seen
 
 SECONDS = 5.0  # for a question that an agent answers at once
+THAW_SECONDS, THAW_TRIES = 10.0, 3
 FREEZE_SECONDS = 60.0  # a guest writes out what it has first
 SHUTDOWN_SECONDS = 1.0  # for a refusal
 LOOK_EVERY = 0.05  # seconds
@@ -143,22 +146,46 @@ def ask_shutdown(seen: Seen) -> bool:
     return True
 
 
-@contextlib.contextmanager
-def frozen_guest(seen: Seen) -> Iterator[int | None]:
-    """Hold a guest's file systems still for a while, where an agent listens: gives how many, None without an agent.
+@define(kw_only=True)
+class Rest:
+    """How a guest's file systems were held still: how many, None without an agent; `stuck` why they may still be."""
 
-    They are let go again whatever happens; raises HostFailed `agent.error` when that is refused.
+    count: int | None = None
+    stuck: str = ""
+
+
+@contextlib.contextmanager
+def frozen_guest(seen: Seen) -> Iterator[Rest]:
+    """Hold a guest's file systems still for a while, where an agent listens.
+
+    They are let go again whatever happens; where the agent does not, that is told in what is given, as what was done
+    meanwhile stands.  Raises HostFailed, TimedOut when it refuses to hold them.
     """
+    rest = Rest()
     try:
         there = listens(seen)
     except KvmlaunchError:
         there = False
     if not there:
-        yield None
+        yield rest
         return
     target = channel(seen)
     try:
         answers = ask_agent(target, (("guest-fsfreeze-freeze", {}),), seconds=FREEZE_SECONDS)
-        yield answers[0] if answers and type(answers[0]) is int else 0
+        rest.count = answers[0] if answers and type(answers[0]) is int else 0
+        yield rest
     finally:
-        ask_agent(target, (("guest-fsfreeze-thaw", {}),), seconds=FREEZE_SECONDS)
+        rest.stuck = thaw(target)
+
+
+def thaw(target: Target) -> str:
+    """Let a guest's file systems go, trying again; gives why they may still be held, "" where they are not."""
+    said = ""
+    for _ in range(THAW_TRIES):
+        try:
+            ask_agent(target, (("guest-fsfreeze-thaw", {}),), seconds=THAW_SECONDS)
+        except KvmlaunchError as error:
+            said = error.report.message
+        else:
+            return ""
+    return said

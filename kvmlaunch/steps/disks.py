@@ -1,7 +1,8 @@
 """The disks that a word of the command line means, `VM` or `VM:DISK`, as they lie on this host."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import PurePosixPath
 from signal import Signals
 
@@ -13,20 +14,23 @@ from kvmlaunch.errors import Busy, DefinitionInvalid, HostFailed, PreflightFaile
 from kvmlaunch.facts.sources import Wanted
 from kvmlaunch.host.images import owner_of
 from kvmlaunch.host.rights import capture_user, group_numbers
+from kvmlaunch.host.rundir import claimed, remove_claimed
 from kvmlaunch.model.definition import AUTO, Definition, Disk
-from kvmlaunch.model.host import PathFacts, UserFacts
+from kvmlaunch.model.host import HostFacts, PathFacts, UserFacts
+from kvmlaunch.model.lifecycle import VmState
 from kvmlaunch.model.value import frozen
 from kvmlaunch.preflight.disk import check_base, holder_text
 from kvmlaunch.run.spawn import Owner
 from kvmlaunch.run.tool import Finished, run_long
 from kvmlaunch.steps.caller import Caller
 from kvmlaunch.steps.load import Subject, load_subject
-from kvmlaunch.steps.names import is_file, name_of
+from kvmlaunch.steps.names import name_of
 from kvmlaunch.steps.observe import Seen, observe
 from kvmlaunch.steps.resolve import look_at_host
 from kvmlaunch.storage.image import Image, parse_info
 from kvmlaunch.units import count
 
+MOVING = (VmState.STARTING, VmState.STOPPING, VmState.HALF)
 Progress = Callable[[float], None]  # how far, from 0 to 1
 
 
@@ -36,13 +40,22 @@ def no_progress(_: float) -> None:
 
 @frozen(kw_only=True)
 class Target:
-    """A disk of a definition, and what lies at its path; `format` is "" where nothing tells it."""
+    """A disk of a definition, and what lies at its path; `format` is "" where nothing tells it.
+
+    `top` is what is known of the newest snapshot's overlay, None where there is none.
+    """
 
     subject: Subject
     name: str
     disk: Disk
     facts: PathFacts
     format: str
+    top: PathFacts | None = None
+
+    @property
+    def image(self) -> PurePosixPath:
+        """The image itself, where a link leads to it: overlays and marks lie beside it."""
+        return PurePosixPath(self.facts.real) if self.facts.kind == "file" else self.disk.path
 
     @property
     def table(self) -> str:
@@ -77,16 +90,17 @@ def find_disks(caller: Caller, word: str) -> tuple[Target, ...]:
         )
     names = (wanted,) if wanted else tuple(disks)
     host = look_at_host(caller, Wanted(paths=tuple(disks[name].path for name in names), overlays=True), None)
-    return tuple(target_of(subject, name, host.paths[disks[name].path]) for name in names)
+    return tuple(target_of(subject, name, host.paths[disks[name].path], host) for name in names)
 
 
-def target_of(subject: Subject, name: str, facts: PathFacts) -> Target:
+def target_of(subject: Subject, name: str, facts: PathFacts, host: HostFacts) -> Target:
     """Give a disk with what lies at its path."""
     disk = subject.definition.disk[name]
     format_ = plan_format(subject.definition, name, disk, facts).value
     if facts.kind == "missing" and disk.path.is_relative_to("/dev"):
         format_ = format_ or "raw"
-    return Target(subject=subject, name=name, disk=disk, facts=facts, format=format_)
+    top = host.paths.get(PurePosixPath(facts.since[-1])) if facts.since else None
+    return Target(subject=subject, name=name, disk=disk, facts=facts, format=format_, top=top)
 
 
 def find_disk(caller: Caller, word: str) -> Target:
@@ -103,11 +117,6 @@ def find_disk(caller: Caller, word: str) -> Target:
             hint=f"{caller.command} {name}:{found[0].name} …" if found else "",
         )
     )
-
-
-def file_word(target: Target) -> str:
-    """Give how a further command names the VM."""
-    return target.subject.definition.name
 
 
 def need_file(target: Target) -> None:
@@ -143,20 +152,38 @@ def need_format(target: Target) -> str:
 def refuse_running(caller: Caller, target: Target, deed: str) -> None:
     """Refuse what cannot be done to a disk of a VM that runs (`vm.state`)."""
     seen = seen_of(caller, target)
-    if seen is not None and seen.lives:
+    if seen is not None and (seen.lives or seen.state in MOVING):
         raise Busy(
             Report(
                 code="vm.state",
-                message=f"{target.word} cannot be {deed} while the VM runs",
-                where=f"pid {seen.pid}",
+                message=f"{target.word} cannot be {deed} while the VM is {seen.state.value}",
+                where=f"pid {seen.pid}" if seen.pid else str(seen.places.run),
                 hint=f"kvmlaunch down {seen.name}",
             )
         )
 
 
+@contextmanager
+def at_rest(caller: Caller, target: Target, deed: str) -> Iterator[None]:
+    """Keep the VM of a disk from being started for a while; raises Busy `vm.state` while it runs, `vm.locked`."""
+    refuse_running(caller, target, deed)
+    if seen_of(caller, target) is None:
+        yield
+        return
+    run = caller.places(target.subject.definition.name).run
+    there = os.path.isdir(run)
+    status = os.stat(run if there else "/proc/self")
+    with claimed(run, status.st_uid, status.st_gid) as claim:
+        try:
+            yield
+        finally:
+            if not there:
+                remove_claimed(claim)
+
+
 def refuse_locked(target: Target) -> None:
     """Refuse an image that somebody has locked (`disk.locked`)."""
-    holders = target.facts.lock_holders
+    holders = (*target.facts.lock_holders, *(target.top.lock_holders if target.top else ()))
     if holders:
         raise PreflightFailed(
             Report(
@@ -219,7 +246,7 @@ def failed_tool(done: Finished, path: PurePosixPath) -> HostFailed:
 
 def top_of(target: Target) -> PurePosixPath:
     """Give what QEMU opens of a disk: the image, or the overlay of its newest snapshot."""
-    return PurePosixPath(target.facts.since[-1]) if target.facts.since else target.disk.path
+    return PurePosixPath(target.facts.since[-1]) if target.facts.since else target.image
 
 
 def top_format(target: Target) -> str:
@@ -263,8 +290,3 @@ def seen_of(caller: Caller, target: Target) -> Seen | None:
         if error.report.code != "host.runtime.missing":
             raise
         return None
-
-
-def is_path_word(word: str) -> bool:
-    """Does a word name a file in place of a VM."""
-    return is_file(parse_word(word)[0])

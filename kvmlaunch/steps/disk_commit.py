@@ -1,0 +1,225 @@
+"""`disk snapshot commit`: what was written since the snapshots of a disk goes into its image, and they end.
+
+An overlay that is merged must not be opened again: a mark lies beside the image as long as that could happen, and says
+how far it is.  `merging`: the overlays hold the truth; `completing`: QEMU may have switched back to the image at any
+moment; `merged`: the image holds it, the overlays go.
+"""
+
+import contextlib
+import os
+import time
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+from typing import Any
+
+from kvmlaunch.builder.names import drive_id
+from kvmlaunch.errors import HostFailed, PreflightFailed, Report, TimedOut
+from kvmlaunch.host.files import read_text_at
+from kvmlaunch.host.images import forget_retired, held_images, mark_image, owner_of, unmark_image
+from kvmlaunch.host.rights import rights_of
+from kvmlaunch.model.value import frozen
+from kvmlaunch.steps.caller import Caller
+from kvmlaunch.steps.control import query
+from kvmlaunch.steps.disk_snapshot import file_in_chain, need_image, need_order, retire, snapshot_names, top_file
+from kvmlaunch.steps.disks import (
+    Progress,
+    Target,
+    at_rest,
+    failed_tool,
+    find_disk,
+    no_progress,
+    qemu_img,
+    refuse_locked,
+    seen_of,
+    top_of,
+)
+from kvmlaunch.steps.observe import Seen
+from kvmlaunch.storage.image import parse_progress
+from kvmlaunch.storage.snapshot import mark_path
+
+LONGEST_MARK = 64
+MERGING, MERGED, COMPLETING = "merging", "merged", "completing"
+SECONDS = 60.0  # that QEMU may take for its last step
+LOOK_EVERY = 0.1
+
+
+@frozen(kw_only=True)
+class Committed:
+    """A disk whose snapshots went into its image; `names` none when it had none."""
+
+    target: Target
+    names: tuple[str, ...]
+    live: bool = False
+
+
+def commit(caller: Caller, word: str, *, progress: Progress = no_progress) -> Committed:
+    """Merge all that was written since the snapshots of a disk into its image, and end them; finishes what was begun.
+
+    Raises Busy, PreflightFailed, HostFailed, TimedOut.
+    """
+    found = find_disk(caller, word)
+    need_image(found)
+    with held_images([found.image]):
+        return commit_held(caller, find_disk(caller, word), progress)
+
+
+def commit_held(caller: Caller, target: Target, progress: Progress) -> Committed:
+    """Merge the snapshots of a disk that no other command works on."""
+    names = snapshot_names(target)
+    seen = seen_of(caller, target)
+    runs = seen is not None and seen.lives
+    refuse_clones(target)
+    if target.facts.committing and read_mark(mark_path(target.image)) != MERGING:
+        finish(caller, target, seen)
+        return Committed(target=target, names=names, live=runs)
+    if not target.facts.committing:
+        need_order(target)
+    if not names:
+        return Committed(target=target, names=())
+    if seen is not None and runs:
+        commit_live(caller, seen, target, progress)
+    else:
+        with at_rest(caller, target, "committed"):
+            refuse_locked(target)
+            commit_stopped(caller, target, progress)
+    return Committed(target=target, names=names, live=runs)
+
+
+def refuse_clones(target: Target) -> None:
+    """Refuse to merge into an image that other overlays rest on, those of clones (`disk.base`)."""
+    own = {os.path.realpath(each) for each in target.facts.since}
+    others = [each for each in target.facts.overlays if os.path.realpath(each) not in own]
+    if others:
+        names = ", ".join(PurePosixPath(each).name for each in others[:3])
+        raise PreflightFailed(
+            Report(
+                code="disk.base",
+                message=f"the snapshots of {target.word} cannot go into its image: others rest on that",
+                where=str(target.image),
+                why=f"it is the backing file of {names} too, which would change",
+                hint=f"kvmlaunch disk convert {target.word} NEW.qcow2   # one image of all; or end the clones first",
+            )
+        )
+
+
+def commit_stopped(caller: Caller, target: Target, progress: Progress) -> None:
+    """Merge with qemu-img: until it is through the overlays hold the truth, from then on the image does.
+
+    The mark keeps a VM from being started meanwhile; one that was started just before has the overlay locked.
+    """
+    top, image = top_of(target), target.image
+    mark = mark_path(image)
+
+    def look(text: str) -> None:
+        progress(parse_progress(text) or 0.0)
+
+    mark_image(mark, MERGING)
+    words = ("commit", "-p", "-f", "qcow2", "-d", "-b", str(image), str(top))
+    done = qemu_img(*words, paths=(top, image), look=look)
+    if done.status != 0:
+        unmark_image(mark)
+        raise failed_tool(done, top)
+    mark_image(mark, MERGED)
+    drop_overlays(caller, target)
+
+
+def drop_overlays(caller: Caller, target: Target) -> None:
+    """Remove overlays that are merged, then the mark that kept them from being opened."""
+    for each in reversed(target.facts.since):
+        retire(caller, PurePosixPath(each))
+    forget_retired(target.image)
+    unmark_image(mark_path(target.image))
+
+
+def job_of(target: Target) -> str:
+    """Give the id of the job that merges a disk."""
+    return f"commit-{target.name}"
+
+
+def job_row(seen: Seen, target: Target) -> Mapping[str, Any] | None:
+    """Give the job that merges a disk, None when there is none."""
+    found = query(seen, ("query-block-jobs", {}))[0]
+    rows = found if isinstance(found, list) else []
+    return next((row for row in rows if isinstance(row, dict) and row.get("device") == job_of(target)), None)
+
+
+def commit_live(caller: Caller, seen: Seen, target: Target, progress: Progress) -> None:
+    """Merge while the VM runs: QEMU copies, then writes to the image again.
+
+    Whatever ends us before the last step leaves the overlay as the disk; a later command goes on with the job.
+    """
+    if job_row(seen, target) is None:
+        base = file_in_chain(seen, target, target.image)
+        query(seen, ("block-commit", {"device": drive_id(target.name), "job-id": job_of(target), "base": base}))
+    while (job := job_row(seen, target)) and not job.get("ready"):
+        length = job.get("len") or 0
+        progress(min(1.0, job.get("offset", 0) / length) if length else 0.0)
+        time.sleep(LOOK_EVERY)
+    if job is None:
+        raise HostFailed(
+            Report(code="qmp.error", message=f"QEMU gave up the commit of {target.word}", where=str(target.disk.path))
+        )
+    mark_image(mark_path(target.image), COMPLETING)
+    query(seen, ("block-job-complete", {"device": job_of(target)}))
+    wait_gone(seen, target)
+    finish(caller, target, seen)
+
+
+def wait_gone(seen: Seen, target: Target) -> None:
+    """Wait until a job has ended; raises TimedOut `qmp.timeout`."""
+    deadline = time.monotonic() + SECONDS
+    while job_row(seen, target) is not None:
+        if time.monotonic() > deadline:
+            raise TimedOut(
+                Report(code="qmp.timeout", message="QEMU does not end the commit", where=str(target.disk.path))
+            )
+        time.sleep(LOOK_EVERY)
+
+
+def finish(caller: Caller, target: Target, seen: Seen | None) -> None:
+    """End a commit that is at its last step, by what QEMU writes to.
+
+    Raises PreflightFailed `disk.snapshot` where that cannot be told any more.
+    """
+    mark = mark_path(target.image)
+    if read_mark(mark) == MERGED:
+        drop_overlays(caller, target)
+        return
+    if seen is None or not seen.lives:
+        raise PreflightFailed(
+            Report(
+                code="disk.snapshot",
+                message=f"the commit of {target.word} was cut off at its last step, and the VM has ended since",
+                where=str(mark),
+                why="either the image or the newest overlay has the last writes; which, only their times tell",
+                hint=f"ls -l --time-style=full-iso {target.disk.path}*   # keep the newer, remove the mark",
+            )
+        )
+    if job_row(seen, target) is not None:
+        with contextlib.suppress(HostFailed):  # it may be completing already
+            query(seen, ("block-job-complete", {"device": job_of(target)}))
+        wait_gone(seen, target)
+    if os.path.realpath(top_file(seen, target)) == os.path.realpath(target.image):
+        mark_image(mark, MERGED)
+        drop_overlays(caller, target)
+        return
+    unmark_image(mark)
+    raise HostFailed(
+        Report(
+            code="qmp.error",
+            message=f"QEMU did not switch {target.word} back to its image",
+            where=str(target.disk.path),
+            why="the overlay is still the disk; nothing is lost",
+            hint=f"kvmlaunch disk snapshot commit {target.word}",
+        )
+    )
+
+
+def read_mark(mark: PurePosixPath) -> str:
+    """Give what a mark says: merging, completing, or merged; what is no such file says nothing."""
+    with rights_of(owner_of(mark.parent)):
+        directory = os.open(mark.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            return (read_text_at(directory, mark.name, LONGEST_MARK) or "").strip()
+        finally:
+            os.close(directory)
