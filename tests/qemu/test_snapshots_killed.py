@@ -1,0 +1,259 @@
+"""`disk snapshot` killed at its system calls: no data are lost, and the next command finishes or begins anew."""
+
+import shutil
+import time
+from collections.abc import Sequence
+from typing import Final
+
+import pytest
+
+from tests.crashes import Point, calls, describe, killed_at, points, sample
+from tests.qemu.test_disks import tools
+from tests.qemu.test_snapshots import (
+    MARK,
+    ROOT,
+    S1,
+    S2,
+    define,
+    holds,
+    listed,
+    live_images,
+    make_image,
+    names,
+    opened,
+    place,
+    refused,
+    running,
+    snapshot,
+    write,
+    write_live,
+)
+from tests.sandbox import Machine, wait_for
+
+CREATE: Final = ("disk", "snapshot", "create", "web", "s1")
+COMMIT: Final = ("disk", "snapshot", "commit", "web:root")
+REVERT: Final = ("disk", "snapshot", "revert", "web:root", "s1", "--yes")
+FILES: Final = {"flock", "vfork", "link", "linkat", "unlink", "unlinkat", "rename", "renameat", "fchown", "fsync"}
+
+
+def file_points(machine: Machine, *words: str, after: str, more: Sequence[str] = ()) -> list[Point]:
+    """Give where a command that changes files is killed, from a first call on; the command is run once."""
+    first = points(machine, *words, after=after, others=1)[0]
+    everything = [point for point, _ in calls(machine.directory / "calls")]
+    return [point for point in everything[everything.index(first) :] if point.name in {*FILES, *more}]
+
+
+def without_overlays(machine: Machine) -> None:
+    """Remove all snapshots of a VM that is down, and whatever a command left; the image holds the first pattern."""
+    for name in names(machine) - {"web.img"}:
+        place(machine, name).unlink()
+    write(machine, "web.img", 1)
+
+
+def with_overlays(machine: Machine) -> None:
+    """Lay two snapshots over an image of a VM that is down: each has written something of its own."""
+    without_overlays(machine)
+    write(machine, "web.img", 1, "1M")
+    snapshot(machine, "s1")
+    write(machine, S1, 2)
+    snapshot(machine, "s2")
+    write(machine, S2, 3, "2M")
+
+
+def settled(machine: Machine) -> None:
+    """Wait until no qemu-img that a killed command left is at work."""
+    wait_for("qemu-img has ended", lambda: not tools(machine))
+
+
+def test_a_snapshot_that_is_killed_at_any_point_is_whole_or_not_there_and_can_be_taken(machine: Machine) -> None:
+    define(machine)
+
+    for point in file_points(machine, *CREATE, after=r"openat\(.*\.making"):
+        without_overlays(machine)
+        killed_at(machine, point, *CREATE)
+        settled(machine)
+        top = opened(machine).pop()
+        kept = holds(machine, top, 1)
+        again = machine.run(*CREATE)
+
+        assert top in {"web.img", S1}, describe(point, CREATE)
+        assert kept, describe(point, CREATE)
+        assert again.code == 0, f"{describe(point, CREATE)}\n{again.err}"
+        assert names(machine) == {"web.img", S1}, describe(point, CREATE)
+        assert holds(machine, S1, 1), describe(point, CREATE)
+
+
+def test_a_snapshot_of_two_disks_that_is_killed_between_them_can_be_taken(machine: Machine) -> None:
+    define(machine, f'{ROOT}[disk.data]\npath = "data.qcow2"\n')
+    named = [point for point in file_points(machine, *CREATE, after=r"openat\(.*\.making") if point.name == "link"]
+    for name in names(machine) - {"web.img", "data.qcow2"}:
+        place(machine, name).unlink()
+
+    killed_at(machine, named[1], *CREATE)
+    settled(machine)
+    half = listed(machine)
+    again = machine.run(*CREATE)
+
+    assert half == {"root": ["s1"], "data": []}
+    assert again.code == 0, again.err
+    assert listed(machine) == {"root": ["s1"], "data": ["s1"]}
+
+
+def test_a_commit_of_a_stopped_vm_that_is_killed_at_any_point_loses_nothing_and_is_finished_by_the_next(
+    machine: Machine,
+) -> None:
+    define(machine)
+    with_overlays(machine)
+
+    for point in file_points(machine, *COMMIT, after=r"vfork\("):
+        with_overlays(machine)
+        killed_at(machine, point, *COMMIT)
+        settled(machine)
+        marked = MARK in names(machine)
+        up = machine.run("up", "web", "--paused", "-n")
+        top = "web.img" if marked else opened(machine).pop()
+        whole = [holds(machine, top, *each) for each in ((2, "0"), (1, "1M"), (3, "2M"))]
+        again = machine.run(*COMMIT)
+
+        assert whole == [True] * 3, f"{describe(point, COMMIT)}: {top}"
+        assert (up.code, up.codes & {"disk.snapshot"}) == ((6, {"disk.snapshot"}) if marked else (0, set()))
+        assert again.code == 0, f"{describe(point, COMMIT)}\n{again.err}"
+        assert names(machine) == {"web.img"}, describe(point, COMMIT)
+        assert [holds(machine, "web.img", *each) for each in ((2, "0"), (1, "1M"), (3, "2M"))] == [True] * 3
+
+
+def test_a_revert_that_is_killed_at_any_point_is_finished_by_the_same_command(machine: Machine) -> None:
+    define(machine)
+    with_overlays(machine)
+
+    for point in file_points(machine, *REVERT, after=r"unlink.*since"):
+        with_overlays(machine)
+        killed_at(machine, point, *REVERT)
+        settled(machine)
+        again = machine.run(*REVERT)
+
+        assert again.code == 0, f"{describe(point, REVERT)}\n{again.err}"
+        assert names(machine) == {"web.img", S1}, describe(point, REVERT)
+        assert holds(machine, S1, 1), describe(point, REVERT)
+
+
+def live_points(machine: Machine) -> list[Point]:
+    """Give where a live commit is killed: at its questions to QEMU, and around the mark and the removals."""
+    found = file_points(machine, *COMMIT, after=r"sendto|sendmsg|connect\(", more=("sendto", "sendmsg"))
+    asking = [point for point in found if point.name in {"sendto", "sendmsg"}]
+    return [*sample(asking[:-6]), *asking[-6:], *(point for point in found if point not in asking)]
+
+
+def test_a_live_commit_that_is_killed_at_any_point_is_finished_by_the_next_command(machine: Machine) -> None:
+    running(machine)
+    snapshot(machine, "s1")
+    unfinished = []
+
+    for pattern, point in enumerate(live_points(machine), 2):
+        snapshot(machine, "s1")
+        write_live(machine, pattern)
+        killed_at(machine, point, *COMMIT)
+        again = machine.run(*COMMIT)
+        if again.code != 0:
+            unfinished.append(f"{describe(point, COMMIT)} → {again.code}\n{again.err}")
+            machine.ok(*COMMIT)
+
+        assert live_images(machine) == {"disk-root": "web.img"}, describe(point, COMMIT)
+        assert names(machine) == {"web.img"}, describe(point, COMMIT)
+        assert holds(machine, "web.img", pattern), describe(point, COMMIT)
+
+    assert not unfinished, "\n".join(unfinished)
+
+
+def test_a_live_commit_that_is_killed_and_then_its_vm_too_never_shows_what_was_before(machine: Machine) -> None:
+    running(machine)
+    snapshot(machine, "s1")
+    found = live_points(machine)
+
+    for pattern, point in enumerate(found[-12:], 2):
+        snapshot(machine, "s1")
+        write_live(machine, pattern)
+        killed_at(machine, point, *COMMIT)
+        machine.end("web")
+        marked = MARK in names(machine)
+        up = machine.run("up", "web", "--paused")
+        if up.code != 0:
+            mark = place(machine, MARK).read_text().strip()
+            assert (marked, up.codes & {"disk.snapshot"}) == (True, {"disk.snapshot"}), describe(point, COMMIT)
+            assert mark in {"completing", "merged"}
+            newest = "web.img" if holds(machine, "web.img", pattern) else S1
+            assert holds(machine, newest, pattern), describe(point, COMMIT)
+            shutil.copyfile(place(machine, newest), place(machine, "kept")) if newest == "web.img" else None
+            for name in names(machine) - {"web.img", *({S1} if newest == S1 else ())}:
+                place(machine, name).unlink()
+            machine.ok("up", "web", "--paused")
+
+        assert holds(machine, live_images(machine)["disk-root"], pattern), describe(point, COMMIT)
+        machine.ok(*COMMIT)
+
+
+def test_overlays_that_are_merged_are_not_opened_and_the_next_commit_removes_them(machine: Machine) -> None:
+    define(machine)
+    snapshot(machine, "s1", "s2")
+    write(machine, "web.img", 2)
+    place(machine, MARK).write_text("merged\n")
+
+    up = machine.run("up", "web", "--paused")
+    others = [refused(machine, *words[2:]) for words in (CREATE, REVERT)]
+    machine.ok(*COMMIT)
+
+    assert (up.code, up.codes & {"disk.snapshot"}) == (6, {"disk.snapshot"})
+    assert "disk snapshot commit web:root" in up.err
+    assert others == [(6, "disk.snapshot")] * 2
+    assert names(machine) == {"web.img"}
+    assert holds(machine, "web.img", 2)
+
+
+@pytest.mark.parametrize("mark", ["completing\n", "", "\0\xff", "merged or not"])
+def test_a_commit_that_was_cut_off_before_its_vm_ended_is_left_to_a_person(machine: Machine, mark: str) -> None:
+    define(machine)
+    snapshot(machine, "s1")
+    place(machine, MARK).write_text(mark)
+    before = names(machine)
+
+    up = machine.run("up", "web", "--paused")
+    commit = machine.run(*COMMIT)
+
+    assert (up.code, up.codes & {"disk.snapshot"}) == (6, {"disk.snapshot"})
+    assert (commit.code, commit.codes) == (6, {"disk.snapshot"})
+    assert "web.img" in commit.err
+    assert S1 in commit.err
+    assert names(machine) == before
+
+
+def test_a_snapshot_of_a_running_vm_that_was_killed_before_qemu_switched_does_not_count_as_taken(
+    machine: Machine,
+) -> None:
+    running(machine)
+    make_image(machine, S1)
+    place(machine, S1).unlink()
+    make = ("qemu-img", "create", "-q", "-u", "-f", "qcow2", "-F", "raw", "-b", "web.img", place(machine, S1), "8M")
+    machine.execute(*make)
+
+    again = machine.run(*CREATE)
+
+    assert again.code != 0 or live_images(machine) == {"disk-root": S1}, f"it is not taken, and said to be\n{again.err}"
+
+
+def test_a_commit_whose_qemu_img_is_still_at_work_is_not_begun_twice(machine: Machine) -> None:
+    define(machine)
+    snapshot(machine, "s1")
+    write(machine, S1, 2)
+    holder = machine.start("qemu-io", "-f", "qcow2", place(machine, S1), stdin=-1)
+    assert holder.stdin
+    holder.stdin.write("length\n")
+    holder.stdin.flush()
+    wait_for("the overlay is locked", lambda: refused(machine, *COMMIT[2:])[1] == "disk.locked")
+
+    answers = [refused(machine, *words[2:]) for words in (COMMIT, REVERT)]
+    machine.kill(holder.pid)
+    time.sleep(0)
+
+    assert answers == [(6, "disk.locked")] * 2
+    assert names(machine) == {"web.img", S1}
+    assert holds(machine, S1, 2)
