@@ -31,7 +31,7 @@ def rendered(text: str, *, overlay: bool = True) -> str:
     """Give the text of a clone of a definition."""
     definition = defined(text)
     paths = clone_paths(definition.disk, "new", overlay=overlay)
-    formats = {name: "qcow2" if overlay else "raw" for name in definition.disk}
+    formats = dict.fromkeys(definition.disk, "qcow2" if overlay else "raw")
     return render_clone(definition, "new", paths, formats, overlay=overlay)
 
 
@@ -98,9 +98,7 @@ def test_a_volume_has_its_copy_in_the_same_group() -> None:
         ('size = "8MiB"\nthin_pool = "pool0"', ("disk.root.thin_pool", "disk.root.size"), ("disk.root.thin_pool",)),
     ],
 )
-def test_how_the_original_was_made_is_not_inherited(
-    more: str, overlay: tuple[str, ...], full: tuple[str, ...]
-) -> None:
+def test_how_the_original_was_made_is_not_inherited(more: str, overlay: tuple[str, ...], full: tuple[str, ...]) -> None:
     path = "lvm:vg0/web" if "thin_pool" in more else "web.qcow2" if "backing" in more else "web.img"
     definition = defined(f'[disk.root]\npath = "{path}"\n{more}\n')
 

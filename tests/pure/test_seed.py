@@ -85,7 +85,8 @@ def test_compressed_user_data_is_taken_unread() -> None:
         *((b"cloud-config\n", "kind"), (b"\xef\xbb\xbf#cloud-config\n", "kind"), (b"PK\x03\x04", "kind")),
         *((b"\xff\xfe#\0", "UTF-8"), (b"#cloud-config\n\xe9: 1\n", "UTF-8"), (bytes(range(256)), "UTF-8")),
         *((b"#cloud-config\n- a\n", "table"), (b"#cloud-config\ntext\n", "table"), (b"#cloud-config\n5\n", "table")),
-        *((b"#cloud-config\na: [\n", "YAML"), (b"#cloud-config\n\ta: 1\n", "YAML"), (b"#cloud-config\na: b: c\n", "YAML")),
+        *((b"#cloud-config\na: [\n", "YAML"), (b"#cloud-config\n\ta: 1\n", "YAML")),
+        (b"#cloud-config\na: b: c\n", "YAML"),
         *((b"#cloud-config\na: \x01\n", "YAML"), (b"#cloud-config\na: *x\n", "YAML")),
         *((b"#cloud-config\na: !!python/object:os.system {}\n", "YAML"), (b"#cloud-config\na: 1\n---\nb: 2\n", "YAML")),
         (b"#cloud-config\n" + b"a: [" * 50_000, "YAML"),
@@ -100,8 +101,9 @@ def test_what_cloud_init_would_not_take_is_told(content: bytes, why: str) -> Non
     "value",
     [
         *('!!int ""', '!!float ""', "!!bool maybe", "!!timestamp never", "!!binary é", "2001-99-99", '!!int "0x"'),
-        *("0001-01-01 00:00:00 +23:59", "9999-12-31 23:59:59 -23:59", "{[a]: b}", "{{a: b}: c}", "!!set [a]", "!!omap a"),
-        *("!!pairs a", "!!merge x", "=", "{<<: 5}", "!!float 1e999", "!!float .", "1:99999:99", "!!null {}", "!!str [a]"),
+        *("0001-01-01 00:00:00 +23:59", "9999-12-31 23:59:59 -23:59", "{[a]: b}", "{{a: b}: c}", "!!omap a"),
+        *("!!set [a]", "!!pairs a", "!!merge x", "=", "{<<: 5}", "!!float 1e999", "!!float .", "1:99999:99"),
+        *("!!null {}", "!!str [a]"),
     ],
 )
 def test_yaml_that_its_reader_chokes_on_is_told_or_taken_and_nothing_escapes(value: str) -> None:
@@ -144,8 +146,10 @@ def test_vendor_data_has_exactly_what_is_switched_on(on: set[str]) -> None:
 
     text = json.dumps(found)
     marks: Mapping[str, str] = {
-        **{"scheduler": "60-kvmlaunch-scheduler.rules", "trim": "fstrim.timer"},
-        **{"agent": "qemu-guest-agent", "haltpoll": "cpuidle_haltpoll"},
+        "scheduler": "60-kvmlaunch-scheduler.rules",
+        "trim": "fstrim.timer",
+        "agent": "qemu-guest-agent",
+        "haltpoll": "cpuidle_haltpoll",
     }
     assert {name for name, mark in marks.items() if mark in text} == on
     assert (found.get("packages") == ["qemu-guest-agent"]) == ("agent" in on)
@@ -203,11 +207,14 @@ def test_there_is_a_seed_where_anything_of_it_is_written_unless_it_is_switched_o
 
 
 def test_explain_has_a_row_for_every_switch_where_there_is_a_seed() -> None:
-    rows = {row.path: row.choice.value for row in seed_rows(defined("[cloud_init]\ntrim = false\n"))}
+    rows = {row.key: row.choice.value for row in seed_rows(defined("[cloud_init]\ntrim = false\n"))}
 
     assert rows == {
-        **{"cloud_init.enabled": True, "cloud_init.scheduler": True, "cloud_init.trim": False},
-        **{"cloud_init.agent": True, "cloud_init.haltpoll": False},
+        "cloud_init.enabled": True,
+        "cloud_init.scheduler": True,
+        "cloud_init.trim": False,
+        "cloud_init.agent": True,
+        "cloud_init.haltpoll": False,
     }
 
 

@@ -71,7 +71,8 @@ def test_an_overlay_belongs_to_one_image_whatever_its_name_is(name: str, image: 
     [
         *("", "web.img", ".since-a.qcow2", "web.img.since-.qcow2", "web.img.since-A.qcow2", "web.img.since-a.img"),
         *("web.img.since--a.qcow2", "web.img.since-a.qcow2.bak", "web.img.since-a\n.qcow2", "web.img.since-é.qcow2"),
-        *("web.img.since-a.qcow2.since-b.qcow2", ".web.img.since-a.qcow2.making", "web.img.since-" + 41 * "a" + ".qcow2"),
+        *("web.img.since-a.qcow2.since-b.qcow2", ".web.img.since-a.qcow2.making"),
+        f"web.img.since-{41 * 'a'}.qcow2",
         *("web.imgXsince-a.qcow2", "web.img.since-a.b.qcow2", "web.img.since-٣.qcow2", "web.img.committing"),
     ],
 )
@@ -172,13 +173,12 @@ def test_what_is_called_an_overlay_and_is_no_file_is_stray_and_nothing_waits_for
     image, overlay = tmp_path / "web.img", tmp_path / "web.img.since-a.qcow2"
     image.write_bytes(bytes(512))
     qcow2(tmp_path / "other.qcow2", "web.img")
-    make = {
-        "directory": overlay.mkdir,
-        "link": lambda: overlay.symlink_to("other.qcow2"),
-        "dangling": lambda: overlay.symlink_to("nothing"),
-        "fifo": lambda: os.mkfifo(overlay),
-    }
-    make[kind]()
+    if kind == "directory":
+        overlay.mkdir()
+    elif kind == "fifo":
+        os.mkfifo(overlay)
+    else:
+        overlay.symlink_to("other.qcow2" if kind == "link" else "nothing")
 
     assert capture_snapshots(str(image)) == {"stray": [str(overlay)]}
 

@@ -24,9 +24,16 @@ ROLLUP: Final = "7f-80 ---p 0 00:00 0 [rollup]\nAnonHugePages:   2048 kB\nShmemP
 KSM: Final = "ksm_rmap_items 9\nksm_zero_pages 0\nksm_merging_pages 5\nksm_process_profit -77\n"
 NONE: Final = {"reads": 0, "writes": 0, "read_bytes": 0, "written_bytes": 0, "busy_ns": 0}
 STATS: Final = {
-    **{"rd_operations": 1, "wr_operations": 2, "flush_operations": 3, "unmap_operations": 4},
-    **{"rd_bytes": 5, "wr_bytes": 6},
-    **{"rd_total_time_ns": 7, "wr_total_time_ns": 8, "flush_total_time_ns": 9, "unmap_total_time_ns": 10},
+    "rd_operations": 1,
+    "wr_operations": 2,
+    "flush_operations": 3,
+    "unmap_operations": 4,
+    "rd_bytes": 5,
+    "wr_bytes": 6,
+    "rd_total_time_ns": 7,
+    "wr_total_time_ns": 8,
+    "flush_total_time_ns": 9,
+    "unmap_total_time_ns": 10,
 }
 SCALARS: Final = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
 ANSWERS: Final = st.recursive(
@@ -80,7 +87,9 @@ def test_no_text_of_proc_makes_an_error(text: str) -> None:
     read_of(stat=f"1 (x) {text} " * 3, status=f"VmRSS: {text}", ksm=f"ksm_merging_pages {text}")
 
 
-@pytest.mark.parametrize("line", ["VmRSS: -5 kB", "VmRSS: x kB", "VmRSS: 9999999999999999999 kB", "VmRSS: ٣ kB", "VmRSS:"])
+@pytest.mark.parametrize(
+    "line", ["VmRSS: -5 kB", "VmRSS: x kB", "VmRSS: 9999999999999999999 kB", "VmRSS: ٣ kB", "VmRSS:"]
+)
 def test_a_number_that_is_none_is_passed_over(line: str) -> None:
     assert parse_numbers(f"{line}\nVmSwap: 1 kB\n") == {"VmSwap": 1}
 
@@ -92,7 +101,7 @@ def test_a_number_that_is_none_is_passed_over(line: str) -> None:
         [{"stats": {key: wrong for key in STATS for wrong in ("7",)}}],
         [{"stats": dict.fromkeys(STATS, True)}],
         [{"stats": dict.fromkeys(STATS, float("nan"))}],
-        [{"stats": dict.fromkeys(STATS, {})}],
+        [{"stats": {key: {} for key in STATS}}],
     ],
 )
 def test_an_answer_of_another_form_counts_as_nothing(answer: object) -> None:
