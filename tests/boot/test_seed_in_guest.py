@@ -1,13 +1,15 @@
 """A seed as a real guest finds it, trimmed blocks that go back to the host, and the scheduler that the guest takes."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+import pytest
 import yaml
 
-from tests.boot.conftest import NO_NETWORK, Define
-from tests.sandbox import Machine
+from tests.boot.conftest import NO_NETWORK, Define, write_guest
+from tests.sandbox import Machine, made_machine, require_root
 
 USER_DATA: Final = "#cloud-config\nhostname: front\n"
 SEED: Final = f'{NO_NETWORK}[cloud_init]\nuser_data = "user-data.yaml"\nagent = false\n'
@@ -37,52 +39,56 @@ def said(machine: Machine) -> str:
     return machine.ok("logs", "web").out.replace("\r", "")
 
 
-def schedulers(machine: Machine) -> dict[str, str]:
+def schedulers(printed: str) -> dict[str, str]:
     """Give the scheduler of each disk, as the guest told it."""
-    return dict(re.findall(r"^guest: disk (\w+) .*?scheduler=(\S+)", said(machine), re.MULTILINE))
+    return dict(re.findall(r"^guest: disk (\w+) .*?scheduler=(\S+)", printed, re.MULTILINE))
 
 
-def test_a_guest_finds_the_seed_by_its_label_and_in_it_what_was_written(machine: Machine, define: Define) -> None:
-    define(script=FIND, more=SEED)
-    Path(machine.directory / "vmdefs" / "user-data.yaml").write_text(USER_DATA)
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory, cache: Path, built: Path) -> Iterator[str]:
+    """Give what a guest with one CPU and a seed has printed when it was ready."""
+    require_root()
+    with made_machine(tmp_path_factory.mktemp("seed"), cache) as machine:
+        write_guest(machine, built, script=FIND, more=SEED)
+        (machine.directory / "vmdefs" / "user-data.yaml").write_text(USER_DATA)
+        machine.ok("up", "web", "--wait", "ready")
+        yield said(machine)
 
-    machine.ok("up", "web", "--wait", "ready")
-    files = dict(FILE.findall(said(machine)))
-    machine.ok("down", "web")
+
+def test_a_guest_finds_the_seed_by_its_label_and_in_it_what_was_written(small: str) -> None:
+    files = dict(FILE.findall(small))
 
     meta = yaml.safe_load(files["meta-data"])
     assert set(files) == {"meta-data", "user-data", "vendor-data"}
     assert files["user-data"].strip() == USER_DATA.strip()
     assert meta["local-hostname"] == "web"
     assert yaml.safe_load(files["vendor-data"])["write_files"][0]["path"].endswith("scheduler.rules")
-    assert "seed: ro=1" in said(machine)
-    assert machine.leftovers() == []
 
 
-def test_blocks_that_the_guest_trims_go_back_to_the_host(machine: Machine, define: Define) -> None:
+def test_a_guest_can_only_read_the_seed(small: str) -> None:
+    assert "seed: ro=1" in small
+
+
+def test_a_guest_with_one_cpu_takes_a_scheduler(small: str) -> None:
+    assert schedulers(small)["vda"] == "mq-deadline"
+
+
+def test_a_guest_with_two_cpus_takes_none_and_blocks_that_it_trims_go_back_to_the_host(
+    machine: Machine, define: Define
+) -> None:
     define(script=TRIM, disk='[disk.data]\npath = "data.img"\n')
+    place = machine.directory / "vmdefs" / "web.toml"
+    place.write_text(place.read_text().replace("vcpus = 1", "vcpus = 2"))
     image = machine.directory / "vmdefs" / "data.img"
     image.write_bytes(b"\1" * (16 << 20))
 
     before = image.stat().st_blocks
     machine.ok("up", "web", "--wait", "ready")
     after = image.stat().st_blocks
+    printed = said(machine)
     machine.ok("down", "web")
 
-    assert "guest: trimmed" in said(machine)
+    assert schedulers(printed)["vda"] == "none"
+    assert "guest: trimmed" in printed
     assert (before * 512, image.stat().st_size) == (16 << 20, 16 << 20)
     assert after * 512 < 1 << 20
-
-
-def test_a_guest_takes_a_scheduler_where_it_has_one_cpu_only(machine: Machine, define: Define) -> None:
-    taken = []
-    for vcpus in (1, 2):
-        define()
-        place = machine.directory / "vmdefs" / "web.toml"
-        place.write_text(place.read_text().replace("vcpus = 1", f"vcpus = {vcpus}"))
-        machine.ok("up", "web", "--wait", "ready")
-        taken.append(schedulers(machine)["vda"])
-        machine.ok("down", "web")
-        machine.outside("/var/log/kvmlaunch/web/console.log").unlink()
-
-    assert taken == ["mq-deadline", "none"]

@@ -9,7 +9,7 @@ import pytest
 
 from tests.monitor import monitor_at
 from tests.qemu.test_run_attach import terminal
-from tests.sandbox import SECONDS, TINY, Machine
+from tests.sandbox import SECONDS, TINY, Machine, Result
 
 MIB: Final = 1 << 20
 ROOT: Final = '[disk.root]\npath = "web.img"\n'
@@ -113,9 +113,9 @@ def refused(machine: Machine, *words: str) -> tuple[int, str]:
     return result.code, result.error["code"] if result.code else "not refused"
 
 
-def opened(machine: Machine) -> set[str]:
-    """Give the files of the disks that `print-cmd` would open."""
-    return {Path(each).name for each in re.findall(r"-drive file=([^,]*)", machine.ok("print-cmd", "web").out)}
+def opened(printed: Result) -> set[str]:
+    """Give the files of the disks that a printed command would open."""
+    return {Path(each).name for each in re.findall(r"-drive file=([^,]*)", printed.out)}
 
 
 def test_a_snapshot_of_a_stopped_vm_is_an_overlay_that_is_opened_from_then_on(machine: Machine) -> None:
@@ -126,7 +126,7 @@ def test_a_snapshot_of_a_stopped_vm_is_an_overlay_that_is_opened_from_then_on(ma
     status = place(machine, S1).stat()
     assert names(machine) == {"web.img", S1}
     assert status.st_mode & 0o7777 == 0o600
-    assert opened(machine) == {S1}
+    assert opened(machine.ok("print-cmd", "web")) == {S1}
     assert holds(machine, S1, 1)
     assert listed(machine) == {"root": ["s1"]}
 
@@ -202,7 +202,7 @@ def test_snapshots_are_listed_the_oldest_first_whatever_their_names_are(machine:
 
     assert listed(machine) == {"root": ["zebra", "apple", "0"]}
     assert [line.split()[1] for line in text.splitlines()] == ["zebra", "apple", "0"]
-    assert opened(machine) == {OVER.format("0")}
+    assert opened(machine.ok("print-cmd", "web")) == {OVER.format("0")}
 
 
 def test_info_tells_of_the_chain_beneath_a_snapshot(machine: Machine) -> None:
@@ -275,7 +275,7 @@ def test_a_commit_of_a_stopped_vm_merges_all_snapshots_and_ends_them(machine: Ma
     assert names(machine) == {"web.img"}
     assert [holds(machine, "web.img", *each) for each in ((2, "0"), (3, "1M"), (4, "2M"))] == [True] * 3
     assert place(machine, "web.img").stat().st_size == 8 * MIB
-    assert opened(machine) == {"web.img"}
+    assert opened(machine.ok("print-cmd", "web")) == {"web.img"}
 
 
 def test_a_commit_of_a_running_vm_puts_it_back_on_its_image(machine: Machine) -> None:
