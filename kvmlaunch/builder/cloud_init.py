@@ -15,7 +15,8 @@ SEED = "seed.iso"
 DRIVE = "seed-drive"
 SOURCE = "cloud-init docs, datasources/nocloud"
 SCHEDULER_RULE = "/etc/udev/rules.d/60-kvmlaunch-scheduler.rules"
-HALTPOLL_FILE = "/etc/modules-load.d/kvmlaunch-haltpoll.conf"
+HALTPOLL_LOAD = "/etc/modules-load.d/kvmlaunch-haltpoll.conf"
+HALTPOLL_OPTIONS = "/etc/modprobe.d/kvmlaunch-haltpoll.conf"
 RULE = 'SUBSYSTEM=="block", ENV{DEVTYPE}=="disk", KERNEL=="vd*|sd*", ATTR{queue/scheduler}="none"\n'
 SCHEDULER_WHY = "the host sorts already; a guest with one vCPU would take mq-deadline"
 TRIM_WHY = "blocks that the guest frees go back to the host, once a week"
@@ -60,8 +61,7 @@ def plan_tweaks(definition: Definition) -> tuple[Tweak, ...]:
         Tweak(
             name="scheduler",
             wanted=wanted(definition, "scheduler", tuning.scheduler, SCHEDULER_WHY, "Linux, bf348f9b78d4"),
-            file=SCHEDULER_RULE,
-            text=RULE,
+            files=((SCHEDULER_RULE, RULE),),
             command="udevadm control --reload && udevadm trigger --subsystem-match=block --action=change",
             undo="udevadm control --reload",
         ),
@@ -79,8 +79,10 @@ def plan_tweaks(definition: Definition) -> tuple[Tweak, ...]:
         Tweak(
             name="haltpoll",
             wanted=plan_haltpoll(definition, tuning),
-            file=HALTPOLL_FILE,
-            text="cpuidle_haltpoll\n",
+            files=(
+                (HALTPOLL_LOAD, "cpuidle_haltpoll\n"),
+                (HALTPOLL_OPTIONS, "options cpuidle_haltpoll force=Y\n"),  # without a hint of the host's it would not
+            ),
             command="modprobe cpuidle_haltpoll force=Y",
             undo="modprobe -r cpuidle_haltpoll",
         ),

@@ -258,9 +258,8 @@ def bound_options(
     """Give an explicit backend bound to a host NUMA node, and the guest node that uses it."""
     share = fixed(value=True, reason="virtiofsd maps it too", source="QEMU docs, tools/virtiofsd")
     prealloc, bound = plan_prealloc(definition, memory), plan_node(definition, host)
-    kind: tuple[Field, ...]
     if memory.backing == "hugepages":
-        kind = (
+        kind: tuple[Field, ...] = (
             field(
                 "",
                 "memory.backend",

@@ -7,6 +7,7 @@ import click
 from kvmlaunch.cli.run import timeout_option
 from kvmlaunch.cli.session import Session, session_command, vm_argument
 from kvmlaunch.cli.show import say, show_document
+from kvmlaunch.facts.console import plain_text
 from kvmlaunch.steps.names import name_of
 
 SECONDS = 60.0
@@ -45,7 +46,8 @@ def exec_(session: Session, vm: str, command: tuple[str, ...], with_input: bool,
         return done.code
     for stream, content in ((sys.stdout, done.out), (sys.stderr, done.err)):
         stream.flush()
-        stream.buffer.write(content)
+        shown = plain_text(content.decode(errors="replace")).encode()  # a guest's bytes are no terminal's commands
+        stream.buffer.write(shown if stream.isatty() else content)
         stream.flush()
     if done.truncated:
         say(session, name_of(vm), "warn", "exec", "the agent left out what is beyond its own limit")

@@ -105,7 +105,7 @@ def show_created(session: Session, made: "Sequence[Created]", *, dry_run: bool =
 @session_command
 def info(session: Session, disk: str) -> None:
     """Show what the disks of a VM are: format, sizes, what they lie on, the chain beneath them."""
-    from kvmlaunch.steps.disk_check import info as look  # noqa: PLC0415 - completion wants the options only
+    from kvmlaunch.steps.disk_check import look_at as look  # noqa: PLC0415 - completion wants the options only
 
     found = look(session.caller(), disk)
     if session.json:

@@ -11,6 +11,7 @@ import click
 
 from kvmlaunch.cli.session import Session, use_color
 from kvmlaunch.errors import KvmlaunchError, Report
+from kvmlaunch.facts.console import plain_text
 from kvmlaunch.model.finding import Finding
 
 COLORS = {"ok": "green", "warn": "yellow", "FAIL": "red", "skip": "cyan", "error": "red"}
@@ -48,15 +49,17 @@ def say(session: Session, vm: str, status: str, word: str, text: str) -> None:
 
 def report_lines(report: Report) -> list[str]:
     """Give the lines beneath a report's message: where, why and what to do, none of them repeated."""
-    lines = [f"  {short_path(line)}" for line in report.where.splitlines()]
-    lines += [f"  {line}" for line in report.why.splitlines()]
-    hints = report.hint.splitlines()
+    lines = [f"  {short_path(line)}" for line in plain_text(report.where).splitlines()]
+    lines += [f"  {line}" for line in plain_text(report.why).splitlines()]
+    hints = plain_text(report.hint).splitlines()
     return lines + [f"  {'fix: ' if index == 0 else '     '}{line}" for index, line in enumerate(hints)]
 
 
 def show_error(session: Session, report: Report, vm: str = "") -> None:
     """Print an error to stderr."""
-    head = f"{paint(session, 'error', err=True)}: {f'{vm}: ' if vm else ''}{report.message}  [{report.code}]"
+    head = (
+        f"{paint(session, 'error', err=True)}: {f'{vm}: ' if vm else ''}{plain_text(report.message)}  [{report.code}]"
+    )
     talk("\n".join([head, *report_lines(report)]))
 
 
@@ -120,9 +123,10 @@ def show_document(kind: str, document: Mapping[str, Any]) -> None:
 
 
 def table_lines(rows: Sequence[Sequence[str]], *, gap: int = 2) -> list[str]:
-    """Give rows in columns, the last one as long as it is."""
+    """Give rows in columns, the last one as long as it is; names in them may be a guest's, and are shown plainly."""
     if not rows:
         return []
+    rows = [[plain_text(cell) for cell in row] for row in rows]
     widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]) - 1)]
     return [
         (" " * gap).join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]).rstrip()

@@ -12,6 +12,8 @@ from kvmlaunch.model.value import frozen
 LINE: Final = re.compile(r"^(\w+):?\s+([0-9]{1,18})(?: kB)?$", re.MULTILINE | re.ASCII)
 UTIME, STIME = 11, 12  # of the fields behind the name in brackets
 KIB: Final = 1024
+LARGEST: Final = 1 << 64
+TICKS: Final = re.compile(r"[0-9]{1,20}")
 
 
 @frozen(kw_only=True)
@@ -57,8 +59,8 @@ class Usage:
 
 def parse_ticks(stat: str) -> int:
     """Give the CPU time of /proc/PID/stat in ticks, user's and system's; 0 for no such text."""
-    fields = stat.rpartition(")")[2].split()
-    return int(fields[UTIME]) + int(fields[STIME]) if len(fields) > STIME else 0
+    fields = stat.rpartition(")")[2].split()[UTIME : STIME + 1]
+    return sum(map(int, fields)) if len(fields) > 1 and all(map(TICKS.fullmatch, fields)) else 0
 
 
 def parse_numbers(text: str) -> Mapping[str, int]:
@@ -76,7 +78,9 @@ def parse_blocks(answer: object) -> Mapping[str, int]:
         stats = row.get("stats") if isinstance(row, Mapping) else None
         if isinstance(stats, Mapping):
             for name, parts in names.items():
-                found[name] += sum(number for part in parts if type(number := stats.get(part)) is int)
+                found[name] += sum(
+                    number for part in parts if type(number := stats.get(part)) is int and 0 <= number < LARGEST
+                )
     return found
 
 

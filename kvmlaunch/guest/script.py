@@ -141,18 +141,19 @@ undo_all() {{
 case $mode in
     set) ;;
     --check) mode=check ;;
-    --undo)
-        undo_all
-        exit 0
-        ;;
+    --undo) ;;
     *)
         echo "usage: $0 [--check|--undo]" >&2
         exit 2
         ;;
 esac
-if [ "$(id -u)" -ne 0 ] && [ "$mode" = set ]; then
+if [ "$(id -u)" -ne 0 ] && [ "$mode" != check ]; then
     say 'this needs root' >&2
     exit 77
+fi
+if [ "$mode" = --undo ]; then
+    undo_all
+    exit 0
 fi
 set_all
 if [ "$changes" -eq 0 ]; then
@@ -167,8 +168,8 @@ def set_lines(tweak: Tweak) -> Iterator[str]:
     """Give what sets one thing."""
     if tweak.package:
         yield f"want_package {shlex.quote(tweak.package)}"
-    if tweak.file:
-        yield f"want_file {shlex.quote(tweak.file)} {shlex.quote(tweak.text.rstrip())}"
+    for path, text in tweak.files:
+        yield f"want_file {shlex.quote(path)} {shlex.quote(text.rstrip())}"
     if tweak.name == "scheduler":
         yield "want_elevator"
     if tweak.command:
@@ -181,8 +182,8 @@ def undo_lines(tweak: Tweak) -> Iterator[str]:
     """Give what takes one thing back; a package stays, as others may use it."""
     if tweak.unit:
         yield f"drop_unit {shlex.quote(tweak.unit)}"
-    if tweak.file:
-        yield f"drop_file {shlex.quote(tweak.file)}"
+    for path, _ in tweak.files:
+        yield f"drop_file {shlex.quote(path)}"
     if tweak.name == "scheduler":
         yield "drop_elevator"
     if tweak.undo:

@@ -5,6 +5,7 @@ explanation/format, explanation/vendordata.
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -16,19 +17,24 @@ HEADERS: Final = (
     *(CLOUD_CONFIG, "#!", "#include", "#cloud-boothook", "#part-handler", "## template: jinja"),
     *("Content-Type: multipart/mixed", "MIME-Version:"),
 )
+# Kinds of cloud-config that are no table.
+OTHER_CONFIGS: Final = ("#cloud-config-archive", "#cloud-config-jsonp")
 LONGEST: Final = 1 << 20
+# What JSON may hold as it stands and YAML takes for the end of a line or for nothing printable.
+YAML_BREAKS: Final = re.compile(r"[\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")
 Contents = Mapping[str, bytes]
 
 
 def render_document(document: Mapping[str, Any]) -> bytes:
     """Give a document as JSON that is stable and can be read."""
-    return (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode()
+    text = json.dumps(document, indent=1, ensure_ascii=False)
+    return (YAML_BREAKS.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n").encode()
 
 
 def render_vendor_data(tweaks: Sequence[Tweak]) -> bytes:
     """Give the cloud-config that sets what is wanted in the guest; the user's own comes over it."""
     chosen = [tweak for tweak in tweaks if tweak.wanted.value]
-    files = [{"path": tweak.file, "content": tweak.text} for tweak in chosen if tweak.file]
+    files = [{"path": path, "content": text} for tweak in chosen for path, text in tweak.files]
     commands = [["sh", "-c", tweak.command] for tweak in chosen if tweak.command]
     commands += [["systemctl", "enable", "--now", tweak.unit] for tweak in chosen if tweak.unit]
     packages = [tweak.package for tweak in chosen if tweak.package]
@@ -53,11 +59,22 @@ def check_user_data(content: bytes) -> str:
         text = content.decode()
     except UnicodeDecodeError as error:
         return "" if content.startswith(b"\x1f\x8b") else f"it is not UTF-8: {error}"
-    if not text.startswith(HEADERS):
+    text = text.lstrip()
+    if not text.lower().startswith(tuple(header.lower() for header in HEADERS)):
         return f"its first line tells no kind, such as {CLOUD_CONFIG} or #!/bin/sh: cloud-init would ignore it"
-    if text.startswith(CLOUD_CONFIG):
+    if text.startswith(CLOUD_CONFIG) and not text.startswith(OTHER_CONFIGS):
         return check_mapping(text)
     return ""
+
+
+def check_network(content: bytes) -> str:
+    """Give why cloud-init would not take a network configuration, "" where it would."""
+    if len(content) > LONGEST:
+        return f"it is longer than {LONGEST >> 20} MiB"
+    try:
+        return check_mapping(content.decode())
+    except UnicodeDecodeError as error:
+        return f"it is not UTF-8: {error}"
 
 
 def check_mapping(text: str) -> str:
@@ -66,8 +83,8 @@ def check_mapping(text: str) -> str:
 
     try:
         document = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        return f"it is no YAML: {' '.join(str(error).split())}"
+    except (yaml.YAMLError, RecursionError, ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
+        return f"it is no YAML: {' '.join(str(error).split()) or type(error).__name__}"
     return "" if document is None or isinstance(document, dict) else "its top is no table"
 
 

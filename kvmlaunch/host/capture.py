@@ -29,7 +29,6 @@ DAEMONS = "/usr/libexec:/usr/lib/qemu"  # where distributions put what nobody st
 BLOCK = 4096
 DEEPEST_STORE = 16
 DEEPEST_CHAIN = 64
-MOST_NEIGHBOURS = 4096
 IO_URING_SETUP = 425
 SIZE_OF_IO_URING_PARAMS = 120
 # The first paragraph of /proc/cpuinfo is enough, and the kernel writes the rest only when it is read.
@@ -285,14 +284,14 @@ def find_overlays(path: Mapping[str, object]) -> list[str]:
     """Give the images that have a file as their backing file: beside it, or in the directory above.
 
     An overlay names a backing file in its own directory or beneath, as `disk.backing` has it.  Files that cannot be
-    read, and all beyond a number, are left out.
+    read are left out.
     """
     if path.get("kind") != "file":
         return []
     real = str(path["real"])
     home = os.path.dirname(real)
     places = [entry for each in dict.fromkeys((home, os.path.dirname(home))) for entry in entries_of(each)]
-    return sorted(place for place in places[:MOST_NEIGHBOURS] if place != real and backing_of(place) == real)
+    return sorted(place for place in places if place != real and backing_of(place) == real)
 
 
 def entries_of(directory: str) -> list[str]:

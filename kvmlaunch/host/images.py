@@ -33,15 +33,23 @@ class Making:
 
 
 def owner_of(path: PurePosixPath) -> UserFacts:
-    """Give whom a file, or the nearest directory above one that is to be made, belongs to; for a user he himself."""
+    """Give with whose rights a file is worked on; for a user his own.
+
+    For root: whom its directory, or the nearest one above that there is, belongs to, as he decides what a name there
+    leads to; in a directory of root's own whom the file belongs to.
+    """
     if os.geteuid() != 0:
         return capture_user()
-    for each in (path, *path.parents):
+    status = os.stat("/")
+    for each in path.parents:
         with suppress(FileNotFoundError, NotADirectoryError):
-            uid = os.stat(each).st_uid
+            status = os.stat(each)
             break
-    name = user_name(uid)
-    return UserFacts(uid=uid, gid=uid, name=name) if name.isdecimal() else capture_user(name)
+    if status.st_uid == 0:
+        with suppress(OSError):
+            status = os.stat(path)
+    name = user_name(status.st_uid)
+    return UserFacts(uid=status.st_uid, gid=status.st_gid, name=name) if name.isdecimal() else capture_user(name)
 
 
 def free_space(path: PurePosixPath) -> int:

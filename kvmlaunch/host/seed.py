@@ -33,7 +33,13 @@ def read_part(path: PurePosixPath, key: str, most: int) -> bytes:
             os.close(fd)
     except OSError as error:
         raise PreflightFailed(
-            Report(code="seed.file", message=f"{path} cannot be read", where=key, why=error.strerror or "")
+            Report(
+                code="seed.file",
+                message=f"{path} cannot be read",
+                where=key,
+                why=error.strerror or "",
+                hint=f"ls -l {path}   # then write the path of a file that can be read",
+            )
         ) from error
 
 
@@ -58,7 +64,7 @@ def write_seed(directory: PurePosixPath, name: str, contents: Mapping[str, bytes
 
     Raises HostFailed, PreflightFailed.
     """
-    digest = hashlib.sha256(repr(sorted(contents.items())).encode()).hexdigest()
+    digest = hashlib.sha256(repr((user.uid, sorted(contents.items()))).encode()).hexdigest()
     make_owned(directory, user.uid, user.gid, 0o700)
     with entered(directory, user.uid) as fd:
         if read_text_at(fd, DIGEST) == f"{digest}\n" and name in os.listdir(fd):

@@ -8,14 +8,13 @@ from kvmlaunch.model.value import frozen
 class Tweak:
     """One thing to set within a guest.
 
-    `file` with `text` is written, "" for none; `package` is installed; `unit` is a systemd unit that is enabled and
+    `files` are written, each a path and its text; `package` is installed; `unit` is a systemd unit that is enabled and
     started; `command` makes it true at once, `undo` takes that back, both for a POSIX shell.
     """
 
     name: str
     wanted: Choice[bool]
-    file: str = ""
-    text: str = ""
+    files: tuple[tuple[str, str], ...] = ()
     package: str = ""
     unit: str = ""
     command: str = ""

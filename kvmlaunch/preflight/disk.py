@@ -117,7 +117,7 @@ def check_format(disk: PlannedDisk, facts: PathFacts) -> Iterator[Finding]:
 def lies_elsewhere(disk: PlannedDisk, facts: PathFacts) -> str:
     """Give a file outside the image's directory that its header makes QEMU open, "" for none."""
     named = PurePosixPath(normpath(facts.backing))
-    protocol = ":" in facts.backing.partition("/")[0]
+    protocol = ":" in facts.backing.partition("/")[0]  # ./nbd:x names a file
     if facts.backing and (
         protocol or disk.path.parent not in (disk.path.parent / named).parents or ".." in named.parts
     ):

@@ -3,38 +3,51 @@
 import os
 import time
 from contextlib import suppress
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from signal import SIGKILL, SIGTERM
 
 from kvmlaunch.errors import HostFailed, Report
 from kvmlaunch.run.process import held, read_cmdline, read_start_time
-from kvmlaunch.run.spawn import Owner, has_ended, spawn
+from kvmlaunch.run.spawn import Child, Owner, has_ended, spawn
 
 LOOK_AGAIN = 0.01  # seconds
 SECONDS = 5.0
+LONGEST_NOTE = 64
 NOTE = ".pid"  # behind a socket's name: who serves it
 
 
 def launch_sidecar(argv: tuple[str, ...], owner: Owner, socket: PurePosixPath, log: PurePosixPath, log_fd: int) -> int:
     """Start a process, wait until it listens, and give its pid; raises HostFailed `host.sidecar.failed`."""
     child = spawn(argv, owner, lock_fd=-1, log_fd=log_fd)
+    try:
+        ended = wait_until_it_listens(child, socket)
+    except BaseException:
+        child.kill()
+        raise
+    if ended is None:
+        return child.pid
+    child.kill()
+    child.wait()
+    name = PurePosixPath(argv[0]).name
+    raise HostFailed(
+        Report(
+            code="host.sidecar.failed",
+            message=f"{name} {'ended at once' if ended else 'does not listen'}",
+            where=str(log),
+            why="its own words are there",
+            hint=f"tail {log}",
+        )
+    )
+
+
+def wait_until_it_listens(child: Child, socket: PurePosixPath) -> bool | None:
+    """Wait for a process's socket; gives None once it is there, else whether the process ended, at the deadline."""
     deadline = time.monotonic() + SECONDS
     while not os.path.exists(socket):
         ended = has_ended(child, LOOK_AGAIN)
         if ended or time.monotonic() > deadline:
-            child.kill()
-            child.wait()
-            name = PurePosixPath(argv[0]).name
-            raise HostFailed(
-                Report(
-                    code="host.sidecar.failed",
-                    message=f"{name} {'ended at once' if ended else 'does not listen'}",
-                    where=str(log),
-                    why="its own words are there",
-                    hint=f"tail {log}",
-                )
-            )
-    return child.pid
+            return ended
+    return None
 
 
 def serves(argv: tuple[str, ...], socket: PurePosixPath) -> bool:
@@ -50,7 +63,11 @@ def render_note(pid: int) -> str:
 def noted_pid(run: PurePosixPath, socket: str) -> int | None:
     """Give the pid of the process that serves a socket, None when it is gone; the note is input, and checked."""
     with suppress(OSError, ValueError):
-        pid, start = map(int, Path(run / f"{socket}{NOTE}").read_text(encoding="ascii").split())
+        fd = os.open(run / f"{socket}{NOTE}", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            pid, start = map(int, os.read(fd, LONGEST_NOTE).split())
+        finally:
+            os.close(fd)
         if read_start_time(pid) == start and serves(read_cmdline(pid), run / socket):
             return pid
     return None

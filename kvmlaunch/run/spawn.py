@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from kvmlaunch.errors import QemuFailed, Report
 from kvmlaunch.model.value import frozen
 
+Child = subprocess.Popen[bytes]
 ENVIRONMENT: Mapping[str, str] = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C", "HOME": "/"}
 
 
@@ -37,9 +38,7 @@ def raised_memlock(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_MEMLOCK, before)
 
 
-def spawn(
-    argv: tuple[str, ...], owner: Owner, *, lock_fd: int, log_fd: int, memlock: int = 0
-) -> "subprocess.Popen[bytes]":
+def spawn(argv: tuple[str, ...], owner: Owner, *, lock_fd: int, log_fd: int, memlock: int = 0) -> Child:
     """Start a process in a session of its own that inherits the lock (-1 for none) and nothing else of ours.
 
     Its standard input is /dev/null and its output a file, as a pipe would die with us; `memlock` is in bytes.
@@ -72,9 +71,7 @@ def spawn(
         ) from error
 
 
-def spawn_tool(
-    argv: tuple[str, ...], owner: Owner, *, out_fd: int, err_fd: int, lock_fd: int
-) -> "subprocess.Popen[bytes]":
+def spawn_tool(argv: tuple[str, ...], owner: Owner, *, out_fd: int, err_fd: int, lock_fd: int) -> Child:
     """Start a tool with its streams in files; it inherits the lock, so that what it works on counts as taken.
 
     Raises OSError when it cannot be executed.
@@ -94,7 +91,7 @@ def spawn_tool(
     )
 
 
-def has_ended(process: "subprocess.Popen[bytes]", seconds: float) -> bool:
+def has_ended(process: Child, seconds: float) -> bool:
     """Wait for a process so long, and tell whether it has ended."""
     try:
         process.wait(seconds)

@@ -9,10 +9,11 @@ from attrs import evolve
 from kvmlaunch.define.rules import check_vm_name
 from kvmlaunch.errors import Busy, DefinitionInvalid, HostFailed, PreflightFailed, Report
 from kvmlaunch.host.images import exists_already, remove_image
+from kvmlaunch.host.volumes import drop_volume
 from kvmlaunch.model.value import frozen
 from kvmlaunch.steps.caller import Caller
-from kvmlaunch.steps.disk_check import info
-from kvmlaunch.steps.disk_convert import convert
+from kvmlaunch.steps.disk_check import look_at
+from kvmlaunch.steps.disk_convert import convert_target
 from kvmlaunch.steps.disk_create import create
 from kvmlaunch.steps.disks import (
     Progress,
@@ -27,6 +28,7 @@ from kvmlaunch.steps.disks import (
 from kvmlaunch.steps.load import load_subject
 from kvmlaunch.storage.clone import clone_paths, render_clone
 from kvmlaunch.storage.image import Image
+from kvmlaunch.storage.volume import parse_volume_name
 
 
 @frozen(kw_only=True)
@@ -58,6 +60,9 @@ def clone(
     formats = {target.name: need_format(target) if full else "qcow2" for target in targets}
     disks = clone_paths({target.name: target.disk for target in targets}, new, overlay=not full)
     text = render_clone(definition, new, disks, formats, overlay=not full)
+    for path in disks.values():
+        if os.path.lexists(path):
+            raise exists_already(path)
     forwards = any(network.forwards for network in definition.network.values())
     if dry_run:
         return Cloned(file=file, text=text, forwards=forwards)
@@ -104,35 +109,53 @@ def make(
     full: bool,
     progress: Progress,
 ) -> tuple[tuple[str, tuple[Image, ...]], ...]:
-    """Write the definition and make its disks; gives the chain of each."""
-    for path in disks.values():
-        if os.path.lexists(path):
-            raise exists_already(path)
+    """Write the definition and make its disks; gives the chain of each.
+
+    Undone on a failure is what was made here: a disk that somebody else made meanwhile is refused, and stays.
+    """
     write(file, text)
     plain = evolve(caller, file="", overrides=())
+    made: list[PurePosixPath] = []
     try:
         if full:
-            copy(caller, targets, disks, progress)
+            copy(caller, targets, disks, progress, made)
         else:
-            create(plain, str(file), progress=progress)
-        return tuple((each.target.name, each.chain) for each in info(plain, str(file)))
+            for target in targets:
+                create(plain, f"{file}:{target.name}", progress=progress)
+                made.append(disks[target.name])
+        return tuple((each.target.name, each.chain) for each in look_at(plain, str(file)))
     except BaseException:
-        for path in disks.values():
-            if os.path.isfile(path):
-                remove_image(path)
+        for path in made:
+            drop(path)
         file.unlink(missing_ok=True)
         raise
 
 
-def copy(caller: Caller, targets: tuple[Target, ...], disks: Mapping[str, PurePosixPath], progress: Progress) -> None:
-    """Copy disks, each compared with its original."""
+def drop(path: PurePosixPath) -> None:
+    """Remove a disk that was made here: an image, or a volume."""
+    name = parse_volume_name(path)
+    if name is not None:
+        drop_volume(name)
+    else:
+        remove_image(path)
+
+
+def copy(
+    caller: Caller,
+    targets: tuple[Target, ...],
+    disks: Mapping[str, PurePosixPath],
+    progress: Progress,
+    made: list[PurePosixPath],
+) -> None:
+    """Copy disks, each compared with its original; those that were made are added to `made`."""
     for place, target in enumerate(targets):
 
         def share(far: float, place: int = place) -> None:
             progress((place + far) / len(targets))
 
         path = disks[target.name]
-        convert(caller, target.word, str(path), format_=target.format, progress=share)
+        convert_target(caller, target, str(path), format_=target.format, progress=share)
+        made.append(path)
 
 
 def write(file: Path, text: str) -> None:

@@ -1,6 +1,8 @@
 """`disk info`, `disk check`, `disk remove`: what a disk is, whether it is sound, and its end."""
 
-from typing import Literal
+import os
+from pathlib import PurePosixPath
+from typing import Final, Literal
 
 from attrs import evolve
 
@@ -11,17 +13,17 @@ from kvmlaunch.model.value import frozen
 from kvmlaunch.steps.caller import Caller
 from kvmlaunch.steps.disks import (
     Target,
+    at_rest,
     failed_tool,
     find_disk,
     find_disks,
     need_file,
+    need_format,
     qemu_img,
     read_chain,
     refuse_base,
     refuse_locked,
     refuse_running,
-    top_format,
-    top_of,
     unreadable,
 )
 from kvmlaunch.storage.image import Checked, Image, parse_check
@@ -29,6 +31,7 @@ from kvmlaunch.storage.volume import Volume, parse_volume_name
 
 CORRUPT, LEAKS, NOT_FOR_THIS_FORMAT = 2, 3, 63
 Soundness = Literal["sound", "repaired", "leaks", "corrupt", "nothing to check"]
+WORST: Final[tuple[Soundness, ...]] = ("corrupt", "leaks", "repaired", "sound", "nothing to check")
 
 
 @frozen(kw_only=True)
@@ -40,12 +43,12 @@ class Info:
     volume: Volume | None = None
 
 
-def info(caller: Caller, word: str) -> tuple[Info, ...]:
+def look_at(caller: Caller, word: str) -> tuple[Info, ...]:
     """Give what the disks of a word are; raises PreflightFailed `disk.corrupt` for one that cannot be read."""
-    return tuple(info_one(target) for target in find_disks(caller, word))
+    return tuple(look_at_one(target) for target in find_disks(caller, word))
 
 
-def info_one(target: Target) -> Info:
+def look_at_one(target: Target) -> Info:
     """Give what one disk is."""
     if target.facts.kind not in {"file", "block"}:
         return Info(target=target)
@@ -73,24 +76,35 @@ def check(caller: Caller, word: str, *, repair: bool = False) -> tuple[Examined,
         need_file(target)
         refuse_running(caller, target, "checked")
         refuse_locked(target)
+        if repair and not target.facts.since:
+            refuse_base(target)
     return tuple(check_one(target, repair=repair) for target in targets)
 
 
 def check_one(target: Target, *, repair: bool) -> Examined:
+    """Check a disk: its image, and the overlays of its snapshots; gives the worst that was found."""
+    overlays = [(PurePosixPath(each), "qcow2") for each in target.facts.since]
+    found = [
+        check_image(target, path, format_, repair=repair)
+        for path, format_ in ((target.image, need_format(target)), *overlays)
+    ]
+    return min(found, key=lambda each: WORST.index(each.soundness))
+
+
+def check_image(target: Target, path: PurePosixPath, format_: str, *, repair: bool) -> Examined:
     """Check one image, and after a repair once more: qemu-img's status tells what was found."""
-    first = run_check(target, repair=repair)
+    first = run_check(target, path, format_, repair=repair)
     if not repair or first.soundness == "nothing to check":
         return first
-    again = run_check(target, repair=False)
+    again = run_check(target, path, format_, repair=False)
     mended = again.soundness == "sound" and first.found.fixed > 0
     return evolve(again, soundness="repaired") if mended else again
 
 
-def run_check(target: Target, *, repair: bool) -> Examined:
+def run_check(target: Target, path: PurePosixPath, format_: str, *, repair: bool) -> Examined:
     """Run qemu-img on one image; raises PreflightFailed `disk.corrupt` where it could not look at it."""
-    path = top_of(target)
     mend = ("-r", "all") if repair else ()
-    done = qemu_img("check", "--output=json", "-f", top_format(target), *mend, str(path), paths=(path,))
+    done = qemu_img("check", "--output=json", "-f", format_, *mend, str(path), paths=(path,))
     if done.status == NOT_FOR_THIS_FORMAT:
         return Examined(target=target, soundness="nothing to check", found=Checked())
     if done.status not in {0, CORRUPT, LEAKS}:
@@ -108,10 +122,17 @@ def remove(caller: Caller, word: str) -> Target:
     target = find_disk(caller, word)
     need_file(target)
     refuse_base(target)
-    refuse_running(caller, target, "removed")
+    with at_rest(caller, target, "removed"):
+        return remove_at_rest(target)
+
+
+def remove_at_rest(target: Target) -> Target:
+    """Remove a disk whose VM cannot be started meanwhile; a link that leads to the image goes too."""
     refuse_locked(target)
     if target.facts.kind == "file":
-        remove_image(target.disk.path)
+        remove_image(target.image)
+        if target.image != target.disk.path and os.path.islink(target.disk.path):
+            remove_image(target.disk.path)
         return target
     name = parse_volume_name(target.disk.path)
     if name is None or find_volume(name) is None:

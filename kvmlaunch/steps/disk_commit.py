@@ -192,7 +192,7 @@ def finish(caller: Caller, target: Target, seen: Seen | None) -> None:
                 message=f"the commit of {target.word} was cut off at its last step, and the VM has ended since",
                 where=str(mark),
                 why="either the image or the newest overlay has the last writes; which, only their times tell",
-                hint=f"ls -l --time-style=full-iso {target.disk.path}*   # keep the newer, remove the mark",
+                hint=f"ls -l --time-style=full-iso {target.image} {top_of(target)}   # keep the newer, remove the mark",
             )
         )
     if job_row(seen, target) is not None:

@@ -17,6 +17,7 @@ from kvmlaunch.steps.caller import Caller
 from kvmlaunch.steps.disks import (
     Progress,
     Target,
+    at_rest,
     failed_tool,
     find_disk,
     keeper_of,
@@ -26,7 +27,6 @@ from kvmlaunch.steps.disks import (
     read_chain,
     refuse_base,
     refuse_locked,
-    refuse_running,
     top_format,
     top_of,
 )
@@ -82,15 +82,37 @@ def convert(
     """
     target = find_disk(caller, word)
     need_file(target)
-    refuse_running(caller, target, "converted")
-    refuse_locked(target)
     if remove_source:
         refuse_base(target)
-    if remove_source:
         need_removable(target)
+    with at_rest(caller, target, "converted"):
+        refuse_locked(target)
+        return convert_target(
+            caller,
+            target,
+            goal_word,
+            format_=format_,
+            overwrite=overwrite,
+            remove_source=remove_source,
+            progress=progress,
+        )
+
+
+def convert_target(
+    caller: Caller,
+    target: Target,
+    goal_word: str,
+    *,
+    format_: str = "",
+    overwrite: bool = False,
+    remove_source: bool = False,
+    progress: Progress = no_progress,
+) -> Converted:
+    """Convert a disk that nobody uses and whose VM is not started meanwhile; see `convert`."""
     image = read_chain(target)[0]
     goal = goal_of(caller, goal_word, format_)
     refuse_itself(target, goal)
+    refuse_others(target, goal)
     refuse_small(goal, image)
     already = is_done(target, goal, image)
     if not already:
@@ -141,6 +163,27 @@ def refuse_itself(target: Target, goal: Goal) -> None:
         )
     if goal.facts.kind == "block":
         take_device(goal.path)
+
+
+def refuse_others(target: Target, goal: Goal) -> None:
+    """Refuse a goal that is another disk of the VM (`disk.exists`), and to read a user's container as root.
+
+    The header of a qcow2 image names files that are opened with it: read with root's rights they could be anybody's.
+    """
+    for name, disk in target.subject.definition.disk.items():
+        if name != target.name and os.path.realpath(disk.path) == os.path.realpath(goal.path):
+            raise exists_already(goal.path)
+    owners = {owner_of(path).uid for path in (target.image, goal.path)}
+    if top_format(target) != "raw" and len(owners) > 1 and owner_of(target.image).uid != 0:
+        raise PreflightFailed(
+            Report(
+                code="disk.permission",
+                message=f"{target.disk.path.name} is another user's, and would be read as root",
+                where=str(target.disk.path),
+                why="the header of a qcow2 image names other files, which root may read",
+                hint="convert it as its owner, to a directory of his, then move it",
+            )
+        )
 
 
 def holds_something(goal: Goal) -> PreflightFailed:
@@ -308,11 +351,9 @@ def refuse_space(goal: Goal, image: Image) -> None:
 
 
 def remove(target: Target) -> None:
-    """Remove the source: its file with what snapshots lie over it, or its volume."""
+    """Remove the source: its file, or its volume; a disk with snapshots never comes here."""
     name = parse_volume_name(target.disk.path)
     if target.facts.kind == "file":
-        for each in reversed(target.facts.since):
-            remove_image(PurePosixPath(each))
-        remove_image(target.disk.path)
+        remove_image(target.image)
     elif name is not None:
         drop_volume(name)

@@ -58,7 +58,7 @@ def create(
     Raises DefinitionInvalid `def.disk.size`, PreflightFailed `host.space`, `host.group.missing`, `disk.backing`,
     `disk.type`, `disk.permission`.
     """
-    targets = find_disks(caller, word)
+    targets = beneath_first(find_disks(caller, word))
     coming = {target.disk.path: target for target in targets if target.facts.kind == "missing"}
     intents = [None if is_there(target) else plan_one(caller, target, coming) for target in targets]
     refuse_space([intent.creation for intent in intents if intent and intent.creation])
@@ -71,6 +71,18 @@ def create(
         size = intent.size if dry_run else make_one(intent, progress)
         done.append(Created(target=target, size=size, how=intent.how))
     return tuple(done)
+
+
+def beneath_first(targets: Sequence[Target]) -> tuple[Target, ...]:
+    """Give disks so that an image comes before the overlays that are to rest on it; a circle stays as it is written."""
+    left, ordered = list(targets), []
+    while left:
+        paths = {target.disk.path for target in left}
+        ready = [target for target in left if target.disk.backing not in paths] or left
+        ordered += ready
+        names = {target.name for target in ready}
+        left = [target for target in left if target.name not in names]
+    return tuple(ordered)
 
 
 def is_there(target: Target) -> bool:

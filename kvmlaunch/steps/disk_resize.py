@@ -1,7 +1,7 @@
 """`disk resize`: a disk grows, of a VM that is down or that runs; it is never made smaller."""
 
 from kvmlaunch.builder.names import drive_id
-from kvmlaunch.errors import Busy, DefinitionInvalid, PreflightFailed, Report
+from kvmlaunch.errors import DefinitionInvalid, PreflightFailed, Report
 from kvmlaunch.host.images import free_space
 from kvmlaunch.host.volumes import find_volume, grow_volume
 from kvmlaunch.model.value import frozen
@@ -9,6 +9,7 @@ from kvmlaunch.steps.caller import Caller
 from kvmlaunch.steps.control import query
 from kvmlaunch.steps.disks import (
     Target,
+    at_rest,
     failed_tool,
     find_disk,
     need_file,
@@ -17,6 +18,7 @@ from kvmlaunch.steps.disks import (
     read_chain,
     refuse_base,
     refuse_locked,
+    refuse_running,
     seen_of,
 )
 from kvmlaunch.steps.observe import Seen
@@ -63,6 +65,7 @@ def resize(caller: Caller, word: str, size: int | None, *, more: bool = False, d
     seen = seen_of(caller, target)
     runs = seen is not None and seen.lives
     if not runs:
+        refuse_running(caller, target, "grown")
         refuse_locked(target)
     if target.facts.kind == "block" and volume is None:
         wanted = before = refuse_device(target, before, wanted)
@@ -71,7 +74,10 @@ def resize(caller: Caller, word: str, size: int | None, *, more: bool = False, d
     resized = Resized(target=target, before=before, after=wanted, pid=seen.pid if seen else None)
     if dry_run or (wanted == before and target.facts.kind != "block"):
         return resized
-    return grow(target, seen, volume, resized)
+    if runs:
+        return grow(target, seen, volume, resized)
+    with at_rest(caller, target, "grown"):
+        return grow(target, seen, volume, resized)
 
 
 def volume_of(target: Target) -> Volume | None:
@@ -108,7 +114,7 @@ def refuse_smaller(target: Target, before: int, wanted: int) -> None:
             )
         )
     if wanted % SECTOR:
-        raise PreflightFailed(
+        raise DefinitionInvalid(
             Report(
                 code="def.value.range",
                 message=f"{wanted} bytes are no whole sectors",
@@ -169,5 +175,6 @@ def run_resize(target: Target, size: int) -> None:
     if done.status != 0:
         failure = failed_tool(done, path)
         if "lock" in failure.report.why:
-            raise Busy(Report(code="disk.locked", message=f"{path} is in use", where=str(path), why=failure.report.why))
+            report = Report(code="disk.locked", message=f"{path} is in use", where=str(path), why=failure.report.why)
+            raise PreflightFailed(report)
         raise failure

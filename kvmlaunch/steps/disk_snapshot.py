@@ -16,6 +16,7 @@ from kvmlaunch.builder.names import drive_id
 from kvmlaunch.errors import Busy, DefinitionInvalid, HostFailed, KvmlaunchError, PreflightFailed, Report
 from kvmlaunch.facts.sources import Wanted
 from kvmlaunch.host.images import (
+    forget_making,
     held_images,
     move_image,
     new_image,
@@ -44,7 +45,7 @@ from kvmlaunch.steps.disks import (
 )
 from kvmlaunch.steps.observe import Seen
 from kvmlaunch.steps.resolve import look_at_host
-from kvmlaunch.storage.creation import OVERLAY_OPTIONS
+from kvmlaunch.storage.creation import OVERLAY_OPTIONS, as_file
 from kvmlaunch.storage.snapshot import NAME, overlay_path, snapshot_name
 
 FRESH = ".fresh"  # behind the name of an overlay that is to replace another
@@ -115,6 +116,8 @@ def take_held(caller: Caller, targets: tuple[Target, ...], name: str) -> Taken:
         for target in targets:
             refuse_locked(target)
         if is_taken(targets, name):
+            for target in targets:
+                forget_making(overlay_path(target.image, name))
             return Taken(name=name, targets=targets, already=True)
         made: list[PurePosixPath] = []
         try:
@@ -135,7 +138,9 @@ def is_taken(targets: Sequence[Target], name: str) -> bool:
                 code="disk.exists",
                 message=f"{there[0].word} has a snapshot {name} already, another disk has not",
                 where=there[0].table,
-                hint="another name",
+                hint="\n".join(
+                    f"kvmlaunch disk snapshot create {target.word} {name}" for target in targets if target not in there
+                ),
             )
         )
     return bool(there)
@@ -194,7 +199,7 @@ def make_overlay(target: Target, name: str, place: PurePosixPath | None = None) 
     size = read_chain(target)[0].size
     with new_image(path, owner_of(path.parent), owner_of(target.image)) as making:
         options = ",".join(OVERLAY_OPTIONS)
-        words = ("create", "-q", "-u", "-f", "qcow2", "-b", beneath.name, "-F", format_, "-o", options)
+        words = ("create", "-q", "-u", "-f", "qcow2", "-b", as_file(beneath.name), "-F", format_, "-o", options)
         done = qemu_img(*words, str(making.place), str(size), paths=(path.parent,), lock_fd=making.fd)
         if done.status != 0:
             raise failed_tool(done, path)

@@ -23,7 +23,7 @@ from kvmlaunch.steps.load import load_subject
 from kvmlaunch.steps.names import name_of, refuse_unknown
 from kvmlaunch.steps.observe import observe, owner_of
 from kvmlaunch.steps.resolve import Resolved, refuse_errors, resolve
-from kvmlaunch.steps.up import all_changes, journal_head
+from kvmlaunch.steps.up import all_changes, journal_head, seeded
 
 LINGER = PurePosixPath("/var/lib/systemd/linger")
 
@@ -70,6 +70,15 @@ def linger_findings(resolved: Resolved) -> tuple[Finding, ...]:
     )
 
 
+def seed_findings_of(resolved: Resolved) -> tuple[Finding, ...]:
+    """Give what is wrong with a VM's seed for cloud-init, where it has one."""
+    if not seeded(resolved):
+        return ()
+    from kvmlaunch.steps.seed import seed_findings  # noqa: PLC0415 - with cloud_init only
+
+    return seed_findings(resolved)
+
+
 def examine(caller: Caller, word: str) -> Resolved:
     """Give a VM as planned here; its own ports, locks and pages count as free for it."""
     subject = load_subject(caller, word)
@@ -88,7 +97,7 @@ def check_resolved(caller: Caller, resolved: Resolved) -> Checked:
     journal = journals.read_journal(caller.owner_uid, resolved.name) if caller.uid == 0 else None
     return Checked(
         name=resolved.name,
-        findings=(*resolved.findings(), *linger_findings(resolved)),
+        findings=(*resolved.findings(), *seed_findings_of(resolved), *linger_findings(resolved)),
         changes=all_changes(resolved),
         prepared=journal is not None and bool(journal.owned("prepared")),
     )

@@ -3,11 +3,11 @@
 from collections.abc import Callable
 
 from kvmlaunch.builder.cloud_init import SEED, plan_seed, plan_tweaks
-from kvmlaunch.errors import DefinitionInvalid, PreflightFailed, Report
+from kvmlaunch.errors import DefinitionInvalid, HostFailed, PreflightFailed, Report
 from kvmlaunch.guest.seed import (
     LONGEST,
     Contents,
-    check_mapping,
+    check_network,
     check_user_data,
     render_meta_data,
     render_vendor_data,
@@ -15,6 +15,7 @@ from kvmlaunch.guest.seed import (
 )
 from kvmlaunch.host.seed import missing_extra, read_part, write_seed
 from kvmlaunch.model.definition import AUTO
+from kvmlaunch.model.finding import Finding
 from kvmlaunch.steps.resolve import Resolved
 
 
@@ -33,7 +34,7 @@ def read_seed(resolved: Resolved) -> Contents | None:
         refuse(resolved, "user_data", checked(check_user_data, user_data))
     if tuning.network is not None:
         network = read_part(tuning.network, "cloud_init.network", LONGEST)
-        refuse(resolved, "network", checked(lambda content: check_mapping(content.decode(errors="replace")), network))
+        refuse(resolved, "network", checked(check_network, network))
     hostname = definition.name if tuning.hostname is AUTO else tuning.hostname
     return seed_contents(
         user_data=user_data,
@@ -69,10 +70,10 @@ def make_seed(resolved: Resolved) -> None:
         write_seed(resolved.places.state, SEED, contents, resolved.host.user)
 
 
-def seed_problem(resolved: Resolved) -> Report | None:
-    """Give what is wrong with a VM's seed, None where nothing is."""
+def seed_findings(resolved: Resolved) -> tuple[Finding, ...]:
+    """Give what is wrong with a VM's seed, for preflight."""
     try:
         read_seed(resolved)
-    except (PreflightFailed, DefinitionInvalid) as error:
-        return error.report
-    return None
+    except (PreflightFailed, DefinitionInvalid, HostFailed) as error:
+        return (Finding(severity="error", report=error.report),)
+    return ()

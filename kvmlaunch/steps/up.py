@@ -418,10 +418,15 @@ def given_back_on_failure(caller: Caller, resolved: Resolved, claim: Claim, tell
         yield
     except BaseException:
         end_children(resolved.plan.uuid)
-        end_beside(resolved.places.run)
-        for undo in (lambda: give_back_under_lock(caller, resolved.name, tell), lambda: remove_claimed(claim)):
+        for undo in (
+            lambda: end_beside(resolved.places.run),
+            lambda: give_back_under_lock(caller, resolved.name, tell),
+            lambda: remove_claimed(claim),
+        ):
             try:
                 undo()
+            except OSError as error:
+                tell("warn", f"{error}; the next command tries again")
             except KvmlaunchError as error:
                 tell("warn", f"{error.report.message}: {error.report.why}; the next command tries again")
         raise

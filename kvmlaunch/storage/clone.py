@@ -42,14 +42,18 @@ def render_clone(
     if unset:
         lines.append(f"unset = [{', '.join(map(quoted, unset))}]")
     for name, path in disks.items():
-        where = str(path) if path.is_relative_to("/dev") else path.name
-        lines += ["", f"[disk.{name}]", f"path = {quoted(where)}", f"format = {quoted(formats[name])}"]
+        lines += ["", f"[disk.{name}]", f"path = {written(path, definition)}", f"format = {quoted(formats[name])}"]
         if overlay:
-            lines.append(f"backing = {quoted(definition.disk[name].path.name)}")
+            lines.append(f"backing = {written(definition.disk[name].path, definition)}")
     return "\n".join(lines) + "\n"
+
+
+def written(path: PurePosixPath, definition: Definition) -> str:
+    """Give a path as a definition beside the other one writes it: what lies there too by its name alone."""
+    return quoted(path.name if path.parent == definition.file.parent else str(path))
 
 
 def quoted(text: str) -> str:
     """Give a TOML string."""
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
+    return '"' + "".join(each if each.isprintable() else f"\\U{ord(each):08x}" for each in escaped) + '"'

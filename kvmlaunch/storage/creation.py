@@ -81,9 +81,15 @@ def render_creation(creation: Creation, place: PurePosixPath) -> tuple[str, ...]
     if creation.backing is not None:
         # A name without a directory: overlay and backing file may be moved together.
         same = creation.backing.parent == creation.path.parent
-        beneath = ("-b", creation.backing.name if same else str(creation.backing), "-F", creation.backing_format)
+        name = as_file(creation.backing.name) if same else str(creation.backing)
+        beneath = ("-b", name, "-F", creation.backing_format)
         options = list(OVERLAY_OPTIONS)
     if creation.nocow:
         options.append("nocow=on")
     size = () if creation.size is None else (str(creation.size),)
     return ("qemu-img", "create", "-q", "-f", creation.format, *beneath, "-o", ",".join(options), str(place), *size)
+
+
+def as_file(name: str) -> str:
+    """Give a name in the same directory so that QEMU reads no protocol in it: `nbd:x` is a file here."""
+    return f"./{name}" if ":" in name else name

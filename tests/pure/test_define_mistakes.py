@@ -138,7 +138,7 @@ def test_a_rule_that_rests_on_a_wrong_key_is_not_told() -> None:
         ('name = "x"', "def.key.unknown", ""),
         ("origins = {}", "def.key.unknown", ""),
         ("cache = 1", "def.key.unknown", "[disk.NAME]"),
-        ("share = 1", "def.key.unknown", ""),
+        ("share = 1", "def.value.type", ""),
         ('description = "${x}"', "def.var", "$${"),
         ('description = "${env:NOTHING}"', "def.var", "export NOTHING"),
         ('description = "${x"', "def.var", "close it"),
