@@ -20,6 +20,9 @@ def clone(session: Session, new: str, base: str, full: bool, dry_run: bool) -> N
     """
     from kvmlaunch.steps.clone import clone as make  # noqa: PLC0415 - completion wants the options only
 
+    if session.overrides:
+        message = "--set is for this one command; what the clone is to have goes into its definition"
+        raise click.UsageError(message)
     with bar(session, f"{new}: cloning {base}") as progress:
         cloned = make(session.caller(), new, base, full=full, dry_run=dry_run, progress=progress)
     if session.json:

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kvmlaunch.cli.progress import bar
-from kvmlaunch.cli.session import Session, complete_vm, session_command
-from kvmlaunch.cli.show import say, short_path, show_document, show_table
-from kvmlaunch.cli.snapshot import snapshot
+from kvmlaunch.cli.session import Session, session_command
+from kvmlaunch.cli.show import say, short_path, show_document, show_table, talk
+from kvmlaunch.cli.snapshot import disk_argument, disks_argument, snapshot, vm_name
 from kvmlaunch.units import count, parse_size, render_size
 
 if TYPE_CHECKING:
@@ -35,10 +35,6 @@ class SizeType(click.ParamType[tuple[int, bool]]):
             self.fail(str(error), param, ctx)
 
 
-disks_argument = click.argument("disk", metavar="VM[:DISK]", shell_complete=complete_vm)
-disk_argument = click.argument("disk", metavar="VM:DISK", shell_complete=complete_vm)
-
-
 @click.group()
 def disk() -> None:
     """The disks of VMs: made as their definitions say, looked at, grown, converted, checked, removed."""
@@ -50,11 +46,6 @@ disk.add_command(snapshot)
 def rounded(size: int) -> str:
     """Give a size for people: whole MiB from one on."""
     return render_size(size >> 20 << 20 if size >> 20 else size)
-
-
-def vm_name(target: "Target") -> str:
-    """Give the name of a disk's VM."""
-    return target.subject.definition.name
 
 
 def target_document(target: "Target") -> dict[str, Any]:
@@ -94,6 +85,8 @@ def show_created(session: Session, made: "Sequence[Created]", *, dry_run: bool =
         text = f"{each.target.name}: {path}, {each.target.format}, {rounded(each.size)}"
         if each.already:
             say(session, vm_name(each.target), "ok", "already", text)
+            if each.size < int(each.target.disk.size or 0):
+                talk(f"  its definition says more: kvmlaunch disk resize {each.target.word}")
         else:
             say(session, vm_name(each.target), "ok", "would make" if dry_run else "made", f"{text}, {each.how}")
     if not made and not session.json:
@@ -240,13 +233,14 @@ def convert(session: Session, disk: str, goal: str, format_: str | None, overwri
     say(session, name, "ok", word, f"{target.name}: {short_path(str(done.path))}, {done.format}, compared: equal")
     stays = "removed" if done.removed else "kept; --remove-source removes it"
     say(session, name, "ok", "original", f"{short_path(str(target.disk.path))} {stays}")
-    say(
-        session,
-        name,
-        "ok",
-        "then",
-        f'path = "{done.path}"   # in [{target.table}] of {target.subject.definition.file.name}',
-    )
+    say(session, name, "ok", "then", f"in [{target.table}] of {target.subject.definition.file.name}:")
+    for line in (f'path = "{done.path}"', f'format = "{done.format}"', *backing_lines(target)):
+        talk(f"  {line}")
+
+
+def backing_lines(target: "Target") -> tuple[str, ...]:
+    """Give what is to be done with the key that names a file beneath a disk, which a converted one has not."""
+    return ("# and no line `backing` any more",) if target.disk.backing is not None else ()
 
 
 @disk.command()

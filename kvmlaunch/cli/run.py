@@ -113,8 +113,10 @@ def create_disks(session: Session, word: str, *, dry_run: bool) -> bool:
     from kvmlaunch.cli.disk import show_created  # noqa: PLC0415 - `--create` only
     from kvmlaunch.cli.progress import bar  # noqa: PLC0415
     from kvmlaunch.steps.disk_create import create  # noqa: PLC0415
+    from kvmlaunch.steps.prepare import refuse_all_but_disks  # noqa: PLC0415
 
     with bar(session, f"{name_of(word)}: making disks") as progress:
+        refuse_all_but_disks(session.caller(), word)
         made = create(session.caller(), word, dry_run=dry_run, progress=progress)
     fresh = [each for each in made if not each.already]
     if fresh:

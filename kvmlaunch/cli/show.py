@@ -47,11 +47,18 @@ def say(session: Session, vm: str, status: str, word: str, text: str) -> None:
     talk(line.rstrip())
 
 
+def fix_of(report: Report) -> str:
+    """Give what to do: what the report says, else what helps with its code in general."""
+    from kvmlaunch.model.codes import REMEDIES  # noqa: PLC0415 - on a failure only
+
+    return report.hint or REMEDIES.get(report.code, "")
+
+
 def report_lines(report: Report) -> list[str]:
     """Give the lines beneath a report's message: where, why and what to do, none of them repeated."""
     lines = [f"  {short_path(line)}" for line in plain_text(report.where).splitlines()]
     lines += [f"  {line}" for line in plain_text(report.why).splitlines()]
-    hints = plain_text(report.hint).splitlines()
+    hints = plain_text(fix_of(report)).splitlines()
     return lines + [f"  {'fix: ' if index == 0 else '     '}{line}" for index, line in enumerate(hints)]
 
 
@@ -88,7 +95,7 @@ def report_document(report: Report) -> dict[str, str]:
         "message": report.message,
         "where": report.where,
         "why": report.why,
-        "hint": report.hint,
+        "hint": fix_of(report),
     }
 
 

@@ -83,7 +83,13 @@ def list_(session: Session, disk: str) -> None:
             for name, overlay in zip(snapshot_names(target), target.facts.since, strict=True)
         ]
     )
-    if not any(target.facts.since for target in found):
+    for target in found:
+        for stray in target.facts.stray:
+            say(session, vm_name(target), "warn", "", f"{target.name}: beside the line: {short_path(stray)}")
+        if target.facts.committing:
+            fix = f"kvmlaunch disk snapshot commit {target.word}"
+            say(session, vm_name(target), "warn", "", f"{target.name}: a commit was not finished; fix: {fix}")
+    if not any(target.facts.since or target.facts.stray for target in found):
         say(session, disk, "skip", "snapshots", "there are none")
 
 
@@ -115,9 +121,12 @@ def commit(session: Session, disk: str) -> None:
 def revert(session: Session, disk: str, name: str, yes: bool) -> None:
     """Drop what was written to a disk since snapshot NAME; the VM must be down."""
     from kvmlaunch.cli.asking import sure  # noqa: PLC0415 - completion wants the options only
+    from kvmlaunch.steps.disk_snapshot import later_than  # noqa: PLC0415
     from kvmlaunch.steps.disk_snapshot import revert as go_back  # noqa: PLC0415
 
-    sure(f"drop all that was written to {disk} since {name}?", yes=yes)
+    later = later_than(session.caller(), disk, name)
+    ending = f", and end the later {', '.join(later)}" if later else ""
+    sure(f"drop all that was written to {disk} since {name}{ending}?", yes=yes)
     target = go_back(session.caller(), disk, name)
     if session.json:
         show_document("disk-revert", {"disk": target.name, "name": name})

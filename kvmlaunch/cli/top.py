@@ -9,7 +9,7 @@ from attrs import asdict
 
 from kvmlaunch.cli.run import DurationType
 from kvmlaunch.cli.session import Session, session_command, use_color, vms_argument
-from kvmlaunch.cli.show import show_document, show_table, table_lines
+from kvmlaunch.cli.show import say, show_document, show_table, table_lines
 from kvmlaunch.units import KIB, MIB
 
 if TYPE_CHECKING:
@@ -103,13 +103,26 @@ def top(session: Session, vms: tuple[str, ...], once: bool, interval: float) -> 
         found = next(looks)
         show_document("top", {"seconds": interval, "vms": [usage_document(*item) for item in found.items()]})
     elif once:
-        show_table(rows_of(next(looks)))
+        found = next(looks)
+        show_table(rows_of(found))
+        show_missing(session, vms, found)
     elif sys.stdout.isatty():
         show_live(session, looks)
     else:
         for found in looks:
             show_table(rows_of(found))
             click.echo()
+
+
+def show_missing(session: Session, vms: tuple[str, ...], found: "Mapping[str, Usage]") -> None:
+    """Say which of the VMs that were asked for have no row."""
+    from kvmlaunch.steps.names import name_of  # noqa: PLC0415 - completion wants the options only
+
+    for name in map(name_of, vms):
+        if name not in found:
+            say(session, name, "skip", "top", "it does not run")
+    if not vms and not found:
+        say(session, "top", "skip", "", "no VM runs")
 
 
 def show_live(session: Session, looks: "Iterator[Mapping[str, Usage]]") -> None:

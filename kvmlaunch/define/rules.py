@@ -163,7 +163,7 @@ def check_boot(definition: Definition) -> Broke:
 def check_firmware(definition: Definition) -> Broke:
     """Give secure boot without UEFI."""
     if definition.firmware.secure_boot and definition.boot.firmware != "uefi":
-        mistake = choice("secure boot is UEFI's", hint='boot.firmware = "uefi"')
+        mistake = choice("secure boot is UEFI's", hint='firmware = "uefi"   # in [boot]')
         yield Broken(("firmware", "secure_boot"), mistake, needs=(("boot", "firmware"),))
 
 

@@ -289,9 +289,10 @@ def find_overlays(path: Mapping[str, object]) -> list[str]:
     if path.get("kind") != "file":
         return []
     real = str(path["real"])
-    home = os.path.dirname(real)
+    home, name = os.path.split(real)
     places = [entry for each in dict.fromkeys((home, os.path.dirname(home))) for entry in entries_of(each)]
-    return sorted(place for place in places if place != real and backing_of(place) == real)
+    passing = {place for place in places if snapshot.is_passing(os.path.basename(place), name)}
+    return sorted(place for place in places if place not in {real, *passing} and backing_of(place) == real)
 
 
 def entries_of(directory: str) -> list[str]:

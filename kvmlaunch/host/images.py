@@ -14,12 +14,13 @@ from pathlib import PurePosixPath
 from kvmlaunch.errors import HostFailed, PreflightFailed, Report
 from kvmlaunch.host.files import write_atomically
 from kvmlaunch.host.rights import capture_user, rights_of, user_name
-from kvmlaunch.host.tree import failed
+from kvmlaunch.host.tree import check_directory, failed
 from kvmlaunch.model.host import UserFacts
 from kvmlaunch.model.value import frozen
 
 MAKING = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 RETIRED = ".retired"
+FRESH = ".fresh"
 MODE = 0o600  # what a disk holds is its guest's own
 NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
@@ -79,6 +80,7 @@ def new_image(path: PurePosixPath, maker: UserFacts, owner: UserFacts) -> Iterat
     try:
         with rights_of(maker):
             os.makedirs(path.parent, exist_ok=True)
+            refuse_open_directory(path.parent, maker)
             fd = locked_file(place)
     except OSError as error:
         raise failed(path.parent, error) from error
@@ -96,6 +98,15 @@ def new_image(path: PurePosixPath, maker: UserFacts, owner: UserFacts) -> Iterat
         with rights_of(maker), suppress(FileNotFoundError):
             os.unlink(place)
         os.close(fd)
+
+
+def refuse_open_directory(path: PurePosixPath, maker: UserFacts) -> None:
+    """Refuse to make an image where others may put a file of theirs in its place (`host.dir.unsafe`)."""
+    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        check_directory(directory, path, maker.uid)
+    finally:
+        os.close(directory)
 
 
 def making_place(path: PurePosixPath) -> PurePosixPath:
@@ -261,6 +272,11 @@ def held_images(paths: Sequence[PurePosixPath]) -> Iterator[None]:
 def retired_place(path: PurePosixPath) -> PurePosixPath:
     """Give the name under which an overlay is nobody's disk any more."""
     return path.with_name(f".{path.name}{RETIRED}")
+
+
+def fresh_place(path: PurePosixPath) -> PurePosixPath:
+    """Give the name of an overlay that is to replace another."""
+    return path.with_name(f".{path.name}{FRESH}")
 
 
 def move_image(path: PurePosixPath, place: PurePosixPath) -> None:

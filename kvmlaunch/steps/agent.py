@@ -5,12 +5,13 @@ import contextlib
 import os
 import time
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from attrs import define
 
 from kvmlaunch.builder.guest_agent import AGENT, AGENT_SOCKET
 from kvmlaunch.errors import HostFailed, KvmlaunchError, NotRunning, Report, TimedOut
-from kvmlaunch.facts.agent import Execution, Interface, NoAgent, is_open, parse_execution, parse_interfaces
+from kvmlaunch.facts.agent import Execution, Interface, NoAgent, Query, is_open, parse_execution, parse_interfaces
 from kvmlaunch.facts.console import plain_text
 from kvmlaunch.run.agent import ask_agent
 from kvmlaunch.run.qmp import Target
@@ -171,11 +172,21 @@ def frozen_guest(seen: Seen) -> Iterator[Rest]:
         return
     target = channel(seen)
     try:
-        answers = ask_agent(target, (("guest-fsfreeze-freeze", {}),), seconds=FREEZE_SECONDS)
+        answers = freeze(target)
         rest.count = answers[0] if answers and type(answers[0]) is int else 0
         yield rest
     finally:
         rest.stuck = thaw(target)
+
+
+def freeze(target: Target) -> list[Any]:
+    """Hold a guest's file systems; those that a killed command left so are let go first: such an agent refuses."""
+    words: tuple[Query, ...] = (("guest-fsfreeze-freeze", {}),)
+    try:
+        return ask_agent(target, words, seconds=FREEZE_SECONDS)
+    except HostFailed:
+        thaw(target)
+        return ask_agent(target, words, seconds=FREEZE_SECONDS)
 
 
 def thaw(target: Target) -> str:

@@ -29,6 +29,7 @@ from kvmlaunch.steps.disks import (
     find_disk,
     no_progress,
     qemu_img,
+    refuse_clones,
     refuse_locked,
     seen_of,
     top_of,
@@ -68,12 +69,12 @@ def commit_held(caller: Caller, target: Target, progress: Progress) -> Committed
     names = snapshot_names(target)
     seen = seen_of(caller, target)
     runs = seen is not None and seen.lives
-    refuse_clones(target)
+    if not target.facts.committing:
+        need_order(target)
+    refuse_clones(caller, target, (target.image, *map(PurePosixPath, target.facts.since)), "go into its image")
     if target.facts.committing and read_mark(mark_path(target.image)) != MERGING:
         finish(caller, target, seen)
         return Committed(target=target, names=names, live=runs)
-    if not target.facts.committing:
-        need_order(target)
     if not names:
         return Committed(target=target, names=())
     if seen is not None and runs:
@@ -83,23 +84,6 @@ def commit_held(caller: Caller, target: Target, progress: Progress) -> Committed
             refuse_locked(target)
             commit_stopped(caller, target, progress)
     return Committed(target=target, names=names, live=runs)
-
-
-def refuse_clones(target: Target) -> None:
-    """Refuse to merge into an image that other overlays rest on, those of clones (`disk.base`)."""
-    own = {os.path.realpath(each) for each in target.facts.since}
-    others = [each for each in target.facts.overlays if os.path.realpath(each) not in own]
-    if others:
-        names = ", ".join(PurePosixPath(each).name for each in others[:3])
-        raise PreflightFailed(
-            Report(
-                code="disk.base",
-                message=f"the snapshots of {target.word} cannot go into its image: others rest on that",
-                where=str(target.image),
-                why=f"it is the backing file of {names} too, which would change",
-                hint=f"kvmlaunch disk convert {target.word} NEW.qcow2   # one image of all; or end the clones first",
-            )
-        )
 
 
 def commit_stopped(caller: Caller, target: Target, progress: Progress) -> None:

@@ -28,6 +28,8 @@ from kvmlaunch.storage.creation import Creation, plan_creation, render_creation
 from kvmlaunch.storage.volume import VolumeName, parse_volume_name
 from kvmlaunch.units import render_size
 
+SECTOR = 4096
+
 
 @frozen(kw_only=True)
 class Created:
@@ -159,7 +161,28 @@ def plan_image(caller: Caller, target: Target, beneath: Target | None) -> Intent
     how = ": ".join(part for part in (creation.preallocation.value, creation.preallocation.reason) if part)
     if beneath is not None:
         how = f"an overlay of {beneath.disk.path.name}, with subclusters"
-    size = creation.size or (size_there(beneath) if beneath else 0)
+    covered = size_there(beneath) if beneath else 0
+    size = creation.size or covered
+    if size < covered:
+        raise PreflightFailed(
+            Report(
+                code="disk.shrink",
+                message=f"{target.word} would cut off what lies beneath it",
+                where=f"{target.table}.size",
+                why=f"{render_size(size)} is less than the {render_size(covered)} of {creation.backing}",
+                hint=f'size = "{render_size(covered)}"   # in [{target.table}], or none: as large as that',
+            )
+        )
+    if size % SECTOR:
+        raise DefinitionInvalid(
+            Report(
+                code="def.disk.size",
+                message=f"{render_size(size)} is no whole number of blocks of {SECTOR} bytes",
+                where=f"{target.subject.definition.file} {target.table}.size",
+                why="QEMU opens no image past the page cache that ends within a block",
+                hint=f'size = "{render_size(-(-size // SECTOR) * SECTOR)}"   # in [{target.table}]',
+            )
+        )
     return Intent(target=target, size=size, how=how, creation=creation)
 
 

@@ -17,6 +17,8 @@ from kvmlaunch.errors import Busy, DefinitionInvalid, HostFailed, KvmlaunchError
 from kvmlaunch.facts.sources import Wanted
 from kvmlaunch.host.images import (
     forget_making,
+    forget_retired,
+    fresh_place,
     held_images,
     move_image,
     new_image,
@@ -38,6 +40,7 @@ from kvmlaunch.steps.disks import (
     need_file,
     qemu_img,
     read_chain,
+    refuse_clones,
     refuse_locked,
     seen_of,
     top_format,
@@ -46,9 +49,9 @@ from kvmlaunch.steps.disks import (
 from kvmlaunch.steps.observe import Seen
 from kvmlaunch.steps.resolve import look_at_host
 from kvmlaunch.storage.creation import OVERLAY_OPTIONS, as_file
+from kvmlaunch.storage.image import parse_own, plain_file
 from kvmlaunch.storage.snapshot import NAME, overlay_path, snapshot_name
 
-FRESH = ".fresh"  # behind the name of an overlay that is to replace another
 SECONDS = 60.0  # that QEMU may take for a step that is no copying
 
 
@@ -115,18 +118,30 @@ def take_held(caller: Caller, targets: tuple[Target, ...], name: str) -> Taken:
     with at_rest(caller, targets[0], "kept"):
         for target in targets:
             refuse_locked(target)
-        if is_taken(targets, name):
+        left = tuple(target for target in targets if not is_begun(target, name))
+        if is_taken(left, name) or not left:
             for target in targets:
                 forget_making(overlay_path(target.image, name))
             return Taken(name=name, targets=targets, already=True)
         made: list[PurePosixPath] = []
         try:
-            made.extend(make_overlay(target, name) for target in targets)
+            made.extend(make_overlay(target, name) for target in left)
         except BaseException:
             for path in reversed(made):
                 remove_image(path)
             raise
     return Taken(name=name, targets=targets)
+
+
+def is_begun(target: Target, name: str) -> bool:
+    """Is the newest overlay of a disk that of a snapshot, and empty: as a command leaves it that was killed at it."""
+    top = overlay_path(target.image, name)
+    if not target.facts.since or target.facts.since[-1] != str(top):
+        return False
+    done = qemu_img("map", "--output=json", "-f", "qcow2", str(top), paths=(top,))
+    with contextlib.suppress(ValueError):
+        return done.status == 0 and not parse_own(done.out)
+    return False
 
 
 def is_taken(targets: Sequence[Target], name: str) -> bool:
@@ -241,6 +256,7 @@ def retire(caller: Caller, overlay: PurePosixPath) -> None:
                 message=f"{overlay.name} is in use",
                 where=str(overlay),
                 why="locked by " + ", ".join(map(holder_text, holders)),
+                hint="the same command again, once that has ended",
             )
         )
     remove_image(place)
@@ -259,7 +275,7 @@ def image_of(seen: Seen, target: Target) -> Mapping[str, Any]:
 
 def top_file(seen: Seen, target: Target) -> str:
     """Give the file that a running QEMU writes a disk to."""
-    return str(image_of(seen, target).get("filename", ""))
+    return plain_file(str(image_of(seen, target).get("filename", "")))
 
 
 def is_in_chain(seen: Seen, target: Target, path: PurePosixPath) -> bool:
@@ -276,7 +292,7 @@ def file_in_chain(seen: Seen, target: Target, path: PurePosixPath) -> str:
     image: object = image_of(seen, target)
     while isinstance(image, dict):
         name = str(image.get("filename", ""))
-        if os.path.realpath(name) == os.path.realpath(path):
+        if os.path.realpath(plain_file(name)) == os.path.realpath(path):
             return name
         image = image.get("backing-image")
     raise Busy(
@@ -317,14 +333,26 @@ def revert_held(caller: Caller, target: Target, name: str) -> Target:
     with at_rest(caller, target, "reverted"):
         refuse_locked(target)
         place = target.facts.since.index(wanted)
-        for each in reversed(target.facts.since[place + 1 :]):
-            retire(caller, PurePosixPath(each))
+        later = tuple(map(PurePosixPath, target.facts.since[place:]))
+        refuse_clones(caller, target, later, "be dropped")
+        for each in reversed(later[1:]):
+            retire(caller, each)
         kept = evolve(target, facts=evolve(target.facts, since=target.facts.since[:place]))
-        fresh = make_overlay(kept, name, PurePosixPath(f"{wanted}{FRESH}"))
-        move_image(fresh, PurePosixPath(wanted))
+        fresh = fresh_place(later[0])
+        if os.path.lexists(fresh):
+            remove_image(fresh)  # a killed command made it
+        make_overlay(kept, name, fresh)
+        move_image(fresh, later[0])
+        forget_retired(target.image)
     return kept
 
 
 def snapshot_names(target: Target) -> tuple[str, ...]:
     """Give the names of a disk's snapshots, the oldest first."""
     return tuple(snapshot_name(PurePosixPath(each)) for each in target.facts.since)
+
+
+def later_than(caller: Caller, word: str, name: str) -> tuple[str, ...]:
+    """Give the names of a disk's snapshots that are newer than one; none where there is no such one."""
+    names = snapshot_names(find_disk(caller, word))
+    return names[names.index(name) + 1 :] if name in names else ()

@@ -30,6 +30,7 @@ from kvmlaunch.steps.resolve import look_at_host
 from kvmlaunch.storage.image import Image, parse_info
 from kvmlaunch.units import count
 
+MOST_LINES = 6  # of a tool's words: a damaged image makes thousands
 MOVING = (VmState.STARTING, VmState.STOPPING, VmState.HALF)
 Progress = Callable[[float], None]  # how far, from 0 to 1
 
@@ -191,6 +192,7 @@ def refuse_locked(target: Target) -> None:
                 message=f"{target.disk.path} is in use",
                 where=target.table,
                 why="locked by " + ", ".join(map(holder_text, holders)),
+                hint="the same command again, once that has ended",
             )
         )
 
@@ -204,6 +206,24 @@ def refuse_base(target: Target) -> None:
         hint = ends if target.facts.since else f"remove {names} first, or convert each to an image of its own"
         message = f"{count(len(target.facts.overlays), 'overlay')} rest{'s' * (len(target.facts.overlays) == 1)} on it"
         raise PreflightFailed(evolve(found[0].report, message=f"{target.disk.path.name}: {message}", hint=hint))
+
+
+def refuse_clones(caller: Caller, target: Target, places: Sequence[PurePosixPath], doing: str) -> None:
+    """Refuse to change files that other images rest on, those of clones (`disk.base`)."""
+    own = {os.path.realpath(each) for each in target.facts.since}
+    seen = look_at_host(caller, Wanted(paths=tuple(places), overlays=True), None)
+    for place in places:
+        others = [each for each in seen.paths[place].overlays if os.path.realpath(each) not in own]
+        if others:
+            raise PreflightFailed(
+                Report(
+                    code="disk.base",
+                    message=f"the snapshots of {target.word} cannot {doing}: others rest on that",
+                    where=str(place),
+                    why=f"it is the backing file of {', '.join(PurePosixPath(each).name for each in others[:3])} too",
+                    hint=f"kvmlaunch disk convert {target.word} NEW.qcow2   # one image of all",
+                )
+            )
 
 
 def runner(user: UserFacts) -> Owner:
@@ -238,7 +258,9 @@ def qemu_img(
 
 def failed_tool(done: Finished, path: PurePosixPath) -> HostFailed:
     """Give the failure of qemu-img, with its own words."""
-    text = "\n".join(line.removeprefix("qemu-img: ") for line in (done.err or done.out).strip().splitlines())
+    lines = [line.removeprefix("qemu-img: ") for line in (done.err or done.out).strip().splitlines()]
+    more = [f"… and {len(lines) - MOST_LINES} lines more"] if len(lines) > MOST_LINES else []
+    text = "\n".join(lines[:MOST_LINES] + more)
     if done.status < 0:
         text = f"it was ended by {Signals(-done.status).name}"
     return HostFailed(Report(code="host.tool.failed", message="qemu-img failed", where=str(path), why=text))

@@ -92,6 +92,12 @@ def check(caller: Caller, word: str) -> Checked:
     return check_resolved(caller, examine(caller, word))
 
 
+def refuse_all_but_disks(caller: Caller, word: str) -> None:
+    """Refuse a VM that could not be started even once its disks were made; raises PreflightFailed."""
+    found = check(caller, word).findings
+    refuse_errors(name_of(word), tuple(each for each in found if each.report.code != "disk.missing"))
+
+
 def check_resolved(caller: Caller, resolved: Resolved) -> Checked:
     """Check the host for a VM that is planned already."""
     journal = journals.read_journal(caller.owner_uid, resolved.name) if caller.uid == 0 else None

@@ -120,3 +120,25 @@ def parse_progress(text: str) -> float | None:
     """Give how far `qemu-img -p` is, from 0 to 1; None when it has not said yet."""
     found = PROGRESS.findall(text)
     return min(1.0, float(found[-1]) / 100) if found else None
+
+
+def parse_own(text: str) -> bool:
+    """Does the topmost image of `qemu-img map --output=json` hold anything itself; ValueError for no such text."""
+    rows = parse_json(text)
+    if not isinstance(rows, list) or not all(isinstance(row, Mapping) for row in rows):
+        message = "qemu-img told of no map"
+        raise ValueError(message)
+    return any(row.get("depth") == 0 and row.get("present") is not False for row in rows)
+
+
+def plain_file(name: str) -> str:
+    """Give the file of an image that QEMU tells as a `json:` document, the name itself where it is none."""
+    if not name.startswith("json:"):
+        return name
+    try:
+        node = parse_json(name.removeprefix("json:"))
+    except ValueError:
+        return name
+    while isinstance(node, Mapping):
+        node = node.get("filename", node.get("file.filename", node.get("file")))
+    return plain_file(node) if isinstance(node, str) else name

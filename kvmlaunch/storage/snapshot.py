@@ -15,7 +15,6 @@ MARK: Final = ".committing"
 SINCE: Final = ".since-"
 SUFFIX: Final = ".qcow2"
 NAME: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
-LONGEST_FILE: Final = 200
 
 
 @frozen(kw_only=True)
@@ -24,11 +23,6 @@ class Chain:
 
     overlays: tuple[PurePosixPath, ...] = ()
     stray: tuple[PurePosixPath, ...] = ()
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The names of the snapshots, the oldest first."""
-        return tuple(snapshot_name(each) for each in self.overlays)
 
 
 def overlay_path(image: PurePosixPath, name: str) -> PurePosixPath:
@@ -45,6 +39,11 @@ def is_overlay_name(file: str, image: str) -> bool:
     """Is a file's name that of a snapshot's overlay of an image."""
     begin = f"{image}{SINCE}"
     return file.startswith(begin) and file.endswith(SUFFIX) and bool(NAME.fullmatch(file[len(begin) : -len(SUFFIX)]))
+
+
+def is_passing(file: str, image: str) -> bool:
+    """Is a file's name that of an overlay of ours that is being made, or was ended: nobody's disk."""
+    return file.startswith(f".{image.partition(SINCE)[0]}{SINCE}")
 
 
 def snapshot_name(overlay: PurePosixPath) -> str:

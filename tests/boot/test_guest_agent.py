@@ -8,7 +8,8 @@ import pytest
 
 from kvmlaunch.model.lifecycle import VmState
 from kvmlaunch.model.plan import Places
-from kvmlaunch.steps.agent import frozen_guest
+from kvmlaunch.run.agent import ask_agent
+from kvmlaunch.steps.agent import channel, frozen_guest
 from kvmlaunch.steps.observe import Seen
 from tests.boot.conftest import Define, write_guest
 from tests.sandbox import KVMLAUNCH, Machine, Result, finish, made_machine, require_root, wait_for
@@ -187,11 +188,14 @@ def test_status_tells_the_guests_address(guest: Machine) -> None:
     assert not [text for text in document["addresses"] if text.startswith("lo ")]
 
 
-def test_the_guests_file_systems_are_held_still_for_a_while(guest: Machine) -> None:
+def test_the_guests_file_systems_are_held_still_for_a_while_though_a_killed_command_left_them_so(
+    guest: Machine,
+) -> None:
     run = PurePosixPath(guest.rundir("web"))
     places = Places(run=run, hugepages=run, state=run, logs=run)
     seen = Seen(name="web", places=places, state=VmState.RUNNING, pid=guest.pid("web"))
 
+    ask_agent(channel(seen), (("guest-fsfreeze-freeze", {}),), seconds=60)  # as a killed command leaves them
     with frozen_guest(seen) as count:
         meanwhile = execute(guest, "echo held >/disk/held")
     after = execute(guest, "echo free >/disk/free; sync; ls /disk")

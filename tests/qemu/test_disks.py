@@ -332,6 +332,35 @@ def test_up_makes_what_is_missing_where_that_is_asked(machine: Machine) -> None:
     assert machine.status("web")["pid"]
 
 
+def test_up_makes_no_disks_for_a_vm_that_could_not_be_started(machine: Machine) -> None:
+    define(machine, f'{RAW}[cloud_init]\nuser_data = "nothing.yaml"\n')
+
+    answer = refused(machine, "up", "web", "--paused", "--create")
+
+    assert answer == (6, "seed.file")
+    assert names(machine) == set()
+
+
+@pytest.mark.parametrize(
+    ("disks", "expected"),
+    [
+        ('[disk.a]\npath = "a.img"\nsize = "1KiB"\n', (5, "def.disk.size")),
+        (
+            '[disk.b]\npath = "b.img"\nsize = "8MiB"\n[disk.a]\npath = "a.qcow2"\nsize = "4MiB"\nbacking = "b.img"\n',
+            (6, "disk.shrink"),
+        ),
+    ],
+    ids=["no whole blocks", "less than its base"],
+)
+def test_a_size_that_no_guest_could_use_is_refused_before_any_is_made(
+    machine: Machine, disks: str, expected: tuple[int, str]
+) -> None:
+    define(machine, disks)
+
+    assert refused(machine, "disk", "create", "web") == expected
+    assert names(machine) == set()
+
+
 def test_a_dry_run_of_up_that_makes_disks_is_fine_and_makes_none(machine: Machine) -> None:
     define(machine, RAW)
 

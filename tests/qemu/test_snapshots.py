@@ -228,6 +228,7 @@ def test_a_name_that_is_none_is_refused(machine: Machine, name: str) -> None:
 def test_a_name_that_one_of_the_disks_has_already_is_refused_for_all(machine: Machine) -> None:
     define(machine, f"{ROOT}{DATA}")
     machine.ok("disk", "snapshot", "create", "web:root", "s1")
+    write(machine, S1, 2)
 
     assert refused(machine, "create", "web", "s1") == (6, "disk.exists")
     assert names(machine) == {"web.img", S1, "data.qcow2"}
