@@ -7,7 +7,7 @@ from attrs import evolve
 
 from kvmlaunch.builder import names
 from kvmlaunch.builder.option import Part, by_hand, field, fixed, pairs, wiring
-from kvmlaunch.model.choice import Choice, Origin
+from kvmlaunch.model.choice import MEASURED, Choice, Origin
 from kvmlaunch.model.definition import AUTO, Aio, CacheMode, Definition, Disk
 from kvmlaunch.model.finding import Finding, error, warning
 from kvmlaunch.model.host import HostFacts, PathFacts
@@ -22,7 +22,6 @@ AIO_HEADROOM = 1024  # contexts that one busy QEMU may take
 URING_AVOIDS = ("zfs", "cifs", "smb3")  # hangs were reported there: Proxmox qemu-server Drive.pm, Incus ba320b8bc6
 QUEUES = {"virtio-blk": "num-queues", "nvme": "max_ioqpairs"}  # those of virtio-scsi are the controller's
 SUFFIXES = {".img": "raw", ".raw": "raw", ".qcow2": "qcow2"}
-MEASURED = "kvmlaunch docs, performance"
 SNAPSHOTS = "QEMU docs, interop/live-block-operations"
 DEVICES = {"virtio-blk": "virtio-blk-pci", "virtio-scsi": "scsi-hd", "nvme": "nvme", "sata": "ide-hd", "ide": "ide-hd"}
 

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 
 from kvmlaunch.builder.option import field
-from kvmlaunch.model.choice import Choice, Origin
+from kvmlaunch.model.choice import MEASURED, Choice, Origin
+from kvmlaunch.model.definition import THIN_PROFILES
 from kvmlaunch.model.finding import Finding, warning
 from kvmlaunch.model.host import PathFacts
 from kvmlaunch.model.plan import Field
@@ -19,8 +20,6 @@ LARGEST_CACHE = 256 * MIB  # memory of the host that one disk may take: 2 TiB at
 WORTH_SAYING = GIB
 CACHE_SOURCE = "QEMU docs, qcow2-cache.txt; measured: a cache too small read holes 30 times slower"
 ALLOCATION = "4 KiB writes to clusters that are not there yet: 6 to 12 k IOPS, raw 24 to 65 k; alike once allocated"
-MEASURED = "kvmlaunch docs, performance"
-THIN_PROFILES = ("density", "scratch")
 
 
 def tables_size(facts: PathFacts) -> int:

@@ -1,10 +1,12 @@
 """A value that carries its reason: what was chosen, why, on what ground, and from where."""
 
-from typing import Generic, Literal, TypeVar
+from typing import Final, Generic, Literal, TypeVar
 
 from kvmlaunch.model.value import frozen
 
 T_co = TypeVar("T_co", covariant=True)
+
+MEASURED: Final = "kvmlaunch docs, performance"  # the source of what was measured
 
 OriginKind = Literal["file", "set", "profile", "default", "host", "qemu"]
 

@@ -32,6 +32,7 @@ HostNumaNode = NewType("HostNumaNode", int)  # written "0"
 MacAddress = NewType("MacAddress", str)  # lower case, six pairs with colons, unicast
 
 Profile = Literal["server", "database", "desktop", "density", "scratch"]
+THIN_PROFILES: Final[tuple[Profile, ...]] = ("density", "scratch")  # their disks take blocks as they are written
 Os = Literal["linux", "windows", "other"]
 Accel = Literal["any", "kvm", "tcg"]
 Hugepages = Literal["off", "2MiB", "1GiB"]

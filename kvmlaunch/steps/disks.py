@@ -13,19 +13,19 @@ from kvmlaunch.builder.security import SYSTEM_USER
 from kvmlaunch.errors import Busy, DefinitionInvalid, HostFailed, PreflightFailed, Report, UnknownVm
 from kvmlaunch.facts.sources import Wanted
 from kvmlaunch.host.images import owner_of
-from kvmlaunch.host.rights import capture_user, group_numbers
+from kvmlaunch.host.rights import capture_user
 from kvmlaunch.host.rundir import claimed, remove_claimed
 from kvmlaunch.model.definition import AUTO, Definition, Disk
 from kvmlaunch.model.host import HostFacts, PathFacts, UserFacts
 from kvmlaunch.model.lifecycle import VmState
 from kvmlaunch.model.value import frozen
 from kvmlaunch.preflight.disk import check_base, holder_text
-from kvmlaunch.run.spawn import Owner
 from kvmlaunch.run.tool import Finished, run_long
 from kvmlaunch.steps.caller import Caller
 from kvmlaunch.steps.load import Subject, load_subject
 from kvmlaunch.steps.names import name_of
 from kvmlaunch.steps.observe import Seen, observe
+from kvmlaunch.steps.owners import process_owner
 from kvmlaunch.steps.resolve import look_at_host
 from kvmlaunch.storage.image import Image, parse_info
 from kvmlaunch.units import count
@@ -226,14 +226,6 @@ def refuse_clones(caller: Caller, target: Target, places: Sequence[PurePosixPath
             )
 
 
-def runner(user: UserFacts) -> Owner:
-    """Give whom a tool runs as."""
-    drop = os.geteuid() == 0 and user.uid != 0
-    return Owner(
-        uid=user.uid, gid=user.gid, groups=tuple(sorted(group_numbers(user.groups))) if drop else (), drop=drop
-    )
-
-
 def keeper_of(definition: Definition, path: PurePosixPath, maker: UserFacts) -> UserFacts:
     """Give whom a new image is to belong to: QEMU's user where root makes it among root's files, else its maker."""
     if os.geteuid() != 0 or maker.uid != 0 or path.is_relative_to("/dev"):
@@ -253,7 +245,7 @@ def qemu_img(
     """Run qemu-img with the rights of whom all these paths belong to; with our own where they differ."""
     owners = {user.uid: user for user in map(owner_of, paths)}
     user = next(iter(owners.values())) if len(owners) == 1 else capture_user()
-    return run_long(("qemu-img", *words), runner(user), lock_fd=lock_fd, look=look)
+    return run_long(("qemu-img", *words), process_owner(user), lock_fd=lock_fd, look=look)
 
 
 def failed_tool(done: Finished, path: PurePosixPath) -> HostFailed:

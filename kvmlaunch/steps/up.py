@@ -25,7 +25,6 @@ from kvmlaunch.host.apply import apply_changes
 from kvmlaunch.host.files import remove_if_there, write_all
 from kvmlaunch.host.lock import host_lock
 from kvmlaunch.host.logs import QEMU_LOG, open_qemu_log
-from kvmlaunch.host.rights import group_numbers
 from kvmlaunch.host.rundir import (
     EVENTS,
     QMP,
@@ -57,7 +56,6 @@ from kvmlaunch.units import GIB
 
 if TYPE_CHECKING:
     from kvmlaunch.run.launch import RunningVm
-    from kvmlaunch.run.spawn import Owner
 
 LOG_SIZE = 16 << 20  # bytes that a guest can fill with what it prints, for root's VMs
 TRIES = 5  # of counting pages while others move them
@@ -292,15 +290,6 @@ def make_variables(resolved: Resolved) -> None:
         os.rename(temporary, store.name, src_dir_fd=fd, dst_dir_fd=fd)
 
 
-def owner_of_vm(caller: Caller, resolved: Resolved) -> "Owner":
-    """Give whom the VM's processes run as."""
-    from kvmlaunch.run.spawn import Owner  # noqa: PLC0415 - late on purpose
-
-    user, drop = resolved.host.user, caller.uid == 0 and resolved.host.user.uid != 0
-    groups = tuple(sorted(group_numbers(user.groups))) if drop else ()
-    return Owner(uid=user.uid, gid=user.gid, groups=groups, drop=drop)
-
-
 def sidecar_commands(resolved: Resolved) -> dict[str, tuple[str, ...]]:
     """Give the processes that a VM has beside QEMU, by the name of the socket that each serves."""
     definition, places = resolved.subject.definition, resolved.places
@@ -316,6 +305,7 @@ def start_sidecars(caller: Caller, resolved: Resolved, claim: Claim) -> None:
     if not commands:
         return
     from kvmlaunch.run.sidecar import launch_sidecar, render_note  # noqa: PLC0415 - where there is one
+    from kvmlaunch.steps.owners import process_owner  # noqa: PLC0415
 
     if tpm.SOCKET in commands:
         make_owned(places.state, user.uid, user.gid, 0o700)
@@ -324,7 +314,7 @@ def start_sidecars(caller: Caller, resolved: Resolved, claim: Claim) -> None:
     log_fd, _ = open_qemu_log(places.logs, caller.uid, f"# {when} beside {resolved.name}: {', '.join(commands)}")
     try:
         for socket, argv in commands.items():
-            owner, log = owner_of_vm(caller, resolved), places.logs / QEMU_LOG
+            owner, log = process_owner(user), places.logs / QEMU_LOG
             pid = launch_sidecar(argv, owner, places.run / socket, log, log_fd)
             note_sidecar(claim, socket, render_note(pid))
     finally:
@@ -347,8 +337,9 @@ def refuse_seed(resolved: Resolved) -> None:
 def launch(caller: Caller, resolved: Resolved, claim: Claim, argv: tuple[str, ...], deadline: float) -> "RunningVm":
     """Start QEMU and wait until its monitor has negotiated; what is needed later is imported meanwhile."""
     from kvmlaunch.run.launch import launch_qemu, wait_for_greeting, wait_for_socket  # noqa: PLC0415 - late on purpose
+    from kvmlaunch.steps.owners import process_owner  # noqa: PLC0415 - late on purpose
 
-    logs, owner = resolved.places.logs, owner_of_vm(caller, resolved)
+    logs, owner = resolved.places.logs, process_owner(resolved.host.user)
     log_fd, log_start = open_qemu_log(
         logs, caller.uid, f"# {datetime.now(UTC).isoformat(timespec='seconds')} {resolved.name}"
     )

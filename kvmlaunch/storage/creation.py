@@ -3,12 +3,10 @@
 from pathlib import PurePosixPath
 from typing import Final
 
-from kvmlaunch.model.choice import Choice, Origin
-from kvmlaunch.model.definition import AUTO, Definition, Disk, Preallocation
+from kvmlaunch.model.choice import MEASURED, Choice, Origin
+from kvmlaunch.model.definition import AUTO, THIN_PROFILES, Definition, Disk, Preallocation
 from kvmlaunch.model.value import frozen
 
-MEASURED: Final = "kvmlaunch docs, performance"
-THIN_PROFILES: Final = ("density", "scratch")
 OVERLAY_CLUSTER: Final = 128 << 10
 OVERLAY_OPTIONS: Final = (f"cluster_size={OVERLAY_CLUSTER}", "extended_l2=on")
 FULL: Final = ("falloc", "full")
