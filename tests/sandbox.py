@@ -68,8 +68,8 @@ class Result:
 
     @property
     def codes(self) -> set[str]:
-        """Give the stable codes that standard error names, `[vm.locked]`."""
-        return set(re.findall(r"\[([a-z_]+(?:\.[a-z_]+)+)\]", self.err))
+        """Give the stable codes that standard error names, `[vm.locked]`; `in [disk.root]` is a table."""
+        return set(re.findall(r"(?<!in )\[([a-z_]+(?:\.[a-z_]+)+)\]", self.err))
 
 
 def wait_for(what: str, condition: Callable[[], object], seconds: float = SECONDS) -> None:

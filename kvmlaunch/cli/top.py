@@ -1,5 +1,7 @@
 """`top`: what the VMs use, live on a terminal, plain lines where it is piped."""
 
+import contextlib
+import errno
 import sys
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -125,6 +127,16 @@ def show_missing(session: Session, vms: tuple[str, ...], found: "Mapping[str, Us
         say(session, "top", "skip", "", "no VM runs")
 
 
+@contextlib.contextmanager
+def terminal_may_go() -> Iterator[None]:
+    """End quietly when the terminal goes away that a table is drawn on."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+
+
 def show_live(session: Session, looks: "Iterator[Mapping[str, Usage]]") -> None:
     """Show a table that is drawn anew with every look, until it is interrupted."""
     from rich.console import Console
@@ -132,7 +144,9 @@ def show_live(session: Session, looks: "Iterator[Mapping[str, Usage]]") -> None:
     from rich.text import Text
 
     console = Console(no_color=not use_color(session, stream_is_terminal=True))
-    with Live(console=console, auto_refresh=False, screen=True) as live:
+    with terminal_may_go(), Live(console=console, auto_refresh=False, screen=True) as live:
         live.update(Text("looking …"), refresh=True)
         for found in looks:
+            if not sys.stdout.isatty():
+                return
             live.update(Text("\n".join(table_lines(rows_of(found)))), refresh=True)

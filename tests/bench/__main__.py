@@ -90,7 +90,7 @@ def cells(row: Row) -> tuple[str, ...]:
     unit = "" if row.group == "d" else "×"
     mark = {True: "ok", False: "over", None: ""}[row.kept]
     spread = f"{row.least:.1f}–{row.most:.1f}" if unit else ""
-    ratio = f"{row.ratio:.1f}{unit}" if unit else f"{row.ratio:.0f}"
+    ratio = f"{row.ratio:.1f}{unit}" if unit else f"{row.ratio:.2g}"
     return (row.what, row.against, ratio, spread, milliseconds(row.ours), milliseconds(row.theirs), f"{row.aim} {mark}")
 
 

@@ -2,14 +2,28 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+import signal
+import subprocess  # noqa: TID253 - top runs until it is interrupted
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from attrs import evolve
 
-from tests.bench.measure import KVMLAUNCH, PYTHON, BenchError, Row, command, compare, in_turn, run, skipped
+from tests.bench.measure import (
+    KVMLAUNCH,
+    PYTHON,
+    BenchError,
+    Row,
+    command,
+    compare,
+    environment,
+    in_turn,
+    run,
+    skipped,
+)
 
 MANY_PAIRS: Final = 5
 MOST_SECONDS: Final = 2.0  # for 1,000 definitions
@@ -17,6 +31,9 @@ MOST_HOST_SECONDS: Final = 3.0  # for what doctor and tune say of 1,000 definiti
 STATUS_SECONDS: Final = 1.0  # for 50 running VMs
 LINEAR: Final = 12.0  # ten times as many definitions may take so many times as long
 VMS: Final = 50
+TOP_INTERVAL: Final = 2.0  # seconds, as `top` has it
+TOP_LOOKS: Final = 8
+TOP_PERCENT: Final = 5.0
 BARE: Final = "python3 -c pass"
 
 DEFINITION: Final = """\
@@ -99,11 +116,49 @@ def measure_status(home: Path, token: str) -> Iterator[Row]:
             side = command(KVMLAUNCH, "status", *names[:number], *options, at=home)
             row = compare("c", f"status of {number} running VMs", BARE, in_turn(side, bare, MANY_PAIRS))
             yield in_seconds(row, STATUS_SECONDS) if number == VMS else row
+        yield measure_top(names, options, home)
         yield measure_resident(names[0])
     finally:
         with suppress(BenchError):
             ending = ("--force", "--timeout", "1ms", "-j", "4", "--quiet")
             run((KVMLAUNCH, "down", *names[: max(started, 1)], *ending, *options), at=home)
+
+
+def measure_top(names: Sequence[str], options: Sequence[str], home: Path) -> Row:
+    """Give what `top` of many VMs takes of a CPU, in percent, and for one look."""
+    words = (KVMLAUNCH, "top", *names, "--interval", f"{TOP_INTERVAL:g}s", *options)
+    with subprocess.Popen(words, stdout=subprocess.PIPE, cwd=home, env=environment()) as child:  # noqa: S603 - our own
+        assert child.stdout is not None
+        try:
+            used = []
+            for line in child.stdout:  # an empty line ends a table
+                if not line.strip():
+                    used.append((cpu_seconds(child.pid), time.monotonic()))
+                if len(used) > TOP_LOOKS:
+                    break
+        finally:
+            child.send_signal(signal.SIGINT)
+    if len(used) <= TOP_LOOKS:
+        message = "top ended early"
+        raise BenchError(message)
+    spent, passed = used[-1][0] - used[0][0], used[-1][1] - used[0][1]
+    share = 100 * spent / passed
+    return Row(
+        group="d",
+        what=f"percent of a CPU that top of {len(names)} VMs takes",
+        against=f"one CPU, a look every {TOP_INTERVAL:g} s",
+        pairs=TOP_LOOKS,
+        ratio=share,
+        ours=spent / TOP_LOOKS,
+        aim=f"< {TOP_PERCENT:g}",
+        kept=share < TOP_PERCENT,
+    )
+
+
+def cpu_seconds(pid: int) -> float:
+    """Give the CPU time of a process."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def cmdline(pid: str) -> bytes:

@@ -143,6 +143,19 @@ def test_a_terminal_is_drawn_on_and_left_as_it_was(machine: Machine) -> None:
     assert code == 130
 
 
+def test_a_terminal_that_goes_away_ends_it_without_a_word(machine: Machine) -> None:
+    start(machine, "a")
+
+    with terminal(machine, "top", *SOON) as screen:
+        screen.read_until(b"CPU%")
+        nothing = os.open(os.devnull, os.O_RDWR)
+        os.dup2(nothing, screen.fd)
+        os.close(nothing)
+        code = screen.process.wait(60)
+
+    assert code == 0
+
+
 @pytest.mark.parametrize("interval", ["0s", "0", "-1s", "soon"])
 def test_an_interval_that_is_none_is_a_mistake_or_fine_and_no_bug(machine: Machine, interval: str) -> None:
     start(machine, "a")
