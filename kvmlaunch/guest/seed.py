@@ -27,7 +27,7 @@ Contents = Mapping[str, bytes]
 
 def render_document(document: Mapping[str, Any]) -> bytes:
     """Give a document as JSON that is stable and can be read."""
-    text = json.dumps(document, indent=1, ensure_ascii=False)
+    text = json.dumps(document, indent=1, ensure_ascii=False, default=str)
     return (YAML_BREAKS.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n").encode()
 
 
@@ -43,11 +43,18 @@ def render_vendor_data(tweaks: Sequence[Tweak]) -> bytes:
     return f"{CLOUD_CONFIG}\n".encode() + body
 
 
-def render_meta_data(instance: str, hostname: str, keys: Sequence[str]) -> bytes:
-    """Give who the guest is: cloud-init runs its first boot again for another `instance`."""
+def render_meta_data(instance: str, hostname: str, keys: Sequence[str], more: bytes | None = None) -> bytes:
+    """Give who the guest is: cloud-init runs its first boot again for another `instance`.
+
+    `more` is a checked YAML table of the user's, which is laid over it.
+    """
     document: dict[str, Any] = {"instance-id": instance, "local-hostname": hostname}
     if keys:
         document["public-keys"] = list(keys)
+    if more is not None:
+        import yaml  # noqa: PLC0415 - an extra, and only for who writes metadata
+
+        document.update(yaml.safe_load(more) or {})
     return render_document(document)
 
 
@@ -67,8 +74,8 @@ def check_user_data(content: bytes) -> str:
     return ""
 
 
-def check_network(content: bytes) -> str:
-    """Give why cloud-init would not take a network configuration, "" where it would."""
+def check_table(content: bytes) -> str:
+    """Give why cloud-init would not take a network configuration, or metadata, "" where it would."""
     if len(content) > LONGEST:
         return f"it is longer than {LONGEST >> 20} MiB"
     try:
@@ -85,7 +92,9 @@ def check_mapping(text: str) -> str:
         document = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError, ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
         return f"it is no YAML: {' '.join(str(error).split()) or type(error).__name__}"
-    return "" if document is None or isinstance(document, dict) else "its top is no table"
+    if document is not None and not isinstance(document, dict):
+        return "its top is no table"
+    return "" if all(isinstance(key, str) for key in document or ()) else "a name in its top table is no text"
 
 
 def seed_contents(

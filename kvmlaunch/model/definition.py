@@ -258,6 +258,7 @@ class CloudInit:
 
     enabled: Auto | bool = key("Attach a seed for cloud-init; auto does where anything of this table is written.", AUTO)
     user_data: PurePosixPath | None = key("File with user data: `#cloud-config`, a script, or another kind.", None)
+    meta_data: PurePosixPath | None = key("File with more metadata, a YAML table; what it says comes first.", None)
     network: PurePosixPath | None = key("File with a network configuration, version 1 or 2.", None)
     hostname: Auto | str = key("The guest's host name; auto is the VM's name.", AUTO)
     ssh_keys: tuple[str, ...] = key("Public keys that may log in as the image's user.", ())

@@ -7,7 +7,7 @@ from kvmlaunch.errors import DefinitionInvalid, HostFailed, PreflightFailed, Rep
 from kvmlaunch.guest.seed import (
     LONGEST,
     Contents,
-    check_network,
+    check_table,
     check_user_data,
     render_meta_data,
     render_vendor_data,
@@ -28,18 +28,21 @@ def read_seed(resolved: Resolved) -> Contents | None:
     if not plan_seed(definition).value:
         return None
     tuning = definition.cloud_init
-    user_data = network = None
+    user_data = network = more = None
     if tuning.user_data is not None:
         user_data = read_part(tuning.user_data, "cloud_init.user_data", LONGEST)
         refuse(resolved, "user_data", checked(check_user_data, user_data))
     if tuning.network is not None:
         network = read_part(tuning.network, "cloud_init.network", LONGEST)
-        refuse(resolved, "network", checked(check_network, network))
+        refuse(resolved, "network", checked(check_table, network))
+    if tuning.meta_data is not None:
+        more = read_part(tuning.meta_data, "cloud_init.meta_data", LONGEST)
+        refuse(resolved, "meta_data", checked(check_table, more))
     hostname = definition.name if tuning.hostname is AUTO else tuning.hostname
     return seed_contents(
         user_data=user_data,
         network=network,
-        meta_data=render_meta_data(resolved.plan.uuid, hostname, tuning.ssh_keys),
+        meta_data=render_meta_data(resolved.plan.uuid, hostname, tuning.ssh_keys, more),
         vendor_data=render_vendor_data(plan_tweaks(definition)),
     )
 

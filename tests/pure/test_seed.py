@@ -17,6 +17,7 @@ from kvmlaunch.define.load import Surroundings, load_definition
 from kvmlaunch.guest.seed import (
     LONGEST,
     check_mapping,
+    check_table,
     check_user_data,
     render_meta_data,
     render_vendor_data,
@@ -180,6 +181,29 @@ def test_meta_data_reads_as_yaml_what_json_says() -> None:
     content = render_meta_data("id-1", "front", ['ssh-ed25519 AAAA "alice": é\U0001f600 \x85\u2028'])
 
     assert yaml.safe_load(content) == json.loads(content)
+
+
+def test_more_metadata_is_laid_over_ours() -> None:
+    more = b"local-hostname: other\nregion: north\nsince: 2026-01-02\n"
+
+    found = json.loads(render_meta_data("id-1", "front", ["key"], more))
+
+    assert found == {
+        "instance-id": "id-1",
+        "local-hostname": "other",
+        "public-keys": ["key"],
+        "region": "north",
+        "since": "2026-01-02",
+    }
+    assert json.loads(render_meta_data("id-1", "front", [], b"# nothing\n")) == {
+        "instance-id": "id-1",
+        "local-hostname": "front",
+    }
+
+
+@pytest.mark.parametrize("content", [b"- a\n", b"1: a\n", b"a: [\n", b"\xff", b"text"])
+def test_metadata_that_is_no_table_of_names_is_refused(content: bytes) -> None:
+    assert check_table(content)
 
 
 def test_a_seed_has_user_data_even_where_none_is_written_and_a_network_only_where_it_is() -> None:

@@ -17,6 +17,7 @@ FULL: Final = """
 [cloud_init]
 user_data = "user-data.yaml"
 network = "network.yaml"
+meta_data = "meta-data.yaml"
 hostname = "front"
 ssh_keys = ["ssh-ed25519 AAAA alice", "ssh-rsa BBBB bob"]
 """
@@ -34,6 +35,7 @@ def define(machine: Machine, table: str = ENABLED, user_data: bytes = USER_DATA.
     place = machine.define("web", f"{TINY}{table}").parent
     (place / "user-data.yaml").write_bytes(user_data)
     (place / "network.yaml").write_text(NETWORK)
+    (place / "meta-data.yaml").write_text("region: north\n")
 
 
 def start(machine: Machine, *options: str) -> None:
@@ -89,7 +91,7 @@ def test_a_seed_has_what_the_definition_says(machine: Machine) -> None:
     assert set(files) == {"user-data", "meta-data", "vendor-data", "network-config"}
     assert files["user-data"].decode() == USER_DATA
     assert files["network-config"].decode() == NETWORK
-    assert (meta["local-hostname"], len(meta["public-keys"])) == ("front", 2)
+    assert (meta["local-hostname"], len(meta["public-keys"]), meta["region"]) == ("front", 2, "north")
     assert yaml.safe_load(files["vendor-data"])["packages"] == ["qemu-guest-agent"]
 
 
@@ -192,9 +194,10 @@ def test_user_data_with_a_tag_that_yaml_chokes_on_is_refused_and_no_bug(machine:
     assert (result.code, result.codes) == (5, {"def.seed"}), result.err
 
 
-def test_a_network_that_is_none_is_refused(machine: Machine) -> None:
+@pytest.mark.parametrize("name", ["network.yaml", "meta-data.yaml"])
+def test_a_table_that_is_none_is_refused(machine: Machine, name: str) -> None:
     define(machine, FULL)
-    path = machine.directory / "vmdefs" / "network.yaml"
+    path = machine.directory / "vmdefs" / name
     answers = []
 
     for text in ("- a\n", "a: [\n", "version: 2\nethernets: {}\n#" + "x" * (1 << 20) + "\nmore: 1\n"):
@@ -206,7 +209,7 @@ def test_a_network_that_is_none_is_refused(machine: Machine) -> None:
 
 
 @pytest.mark.parametrize("kind", ["rm", "rm-mkdir"])
-@pytest.mark.parametrize("name", ["user-data.yaml", "network.yaml"])
+@pytest.mark.parametrize("name", ["user-data.yaml", "network.yaml", "meta-data.yaml"])
 def test_a_file_that_cannot_be_read_is_refused_before_anything_is_changed(
     machine: Machine, name: str, kind: str
 ) -> None:
