@@ -106,6 +106,10 @@ want_elevator() {{
     if [ "${{major:-9}}" -ge 5 ] || [ ! -f "$grub" ] || grep -q 'elevator=noop' "$grub"; then
         return 0
     fi
+    if ! grep -q '^GRUB_CMDLINE_LINUX="' "$grub"; then
+        say "$grub has no quoted GRUB_CMDLINE_LINUX: add elevator=noop by hand" >&2
+        return 0
+    fi
     changes=$((changes + 1))
     say "$grub: elevator=noop"
     if [ "$mode" = set ]; then
@@ -115,12 +119,12 @@ want_elevator() {{
     fi
 }}
 
-drop_elevator() {{
-    if [ -f "$grub" ] && grep -q ' elevator=noop' "$grub"; then
+drop_elevator() {{ # only where this script has put it: what was before lies beside it then
+    if [ -f "$grub.kvmlaunch" ]; then
         say "$grub: elevator=noop removed"
-        cp -p "$grub" "$grub.kvmlaunch"
-        sed 's/ elevator=noop//' "$grub.kvmlaunch" >"$grub"
-        rm -f "$grub.kvmlaunch"
+        sed 's/ elevator=noop//' "$grub" >"$grub.new"
+        cat "$grub.new" >"$grub"
+        rm -f "$grub.new" "$grub.kvmlaunch"
         update_boot_loader
     fi
 }}

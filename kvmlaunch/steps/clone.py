@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
 
 from attrs import evolve
@@ -18,10 +19,12 @@ from kvmlaunch.steps.disk_create import create
 from kvmlaunch.steps.disks import (
     Progress,
     Target,
+    at_rest,
     find_disks,
     need_file,
     need_format,
     no_progress,
+    refuse_disorder,
     refuse_locked,
     refuse_running,
 )
@@ -53,6 +56,7 @@ def clone(
     definition = load_subject(caller, base).definition
     targets = tuple(target for target in find_disks(caller, base) if not target.disk.readonly)
     for target in targets:
+        refuse_running(caller, target, "cloned")
         check_source(caller, target, full=full)
     file = Path(definition.file).with_name(f"{new}.toml")
     if os.path.lexists(file):
@@ -66,14 +70,17 @@ def clone(
     forwards = any(network.forwards for network in definition.network.values())
     if dry_run:
         return Cloned(file=file, text=text, forwards=forwards)
-    made = make(caller, file, text, targets, disks, full=full, progress=progress)
+    with ExitStack() as stack:
+        for target in targets[:1]:  # one VM has them all
+            stack.enter_context(at_rest(caller, target, "cloned"))
+        made = make(caller, file, text, targets, disks, full=full, progress=progress)
     return Cloned(file=file, text=text, chains=made, forwards=forwards)
 
 
 def check_source(caller: Caller, target: Target, *, full: bool) -> None:
     """Refuse a disk that cannot be cloned so: in use, or for an overlay no image, or one with snapshots."""
     need_file(target)
-    refuse_running(caller, target, "cloned")
+    refuse_disorder(target)
     refuse_locked(target)
     if full:
         return

@@ -22,6 +22,7 @@ from kvmlaunch.steps.disks import (
     qemu_img,
     read_chain,
     refuse_base,
+    refuse_disorder,
     refuse_locked,
     refuse_running,
     unreadable,
@@ -76,6 +77,8 @@ def check(caller: Caller, word: str, *, repair: bool = False) -> tuple[Examined,
         need_file(target)
         refuse_running(caller, target, "checked")
         refuse_locked(target)
+        if repair:
+            refuse_disorder(target)
         if repair and not target.facts.since:
             refuse_base(target)
     return tuple(check_one(target, repair=repair) for target in targets)
@@ -121,6 +124,7 @@ def remove(caller: Caller, word: str) -> Target:
     """Remove a disk: its file, or its volume; raises Busy while the VM runs, PreflightFailed while it is locked."""
     target = find_disk(caller, word)
     need_file(target)
+    refuse_disorder(target)
     refuse_base(target)
     with at_rest(caller, target, "removed"):
         return remove_at_rest(target)

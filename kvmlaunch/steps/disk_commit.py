@@ -20,7 +20,7 @@ from kvmlaunch.host.rights import rights_of
 from kvmlaunch.model.value import frozen
 from kvmlaunch.steps.caller import Caller
 from kvmlaunch.steps.control import query
-from kvmlaunch.steps.disk_snapshot import file_in_chain, need_image, need_order, retire, snapshot_names, top_file
+from kvmlaunch.steps.disk_snapshot import file_in_chain, need_image, retire, snapshot_names, top_file
 from kvmlaunch.steps.disks import (
     Progress,
     Target,
@@ -30,6 +30,7 @@ from kvmlaunch.steps.disks import (
     no_progress,
     qemu_img,
     refuse_clones,
+    refuse_disorder,
     refuse_locked,
     seen_of,
     top_of,
@@ -70,7 +71,7 @@ def commit_held(caller: Caller, target: Target, progress: Progress) -> Committed
     seen = seen_of(caller, target)
     runs = seen is not None and seen.lives
     if not target.facts.committing:
-        need_order(target)
+        refuse_disorder(target)
     refuse_clones(caller, target, (target.image, *map(PurePosixPath, target.facts.since)), "go into its image")
     if target.facts.committing and read_mark(mark_path(target.image)) != MERGING:
         finish(caller, target, seen)

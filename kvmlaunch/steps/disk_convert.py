@@ -26,6 +26,7 @@ from kvmlaunch.steps.disks import (
     qemu_img,
     read_chain,
     refuse_base,
+    refuse_disorder,
     refuse_locked,
     top_format,
     top_of,
@@ -82,6 +83,7 @@ def convert(
     """
     target = find_disk(caller, word)
     need_file(target)
+    refuse_disorder(target)
     if remove_source:
         refuse_base(target)
         need_removable(target)

@@ -41,6 +41,7 @@ from kvmlaunch.steps.disks import (
     qemu_img,
     read_chain,
     refuse_clones,
+    refuse_disorder,
     refuse_locked,
     seen_of,
     top_format,
@@ -68,21 +69,6 @@ class Taken:
     frozen: int | None = None
     stuck: str = ""
     already: bool = False
-
-
-def need_order(target: Target) -> None:
-    """Refuse an image whose snapshots are not in order (`disk.snapshot`)."""
-    if target.facts.stray or target.facts.committing:
-        why = "a commit was not finished" if target.facts.committing else f"beside the line: {target.facts.stray[0]}"
-        raise PreflightFailed(
-            Report(
-                code="disk.snapshot",
-                message=f"the snapshots of {target.word} are not in order",
-                where=str(target.disk.path),
-                why=why,
-                hint=f"kvmlaunch disk snapshot commit {target.word}" if target.facts.committing else "",
-            )
-        )
 
 
 def need_image(target: Target) -> None:
@@ -203,7 +189,7 @@ def takeable(caller: Caller, word: str, name: str) -> tuple[Target, ...]:
     targets = tuple(target for target in find_disks(caller, word) if not target.disk.readonly)
     for target in targets:
         need_image(target)
-        need_order(target)
+        refuse_disorder(target)
     return targets
 
 
@@ -318,7 +304,7 @@ def revert(caller: Caller, word: str, name: str) -> Target:
 
 def revert_held(caller: Caller, target: Target, name: str) -> Target:
     """Revert a disk that no other command works on: at every moment it is as at some time since the snapshot."""
-    need_order(target)
+    refuse_disorder(target)
     wanted = str(overlay_path(target.image, name))
     if wanted not in target.facts.since:
         raise PreflightFailed(

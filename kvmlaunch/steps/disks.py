@@ -19,7 +19,7 @@ from kvmlaunch.model.definition import AUTO, Definition, Disk
 from kvmlaunch.model.host import HostFacts, PathFacts, UserFacts
 from kvmlaunch.model.lifecycle import VmState
 from kvmlaunch.model.value import frozen
-from kvmlaunch.preflight.disk import check_base, holder_text
+from kvmlaunch.preflight.disk import check_base, check_snapshots, holder_text
 from kvmlaunch.run.tool import Finished, run_long
 from kvmlaunch.steps.caller import Caller
 from kvmlaunch.steps.load import Subject, load_subject
@@ -195,6 +195,12 @@ def refuse_locked(target: Target) -> None:
                 hint="the same command again, once that has ended",
             )
         )
+
+
+def refuse_disorder(target: Target) -> None:
+    """Refuse an image whose snapshots are not in order (`disk.snapshot`): what the disk is cannot be told then."""
+    for finding in check_snapshots(target.disk.path, target.facts, target.table, target.subject.definition.name):
+        raise PreflightFailed(finding.report)
 
 
 def refuse_base(target: Target) -> None:

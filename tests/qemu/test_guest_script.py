@@ -91,6 +91,19 @@ def test_only_a_kernel_that_still_reads_elevator_gets_it(machine: Machine, guest
     assert (machine.directory / "tools/heard").read_text().count("update-grub") == 2
 
 
+@pytest.mark.parametrize("text", ['GRUB_CMDLINE_LINUX="quiet elevator=noop"\n', "GRUB_CMDLINE_LINUX=quiet\n"])
+def test_what_the_script_did_not_write_into_grubs_defaults_it_does_not_take_away(
+    machine: Machine, guest: Path, text: str
+) -> None:
+    (machine.directory / "tools/uname").write_text("#!/bin/sh\necho 4.19.0-27-amd64\n")
+    (guest / "default/grub").write_text(text)
+
+    made, undone = run(machine), run(machine, "--undo")
+
+    assert (made.code, undone.code) == (0, 0)
+    assert (guest / "default/grub").read_text() == text
+
+
 def test_a_switch_that_is_off_leaves_its_part_out(machine: Machine) -> None:
     machine.define("web", f"{TINY}[cloud_init]\nenabled = false\nscheduler = false\nagent = false\ntrim = false\n")
 

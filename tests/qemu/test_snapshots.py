@@ -464,6 +464,33 @@ def test_overlays_that_do_not_lie_in_a_line_are_refused_and_left_alone(machine: 
     assert names(machine) == before
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("disk", "convert", "web:root", "vmdefs/other.img"),
+        ("clone", "two", "--from", "web", "--full"),
+        ("clone", "two", "--from", "web"),
+        ("disk", "remove", "web:root", "--yes"),
+        ("disk", "check", "web:root", "--repair"),
+        ("disk", "snapshot", "revert", "web:root", "s1", "--yes"),
+    ],
+    ids=" ".join,
+)
+@pytest.mark.parametrize("mark", ["merging", "completing", "merged"])
+def test_a_disk_whose_commit_was_cut_off_is_nobodys_source_until_it_is_finished(
+    machine: Machine, words: tuple[str, ...], mark: str
+) -> None:
+    define(machine)
+    snapshot(machine, "s1")
+    place(machine, MARK).write_text(f"{mark}\n")
+    before = names(machine)
+
+    result = machine.run(*words, "--json")
+
+    assert (result.code, result.error["code"]) == (6, "disk.snapshot")
+    assert names(machine) == before
+
+
 def test_an_image_whose_name_is_a_protocols_can_be_kept_and_started(machine: Machine) -> None:
     define(machine, '[disk.root]\npath = "nbd:web, 1.img"\n')
 
