@@ -76,6 +76,11 @@ def render_size(size: int) -> str:
     return f"{size} bytes"
 
 
+def render_rounded(size: int) -> str:
+    """Give a size for people: whole MiB from one on."""
+    return render_size(size >> 20 << 20 if size >> 20 else size)
+
+
 def parse_bandwidth(text: str) -> int:
     """Give bytes a second for `200MiB/s`."""
     size, slash, second = text.partition("/")

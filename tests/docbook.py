@@ -17,7 +17,6 @@ from kvmlaunch.define.schema import default_of
 from kvmlaunch.model.codes import CODES
 from kvmlaunch.model.definition import (
     LOADING_KEYS,
-    RESERVED_KEYS,
     SHORTHANDS,
     Bandwidth,
     CpuList,
@@ -114,7 +113,6 @@ def render_keys() -> str:
     ]
     lines += ["", "Shorthands:", "", *table_head("written", "means")]
     lines += [row(f"`{name}`", f"`{path}`") for name, path in SHORTHANDS.items()]
-    lines += ["", f"Names kept for later: {', '.join(f'`{name}`' for name in RESERVED_KEYS)}."]
     for name, field in fields_of(Definition).items():
         named = is_named(field.type) and is_table(get_args(field.type)[1])
         kind: Any = get_args(field.type)[1] if named else field.type

@@ -4,10 +4,8 @@ from kvmlaunch.builder.option import BUILT_IN, Part, by_hand, field, fixed, pair
 from kvmlaunch.model.choice import Choice
 from kvmlaunch.model.definition import Definition
 from kvmlaunch.model.plan import Field, Option, Place
+from kvmlaunch.model.run_files import CONSOLE, CONSOLE_LOG, EVENTS, EVENTS_LOG, LOG, QMP
 
-CONSOLE_SOCKET, CONSOLE_LOG = "console.sock", "log/console.log"
-QMP_SOCKET = "qmp.sock"
-EVENTS_SOCKET, EVENTS_LOG = "events.sock", "events.log"
 QMP_SOURCE = "QEMU docs, interop/qmp-spec"
 
 
@@ -71,9 +69,9 @@ def build_console(definition: Definition) -> Part:
         source="QEMU man page, -chardev logfile",
         origin=definition.origin("console.log"),
     )
-    log = CONSOLE_LOG if definition.console.log else ""
+    log = f"{LOG}/{CONSOLE_LOG}" if definition.console.log else ""
     chardev = pairs(
-        "-chardev", "console", *socket_fields("console", CONSOLE_SOCKET, log, "kvmlaunch console connects here", kept)
+        "-chardev", "console", *socket_fields("console", CONSOLE, log, "kvmlaunch console connects here", kept)
     )
     port = fixed("chardev:console", "the first serial port, ttyS0 or COM1", "QEMU man page, -serial")
     return Part(options=(chardev, value("-serial", "console", "console.serial", port)))
@@ -102,9 +100,9 @@ def build_monitors() -> Part:
     """Give the monitor for commands and the one whose events QEMU writes down."""
     return Part(
         options=(
-            *monitor_options("qmp", QMP_SOCKET, "", "status, down and the read-back ask here"),
+            *monitor_options("qmp", QMP, "", "status, down and the read-back ask here"),
             *monitor_options(
-                "events", EVENTS_SOCKET, EVENTS_LOG, "negotiated once by up, then QEMU writes its events to the log"
+                "events", EVENTS, EVENTS_LOG, "negotiated once by up, then QEMU writes its events to the log"
             ),
         )
     )

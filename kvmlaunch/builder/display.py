@@ -4,8 +4,8 @@ from kvmlaunch.builder.option import Part, by_hand, field, fixed, pairs, value, 
 from kvmlaunch.model.choice import Choice
 from kvmlaunch.model.definition import Definition
 from kvmlaunch.model.plan import FieldValue, Place, PlannedListener
+from kvmlaunch.model.run_files import VNC
 
-VNC_SOCKET = "vnc.sock"
 FIRST_VNC_PORT = 5900
 SOURCE = "QEMU docs, system/vnc-security"
 
@@ -15,7 +15,7 @@ def vnc_target(definition: Definition) -> Choice[FieldValue]:
     written = definition.display.address
     if written is None:
         return Choice(
-            value=Place(root="run", tail=VNC_SOCKET, prefix="unix:"),
+            value=Place(root="run", tail=VNC, prefix="unix:"),
             reason="a socket in the run directory: no port is open",
             source=SOURCE,
             origin=definition.origin("display.type"),

@@ -4,9 +4,9 @@ from kvmlaunch.builder.option import Part, by_hand, field, fixed, pairs, wiring
 from kvmlaunch.model.choice import Choice
 from kvmlaunch.model.definition import AUTO, Definition
 from kvmlaunch.model.plan import Field, Place
+from kvmlaunch.model.run_files import AGENT
 
-AGENT = "qga"
-AGENT_SOCKET = "qga.sock"
+CHANNEL = "qga"
 PORT = "org.qemu.guest_agent.0"
 SOURCE = "QEMU docs, interop/qemu-ga"
 
@@ -40,11 +40,11 @@ def build_agent(definition: Definition, *, installed: bool) -> Part:
                 "-chardev",
                 table,
                 field("", table, fixed("socket", "exec, status, down and snapshots ask the agent here", SOURCE)),
-                wiring("id", table, AGENT),
+                wiring("id", table, CHANNEL),
                 field(
                     "path",
                     f"{table}.path",
-                    fixed(Place(root="run", tail=AGENT_SOCKET), "in the run directory, mode 0700", SOURCE),
+                    fixed(Place(root="run", tail=AGENT), "in the run directory, mode 0700", SOURCE),
                 ),
                 field("server", f"{table}.server", fixed(value=True, reason="QEMU listens", source=SOURCE)),
                 field("wait", f"{table}.wait", fixed(value=False, reason="the guest starts without us", source=SOURCE)),
@@ -60,7 +60,7 @@ def build_agent(definition: Definition, *, installed: bool) -> Part:
                 table,
                 field("", f"{table}.port", fixed("virtserialport", "the port that the agent opens", SOURCE)),
                 wiring("bus", table, "serial-agent.0"),
-                wiring("chardev", table, AGENT),
+                wiring("chardev", table, CHANNEL),
                 wiring("id", f"{table}.port", "dev-agent"),
                 field("name", f"{table}.name", fixed(PORT, "the name that the agent looks for", SOURCE)),
             ),

@@ -252,93 +252,58 @@ def mount_choice(definition: Definition, host: HostFacts, memory: MemoryPlan) ->
     return Choice(value=Place(root="hugepages"), reason=reason, source=HUGETLB, origin=backing.origin)
 
 
-def bound_options(
-    definition: Definition, host: HostFacts, memory: MemoryPlan, node: int, *, shared: bool
-) -> tuple[Option, ...]:
-    """Give an explicit backend bound to a host NUMA node, and the guest node that uses it."""
-    share = fixed(value=True, reason="virtiofsd maps it too", source="QEMU docs, tools/virtiofsd")
-    prealloc, bound = plan_prealloc(definition, memory), plan_node(definition, host)
+def backend_fields(memory: MemoryPlan, *, shared: bool) -> tuple[Field, ...]:
+    """Give the kind of an explicit backend, and its id."""
+    source = "QEMU docs, tools/virtiofsd" if shared else "QEMU man page, -object"
     if memory.backing == "hugepages":
-        kind: tuple[Field, ...] = (
-            field(
-                "",
-                "memory.backend",
-                fixed("memory-backend-file", "hugepages are files of hugetlbfs", "QEMU man page, -object"),
-            ),
-            wiring("id", "memory", "mem0"),
-            field("mem-path", "memory.hugepages.mount", mount_choice(definition, host, memory)),
-        )
+        kind, reason = "memory-backend-file", "hugepages are files of hugetlbfs"
+    elif shared:
+        kind, reason = "memory-backend-memfd", "virtiofsd reads and writes the guest's memory"
     else:
-        kind = (
-            field(
-                "",
-                "memory.backend",
-                fixed(
-                    "memory-backend-memfd" if shared else "memory-backend-ram",
-                    "ordinary memory, bound to a node",
-                    "QEMU man page, -object",
-                ),
-            ),
-            wiring("id", "memory", "mem0"),
-        )
-    nodes: Choice[int] = Choice(value=node, reason=bound.reason, source=bound.source, origin=bound.origin)
-    policy: Choice[str] = fixed("bind", "no page from a far node", "mbind(2)")  # type: ignore[assignment]
-    return (
-        pairs(
-            "-object",
-            "memory",
-            *kind,
-            field(
-                "size",
-                "memory.size",
-                Choice(
-                    value=memory.size,
-                    reason="as -m",
-                    source="QEMU man page, -numa",
-                    origin=definition.origin("memory.size"),
-                ),
-            ),
-            *([field("share", "memory.share", share)] if shared else []),
-            field("prealloc", "memory.prealloc", prealloc),
-            field("host-nodes", "memory.numa", nodes),
-            field("policy", "memory.numa.policy", policy),
-        ),
-        pairs(
-            "-numa",
-            "memory",
-            field(
-                "", "memory.guest-node", fixed("node", "one guest NUMA node on one host node", "QEMU man page, -numa")
-            ),
-            wiring("memdev", "memory", "mem0"),
-        ),
+        kind, reason = "memory-backend-ram", "ordinary memory, bound to a node"
+    return (field("", "memory.backend", fixed(kind, reason, source)), wiring("id", "memory", "mem0"))
+
+
+def backend_option(definition: Definition, host: HostFacts, memory: MemoryPlan, *, shared: bool) -> Option:
+    """Give an explicit backend: bound to a host NUMA node, shared with virtiofsd, or both."""
+    size = Choice(
+        value=memory.size, reason="as -m", source="QEMU man page, -object", origin=definition.origin("memory.size")
     )
-
-
-def shared_options(definition: Definition, host: HostFacts, memory: MemoryPlan) -> Option:
-    """Give an explicit backend that virtiofsd maps as well."""
-    reason, source = "virtiofsd reads and writes the guest's memory", "QEMU docs, tools/virtiofsd"
-    pages = memory.backing == "hugepages"
-    kind = fixed("memory-backend-file" if pages else "memory-backend-memfd", reason, source)
-    place = [field("mem-path", "memory.hugepages.mount", mount_choice(definition, host, memory))] if pages else []
+    share = fixed(value=True, reason="virtiofsd maps it too", source="QEMU docs, tools/virtiofsd")
+    mount = field("mem-path", "memory.hugepages.mount", mount_choice(definition, host, memory))
+    node = memory.host_numa_node
     return pairs(
         "-object",
         "memory",
-        field("", "memory.backend", kind),
-        wiring("id", "memory", "mem0"),
-        *place,
-        field("size", "memory.size", fixed(memory.size, "as -m", "QEMU man page, -object")),
-        field("share", "memory.share", fixed(value=True, reason=reason, source=source)),
+        *backend_fields(memory, shared=shared),
+        *([mount] if memory.backing == "hugepages" else []),
+        field("size", "memory.size", size),
+        *([field("share", "memory.share", share)] if shared else []),
         field("prealloc", "memory.prealloc", plan_prealloc(definition, memory)),
+        *(() if node is None else bound_fields(plan_node(definition, host), node)),
     )
+
+
+def bound_fields(chosen: Choice[int | None], node: int) -> tuple[Field, ...]:
+    """Give what binds a backend to a host NUMA node, and why that one."""
+    number: Choice[int] = Choice(value=node, reason=chosen.reason, source=chosen.source, origin=chosen.origin)
+    policy: Choice[str] = fixed("bind", "no page from a far node", "mbind(2)")  # type: ignore[assignment]
+    return (field("host-nodes", "memory.numa", number), field("policy", "memory.numa.policy", policy))
+
+
+def node_option() -> Option:
+    """Give the guest's NUMA node that uses the backend."""
+    node = fixed("node", "one guest NUMA node on one host node", "QEMU man page, -numa")
+    return pairs("-numa", "memory", field("", "memory.guest-node", node), wiring("memdev", "memory", "mem0"))
 
 
 def backing_options(definition: Definition, host: HostFacts, memory: MemoryPlan, *, shared: bool) -> tuple[Option, ...]:
     """Give `-m` and what backs it."""
     size = value("-m", "memory", "memory.size", size_field(definition, memory))
     if memory.host_numa_node is not None:
-        return (size, *bound_options(definition, host, memory, memory.host_numa_node, shared=shared))
+        return (size, backend_option(definition, host, memory, shared=shared), node_option())
     if shared:
-        return (size, shared_options(definition, host, memory))
+        return (size, backend_option(definition, host, memory, shared=True))
     options = [size]
     if memory.backing == "hugepages":
         options.append(value("-mem-path", "memory", "memory.hugepages.mount", mount_choice(definition, host, memory)))

@@ -12,7 +12,7 @@ from kvmlaunch.model.definition import THIN_PROFILES
 from kvmlaunch.model.finding import Finding, warning
 from kvmlaunch.model.host import PathFacts
 from kvmlaunch.model.plan import Field
-from kvmlaunch.units import GIB, MIB, render_size
+from kvmlaunch.units import GIB, MIB, render_rounded
 
 ENTRY = 8  # bytes of an L2 entry; twice that with subclusters
 DEFAULT_CACHE = 32 * MIB  # of QEMU on Linux
@@ -37,17 +37,14 @@ def plan_l2_cache(table: str, path: PurePosixPath, facts: PathFacts) -> Choice[i
         return None
     whole = -(-need // facts.cluster_size) * facts.cluster_size
     value = min(whole, LARGEST_CACHE)
-    reason = f"the L2 tables of {size_text(facts.virtual_size)} have {size_text(need)}, QEMU's cache 32MiB"
+    reason = f"the L2 tables of {render_rounded(facts.virtual_size)} have {render_rounded(need)}, QEMU's cache 32MiB"
     if whole > LARGEST_CACHE:
         covered = LARGEST_CACHE * facts.virtual_size // need
-        reason += f"; {size_text(LARGEST_CACHE)} are the most that one disk gets, enough for {size_text(covered)}"
+        reason += (
+            f"; {render_rounded(LARGEST_CACHE)} are the most that one disk gets, enough for {render_rounded(covered)}"
+        )
     origin = Origin(kind="host", place=f"the header of {path}", key=f"{table}.l2_cache")
     return Choice(value=value, reason=reason, source=CACHE_SOURCE, origin=origin)
-
-
-def size_text(size: int) -> str:
-    """Give a size for people: whole MiB from one on."""
-    return render_size(size >> 20 << 20 if size >> 20 else size)
 
 
 def is_allocated(facts: PathFacts) -> bool:
@@ -69,7 +66,7 @@ def explain_rows(table: str, path: PurePosixPath, facts: PathFacts) -> Iterator[
     yield field("", f"{table}.qcow2", Choice(value=state, reason=reason, source=MEASURED, origin=origin))
     if plan_l2_cache(table, path, facts) is None:
         need = tables_size(facts)
-        covers = f"QEMU's default covers the {size_text(need)} of L2 tables"
+        covers = f"QEMU's default covers the {render_rounded(need)} of L2 tables"
         place = Origin(kind="host", place=origin.place, key=f"{table}.l2_cache")
         cache = Choice(value=DEFAULT_CACHE, reason=covers, source=CACHE_SOURCE, origin=place)
         yield field("", f"{table}.l2_cache", cache)

@@ -13,6 +13,7 @@ from kvmlaunch.model.definition import AUTO, Definition
 from kvmlaunch.model.finding import Finding, error, warning
 from kvmlaunch.model.host import HostFacts
 from kvmlaunch.model.plan import Option, Place, Places
+from kvmlaunch.model.run_files import SHARE, SOCKET
 
 TOOL = "virtiofsd"
 SOURCE = "QEMU docs, tools/virtiofsd"
@@ -57,7 +58,7 @@ def tag_of(definition: Definition, name: str) -> Choice[str]:
 
 def socket_name(name: str) -> str:
     """Give the socket of a share's daemon in the run directory."""
-    return f"share-{names.stem(name)}.sock"
+    return f"{SHARE}{names.stem(name)}{SOCKET}"
 
 
 def virtiofs_options(definition: Definition, name: str, kind: Choice[str]) -> tuple[Option, ...]:

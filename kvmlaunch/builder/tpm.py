@@ -10,8 +10,9 @@ from kvmlaunch.model.definition import Definition
 from kvmlaunch.model.finding import Finding, error
 from kvmlaunch.model.host import HostFacts
 from kvmlaunch.model.plan import Place, Places
+from kvmlaunch.model.run_files import TPM
 
-SOCKET, STATE = "tpm.sock", "tpm"
+STATE = "tpm"
 SOURCE = "QEMU docs, specs/tpm"
 TABLE = "firmware"
 TOOL = "swtpm"
@@ -21,7 +22,7 @@ def build_tpm(definition: Definition, host: HostFacts) -> Part:
     """Give the TPM's device and the way to its emulator, nothing where none is asked for."""
     if not definition.firmware.tpm:
         return Part()
-    place = fixed(Place(root="run", tail=SOCKET), "swtpm listens in the run directory, mode 0700", SOURCE)
+    place = fixed(Place(root="run", tail=TPM), "swtpm listens in the run directory, mode 0700", SOURCE)
     return Part(
         options=(
             pairs(
@@ -67,6 +68,6 @@ def emulator_argv(tool: str, places: Places) -> tuple[str, ...]:
     return (
         *(tool, "socket", "--tpm2"),
         *("--tpmstate", f"dir={places.state / STATE},mode=0600"),
-        *("--ctrl", f"type=unixio,path={places.run / SOCKET},mode=0600"),
+        *("--ctrl", f"type=unixio,path={places.run / TPM},mode=0600"),
         "--terminate",
     )

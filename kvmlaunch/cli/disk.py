@@ -9,7 +9,7 @@ from kvmlaunch.cli.progress import bar
 from kvmlaunch.cli.session import Session, session_command
 from kvmlaunch.cli.show import say, short_path, show_document, show_table, talk
 from kvmlaunch.cli.snapshot import disk_argument, disks_argument, snapshot, vm_name
-from kvmlaunch.units import count, parse_size, render_size
+from kvmlaunch.units import count, parse_size, render_rounded, render_size
 
 if TYPE_CHECKING:
     from kvmlaunch.steps.disk_check import Examined, Info
@@ -41,11 +41,6 @@ def disk() -> None:
 
 
 disk.add_command(snapshot)
-
-
-def rounded(size: int) -> str:
-    """Give a size for people: whole MiB from one on."""
-    return render_size(size >> 20 << 20 if size >> 20 else size)
 
 
 def target_document(target: "Target") -> dict[str, Any]:
@@ -82,7 +77,7 @@ def show_created(session: Session, made: "Sequence[Created]", *, dry_run: bool =
     """Print which disks were made, and how."""
     for each in made if not session.json else ():
         path = short_path(str(each.target.disk.path))
-        text = f"{each.target.name}: {path}, {each.target.format}, {rounded(each.size)}"
+        text = f"{each.target.name}: {path}, {each.target.format}, {render_rounded(each.size)}"
         if each.already:
             say(session, vm_name(each.target), "ok", "already", text)
             if each.size < int(each.target.disk.size or 0):
@@ -132,20 +127,22 @@ def info_rows(each: "Info") -> list[tuple[str, str, str]]:
     target, facts = each.target, each.target.facts
     path = short_path(str(target.disk.path))
     if facts.kind not in {"file", "block"}:
-        wanted = f", {rounded(target.disk.size)} when it is made" if target.disk.size else ""
+        wanted = f", {render_rounded(target.disk.size)} when it is made" if target.disk.size else ""
         return [(target.name, path, f"{facts.kind}{wanted}")]
     top = each.chain[0] if each.chain else None
     size, allocated = (top.size, top.allocated) if top else (facts.size, facts.allocated)
-    parts = [target.format or "format unknown", rounded(size)]
+    parts = [target.format or "format unknown", render_rounded(size)]
     if facts.kind == "file":
         parts.append(
-            "fully allocated" if facts.fully_allocated and target.format == "raw" else f"{rounded(allocated)} allocated"
+            "fully allocated"
+            if facts.fully_allocated and target.format == "raw"
+            else f"{render_rounded(allocated)} allocated"
         )
     if each.volume:
         parts.append(f"thin, in {each.volume.pool}" if each.volume.pool else "LVM volume")
     parts += [word for word in (facts.filesystem, facts.device and f"on {facts.device}") if word]
     if target.disk.size and target.disk.size > size:
-        parts.append(f"the definition says {rounded(target.disk.size)}")
+        parts.append(f"the definition says {render_rounded(target.disk.size)}")
     parts += [f"in use by pid {holder.pid}" for holder in facts.lock_holders]
     if top and (top.corrupt or top.dirty):
         parts.append("marked corrupt" if top.corrupt else "not closed cleanly")
@@ -155,7 +152,7 @@ def info_rows(each: "Info") -> list[tuple[str, str, str]]:
         (
             "",
             f"└ {short_path(image.path)}",
-            f"{image.format}, {rounded(image.size)}, {rounded(image.allocated)} allocated",
+            f"{image.format}, {render_rounded(image.size)}, {render_rounded(image.allocated)} allocated",
         )
         for image in beneath
     ]
@@ -176,9 +173,9 @@ def resize(session: Session, disk: str, size: tuple[int, bool] | None, dry_run: 
         sizes = {"before": done.before, "after": done.after, "pid": done.pid, "dry_run": dry_run}
         show_document("disk-resize", {**target_document(target), **sizes})
         return
-    change = f"{target.name}: {rounded(done.before)} → {rounded(done.after)}"
+    change = f"{target.name}: {render_rounded(done.before)} → {render_rounded(done.after)}"
     if done.already:
-        say(session, name, "ok", "already", f"{target.name}: {rounded(done.after)}")
+        say(session, name, "ok", "already", f"{target.name}: {render_rounded(done.after)}")
     else:
         who = f", pid {done.pid} was told" if done.pid and not dry_run else ""
         say(session, name, "ok", "would grow" if dry_run else "grown", f"{change}{who}")
@@ -211,18 +208,13 @@ def resize(session: Session, disk: str, size: tuple[int, bool] | None, dry_run: 
 @session_command
 def convert(session: Session, disk: str, goal: str, format_: str | None, overwrite: bool, remove_source: bool) -> None:
     """Convert a disk to TARGET, an image, lvm:GROUP/VOLUME or a device, and compare both; the original stays."""
+    from kvmlaunch.define.tree import quote  # noqa: PLC0415 - completion wants the options only
+    from kvmlaunch.steps.disk_convert import Conversion  # noqa: PLC0415
     from kvmlaunch.steps.disk_convert import convert as turn  # noqa: PLC0415 - completion wants the options only
 
+    wanted = Conversion(goal=goal, format=format_ or "", overwrite=overwrite, remove_source=remove_source)
     with bar(session, f"{disk}: converting") as progress:
-        done = turn(
-            session.caller(),
-            disk,
-            goal,
-            format_=format_ or "",
-            overwrite=overwrite,
-            remove_source=remove_source,
-            progress=progress,
-        )
+        done = turn(session.caller(), disk, wanted, progress=progress)
     target, name = done.target, vm_name(done.target)
     if session.json:
         document = {"to": str(done.path), "to_format": done.format, "size": done.size}
@@ -234,7 +226,7 @@ def convert(session: Session, disk: str, goal: str, format_: str | None, overwri
     stays = "removed" if done.removed else "kept; --remove-source removes it"
     say(session, name, "ok", "original", f"{short_path(str(target.disk.path))} {stays}")
     say(session, name, "ok", "then", f"in [{target.table}] of {target.subject.definition.file.name}:")
-    for line in (f'path = "{done.path}"', f'format = "{done.format}"', *backing_lines(target)):
+    for line in (f"path = {quote(str(done.path))}", f'format = "{done.format}"', *backing_lines(target)):
         talk(f"  {line}")
 
 

@@ -1,6 +1,5 @@
 """Paths as written become absolute: relative to the file that contains them, `~` expanded."""
 
-import re
 from pathlib import PurePosixPath
 from posixpath import normpath
 from typing import Final
@@ -8,10 +7,10 @@ from typing import Final
 from kvmlaunch.define.keys import atoms, form_at, words
 from kvmlaunch.define.mistake import Misplaced, Mistake, shown
 from kvmlaunch.define.tree import Leaf, Tree, mapped, quote
+from kvmlaunch.model.volume import NAME
 
 FORBIDDEN: Final = "/dev/fdset"
 VOLUME: Final = "lvm:"
-VOLUME_NAMES: Final = re.compile(r"lvm:([A-Za-z0-9+_.][A-Za-z0-9+_.-]*)/([A-Za-z0-9+_.][A-Za-z0-9+_.-]*)", re.ASCII)
 
 
 def is_path(path: tuple[str, ...], value: object) -> bool:
@@ -46,11 +45,11 @@ def make_absolute(
 
 def volume_device(text: str) -> str:
     """Give the device of `lvm:GROUP/VOLUME`; raises Mistake for what LVM would not take as names."""
-    match = VOLUME_NAMES.fullmatch(text)
-    if match is None or {match[1], match[2]} & {".", ".."}:
+    group, _, volume = text.removeprefix(VOLUME).partition("/")
+    if not (NAME.fullmatch(group) and NAME.fullmatch(volume)):
         message = f"{shown(text)} names no volume"
         raise Mistake(code="def.path", message=message, right=quote("lvm:vg0/web01"), why="lvm(8), valid names")
-    return f"/dev/{match[1]}/{match[2]}"
+    return f"/dev/{group}/{volume}"
 
 
 def absolute(text: str, base: PurePosixPath, home: PurePosixPath) -> str:

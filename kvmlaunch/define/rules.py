@@ -13,6 +13,7 @@ from kvmlaunch.define.tree import Path, quote
 from kvmlaunch.define.values import parse_host_port, render_forward
 from kvmlaunch.model.definition import AUTO, Definition, Disk, Network, Topology
 from kvmlaunch.model.value import frozen
+from kvmlaunch.model.volume import parse_volume_name
 from kvmlaunch.units import GIB, MIB, count, render_size
 
 TABLE_NAME: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
@@ -22,8 +23,7 @@ USER: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,31}\$?")
 KNOWN_SUFFIXES: Final = {".img", ".raw", ".qcow2"}
 DIRECT: Final = ("none", "directsync")
 LONGEST_SERIAL: Final = 20
-SECTOR: Final = 512
-VOLUME_PARTS: Final = 4  # /, dev, group, volume
+BLOCK: Final = 4096  # bytes; QEMU opens no image past the page cache that ends within one
 FIRST_VNC_PORT: Final = 5900
 LOOPBACK: Final = ("127.", "::1")
 EVERYWHERE: Final = ("0.0.0.0", "::")  # noqa: S104 - compared with, not bound to
@@ -215,10 +215,10 @@ def check_creation(definition: Definition) -> Broke:
             message, why = "the backing file lies elsewhere", "who can write the image can make QEMU open any file"
             mistake = Mistake(code="def.path", message=message, why=why, hint=f"move it to {disk.path.parent}")
             yield Broken((*key, "backing"), mistake, needs=((*key, "path"),))
-        if disk.size is not None and disk.size % SECTOR:
-            mistake = Mistake(
-                code="def.value.range", message="a disk has whole sectors", hint=f"a multiple of {SECTOR} bytes"
-            )
+        if disk.size is not None and disk.size % BLOCK:
+            whole = render_size(-(-disk.size // BLOCK) * BLOCK)
+            message = f"a disk has whole blocks of {BLOCK} bytes"
+            mistake = Mistake(code="def.value.range", message=message, right=quote(whole))
             yield Broken((*key, "size"), mistake)
         if disk.preallocation == "metadata" and (format_ != "qcow2" or device):
             hint = 'preallocation = "falloc"'
@@ -226,7 +226,7 @@ def check_creation(definition: Definition) -> Broke:
         if disk.backing is not None and disk.preallocation not in {AUTO, "off"}:
             why = "an overlay holds what differs from its backing file only"
             yield Broken((*key, "preallocation"), choice("an overlay is not preallocated", why=why, right=quote("off")))
-        if disk.thin_pool is not None and not (device and len(disk.path.parts) == VOLUME_PARTS):
+        if disk.thin_pool is not None and parse_volume_name(disk.path) is None:
             hint = 'path = "lvm:vg0/web01"'
             yield Broken((*key, "thin_pool"), choice("a thin pool is for an LVM volume", hint=hint))
 

@@ -16,7 +16,7 @@ from kvmlaunch.define.keys import Form, atoms, fields_of, generic, is_named, is_
 from kvmlaunch.define.mistake import Misplaced, Mistake, choose, nearest, shown, wrong_type
 from kvmlaunch.define.tree import Path, join_path, quote
 from kvmlaunch.define.values import PARSERS, WANTED
-from kvmlaunch.model.definition import AUTO, LOADING_KEYS, RESERVED_KEYS, SHORTHANDS, Auto, Definition
+from kvmlaunch.model.definition import AUTO, LOADING_KEYS, SHORTHANDS, Auto, Definition
 
 T = TypeVar("T")
 UNBUILT: Final = object()  # stands for what a mistake kept from being built
@@ -155,20 +155,16 @@ def choice_reader(form: Form) -> Reader:
 
 def unknown_key(table: type, name: str, path: Path, root: type = Definition) -> Misplaced:
     """Give the mistake of a key that does not exist, with the nearest that does."""
-    reserved = RESERVED_KEYS if table is Definition else ()
     known = tuple(fields_of(table)) + ((*LOADING_KEYS, *SHORTHANDS) if table is Definition else ())
-    hint = why = close = ""
-    if name in reserved:
-        message = f"`{join_path((name,))}` is not there yet; its name is kept for a later version"
+    hint = why = ""
+    message = f"`{join_path((name,))}` is no key" + (f" of [{join_path(path)}]" if path else "")
+    close = nearest(name, known)
+    if name == "name" and not path:
+        why = "the VM's name is the name of its file"
+    elif close or elsewhere(name, root):
+        hint = elsewhere(name, root) or f"did you mean `{close}`?"
     else:
-        message = f"`{join_path((name,))}` is no key" + (f" of [{join_path(path)}]" if path else "")
-        close = nearest(name, known)
-        if name == "name" and not path:
-            why = "the VM's name is the name of its file"
-        elif close or elsewhere(name, root):
-            hint = elsewhere(name, root) or f"did you mean `{close}`?"
-        else:
-            hint = f"keys here: {', '.join(fields_of(table))}; notes of your own start with x-"
+        hint = f"keys here: {', '.join(fields_of(table))}; notes of your own start with x-"
     mistake = Mistake(code="def.key.unknown", message=message, why=why, hint=hint, meant=close)
     return Misplaced(path=(*path, name), mistake=mistake, on_key=True)
 

@@ -17,7 +17,7 @@ from kvmlaunch.host.files import read_number, write_control
 from kvmlaunch.host.mount import mount_at, unmount_at
 from kvmlaunch.host.places import RUN
 from kvmlaunch.host.rights import rights_of
-from kvmlaunch.host.rundir import OWN_FILES, PREPARED, sidecar_files
+from kvmlaunch.host.rundir import OWN_FILES, sidecar_files
 from kvmlaunch.host.tap import make_tap, remove_tap
 from kvmlaunch.host.tree import entered, make_owned, remove_empty
 from kvmlaunch.model.change import (
@@ -34,6 +34,7 @@ from kvmlaunch.model.change import (
 )
 from kvmlaunch.model.finding import Finding, warning
 from kvmlaunch.model.host import Mount, UserFacts
+from kvmlaunch.model.run_files import PREPARED
 from kvmlaunch.units import count, render_size
 
 Tell = Callable[[str, str], None]

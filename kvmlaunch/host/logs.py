@@ -8,12 +8,11 @@ from pathlib import PurePosixPath
 
 from kvmlaunch.host.files import write_all
 from kvmlaunch.host.tree import DIRECTORY, entered, failed, make_at
+from kvmlaunch.model.run_files import CONSOLE_LOG, EVENTS_LOG, LOG
 
 QEMU_LOG = "qemu.log"
 QEMU_LOG_LIMIT = 1 << 20
-CONSOLE_LOG = "console.log"
 CONSOLE_LIMIT = 4 << 20  # bytes that are kept while the VM runs; the older half goes to the kept log
-EVENTS_LOG = "events.log"
 EVENTS_LIMIT = 1 << 20
 CHUNK = 1 << 16
 
@@ -73,7 +72,7 @@ def rotate_console(
     By copy and truncate: QEMU keeps its inode, and appends.  The kept log holds the last 8 MiB in two files.
     """
     with contextlib.suppress(FileNotFoundError, OSError), entered(run, uid) as run_fd:
-        log_fd = os.open("log", DIRECTORY, dir_fd=run_fd)
+        log_fd = os.open(LOG, DIRECTORY, dir_fd=run_fd)
         try:
             source = os.open(CONSOLE_LOG, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=log_fd)
         finally:

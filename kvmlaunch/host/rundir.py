@@ -16,22 +16,25 @@ from kvmlaunch.facts.record import parse_last_end, parse_locked, parse_record, r
 from kvmlaunch.host.files import read_text_at, remove_if_there, temporary_name, write_atomically
 from kvmlaunch.host.tree import DIRECTORY, entered, make_owned, unsafe
 from kvmlaunch.model.record import Record
+from kvmlaunch.model.run_files import (
+    AGENT,
+    CONSOLE,
+    EVENTS,
+    EVENTS_LOG,
+    LOG,
+    NOTE,
+    PREPARED,
+    QMP,
+    QMP_OWN,
+    RECORD,
+    SHARE,
+    SOCKET,
+    STOPPING,
+    TPM,
+    VNC,
+)
 from kvmlaunch.model.value import frozen
 
-RECORD = "record.json"
-PREPARED, STOPPING = "prepared", "stopping"
-QMP, QMP_OWN, EVENTS, EVENTS_LOG, CONSOLE, VNC, AGENT, TPM = (
-    "qmp.sock",
-    "qmp-own.sock",
-    "events.sock",
-    "events.log",
-    "console.sock",
-    "vnc.sock",
-    "qga.sock",
-    "tpm.sock",
-)
-LOG = "log"
-SHARE = "share-"
 OWN_FILES = (
     RECORD,
     STOPPING,
@@ -194,13 +197,13 @@ def unmark_stopping(path: PurePosixPath, uid: int) -> None:
 def sidecar_files(fd: int) -> list[str]:
     """Give the sockets of shares in an opened run directory, one a share, and the notes of who serves which socket."""
     names = os.listdir(fd)
-    sockets = [name for name in names if name.startswith(SHARE) and name.endswith(".sock")]
-    return sockets + [name for name in names if name.endswith(".sock.pid")]
+    sockets = [name for name in names if name.startswith(SHARE) and name.endswith(SOCKET)]
+    return sockets + [name for name in names if name.endswith(f"{SOCKET}{NOTE}")]
 
 
 def note_sidecar(claim: Claim, socket: str, text: str) -> None:
     """Write down who serves a socket beside QEMU."""
-    write_atomically(claim.fd, f"{socket}.pid", text, durable=False)
+    write_atomically(claim.fd, f"{socket}{NOTE}", text, durable=False)
 
 
 def remove_contents(claim: Claim) -> None:

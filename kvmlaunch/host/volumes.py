@@ -2,10 +2,10 @@
 
 from kvmlaunch.errors import HostFailed, PreflightFailed, Report
 from kvmlaunch.host.command import run_tool
+from kvmlaunch.model.volume import VolumeName
 from kvmlaunch.storage.volume import (
     Group,
     Volume,
-    VolumeName,
     create_volume,
     extend_volume,
     list_groups,

@@ -366,5 +366,3 @@ SHORTHANDS: Final[Mapping[str, str]] = {
     "network": "network.net0.bridge",
     "cdrom": "cdrom.cd0.path",
 }
-# Names kept for capabilities that are not there yet.
-RESERVED_KEYS: Final[tuple[str, ...]] = ()

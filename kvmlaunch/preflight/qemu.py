@@ -6,9 +6,10 @@ from kvmlaunch.model.finding import Finding, error
 from kvmlaunch.model.host import HostFacts
 from kvmlaunch.model.plan import Places, Plan
 from kvmlaunch.model.qemu import OLDEST_VERSION, QemuCaps
+from kvmlaunch.model.run_files import CONSOLE, EVENTS, QMP_OWN
 
 LONGEST_SOCKET_PATH = 107  # sun_path is 108 bytes with its final NUL: unix(7)
-SOCKETS = ("console.sock", "events.sock", "qmp-own.sock")
+SOCKETS = (CONSOLE, EVENTS, QMP_OWN)
 
 
 def check_version(caps: QemuCaps) -> Iterator[Finding]:

@@ -7,13 +7,13 @@ from pathlib import PurePosixPath
 from signal import SIGKILL, SIGTERM
 
 from kvmlaunch.errors import HostFailed, Report
+from kvmlaunch.model.run_files import NOTE, SOCKET
 from kvmlaunch.run.process import held, read_cmdline, read_start_time
 from kvmlaunch.run.spawn import Child, Owner, has_ended, spawn
 
 LOOK_AGAIN = 0.01  # seconds
 SECONDS = 5.0
 LONGEST_NOTE = 64
-NOTE = ".pid"  # behind a socket's name: who serves it
 
 
 def launch_sidecar(argv: tuple[str, ...], owner: Owner, socket: PurePosixPath, log: PurePosixPath, log_fd: int) -> int:
@@ -76,7 +76,7 @@ def noted_pid(run: PurePosixPath, socket: str) -> int | None:
 def end_sidecars(run: PurePosixPath) -> None:
     """End what is left beside a QEMU that is gone, or never came."""
     for name in os.listdir(run):
-        pid = noted_pid(run, name.removesuffix(NOTE)) if name.endswith(f".sock{NOTE}") else None
+        pid = noted_pid(run, name.removesuffix(NOTE)) if name.endswith(f"{SOCKET}{NOTE}") else None
         if pid is not None:
             end(pid, run, name.removesuffix(NOTE))
 

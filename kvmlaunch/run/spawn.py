@@ -46,20 +46,7 @@ def spawn(argv: tuple[str, ...], owner: Owner, *, lock_fd: int, log_fd: int, mem
     """
     try:
         with raised_memlock(memlock):
-            return subprocess.Popen(  # noqa: S603 - argv is a tuple of words, no shell
-                argv,
-                stdin=subprocess.DEVNULL,
-                stdout=log_fd,
-                stderr=log_fd,
-                pass_fds=(lock_fd,) if lock_fd >= 0 else (),
-                env=dict(ENVIRONMENT),
-                cwd="/",
-                umask=0o077,
-                start_new_session=True,
-                user=owner.uid if owner.drop else None,
-                group=owner.gid if owner.drop else None,
-                extra_groups=owner.groups if owner.drop else None,
-            )
+            return spawn_child(argv, owner, out_fd=log_fd, err_fd=log_fd, lock_fd=lock_fd, session=True)
     except OSError as error:
         raise QemuFailed(
             Report(
@@ -71,11 +58,10 @@ def spawn(argv: tuple[str, ...], owner: Owner, *, lock_fd: int, log_fd: int, mem
         ) from error
 
 
-def spawn_tool(argv: tuple[str, ...], owner: Owner, *, out_fd: int, err_fd: int, lock_fd: int) -> Child:
-    """Start a tool with its streams in files; it inherits the lock, so that what it works on counts as taken.
-
-    Raises OSError when it cannot be executed.
-    """
+def spawn_child(
+    argv: tuple[str, ...], owner: Owner, *, out_fd: int, err_fd: int, lock_fd: int, session: bool = False
+) -> Child:
+    """Start a process with its streams in files and the lock (-1 for none); raises OSError where it cannot be."""
     return subprocess.Popen(  # noqa: S603 - argv is a tuple of words, no shell
         argv,
         stdin=subprocess.DEVNULL,
@@ -85,6 +71,7 @@ def spawn_tool(argv: tuple[str, ...], owner: Owner, *, out_fd: int, err_fd: int,
         env=dict(ENVIRONMENT),
         cwd="/",
         umask=0o077,
+        start_new_session=session,
         user=owner.uid if owner.drop else None,
         group=owner.gid if owner.drop else None,
         extra_groups=owner.groups if owner.drop else None,

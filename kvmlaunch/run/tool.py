@@ -12,7 +12,7 @@ from signal import SIGKILL
 from kvmlaunch.errors import HostFailed, Report
 from kvmlaunch.model.value import frozen
 from kvmlaunch.run.process import children, held, read_cmdline
-from kvmlaunch.run.spawn import Owner, has_ended, spawn_tool
+from kvmlaunch.run.spawn import Owner, has_ended, spawn_child
 
 EVERY = 0.1  # seconds between two looks
 GRACE = 5.0  # seconds from SIGTERM to SIGKILL
@@ -42,7 +42,7 @@ def run_long(
     with ExitStack() as stack:
         out, err = (memory_file(stack) for _ in range(2))
         try:
-            process = spawn_tool(argv, owner, out_fd=out, err_fd=err, lock_fd=lock_fd)
+            process = spawn_child(argv, owner, out_fd=out, err_fd=err, lock_fd=lock_fd)
         except OSError as error:
             raise HostFailed(report_unstarted(argv[0], error)) from error
         except BaseException:  # a signal between the start and our hold on it

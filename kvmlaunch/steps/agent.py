@@ -9,10 +9,11 @@ from typing import Any
 
 from attrs import define
 
-from kvmlaunch.builder.guest_agent import AGENT, AGENT_SOCKET
+from kvmlaunch.builder.guest_agent import CHANNEL
 from kvmlaunch.errors import HostFailed, KvmlaunchError, NotRunning, Report, TimedOut
 from kvmlaunch.facts.agent import Execution, Interface, NoAgent, Query, is_open, parse_execution, parse_interfaces
 from kvmlaunch.facts.console import plain_text
+from kvmlaunch.model.run_files import AGENT
 from kvmlaunch.run.agent import ask_agent
 from kvmlaunch.run.qmp import Target
 from kvmlaunch.steps.caller import Caller
@@ -31,7 +32,7 @@ LONGEST_NAME = 100
 
 def channel(seen: Seen) -> Target:
     """Give the channel to a VM's agent; raises NotRunning `agent.missing` where it has none."""
-    path = seen.places.run / AGENT_SOCKET
+    path = seen.places.run / AGENT
     if not os.path.exists(path):
         raise NotRunning(
             Report(
@@ -47,8 +48,8 @@ def channel(seen: Seen) -> Target:
 
 def listens(seen: Seen) -> bool:
     """Has the guest opened the channel, so that somebody may answer; raises what the monitor does."""
-    there = os.path.exists(seen.places.run / AGENT_SOCKET)
-    return there and is_open(query(seen, ("query-chardev", {}))[0], AGENT)
+    there = os.path.exists(seen.places.run / AGENT)
+    return there and is_open(query(seen, ("query-chardev", {}))[0], CHANNEL)
 
 
 def need_agent(seen: Seen) -> Target:

@@ -12,8 +12,9 @@ from attrs import define
 
 from kvmlaunch.errors import Busy, NotRunning, Report
 from kvmlaunch.facts.console import EscapeWatch
-from kvmlaunch.host.logs import CONSOLE_LOG, QEMU_LOG, open_kept
-from kvmlaunch.host.rundir import CONSOLE, is_locked
+from kvmlaunch.host.logs import QEMU_LOG, open_kept
+from kvmlaunch.host.rundir import is_locked
+from kvmlaunch.model.run_files import CONSOLE, CONSOLE_LOG, LOG
 from kvmlaunch.run.process import held
 from kvmlaunch.steps.caller import Caller
 from kvmlaunch.steps.control import live
@@ -190,7 +191,7 @@ def log_texts(caller: Caller, name: str, source: str) -> list[PurePosixPath]:
     return [
         places.logs / f"{CONSOLE_LOG}.1",
         places.logs / CONSOLE_LOG,
-        places.run / "log" / CONSOLE_LOG,
+        places.run / LOG / CONSOLE_LOG,
     ]
 
 

@@ -7,14 +7,16 @@ from pathlib import Path, PurePosixPath
 
 from attrs import evolve
 
+from kvmlaunch.define.clone import clone_paths, render_clone
 from kvmlaunch.define.rules import check_vm_name
 from kvmlaunch.errors import Busy, DefinitionInvalid, HostFailed, PreflightFailed, Report
 from kvmlaunch.host.images import exists_already, remove_image
 from kvmlaunch.host.volumes import drop_volume
 from kvmlaunch.model.value import frozen
+from kvmlaunch.model.volume import parse_volume_name
 from kvmlaunch.steps.caller import Caller
 from kvmlaunch.steps.disk_check import look_at
-from kvmlaunch.steps.disk_convert import convert_target
+from kvmlaunch.steps.disk_convert import Conversion, convert_target
 from kvmlaunch.steps.disk_create import create
 from kvmlaunch.steps.disks import (
     Progress,
@@ -29,9 +31,7 @@ from kvmlaunch.steps.disks import (
     refuse_running,
 )
 from kvmlaunch.steps.load import load_subject
-from kvmlaunch.storage.clone import clone_paths, render_clone
 from kvmlaunch.storage.image import Image
-from kvmlaunch.storage.volume import parse_volume_name
 
 
 @frozen(kw_only=True)
@@ -161,7 +161,7 @@ def copy(
             progress((place + far) / len(targets))
 
         path = disks[target.name]
-        convert_target(caller, target, str(path), format_=target.format, progress=share)
+        convert_target(caller, target, Conversion(goal=str(path), format=target.format), share)
         made.append(path)
 
 

@@ -10,6 +10,7 @@ from kvmlaunch.errors import PreflightFailed, Report
 from kvmlaunch.host.images import remove_image
 from kvmlaunch.host.volumes import drop_volume, find_volume
 from kvmlaunch.model.value import frozen
+from kvmlaunch.model.volume import parse_volume_name
 from kvmlaunch.steps.caller import Caller
 from kvmlaunch.steps.disks import (
     Target,
@@ -28,7 +29,7 @@ from kvmlaunch.steps.disks import (
     unreadable,
 )
 from kvmlaunch.storage.image import Checked, Image, parse_check
-from kvmlaunch.storage.volume import Volume, parse_volume_name
+from kvmlaunch.storage.volume import Volume
 
 CORRUPT, LEAKS, NOT_FOR_THIS_FORMAT = 2, 3, 63
 Soundness = Literal["sound", "repaired", "leaks", "corrupt", "nothing to check"]

@@ -13,6 +13,7 @@ from kvmlaunch.host.images import exists_already, free_space, new_image, owner_o
 from kvmlaunch.host.volumes import drop_volume, find_volume, make_volume
 from kvmlaunch.model.host import PathFacts
 from kvmlaunch.model.value import frozen
+from kvmlaunch.model.volume import parse_volume_name
 from kvmlaunch.steps.caller import Caller
 from kvmlaunch.steps.disks import (
     Progress,
@@ -33,8 +34,7 @@ from kvmlaunch.steps.disks import (
 )
 from kvmlaunch.steps.resolve import look_at_host
 from kvmlaunch.storage.image import Image, parse_info, parse_progress
-from kvmlaunch.storage.volume import parse_volume_name
-from kvmlaunch.units import render_size
+from kvmlaunch.units import render_rounded, render_size
 
 SHARE = {"convert": (0.0, 0.7), "compare": (0.7, 0.3)}  # of the whole, for its progress
 PREALLOCATION = {"raw": "falloc", "qcow2": "metadata"}
@@ -66,16 +66,17 @@ class Goal:
         return self.facts.kind == "block" or (self.facts.kind == "missing" and self.path.is_relative_to("/dev"))
 
 
-def convert(
-    caller: Caller,
-    word: str,
-    goal_word: str,
-    *,
-    format_: str = "",
-    overwrite: bool = False,
-    remove_source: bool = False,
-    progress: Progress = no_progress,
-) -> Converted:
+@frozen(kw_only=True)
+class Conversion:
+    """What is asked for: a file, a device or `lvm:GROUP/VOLUME`, its format, "" for what its name tells."""
+
+    goal: str
+    format: str = ""
+    overwrite: bool = False
+    remove_source: bool = False
+
+
+def convert(caller: Caller, word: str, wanted: Conversion, *, progress: Progress = no_progress) -> Converted:
     """Convert a disk, its whole chain into one, and compare; nothing has the goal's name before both are equal.
 
     A device is written in place, so one that holds anything else is refused without `overwrite` (`disk.exists`).
@@ -84,47 +85,35 @@ def convert(
     target = find_disk(caller, word)
     need_file(target)
     refuse_disorder(target)
-    if remove_source:
+    if wanted.remove_source:
         refuse_base(target)
         need_removable(target)
     with at_rest(caller, target, "converted"):
         refuse_locked(target)
-        return convert_target(
-            caller,
-            target,
-            goal_word,
-            format_=format_,
-            overwrite=overwrite,
-            remove_source=remove_source,
-            progress=progress,
-        )
+        return convert_target(caller, target, wanted, progress)
 
 
-def convert_target(
-    caller: Caller,
-    target: Target,
-    goal_word: str,
-    *,
-    format_: str = "",
-    overwrite: bool = False,
-    remove_source: bool = False,
-    progress: Progress = no_progress,
-) -> Converted:
+def convert_target(caller: Caller, target: Target, wanted: Conversion, progress: Progress) -> Converted:
     """Convert a disk that nobody uses and whose VM is not started meanwhile; see `convert`."""
     image = read_chain(target)[0]
-    goal = goal_of(caller, goal_word, format_)
+    goal = goal_of(caller, wanted.goal, wanted.format)
     refuse_itself(target, goal)
     refuse_others(target, goal)
     refuse_small(goal, image)
     already = is_done(target, goal, image)
     if not already:
-        if goal.facts.kind == "file" or (goal.facts.kind == "block" and not overwrite):
+        if goal.facts.kind == "file" or (goal.facts.kind == "block" and not wanted.overwrite):
             raise exists_already(goal.path) if goal.facts.kind == "file" else holds_something(goal)
         make(target, goal, image, progress)
-    if remove_source:
+    if wanted.remove_source:
         remove(target)
     return Converted(
-        target=target, path=goal.path, format=goal.format, size=image.size, already=already, removed=remove_source
+        target=target,
+        path=goal.path,
+        format=goal.format,
+        size=image.size,
+        already=already,
+        removed=wanted.remove_source,
     )
 
 
@@ -347,7 +336,7 @@ def refuse_space(goal: Goal, image: Image) -> None:
                 code="host.space",
                 message=f"{render_size(needed)} are needed for {goal.path.name}",
                 where=str(goal.path.parent),
-                why=f"{render_size(free >> 20 << 20)} are free",
+                why=f"{render_rounded(free)} are free",
             )
         )
 

@@ -11,6 +11,7 @@ from kvmlaunch.facts.sources import Wanted
 from kvmlaunch.host.images import forget_making, free_space, new_image, owner_of
 from kvmlaunch.host.volumes import check_room, find_volume, make_volume
 from kvmlaunch.model.value import frozen
+from kvmlaunch.model.volume import VolumeName, parse_volume_name
 from kvmlaunch.steps.caller import Caller
 from kvmlaunch.steps.disks import (
     Progress,
@@ -25,10 +26,7 @@ from kvmlaunch.steps.disks import (
 )
 from kvmlaunch.steps.resolve import look_at_host
 from kvmlaunch.storage.creation import Creation, plan_creation, render_creation
-from kvmlaunch.storage.volume import VolumeName, parse_volume_name
-from kvmlaunch.units import render_size
-
-SECTOR = 4096
+from kvmlaunch.units import render_rounded, render_size
 
 
 @frozen(kw_only=True)
@@ -173,16 +171,6 @@ def plan_image(caller: Caller, target: Target, beneath: Target | None) -> Intent
                 hint=f'size = "{render_size(covered)}"   # in [{target.table}], or none: as large as that',
             )
         )
-    if size % SECTOR:
-        raise DefinitionInvalid(
-            Report(
-                code="def.disk.size",
-                message=f"{render_size(size)} is no whole number of blocks of {SECTOR} bytes",
-                where=f"{target.subject.definition.file} {target.table}.size",
-                why="QEMU opens no image past the page cache that ends within a block",
-                hint=f'size = "{render_size(-(-size // SECTOR) * SECTOR)}"   # in [{target.table}]',
-            )
-        )
     return Intent(target=target, size=size, how=how, creation=creation)
 
 
@@ -265,7 +253,7 @@ def refuse_space(creations: Sequence[Creation]) -> None:
                     code="host.space",
                     message=f"{render_size(claimed[store])} are needed up to {creation.path.name}",
                     where=str(creation.path.parent),
-                    why=f"{render_size(free >> 20 << 20)} free, preallocation {creation.preallocation.value}",
+                    why=f"{render_rounded(free)} free, preallocation {creation.preallocation.value}",
                     hint=f'preallocation = "off"   # in [{creation.table}]: blocks are taken as they are written',
                 )
             )

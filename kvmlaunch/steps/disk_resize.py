@@ -5,6 +5,7 @@ from kvmlaunch.errors import DefinitionInvalid, PreflightFailed, Report
 from kvmlaunch.host.images import free_space
 from kvmlaunch.host.volumes import find_volume, grow_volume
 from kvmlaunch.model.value import frozen
+from kvmlaunch.model.volume import parse_volume_name
 from kvmlaunch.steps.caller import Caller
 from kvmlaunch.steps.control import query
 from kvmlaunch.steps.disks import (
@@ -22,8 +23,8 @@ from kvmlaunch.steps.disks import (
     seen_of,
 )
 from kvmlaunch.steps.observe import Seen
-from kvmlaunch.storage.volume import Volume, parse_volume_name
-from kvmlaunch.units import render_size
+from kvmlaunch.storage.volume import Volume
+from kvmlaunch.units import render_rounded, render_size
 
 SECTOR = 512
 SECONDS = 60.0  # that QEMU may take
@@ -147,7 +148,7 @@ def refuse_room(target: Target, more: int) -> None:
                 code="host.space",
                 message=f"{render_size(more)} more are needed for {target.disk.path.name}",
                 where=str(target.disk.path.parent),
-                why=f"{render_size(free >> 20 << 20)} are free, and the image is fully allocated",
+                why=f"{render_rounded(free)} are free, and the image is fully allocated",
             )
         )
 

@@ -18,6 +18,7 @@ from kvmlaunch.host.rundir import claimed, is_locked, remove_claimed
 from kvmlaunch.model.change import Journal, change_word
 from kvmlaunch.model.finding import Finding
 from kvmlaunch.model.plan import Places
+from kvmlaunch.model.run_files import NOTE, SOCKET
 from kvmlaunch.run.process import read_boot_id
 from kvmlaunch.steps.caller import Caller, Tell
 from kvmlaunch.steps.observe import owner_of
@@ -33,7 +34,7 @@ def tend(caller: Caller, places: Places) -> None:
 def end_beside(run: PurePosixPath) -> None:
     """End what is left beside a QEMU that is gone, or never came: the emulator of its TPM, daemons of its shares."""
     names = os.listdir(run) if os.path.isdir(run) else []
-    if any(name.endswith(".sock.pid") for name in names):
+    if any(name.endswith(f"{SOCKET}{NOTE}") for name in names):
         from kvmlaunch.run.sidecar import end_sidecars  # noqa: PLC0415 - where there is one
 
         end_sidecars(run)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from attrs import evolve
 
-from kvmlaunch.builder.guest_agent import AGENT
+from kvmlaunch.builder.guest_agent import CHANNEL
 from kvmlaunch.errors import KvmlaunchError
 from kvmlaunch.facts import hugepages
 from kvmlaunch.facts.agent import is_open
@@ -16,8 +16,8 @@ from kvmlaunch.facts.qmp import Query
 from kvmlaunch.host.capture import read_all
 from kvmlaunch.host.definitions import definition_files
 from kvmlaunch.host.places import run_parent
-from kvmlaunch.host.rundir import TPM
 from kvmlaunch.model.lifecycle import VmState
+from kvmlaunch.model.run_files import NOTE, SOCKET, TPM
 from kvmlaunch.model.value import frozen
 from kvmlaunch.run.process import read_cmdline
 from kvmlaunch.steps.caller import Caller
@@ -112,12 +112,12 @@ def state_notes(seen: Seen) -> Iterator[str]:
 def sidecar_notes(seen: Seen) -> Iterator[str]:
     """Say what beside a live QEMU has died: its TPM's emulator, the daemon of a share."""
     with contextlib.suppress(OSError):
-        noted = [name.removesuffix(".pid") for name in os.listdir(seen.places.run) if name.endswith(".sock.pid")]
+        noted = [name.removesuffix(NOTE) for name in os.listdir(seen.places.run) if name.endswith(f"{SOCKET}{NOTE}")]
         for socket in noted:
             from kvmlaunch.run.sidecar import noted_pid  # noqa: PLC0415 - where there is one
 
             if noted_pid(seen.places.run, socket) is None:
-                what = "the emulator of its TPM" if socket == TPM else f"the daemon of {socket.removesuffix('.sock')}"
+                what = "the emulator of its TPM" if socket == TPM else f"the daemon of {socket.removesuffix(SOCKET)}"
                 yield f"{what} has ended: what needs it fails until kvmlaunch restart {seen.name}"
 
 
@@ -173,7 +173,7 @@ def status_of(caller: Caller, names: Sequence[str]) -> tuple[Status, ...]:
         for each, answer in zip(living, ask_all(targets, queries), strict=True):
             answers[each.name] = answer[0] if isinstance(answer, list) else answer
             chardevs[each.name] = answer[1] if isinstance(answer, list) else None
-    told = addresses_of([each for each in living if is_open(chardevs[each.name], AGENT)])
+    told = addresses_of([each for each in living if is_open(chardevs[each.name], CHANNEL)])
     found = (build_status(each, answers.get(each.name)) for each in seen)
     return tuple(evolve(each, addresses=told.get(each.name, ())) for each in found)
 

@@ -9,10 +9,11 @@ from attrs import evolve
 from kvmlaunch.builder.names import vm_uuid
 from kvmlaunch.errors import PreflightFailed
 from kvmlaunch.host.capture import own_machine_id
-from kvmlaunch.host.rundir import QMP, Contents, is_locked, monitor_socket, read_contents
+from kvmlaunch.host.rundir import Contents, is_locked, monitor_socket, read_contents
 from kvmlaunch.model.lifecycle import VmState
 from kvmlaunch.model.plan import Places
 from kvmlaunch.model.record import Record
+from kvmlaunch.model.run_files import QMP
 from kvmlaunch.model.value import frozen
 from kvmlaunch.run.process import carries_uuid, held, is_of_record, read_boot_id, read_cmdline, read_start_time
 from kvmlaunch.steps.caller import Caller

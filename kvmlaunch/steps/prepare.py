@@ -16,6 +16,7 @@ from kvmlaunch.model.change import Change, DirectoryChange, Journal, render_chan
 from kvmlaunch.model.finding import Finding, warning
 from kvmlaunch.model.host import UserFacts
 from kvmlaunch.model.plan import Places
+from kvmlaunch.model.run_files import LOG
 from kvmlaunch.model.value import frozen
 from kvmlaunch.steps.caller import Caller, Tell
 from kvmlaunch.steps.heal import heal_host
@@ -23,7 +24,7 @@ from kvmlaunch.steps.load import load_subject
 from kvmlaunch.steps.names import name_of, refuse_unknown
 from kvmlaunch.steps.observe import observe, owner_of
 from kvmlaunch.steps.resolve import Resolved, refuse_errors, resolve
-from kvmlaunch.steps.up import all_changes, journal_head, seeded
+from kvmlaunch.steps.up import all_changes, journal_head, seed_findings
 
 LINGER = PurePosixPath("/var/lib/systemd/linger")
 
@@ -45,7 +46,7 @@ class Checked:
 def directories(resolved: Resolved) -> tuple[Change, ...]:
     """Give the directories that a printed command needs: the user's runtime directory, the VM's, its log's."""
     user, run = resolved.host.user, resolved.places.run
-    owned = [DirectoryChange(path=str(path), mode=0o700, uid=user.uid, gid=user.gid) for path in (run, run / "log")]
+    owned = [DirectoryChange(path=str(path), mode=0o700, uid=user.uid, gid=user.gid) for path in (run, run / LOG)]
     if resolved.host.caller_uid == 0:
         return tuple(owned)
     parents = [
@@ -68,15 +69,6 @@ def linger_findings(resolved: Resolved) -> tuple[Finding, ...]:
             hint=f"loginctl enable-linger {user.name}",
         ),
     )
-
-
-def seed_findings_of(resolved: Resolved) -> tuple[Finding, ...]:
-    """Give what is wrong with a VM's seed for cloud-init, where it has one."""
-    if not seeded(resolved):
-        return ()
-    from kvmlaunch.steps.seed import seed_findings  # noqa: PLC0415 - with cloud_init only
-
-    return seed_findings(resolved)
 
 
 def examine(caller: Caller, word: str) -> Resolved:
@@ -103,7 +95,7 @@ def check_resolved(caller: Caller, resolved: Resolved) -> Checked:
     journal = journals.read_journal(caller.owner_uid, resolved.name) if caller.uid == 0 else None
     return Checked(
         name=resolved.name,
-        findings=(*resolved.findings(), *seed_findings_of(resolved), *linger_findings(resolved)),
+        findings=(*resolved.findings(), *seed_findings(resolved), *linger_findings(resolved)),
         changes=all_changes(resolved),
         prepared=journal is not None and bool(journal.owned("prepared")),
     )

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from kvmlaunch.errors import QemuFailed, Report, TimedOut
 from kvmlaunch.host.logs import read_log
 from kvmlaunch.model.definition import Ready
+from kvmlaunch.model.run_files import CONSOLE_LOG, LOG
 from kvmlaunch.run.process import held
 
 TRY_AGAIN = 0.1  # seconds
@@ -66,7 +67,7 @@ def wait_until_ready(ready: Ready | None, name: str, pid: int, run: PurePosixPat
     """
     if ready is None:
         return
-    is_ready, deadline = test_of(ready, run / "log" / "console.log"), time.monotonic() + seconds
+    is_ready, deadline = test_of(ready, run / LOG / CONSOLE_LOG), time.monotonic() + seconds
     with held(pid) as process:
         while not is_ready():
             if process is None or process.wait(TRY_AGAIN):

@@ -73,7 +73,7 @@ def make_seed(resolved: Resolved) -> None:
         write_seed(resolved.places.state, SEED, contents, resolved.host.user)
 
 
-def seed_findings(resolved: Resolved) -> tuple[Finding, ...]:
+def check_seed(resolved: Resolved) -> tuple[Finding, ...]:
     """Give what is wrong with a VM's seed, for preflight."""
     try:
         read_seed(resolved)

@@ -26,8 +26,6 @@ from kvmlaunch.host.files import remove_if_there, write_all
 from kvmlaunch.host.lock import host_lock
 from kvmlaunch.host.logs import QEMU_LOG, open_qemu_log
 from kvmlaunch.host.rundir import (
-    EVENTS,
-    QMP,
     Claim,
     claimed,
     link_socket,
@@ -43,6 +41,7 @@ from kvmlaunch.model.change import Change, Journal, LogMountChange
 from kvmlaunch.model.finding import Finding
 from kvmlaunch.model.lifecycle import Answer, Verb, VmState, plan_transition
 from kvmlaunch.model.plan import Place
+from kvmlaunch.model.run_files import EVENTS, LOG, QMP, TPM
 from kvmlaunch.model.value import frozen
 from kvmlaunch.preflight.checks import CHECK_COUNT
 from kvmlaunch.run.process import read_boot_id
@@ -89,10 +88,10 @@ class Started:
 def all_changes(resolved: Resolved) -> tuple[Change, ...]:
     """Give every host change of a start: the plan's, and for root's VMs the bounded place of the console log."""
     user = resolved.host.user
-    mounted = any(mount.path == resolved.places.run / "log" for mount in resolved.host.mounts)
+    mounted = any(mount.path == resolved.places.run / LOG for mount in resolved.host.mounts)
     bounded = resolved.host.caller_uid == 0 and resolved.host.privileged and uses_log(resolved) and not mounted
     log = (
-        (LogMountChange(path=str(resolved.places.run / "log"), size=LOG_SIZE, uid=user.uid, gid=user.gid),)
+        (LogMountChange(path=str(resolved.places.run / LOG), size=LOG_SIZE, uid=user.uid, gid=user.gid),)
         if bounded
         else ()
     )
@@ -295,7 +294,7 @@ def sidecar_commands(resolved: Resolved) -> dict[str, tuple[str, ...]]:
     definition, places = resolved.subject.definition, resolved.places
     found = share.daemons(definition, resolved.host, places)
     if definition.firmware.tpm:
-        found[tpm.SOCKET] = tpm.emulator_argv(resolved.host.tools[tpm.TOOL], places)
+        found[TPM] = tpm.emulator_argv(resolved.host.tools[tpm.TOOL], places)
     return found
 
 
@@ -307,7 +306,7 @@ def start_sidecars(caller: Caller, resolved: Resolved, claim: Claim) -> None:
     from kvmlaunch.run.sidecar import launch_sidecar, render_note  # noqa: PLC0415 - where there is one
     from kvmlaunch.steps.owners import process_owner  # noqa: PLC0415
 
-    if tpm.SOCKET in commands:
+    if TPM in commands:
         make_owned(places.state, user.uid, user.gid, 0o700)
         make_owned(places.state / tpm.STATE, user.uid, user.gid, 0o700)
     when = datetime.now(UTC).isoformat(timespec="seconds")
@@ -326,12 +325,13 @@ def seeded(resolved: Resolved) -> bool:
     return plan_seed(resolved.subject.definition).value
 
 
-def refuse_seed(resolved: Resolved) -> None:
-    """Refuse a seed that cloud-init would not take, before anything is changed."""
-    if seeded(resolved):
-        from kvmlaunch.steps.seed import read_seed  # noqa: PLC0415 - with cloud_init only
+def seed_findings(resolved: Resolved) -> tuple[Finding, ...]:
+    """Give what is wrong with a VM's seed for cloud-init, where it has one."""
+    if not seeded(resolved):
+        return ()
+    from kvmlaunch.steps.seed import check_seed  # noqa: PLC0415 - with cloud_init only
 
-        read_seed(resolved)
+    return check_seed(resolved)
 
 
 def launch(caller: Caller, resolved: Resolved, claim: Claim, argv: tuple[str, ...], deadline: float) -> "RunningVm":
@@ -481,8 +481,7 @@ def up(
             return settled
     resolved = resolve(caller, subject, everything=True, boot_from=wishes.boot_from, paused=wishes.paused)
     findings = resolved.findings()
-    refuse_errors(name, findings)
-    refuse_seed(resolved)
+    refuse_errors(name, (*findings, *seed_findings(resolved)))
     tell("preflight", f"{CHECK_COUNT} checks")
     if wishes.dry_run:
         argv = render_argv(resolved.plan, resolved.places)

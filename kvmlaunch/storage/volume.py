@@ -1,32 +1,16 @@
-"""LVM volumes: their names, what LVM's tools are asked, and what they answer.
+"""LVM volumes: what LVM's tools are asked, and what they answer.
 
 Sources: lvm(8), lvcreate(8), lvextend(8), lvremove(8), lvmreport(7).
 """
 
 import json
-import re
 from collections.abc import Mapping
-from pathlib import PurePosixPath
 from typing import Final
 
 from kvmlaunch.model.value import frozen
+from kvmlaunch.model.volume import VolumeName
 
-# lvm(8), "Valid names"; a hyphen may not come first.
-NAME: Final = re.compile(r"[A-Za-z0-9+_.][A-Za-z0-9+_.-]{0,126}", re.ASCII)
 UNITS: Final = ("--reportformat", "json", "--units", "b", "--nosuffix")
-
-
-@frozen(kw_only=True)
-class VolumeName:
-    """A volume of a group."""
-
-    group: str
-    volume: str
-
-    @property
-    def text(self) -> str:
-        """The name as LVM's tools take it."""
-        return f"{self.group}/{self.volume}"
 
 
 @frozen(kw_only=True)
@@ -50,18 +34,6 @@ class Group:
     def rounded(self, size: int) -> int:
         """Give the size of a volume made here: whole extents."""
         return -(-size // self.extent) * self.extent if self.extent else size
-
-
-def parse_volume_name(path: PurePosixPath) -> VolumeName | None:
-    """Give the volume that a path /dev/GROUP/VOLUME would be; None for another path.
-
-    Whether there is such a group only LVM can tell: /dev/disk/x has the same form.
-    """
-    parts = path.parts
-    if len(parts) != len(("/", "dev", "group", "volume")) or parts[:2] != ("/", "dev"):
-        return None
-    group, volume = parts[2:]
-    return VolumeName(group=group, volume=volume) if NAME.fullmatch(group) and NAME.fullmatch(volume) else None
 
 
 def list_volumes() -> tuple[str, ...]:

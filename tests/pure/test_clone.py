@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kvmlaunch.define.clone import clone_paths, inherited_keys, own_addresses, render_clone
 from kvmlaunch.define.layers import Source
 from kvmlaunch.define.load import Surroundings, load_definition
 from kvmlaunch.host.definitions import load_profiles
 from kvmlaunch.model.definition import Definition
-from kvmlaunch.storage.clone import clone_paths, inherited_keys, own_addresses, render_clone
 
 SURROUNDINGS: Final = Surroundings(environment={}, home=PurePosixPath("/root"), working_directory=PurePosixPath("/w"))
 PROFILES: Final = load_profiles()

@@ -12,7 +12,7 @@ import pytest
 from kvmlaunch.define.keys import fields_of, form_at, is_named, is_table, members
 from kvmlaunch.define.schema import EXAMPLES, PATTERNS, render_schema
 from kvmlaunch.define.values import PARSERS, RENDERERS, WANTED
-from kvmlaunch.model.definition import LOADING_KEYS, RESERVED_KEYS, SHORTHANDS, Definition
+from kvmlaunch.model.definition import LOADING_KEYS, SHORTHANDS, Definition
 
 pytestmark = pytest.mark.pure
 
@@ -43,11 +43,10 @@ def test_every_key_has_a_sentence_and_a_place_in_the_schema(path: tuple[str, ...
     assert json.dumps(sentence, ensure_ascii=False) in render_schema()
 
 
-def test_shorthands_and_the_keys_of_loading_are_in_the_schema_and_reserved_ones_are_not() -> None:
+def test_shorthands_and_the_keys_of_loading_are_in_the_schema() -> None:
     properties = json.loads(render_schema())["properties"]
 
     assert {*SHORTHANDS, *LOADING_KEYS} <= properties.keys()
-    assert not properties.keys() & set(RESERVED_KEYS)
     assert all(form_at(tuple(dotted.split("."))) is not None for dotted in SHORTHANDS.values())
 
 

@@ -16,16 +16,15 @@ from kvmlaunch.facts.sources import Wanted, parse_captured
 from kvmlaunch.host.capture import capture_host
 from kvmlaunch.host.definitions import load_profiles
 from kvmlaunch.model.definition import Definition
+from kvmlaunch.model.volume import VolumeName, parse_volume_name
 from kvmlaunch.storage.creation import Creation, plan_creation, render_creation
 from kvmlaunch.storage.image import Checked, Image, parse_check, parse_info, parse_progress
 from kvmlaunch.storage.volume import (
     Group,
     Volume,
-    VolumeName,
     create_volume,
     extend_volume,
     parse_groups,
-    parse_volume_name,
     parse_volumes,
     remove_volume,
 )

@@ -344,7 +344,7 @@ def test_up_makes_no_disks_for_a_vm_that_could_not_be_started(machine: Machine) 
 @pytest.mark.parametrize(
     ("disks", "expected"),
     [
-        ('[disk.a]\npath = "a.img"\nsize = "1KiB"\n', (5, "def.disk.size")),
+        ('[disk.a]\npath = "a.img"\nsize = "1KiB"\n', (5, "def.value.range")),
         (
             '[disk.b]\npath = "b.img"\nsize = "8MiB"\n[disk.a]\npath = "a.qcow2"\nsize = "4MiB"\nbacking = "b.img"\n',
             (6, "disk.shrink"),

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 
+from kvmlaunch.define.tree import quote
 from kvmlaunch.model.definition import AUTO, Definition, Disk
 
 MAKING_KEYS = ("preallocation", "thin_pool", "backing", "size")
@@ -40,9 +41,9 @@ def render_clone(
     how = "an overlay of each of its disks" if overlay else "a copy of each of its disks"
     lines = [f"# {new}: a clone of {definition.name}, {how}.", f'extends = ["{definition.file.name}"]']
     if unset:
-        lines.append(f"unset = [{', '.join(map(quoted, unset))}]")
+        lines.append(f"unset = [{', '.join(map(quote, unset))}]")
     for name, path in disks.items():
-        lines += ["", f"[disk.{name}]", f"path = {written(path, definition)}", f"format = {quoted(formats[name])}"]
+        lines += ["", f"[disk.{name}]", f"path = {written(path, definition)}", f"format = {quote(formats[name])}"]
         if overlay:
             lines.append(f"backing = {written(definition.disk[name].path, definition)}")
     return "\n".join(lines) + "\n"
@@ -50,10 +51,4 @@ def render_clone(
 
 def written(path: PurePosixPath, definition: Definition) -> str:
     """Give a path as a definition beside the other one writes it: what lies there too by its name alone."""
-    return quoted(path.name if path.parent == definition.file.parent else str(path))
-
-
-def quoted(text: str) -> str:
-    """Give a TOML string."""
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
-    return '"' + "".join(each if each.isprintable() else f"\\U{ord(each):08x}" for each in escaped) + '"'
+    return quote(path.name if path.parent == definition.file.parent else str(path))

@@ -1,0 +1,35 @@
+"""The name of an LVM volume."""
+
+import re
+from pathlib import PurePosixPath
+from typing import Final
+
+from kvmlaunch.model.value import frozen
+
+# lvm(8), "Valid names"; a hyphen may not come first.
+NAME: Final = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9+_.][A-Za-z0-9+_.-]{0,126}", re.ASCII)
+
+
+@frozen(kw_only=True)
+class VolumeName:
+    """A volume of a group."""
+
+    group: str
+    volume: str
+
+    @property
+    def text(self) -> str:
+        """The name as LVM's tools take it."""
+        return f"{self.group}/{self.volume}"
+
+
+def parse_volume_name(path: PurePosixPath) -> VolumeName | None:
+    """Give the volume that a path /dev/GROUP/VOLUME would be; None for another path.
+
+    Whether there is such a group only LVM can tell: /dev/disk/x has the same form.
+    """
+    parts = path.parts
+    if len(parts) != len(("/", "dev", "group", "volume")) or parts[:2] != ("/", "dev"):
+        return None
+    group, volume = parts[2:]
+    return VolumeName(group=group, volume=volume) if NAME.fullmatch(group) and NAME.fullmatch(volume) else None
