@@ -15,7 +15,7 @@ from typing import Final
 
 from attrs import frozen
 
-from kvmlaunch.builder.tpm import emulator_argv
+from kvmlaunch.builder.tpm import emulators
 from kvmlaunch.host.command import run_tool
 from kvmlaunch.model.plan import DrivePromise, Place, Plan, PlannedDisk, PlannedNetwork
 from kvmlaunch.units import MIB
@@ -212,20 +212,20 @@ def render_script(stage: Stage, outcome: Outcome, binary: Path, argv: tuple[str,
         (
             *mount_lines(stage, outcome),
             *network_lines(outcome.plan.networks),
-            *tpm_lines(outcome, argv),
+            *tpm_lines(outcome),
             f"touch {MARKER}",
             f"exec {shlex.join((str(binary), *argv))}",
         )
     )
 
 
-def tpm_lines(outcome: Outcome, argv: tuple[str, ...]) -> Iterator[str]:
-    """Give the lines that start the emulator of a TPM, where the case has one."""
-    if "-tpmdev" in argv:
-        words = emulator_argv("swtpm", outcome.places)
+def tpm_lines(outcome: Outcome) -> Iterator[str]:
+    """Give the lines that start the emulator of a TPM, where the case has one; it is the one of this machine."""
+    assert outcome.loaded.definition is not None
+    for socket, words in emulators(outcome.loaded.definition, outcome.host, outcome.places).items():
         yield f"mkdir -p {outcome.places.state / 'tpm'}"
-        yield f"{shlex.join(words)} &"
-        yield f"until [ -S {outcome.places.run / 'tpm.sock'} ]; do sleep 0.01; done"
+        yield f"{shlex.join(('swtpm', *words[1:]))} &"
+        yield f"until [ -S {outcome.places.run / socket} ]; do sleep 0.01; done"
 
 
 MARKER: Final = "/run/stage"

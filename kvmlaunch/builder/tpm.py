@@ -63,11 +63,14 @@ def check_tool(host: HostFacts) -> Iterator[Finding]:
         )
 
 
-def emulator_argv(tool: str, places: Places) -> tuple[str, ...]:
-    """Give the command that emulates a VM's TPM: it ends when QEMU does."""
-    return (
-        *(tool, "socket", "--tpm2"),
+def emulators(definition: Definition, host: HostFacts, places: Places) -> dict[str, tuple[str, ...]]:
+    """Give the command that emulates a VM's TPM, by its socket's name; it ends when QEMU does."""
+    if not definition.firmware.tpm or TOOL not in host.tools:
+        return {}
+    argv = (
+        *(host.tools[TOOL], "socket", "--tpm2"),
         *("--tpmstate", f"dir={places.state / STATE},mode=0600"),
         *("--ctrl", f"type=unixio,path={places.run / TPM},mode=0600"),
         "--terminate",
     )
+    return {TPM: argv}

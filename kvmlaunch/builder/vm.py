@@ -30,7 +30,7 @@ from kvmlaunch.builder.option import Part, field, fixed
 from kvmlaunch.model.definition import AUTO, Definition
 from kvmlaunch.model.finding import Finding, error
 from kvmlaunch.model.host import HostFacts
-from kvmlaunch.model.plan import Field, IdentityPromise, Plan, Promise
+from kvmlaunch.model.plan import Field, IdentityPromise, Places, Plan, Promise
 from kvmlaunch.model.qemu import QemuCaps
 
 FAST_SCHEDULERS = ("none",)
@@ -237,6 +237,11 @@ def check_boot_from(definition: Definition, boot_from: str) -> Iterator[Finding]
             why=f"CD drives of this VM: {there}",
             hint=boot_hint(definition, boot_from),
         )
+
+
+def build_sidecars(definition: Definition, host: HostFacts, places: Places) -> dict[str, tuple[str, ...]]:
+    """Give the processes that a VM has beside QEMU, by the name of the socket that each serves."""
+    return {**share.daemons(definition, host, places), **tpm.emulators(definition, host, places)}
 
 
 def build_vm(

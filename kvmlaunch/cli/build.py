@@ -54,7 +54,11 @@ def print_cmd(session: Session, vm: str, form: str | None, facts: str | None) ->
 
 
 def tell_about(session: Session, resolved: "Resolved") -> None:
-    """Say the fallbacks, and to whom the command belongs when `up` would not run it as the caller."""
+    """Say the fallbacks, to whom the command belongs when `up` would not run it as the caller, and what it needs."""
+    import shlex  # noqa: PLC0415 - completion wants the options only
+
+    from kvmlaunch.builder.vm import build_sidecars  # noqa: PLC0415 - imported by the plan already
+
     show_warnings(session, resolved.name, resolved.plan.findings)
     user = resolved.host.user
     if resolved.host.caller_uid == 0 and user.uid != 0 and not session.quiet:
@@ -62,13 +66,10 @@ def tell_about(session: Session, resolved: "Resolved") -> None:
             f"up runs this as {user.name}: put before it  setpriv --reuid={user.uid} --regid={user.gid} --init-groups",
             err=True,
         )
-    if resolved.subject.definition.firmware.tpm and "swtpm" in resolved.host.tools and not session.quiet:
-        import shlex  # noqa: PLC0415 - with a TPM only
-
-        from kvmlaunch.builder.tpm import emulator_argv  # noqa: PLC0415
-
-        argv = shlex.join(emulator_argv(resolved.host.tools["swtpm"], resolved.places))
-        click.echo(f"up starts the emulator of the TPM first: {argv}", err=True)
+    if session.quiet:
+        return
+    for argv in build_sidecars(resolved.subject.definition, resolved.host, resolved.places).values():
+        click.echo(f"up starts beside it, and first: {shlex.join(argv)}", err=True)
 
 
 def row_document(row: "Row") -> dict[str, str]:

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING
 
 from attrs import evolve
 
-from kvmlaunch.builder import share, tpm
 from kvmlaunch.builder.cloud_init import plan_seed
 from kvmlaunch.builder.render import render_argv
+from kvmlaunch.builder.tpm import STATE
+from kvmlaunch.builder.vm import build_sidecars
 from kvmlaunch.errors import Busy, KvmlaunchError, PreflightFailed, QemuFailed, Report
 from kvmlaunch.host import journal as journals
 from kvmlaunch.host.apply import apply_changes
@@ -289,18 +290,10 @@ def make_variables(resolved: Resolved) -> None:
         os.rename(temporary, store.name, src_dir_fd=fd, dst_dir_fd=fd)
 
 
-def sidecar_commands(resolved: Resolved) -> dict[str, tuple[str, ...]]:
-    """Give the processes that a VM has beside QEMU, by the name of the socket that each serves."""
-    definition, places = resolved.subject.definition, resolved.places
-    found = share.daemons(definition, resolved.host, places)
-    if definition.firmware.tpm:
-        found[TPM] = tpm.emulator_argv(resolved.host.tools[tpm.TOOL], places)
-    return found
-
-
 def start_sidecars(caller: Caller, resolved: Resolved, claim: Claim) -> None:
     """Start what a VM has beside QEMU: the emulator of its TPM, the daemons of its shares; they end with QEMU."""
-    commands, places, user = sidecar_commands(resolved), resolved.places, resolved.host.user
+    places, user = resolved.places, resolved.host.user
+    commands = build_sidecars(resolved.subject.definition, resolved.host, places)
     if not commands:
         return
     from kvmlaunch.run.sidecar import launch_sidecar, render_note  # noqa: PLC0415 - where there is one
@@ -308,7 +301,7 @@ def start_sidecars(caller: Caller, resolved: Resolved, claim: Claim) -> None:
 
     if TPM in commands:
         make_owned(places.state, user.uid, user.gid, 0o700)
-        make_owned(places.state / tpm.STATE, user.uid, user.gid, 0o700)
+        make_owned(places.state / STATE, user.uid, user.gid, 0o700)
     when = datetime.now(UTC).isoformat(timespec="seconds")
     log_fd, _ = open_qemu_log(places.logs, caller.uid, f"# {when} beside {resolved.name}: {', '.join(commands)}")
     try:
