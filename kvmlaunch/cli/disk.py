@@ -193,7 +193,7 @@ def resize(session: Session, disk: str, size: tuple[int, bool] | None, dry_run: 
             name,
             "warn",
             "",
-            f'the definition says less: size = "{render_size(done.after)}" in [{target.table}]',
+            f'the definition says less; write size = "{render_size(done.after)}" in [{target.table}]',
         )
 
 

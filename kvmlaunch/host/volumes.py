@@ -1,5 +1,7 @@
 """LVM's volumes: looked up, made, grown and removed with LVM's own tools."""
 
+import os
+
 from kvmlaunch.errors import HostFailed, PreflightFailed, Report
 from kvmlaunch.host.command import run_tool
 from kvmlaunch.model.volume import VolumeName
@@ -24,8 +26,15 @@ def run_lvm(argv: tuple[str, ...]) -> str:
     done = run_tool(argv, timeout=SECONDS)
     if done.status != 0:
         lines = [line.strip() for line in done.err.splitlines() if line.strip() and "WARNING" not in line]
+        hint = "" if os.geteuid() == 0 else "the same command as root: LVM's tools need it"
         raise HostFailed(
-            Report(code="host.tool.failed", message=f"{argv[0]} failed", where=" ".join(argv), why="\n".join(lines))
+            Report(
+                code="host.tool.failed",
+                message=f"{argv[0]} failed",
+                where=" ".join(argv),
+                why="\n".join(lines),
+                hint=hint,
+            )
         )
     return done.out
 
