@@ -8,6 +8,7 @@ pools are the kernel's and global: tests/root/conftest.py cares for those.
 import json
 import os
 import re
+import select
 import shlex
 import shutil
 import signal
@@ -237,11 +238,16 @@ class Machine:
         ]  # fmt: skip
 
     def kill(self, pid: int, number: signal.Signals = signal.SIGKILL) -> None:
-        """Signal a process of this machine, and wait for the end of one that is killed."""
+        """Signal a process of this machine, and wait for the end of one that is killed: of all its threads."""
         assert pid in self.processes(), f"{pid} is no process of this machine"
-        os.kill(pid, number)
-        if number == signal.SIGKILL:
-            wait_for(f"pid {pid} has ended", lambda: not is_alive(pid))
+        fd = os.pidfd_open(pid)
+        try:
+            signal.pidfd_send_signal(fd, number)
+            if number == signal.SIGKILL:
+                # A first thread that is a zombie is not enough: one that is at a file still holds its lock.
+                wait_for(f"pid {pid} has ended", lambda: select.select([fd], [], [], 0)[0])
+        finally:
+            os.close(fd)
 
     def close(self) -> None:
         """End every process in here, and with the last one the namespaces; once is enough."""
