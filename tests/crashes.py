@@ -6,6 +6,8 @@
 import os
 import re
 import shlex
+import signal
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,8 +15,9 @@ from typing import Final
 
 from attrs import frozen
 
-from tests.sandbox import KVMLAUNCH, Machine, Result
+from tests.sandbox import Machine, Result, finish, status_field, wait_for
 
+WARM: Final = Path(__file__).parent / "warm.py"
 CALL: Final = re.compile(r"^(\w+)\((.*)\)\s+= (-?\d+)")
 CHANGING: Final = {
     *("mkdirat", "renameat", "renameat2", "unlinkat", "linkat", "mount", "umount2", "vfork", "clone3", "flock"),
@@ -37,8 +40,16 @@ class Point:
 
 
 def traced(machine: Machine, *words: str, options: Sequence[str]) -> Result:
-    """Run kvmlaunch under strace, itself only: what it starts is left alone."""
-    return machine.execute("strace", *options, "--", KVMLAUNCH, *words)
+    """Run kvmlaunch under strace from its first step after its imports on: itself only, what it starts is left alone."""
+    process = machine.start(sys.executable, WARM, *words)
+    wait_for("kvmlaunch stands still", lambda: status_field(process.pid, "State").startswith("T"))
+    tracer = machine.start("strace", "-p", str(process.pid), *options)
+    assert tracer.stderr
+    assert "attached" in (said := tracer.stderr.readline()), said
+    process.send_signal(signal.SIGCONT)
+    ended = finish(process)
+    finish(tracer)
+    return ended
 
 
 def is_change(name: str, text: str, result: int) -> bool:
