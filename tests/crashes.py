@@ -40,7 +40,7 @@ class Point:
 
 
 def traced(machine: Machine, *words: str, options: Sequence[str]) -> Result:
-    """Run kvmlaunch under strace from its first step after its imports on: itself only, what it starts is left alone."""
+    """Run kvmlaunch under strace from the end of its imports on: itself only, what it starts is left alone."""
     process = machine.start(sys.executable, WARM, *words)
     wait_for("kvmlaunch stands still", lambda: status_field(process.pid, "State").startswith("T"))
     tracer = machine.start("strace", "-p", str(process.pid), *options)

@@ -11,7 +11,7 @@ import signal
 import sys
 
 import kvmlaunch
-from kvmlaunch.__main__ import main
+from kvmlaunch.cli.main import main
 
 if __name__ == "__main__":
     for module in pkgutil.walk_packages(kvmlaunch.__path__, "kvmlaunch."):
