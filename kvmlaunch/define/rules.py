@@ -370,6 +370,17 @@ def check_arguments(definition: Definition) -> Broke:
         yield Broken(("raw", "args", index), mistake)
 
 
+def check_keys(definition: Definition) -> Broke:
+    """Give public keys that are none: nobody could log in with them."""
+    if not definition.cloud_init.ssh_keys:
+        return
+    from kvmlaunch.define.ssh_key import check_key  # noqa: PLC0415 - where there are any
+
+    for index, text in enumerate(definition.cloud_init.ssh_keys):
+        if mistake := check_key(text):
+            yield Broken(("cloud_init", "ssh_keys", index), mistake)
+
+
 RULES: Final[tuple[Callable[[Definition], Broke], ...]] = (
     check_names,
     check_words,
@@ -383,5 +394,6 @@ RULES: Final[tuple[Callable[[Definition], Broke], ...]] = (
     check_networks,
     check_display,
     check_ready,
+    check_keys,
     check_arguments,
 )

@@ -45,6 +45,7 @@ TWO = '[disk.a]\npath = "a.img"\n{}\n[disk.b]\npath = "b.img"\n{}\n'
         ('memory = { size = "1536MiB", hugepages = "1GiB" }', "def.value.range", "memory.size"),
         ('memory = { hugepages = "2MiB", ksm = "on" }', "def.value.choice", "memory.ksm"),
         ('memory = { hugepages = "2MiB", balloon = "on" }', "def.value.choice", "memory.balloon"),
+        ('cloud_init.ssh_keys = ["alice"]', "def.value.choice", "cloud_init.ssh_keys"),
         ('boot.initrd = "i"', "def.value.choice", "boot.initrd"),
         ('boot.append = "a"', "def.value.choice", "boot.append"),
         ('network.a.type = "bridge"', "def.value.choice", "network.a.type"),

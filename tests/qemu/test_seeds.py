@@ -13,13 +13,15 @@ from tests.sandbox import TINY, Machine
 
 STATE: Final = "/var/lib/kvmlaunch/vm/web"
 ENABLED: Final = "[cloud_init]\nenabled = true\n"
-FULL: Final = """
+ALICE: Final = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAINZ2ACQhJu+8WlfbwbfVO0ynm0cr9AWGfFCI3wKSpDlk alice"
+BOB: Final = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIDN8f8yS2RYmVqnZ7XCCUgq1q2p8u4m3OU9fD5bYJQxW bob"
+FULL: Final = f"""
 [cloud_init]
 user_data = "user-data.yaml"
 network = "network.yaml"
 meta_data = "meta-data.yaml"
 hostname = "front"
-ssh_keys = ["ssh-ed25519 AAAA alice", "ssh-rsa BBBB bob"]
+ssh_keys = ["{ALICE}", "{BOB}"]
 """
 USER_DATA: Final = "#cloud-config\npackages: [é]\n"
 NETWORK: Final = "version: 2\nethernets: {}\n"
@@ -120,7 +122,7 @@ def test_a_second_start_leaves_the_very_file(machine: Machine) -> None:
     "change",
     [
         ("hostname = ", 'hostname = "back"'),
-        ("ssh_keys = ", 'ssh_keys = ["ssh-ed25519 CCCC carol"]'),
+        ("ssh_keys = ", f'ssh_keys = ["{ALICE}"]'),
         ("network = ", "trim = false"),
     ],
 )
