@@ -5,10 +5,11 @@
 # ext4 file system with one page. No root is needed. Nothing is done when the three files are there and this directory
 # did not change since they were built.
 #
-#   tests/guest/build.sh OUTDIR [agent]
+#   tests/guest/build.sh OUTDIR [agent|cloud-init]
 #
 # With `agent` also agent.cpio.gz, to be appended to the initramfs: qemu-guest-agent and udev from their packages, and the
-# libraries that they need from this machine.
+# libraries that they need from this machine. With `cloud-init` also a directory of that name: its package and the Python
+# packages that it needs, for a Python of this machine to read a seed with.
 #
 #   KVMLAUNCH_GUEST_KERNEL   another kernel package, such as linux-image-amd64, which has SATA and e1000e
 #   KVMLAUNCH_GUEST_CACHE    where the packages are kept, else .cache/guest of the checkout; delete it to get newer ones
@@ -103,6 +104,12 @@ agent_packages() {
     echo qemu-guest-agent udev
 }
 
+# Python itself is the machine's.
+cloud_init_packages() {
+    apt-cache "${apt_options[@]}" depends --recurse --no-recommends --no-suggests --no-conflicts --no-breaks --no-replaces \
+        --no-enhances cloud-init 2>/dev/null | grep -E '^(cloud-init|python3-.*)$' | grep -vx python3-minimal | sort -u | xargs
+}
+
 # Fetches what function $2 names into directory $1 of the cache, unless it is there; $3 is what lacks when apt knows none.
 fetch() {
     debs=$cache/$1
@@ -142,6 +149,35 @@ build_agent() {
     (cd "$root" && find . -mindepth 1 -printf '%P\n' | sort | cpio --quiet -o -H newc --owner=0:0 --reproducible) |
         gzip -n -6 >"$work/agent.cpio.gz"
     mv -f "$work/agent.cpio.gz" "$out/"
+}
+
+build_cloud_init() {
+    fetch cloud-init cloud_init_packages cloud-init
+    mkdir -p "$work/cloud-init"
+    for deb in "$debs"/*.deb; do
+        dpkg-deb -x "$deb" "$work/cloud-init"
+    done
+    rm -rf "$out/cloud-init"
+    mv "$work/cloud-init" "$out/"
+    touch "$out/cloud-init"
+}
+
+# Tells whether what function $1 builds beside the guest is there and as old as the guest at most.
+has_extra() {
+    case $1 in
+        build_agent) [ "$out/agent.cpio.gz" -nt "$out/.web01.guest" ] ;;
+        build_cloud_init) [ "$out/cloud-init" -nt "$out/.web01.guest" ] ;;
+    esac
+}
+
+build_guest() {
+    fetch_packages
+    echo 'guest: building'
+    unpack_packages
+    build_initrd
+    build_disk
+    install_files
+    echo "guest: built in $1, Linux $release"
 }
 
 # Leaves the kernel's file in $vmlinuz and the name of its modules' directory in $release.
@@ -239,7 +275,12 @@ install_files() {
 }
 
 main() {
-    [ $# -eq 1 ] || [ "${2:-}" = agent ] || fail 'usage: tests/guest/build.sh OUTDIR [agent]'
+    local extra=
+    case ${2:-} in
+        agent) extra=build_agent ;;
+        cloud-init) extra=build_cloud_init ;;
+    esac
+    [ $# -eq 1 ] || { [ $# -eq 2 ] && [ -n "$extra" ]; } || fail 'usage: tests/guest/build.sh OUTDIR [agent|cloud-init]'
     mkdir -p "$1" 2>/dev/null || fail "$1 cannot be made"
     out=$(cd "$1" && pwd)
     [ -w "$out" ] || fail "$out cannot be written to"
@@ -248,7 +289,7 @@ main() {
     exec 8<"$out"
     flock 8
     print=$(fingerprint)
-    if up_to_date && { [ -z "${2:-}" ] || [ "$out/agent.cpio.gz" -nt "$out/.web01.guest" ]; }; then
+    if up_to_date && { [ -z "$extra" ] || has_extra "$extra"; }; then
         echo "guest: up to date in $1"
         return
     fi
@@ -261,14 +302,11 @@ main() {
     cache=$(cd "$cache" && pwd)
     exec 9<"$cache"
     flock 9
-    fetch_packages
-    echo 'guest: building'
-    unpack_packages
-    build_initrd
-    build_disk
-    install_files
-    [ -z "${2:-}" ] || build_agent
-    echo "guest: built in $1, Linux $release"
+    up_to_date || build_guest "$1"
+    if [ -n "$extra" ]; then
+        "$extra"
+        echo "guest: $2 built in $1"
+    fi
 }
 
 main "$@"
