@@ -10,7 +10,8 @@ from typing import Any, Final, get_args
 import attrs
 import click
 
-from kvmlaunch.cli.main import COMMANDS, LazyGroup, cli
+from kvmlaunch.cli.commands import COMMANDS
+from kvmlaunch.cli.main import LazyGroup, cli
 from kvmlaunch.cli.session import OPTIONS
 from kvmlaunch.define.keys import Form, atoms, fields_of, generic, is_named, is_table, words
 from kvmlaunch.define.schema import default_of

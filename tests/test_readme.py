@@ -12,7 +12,8 @@ from typing import Final
 import click
 import pytest
 
-from kvmlaunch.cli.main import COMMANDS, LazyGroup, cli
+from kvmlaunch.cli.commands import COMMANDS
+from kvmlaunch.cli.main import LazyGroup, cli
 from kvmlaunch.preflight.checks import CHECK_COUNT
 
 TESTS: Final = Path(__file__).resolve().parent

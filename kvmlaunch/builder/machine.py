@@ -114,7 +114,8 @@ def plan_accelerator(definition: Definition, host: HostFacts) -> Choice[Accelera
                 origin=kvm_origin,
             )
         case "any" | _ as wanted:
-            reason = problem or "/dev/kvm opens and its module runs guests"
+            refused = f"nothing else unless the definition says so, and it does not start: {problem}"
+            reason = refused if problem else "/dev/kvm opens and its module runs guests"
             assert wanted == "any" or wanted is AUTO
             return Choice(
                 value="kvm", reason=reason, source="QEMU docs, system/introduction (accelerators)", origin=kvm_origin

@@ -49,17 +49,23 @@ def say(session: Session, vm: str, status: str, word: str, text: str) -> None:
 
 def fix_of(report: Report) -> str:
     """Give what to do: what the report says, else what helps with its code in general."""
-    from kvmlaunch.model.codes import REMEDIES  # noqa: PLC0415 - on a failure only
+    from kvmlaunch.cli.hints import as_asked  # noqa: PLC0415 - on a failure only
+    from kvmlaunch.model.codes import REMEDIES  # noqa: PLC0415
 
-    return report.hint or REMEDIES.get(report.code, "")
+    return as_asked(report.hint or REMEDIES.get(report.code, ""), sys.argv[1:])
 
 
 def report_lines(report: Report) -> list[str]:
     """Give the lines beneath a report's message: where, why and what to do, none of them repeated."""
     lines = [f"  {short_path(line)}" for line in plain_text(report.where).splitlines()]
     lines += [f"  {line}" for line in plain_text(report.why).splitlines()]
+    return lines + fix_lines(report)
+
+
+def fix_lines(report: Report) -> list[str]:
+    """Give the lines that say what to do."""
     hints = plain_text(fix_of(report)).splitlines()
-    return lines + [f"  {'fix: ' if index == 0 else '     '}{line}" for index, line in enumerate(hints)]
+    return [f"  {'fix: ' if index == 0 else '     '}{line}" for index, line in enumerate(hints)]
 
 
 def show_error(session: Session, report: Report, vm: str = "") -> None:
@@ -80,12 +86,7 @@ def show_warnings(session: Session, vm: str, findings: Iterable[Finding], *, fix
         where = f"{short_path(report.where)}: " if report.where else ""
         talk(f"  {where}{report.why}")
         if (session.verbose or fixes) and report.hint:
-            talk(
-                "\n".join(
-                    f"  {'fix: ' if index == 0 else '     '}{line}"
-                    for index, line in enumerate(report.hint.splitlines())
-                )
-            )
+            talk("\n".join(fix_lines(report)))
 
 
 def report_document(report: Report) -> dict[str, str]:

@@ -68,6 +68,7 @@ def load_definition(
     definition, tree, misplaced = build(without_notes(tree, Definition), name, first, surroundings, profiles)
     found = layers.found + [placed_at(tree, each, first) for each in misplaced if not (each.rests and layers.broken)]
     if wrong := check_vm_name(name):
+        wrong.hint = f"rename the file: {wrong.hint}"
         found.append(Placed(mistake=wrong, origin=Origin(kind="file", place=str(first.path))))
     if found or definition is None:
         from kvmlaunch.define.report import findings_of  # noqa: PLC0415 - on a mistake only

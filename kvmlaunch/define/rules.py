@@ -17,6 +17,7 @@ from kvmlaunch.model.volume import parse_volume_name
 from kvmlaunch.units import GIB, MIB, count, render_size
 
 TABLE_NAME: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
+NAME_HINT: Final = "lower-case letters, digits and -, at most 40, the first no -"
 WORD: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,63}")
 INTERFACE: Final = re.compile(r"[^\s/:,=\x00-\x1f]{1,15}")
 USER: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,31}\$?")
@@ -55,8 +56,7 @@ def check_vm_name(name: str) -> Mistake | None:
     if TABLE_NAME.fullmatch(name):
         return None
     message = f"{shown(name)} is no name for a VM"
-    hint = "rename the file: lower-case letters, digits and -, at most 40, the first no -"
-    return Mistake(code="def.name", message=message, hint=hint)
+    return Mistake(code="def.name", message=message, hint=NAME_HINT)
 
 
 def by_hand(definition: Definition, key: str) -> bool:
@@ -75,8 +75,7 @@ def check_names(definition: Definition) -> Broke:
         for name in getattr(definition, table):
             if not TABLE_NAME.fullmatch(name):
                 message = f"{shown(name)} is no name for a {table}"
-                hint = "lower-case letters, digits and -, at most 40, the first no -"
-                yield Broken((table, name), Mistake(code="def.name", message=message, hint=hint))
+                yield Broken((table, name), Mistake(code="def.name", message=message, hint=NAME_HINT))
     for name in definition.cpu.features:
         if not WORD.fullmatch(name):
             hint = "`-cpu help` of the QEMU binary lists them"

@@ -6,7 +6,7 @@ from typing import Final
 
 import pytest
 
-from kvmlaunch.cli.main import COMMANDS
+from kvmlaunch.cli.commands import COMMANDS
 from kvmlaunch.errors import KvmlaunchError
 from kvmlaunch.model.codes import CODES
 from tests.docbook import REFERENCE, ROOT, replaced

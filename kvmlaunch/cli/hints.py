@@ -1,0 +1,50 @@
+"""The commands of a hint find the definition that was asked for: a file stays a file, `--defs` comes along."""
+
+import re
+import shlex
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from kvmlaunch.cli.commands import COMMANDS
+from kvmlaunch.host.definitions import SUFFIX
+from kvmlaunch.steps.names import name_of
+
+COMMAND: Final = re.compile(
+    r"\bkvmlaunch (?P<verb>(?:(?:disk snapshot|disk|tune) )?[a-z-]+)(?: (?P<vm>[a-z0-9][a-z0-9-]*)(?=[\s:]|$))?"
+)
+NO_DEFINITION: Final = {"version", "completion", "schema"}
+
+
+def as_asked(hint: str, words: Sequence[str]) -> str:
+    """Give a hint whose commands name definitions as the words of the command line did."""
+    files = {name_of(word): word for word in written_files(words)}
+    directories = "".join(f" --defs {shlex.quote(word)}" for word in values(words, "--defs"))
+    if not files and not directories:
+        return hint
+
+    def addressed(found: re.Match[str]) -> str:
+        verb, vm = found["verb"], found["vm"] or ""
+        if verb.split()[0] not in COMMANDS:  # a sentence
+            return found[0]
+        before = "" if verb in NO_DEFINITION or vm in files else directories
+        return f"kvmlaunch{before} {verb}" + (f" {shlex.quote(files.get(vm, vm))}" if vm else "")
+
+    return COMMAND.sub(addressed, hint)
+
+
+def written_files(words: Sequence[str]) -> Iterator[str]:
+    """Give the definition files among words of a command line, such as `a.toml`, `a.toml:root` and `--file=a.toml`."""
+    for word in words:
+        name = word.partition("=")[2] if word.startswith("-") else word
+        file, suffix, _ = name.partition(f"{SUFFIX}:")
+        if suffix or name.endswith(SUFFIX):
+            yield f"{file}{SUFFIX}" if suffix else name
+
+
+def values(words: Sequence[str], option: str) -> Iterator[str]:
+    """Give the values of an option that may be repeated."""
+    for word, after in zip(words, [*words[1:], ""], strict=True):
+        if word == option:
+            yield after
+        elif word.startswith(f"{option}="):
+            yield word.partition("=")[2]

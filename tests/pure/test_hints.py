@@ -1,0 +1,30 @@
+"""Commands in hints: they name definitions as the command line did."""
+
+import pytest
+
+from kvmlaunch.cli.hints import as_asked
+
+HINT = "kvmlaunch up web --set accel=any   # slow\nor: kvmlaunch disk create web:root\nkvmlaunch down other"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["up", "web"], HINT),
+        (["up", "defs/web.toml"], HINT.replace(" web", " defs/web.toml")),
+        (["disk", "info", "defs/web.toml:root"], HINT.replace(" web", " defs/web.toml")),
+        (["up", "-f", "defs/web.toml", "web"], HINT.replace(" web", " defs/web.toml")),
+        (["up", "--file=my defs/web.toml", "web"], HINT.replace(" web", " 'my defs/web.toml'")),
+        (["up", "--defs", "d", "web"], HINT.replace("kvmlaunch ", "kvmlaunch --defs d ")),
+        (["--defs=d", "up", "web", "--defs", "e"], HINT.replace("kvmlaunch ", "kvmlaunch --defs d --defs e ")),
+        (["up", "--json", "third.toml"], HINT),
+    ],
+)
+def test_the_commands_of_a_hint_find_what_was_asked_for(words: list[str], expected: str) -> None:
+    assert as_asked(HINT, words) == expected
+
+
+def test_what_is_no_command_stays_as_it_is() -> None:
+    hint = "apt install qemu-utils   # kvmlaunch web\nkvmlaunch version   # kvmlaunch's own"
+
+    assert as_asked(hint, ["--defs", "d", "up", "web.toml"]) == hint
