@@ -112,14 +112,15 @@ def apply_pool(change: PoolChange, before: int, root: Path = Path("/")) -> int:
     Raises PreflightFailed `host.hugepages.short` when nothing was granted, `.partial` when some was.
     """
     wanted = before + change.pages
-    got = first = set_pool(change, wanted, root)
-    if got < wanted and change.compact:
+    gained = first = set_pool(change, wanted, root) - before
+    if gained < change.pages and change.compact:
         compact_memory(root)
-        got = set_pool(change, wanted, root)
-    if got >= wanted:
-        return got
-    set_pool(change, before, root)
-    gained, by_compaction = max(0, got - before), max(0, got - first)
+        now = read_number(pool_path(change, "nr_hugepages", root))  # an administrator may have changed it meanwhile
+        gained += set_pool(change, now + change.pages - gained, root) - now
+    if gained >= change.pages:
+        return before + gained
+    set_pool(change, max(0, read_number(pool_path(change, "nr_hugepages", root)) - gained), root)
+    gained, by_compaction = max(0, gained), max(0, gained - first)
     why = f"{count(change.pages, 'page')} were asked for beside the {before} there, the kernel granted {gained}"
     if change.compact:
         why += f"\nmemory is fragmented: compaction freed {by_compaction} more"
@@ -143,10 +144,9 @@ def undo_pool(entry: Entry, change: PoolChange, root: Path = Path("/")) -> Itera
     """
     total = read_number(pool_path(change, "nr_hugepages", root))
     before = entry.before or 0
-    # Without what was read afterwards a crash came between: only the very gain that was intended is ours.
-    gained = total - before if entry.after is None else entry.after - before
-    if entry.after is None and gained != change.pages:
-        return
+    # Without what was read afterwards the command ended between: what came since then, up to what was wanted, is ours.
+    # The kernel stops in the middle of a large raise when a signal is pending and keeps what it has (mm/hugetlb.c).
+    gained = max(0, total - before) if entry.after is None else entry.after - before
     given = 0 if entry.undo_from is None else max(0, entry.undo_from - total)
     own = max(0, min(gained, change.pages) - given)
     idle = wait_for_idle(change, own, root)
@@ -249,11 +249,16 @@ def user_text(path: PurePosixPath) -> str:
 
 def undo_mount(path: PurePosixPath, type_: str, uid: int = 0) -> Iterator[Finding]:
     """Unmount what was mounted there, as long as it is of the type that we mount; says whatever else is there."""
-    while (there := mounts_on(str(path))) and there[-1].type == type_:
+    there = mounts_on(str(path))
+    while there and there[-1].type == type_:
         release_mount(path, uid)
+        before, there = there, mounts_on(str(path))
+        if len(there) == len(before):  # what lies on a directory above hides it
+            break
     if any(mount.type == type_ for mount in there):
-        why = f"{there[-1].type} of somebody else lies on it"
-        hint = f"umount {path}   # then run the command again"
+        what = there[-1].type if there[-1].type != type_ else "a mount"
+        why = f"{what} of somebody else lies on it, or on a directory above"
+        hint = f"findmnt -T {path}   # umount what lies there, then run the command again"
         report = Report(code="host.hugetlbfs.busy", message=f"{path} is covered", where=str(path), why=why, hint=hint)
         raise Busy(report)
     if there:

@@ -43,7 +43,7 @@ def end_beside(run: PurePosixPath) -> None:
 def heal_one(journal: Journal) -> tuple[Finding, ...]:
     """Take back what one dead start left: its console is kept first, and nobody may be starting it meanwhile."""
     places = root_places(journal.vm)
-    if not os.path.isdir(places.run):
+    if journal.uid != 0 or not os.path.isdir(places.run):  # what was being prepared for a user had no start yet
         return undo_entries(journal, journal.owned("up"))
     uid, gid = owner_of(places.run), os.stat(places.run).st_gid
     with claimed(places.run, uid, gid) as claim:
@@ -115,6 +115,7 @@ def give_back_under_lock(caller: Caller, vm: str, tell: Tell) -> bool:
     if journals.read_journal(0, vm) is None:
         return False
     with host_lock():
+        heal_host(tell, but=str(caller.places(vm).run))  # pages are counted from what is there: first come older ones
         return give_back(0, vm, tell)
 
 

@@ -49,33 +49,33 @@ def test_a_pool_that_cannot_be_written_is_said_with_its_place(tmp_path: Path) ->
     assert raised.value.report.where == str(place)
 
 
-def test_a_kernel_that_grants_less_is_rolled_back_and_the_numbers_are_said(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("meanwhile", "writes"), [(0, [21, 21, 5]), (4, [21, 25, 9])])
+def test_a_kernel_that_grants_less_is_rolled_back_and_the_numbers_are_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, meanwhile: int, writes: list[int]
+) -> None:
     make_pool(tmp_path, total=5, free=0)
-    place = pool_path(CHANGE, "nr_hugepages", tmp_path)
-    written = tmp_path / "written"
-    place.unlink()
-    os.mkfifo(place)
-    kernel = threading.Thread(target=grant_in_part, args=(place, written, [12, 13, 5]))
-    kernel.start()
+    most, written = 12, []
 
+    def grant(place: Path, text: str) -> None:
+        """Play the kernel: it has seven pages, one more once memory is compacted; then an administrator adds some."""
+        nonlocal most
+        if place.name == "compact_memory":
+            most += 1 + meanwhile
+            pool_path(CHANGE, "nr_hugepages", tmp_path).write_text(f"{total(tmp_path) + meanwhile}\n")
+        else:
+            written.append(int(text))
+            place.write_text(f"{min(int(text), most)}\n")
+
+    monkeypatch.setattr("kvmlaunch.host.apply.write_control", grant)
     with pytest.raises(PreflightFailed) as raised:
         apply_pool(COMPACTING, 5, tmp_path)
-    kernel.join()
 
     report = raised.value.report
     assert report.code == "host.hugepages.partial"
     assert "16 pages were asked for beside the 5 there, the kernel granted 8" in report.why
     assert "compaction freed 1 more" in report.why
-    assert written.read_text() == "21 21 5 "
-
-
-def grant_in_part(place: Path, written: Path, answers: list[int]) -> None:
-    """Play the kernel behind a control file: take what is written, and answer what there is then."""
-    for answer in answers:
-        with place.open() as file, written.open("a") as kept:
-            kept.write(f"{file.read()} ")
-        with place.open("w") as file:
-            file.write(f"{answer}\n")
+    assert written == writes
+    assert total(tmp_path) == 5 + meanwhile
 
 
 @pytest.mark.parametrize(
@@ -91,6 +91,9 @@ def grant_in_part(place: Path, written: Path, answers: list[int]) -> None:
         (111, 6, 0, 111, 6),  # the kernel granted six of sixteen
         (121, 16, 0, None, 16),  # killed before the result was written down
         (105, 0, 0, None, 0),  # killed before anything was written
+        (111, 6, 0, None, 6),  # a signal stopped the kernel in the middle
+        (126, 21, 0, None, 16),  # killed, and then somebody added five: they stay
+        (100, 0, 0, None, 0),  # killed, and then somebody lowered the pool
     ],
 )
 def test_a_pool_is_lowered_by_what_was_gained_and_by_nothing_in_use(
