@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from kvmlaunch.define.mistake import Mistake, shown
+from kvmlaunch.define.values import is_loopback
 
 # Options that the builder writes, or that change what a VM promises, with what to write instead.
 CLASHES: Final = {
@@ -41,6 +42,8 @@ CLASHES: Final = {
     "-no-user-config": "it is always there",
     "-readconfig": "what it reads could not be checked; write the options out",
 }
+EVERYWHERE: Final = {"", "0", "0.0.0.0", "::"}  # noqa: S104 - compared with, not bound to
+STREAMS: Final = {"-gdb", "-serial", "-parallel", "-debugcon", "-chardev"}
 MACHINE_TYPE: Final = r"[^=,]*(?:,|$)|(?:.*,)?(?:type|accel)="
 SECRET_IN: Final = {
     "-object": r"""(?:^|,)data=|["']data["']\s*:|tls-creds.*password=""",
@@ -51,7 +54,7 @@ LOGIN_IN_URL: Final = r"[a-z]://[^/@\s,]*[:%][^/@\s,]+@"
 ESCAPED: Final = r"\\u([0-9a-fA-F]{4})"
 HIDDEN_FORWARD: Final = r"hostfwd=(?:tcp|udp)?::|hostfwd=:"
 RUNS_A_PROGRAM: Final = r"guestfwd=.*-cmd:|(?:^|,)helper=|(?:^|,)(?:down)?script=(?!no(?:,|$))"
-EVERYWHERE: Final = r"tcp:(?:0|\[?::\]?)?:[0-9]"
+LISTENS: Final = r"(?:tcp|telnet|websocket):(\[[^\]]*\]|[^:,]*):[0-9]"
 
 
 def check_raw(arguments: Sequence[str]) -> Iterator[tuple[int, Mistake]]:
@@ -95,6 +98,7 @@ def check_option(option: str, value: str) -> Iterator[Mistake]:
         yield Mistake(code="def.secret", message=message, hint=hint)
     if option in {"-netdev", "-nic", "-net"}:
         yield from check_netdev(option, value)
+    yield from check_listener(option, value)
 
 
 def has_secret(option: str, value: str) -> bool:
@@ -117,10 +121,32 @@ def check_incoming(value: str) -> Iterator[Mistake]:
     if re.search(r"\bexec:|\"exec\"|transport=exec", value):
         message = "-incoming exec: runs a shell, and the sandbox kills QEMU for it"
         yield Mistake(code="def.raw.option", message=message, hint="-incoming unix:PATH")
-    elif re.match(EVERYWHERE, value):
+    elif (found := re.match(LISTENS, value)) and found[1].strip("[]") in EVERYWHERE:
         message = "-incoming has no address, so it would listen on all of them"
         hint = "-incoming tcp:127.0.0.1:PORT with ssh -L, or unix:PATH"
         yield Mistake(code="def.net.exposed", message=message, hint=hint)
+
+
+def check_listener(option: str, value: str) -> Iterator[Mistake]:
+    """Give a character device, a debugger's or a screen that the network reaches; none of them asks for a password."""
+    serves = option == "-gdb" or re.search(r"(?:^|,)server(?:=on|=yes)?(?:,|$)", value)
+    found = re.match(LISTENS, value)
+    host = found[1] if found else option_value(value, "host") if value.startswith("socket,") else None
+    if option == "-s":
+        message, hint = "-s lets the network debug the guest", "-gdb tcp:127.0.0.1:1234"
+    elif option == "-spice" and "unix" not in value and not is_loopback(option_value(value, "addr") or ""):
+        message, hint = "-spice listens to the network", "-spice addr=127.0.0.1,… with ssh -L"
+    elif option in STREAMS and serves and host is not None and not is_loopback(host):
+        message, hint = f"{option} listens to the network", "the address 127.0.0.1 with ssh -L, or unix:PATH"
+    else:
+        return
+    yield Mistake(code="def.net.exposed", message=message, why="whoever connects is not asked who he is", hint=hint)
+
+
+def option_value(text: str, key: str) -> str | None:
+    """Give the value of a key among `key=value,…`, None where it is not there."""
+    found = re.search(rf"(?:^|,){key}=([^,]*)", text)
+    return found[1] if found else None
 
 
 def check_netdev(option: str, value: str) -> Iterator[Mistake]:

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from kvmlaunch.define.mistake import Mistake, shown
 from kvmlaunch.define.tree import Path, quote
-from kvmlaunch.define.values import parse_host_port, render_forward
+from kvmlaunch.define.values import is_loopback, parse_host_port, render_forward
 from kvmlaunch.model.definition import AUTO, Definition, Disk, Network, Topology
 from kvmlaunch.model.value import frozen
 from kvmlaunch.model.volume import parse_volume_name
@@ -26,7 +26,6 @@ DIRECT: Final = ("none", "directsync")
 LONGEST_SERIAL: Final = 20
 BLOCK: Final = 4096  # bytes; QEMU opens no image past the page cache that ends within one
 FIRST_VNC_PORT: Final = 5900
-LOOPBACK: Final = ("127.", "::1")
 EVERYWHERE: Final = ("0.0.0.0", "::")  # noqa: S104 - compared with, not bound to
 
 
@@ -71,7 +70,7 @@ def choice(message: str, *, why: str = "", right: str = "", hint: str = "") -> M
 
 def check_names(definition: Definition) -> Broke:
     """Give names of tables that could be no id and no part of a file's name."""
-    for table in ("disk", "cdrom", "network"):
+    for table in ("disk", "cdrom", "network", "share"):
         for name in getattr(definition, table):
             if not TABLE_NAME.fullmatch(name):
                 message = f"{shown(name)} is no name for a {table}"
@@ -307,16 +306,31 @@ def check_twins(definition: Definition) -> Broke:
         held: Mapping[str, tuple[object, ...]] = {
             "mac": (network.mac,) if network.mac != AUTO else (),
             "ifname": (network.ifname,) if network.ifname is not None else (),
-            "forwards": tuple((forward.protocol, forward.address, forward.host_port) for forward in network.forwards),
         }
         for key, values in held.items():
             for value in values:
                 first = taken.setdefault((key, value), name)
                 if first != name or values.count(value) > 1:
-                    what = {"mac": "MAC address", "ifname": "tap", "forwards": "port of the host"}[key]
+                    what = {"mac": "MAC address", "ifname": "tap"}[key]
                     where = f"network.{first} and network.{name}" if first != name else f"network.{name}"
                     yield Broken(("network", name, key), choice(f"{where}: one {what} is used twice"))
                     break
+    yield from check_forwards(definition)
+
+
+def check_forwards(definition: Definition) -> Broke:
+    """Give two forwards from one port of the host: an address beside every address is one as well."""
+    found = [(name, forward) for name, network in definition.network.items() for forward in network.forwards]
+    for index, (name, forward) in enumerate(found):
+        for first, other in found[:index]:
+            addresses = {forward.address, other.address}
+            same = forward.protocol == other.protocol and forward.host_port == other.host_port
+            if same and (len(addresses) == 1 or not addresses.isdisjoint(EVERYWHERE)):
+                where = f"network.{first} and network.{name}" if first != name else f"network.{name}"
+                message = f"{where}: one port of the host is used twice"
+                why = f"{render_forward(other)} and {render_forward(forward)}"
+                yield Broken(("network", name, "forwards"), choice(message, why=why))
+                break
 
 
 def check_display(definition: Definition) -> Broke:
@@ -330,7 +344,7 @@ def check_display(definition: Definition) -> Broke:
     except Mistake as mistake:
         yield Broken(key, mistake)
         return
-    if not host.startswith(LOOPBACK):
+    if not is_loopback(host):
         message = f"{shown(address)} opens the screen to the network, without a password"
         right = quote(f"127.0.0.1:{port}")
         hint = f"from elsewhere: ssh -L {port}:127.0.0.1:{port} HOST"
@@ -341,8 +355,13 @@ def check_display(definition: Definition) -> Broke:
 
 
 def check_ready(definition: Definition) -> Broke:
-    """Give a condition that waits on a forward: QEMU itself accepts there, long before the guest listens."""
-    ready = definition.lifecycle.ready
+    """Give a condition that cannot come, or comes of itself: QEMU accepts on a forward before the guest listens."""
+    ready, console = definition.lifecycle.ready, definition.console
+    if ready is not None and ready.kind == "console" and not (console.serial and console.log):
+        switch = "log" if console.serial else "serial"
+        message = f"ready waits for the console, and console.{switch} is false"
+        needs = (("console", switch),)
+        yield Broken(("lifecycle", "ready"), choice(message, hint=f"console.{switch} = true"), needs=needs)
     if ready is None or ready.kind != "tcp":
         return
     host, port = parse_host_port(ready.target)

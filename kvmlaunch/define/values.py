@@ -266,6 +266,16 @@ def parse_host_port(text: str) -> tuple[str, int]:
     return parse_address(match[1]) if match[1] else "", parse_port(match[2])
 
 
+def is_loopback(host: str) -> bool:
+    """Does an address, with or without brackets, reach this host alone."""
+    import ipaddress  # noqa: PLC0415 - where there is an address
+
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def parse_ready(value: object) -> Ready:
     """Give what `http://…`, `console:REGEX` or `tcp:ADDRESS:PORT` waits for."""
     text = parse_text(value, WANTED[Ready])

@@ -1,8 +1,10 @@
 """`pause`, `resume`, `reset`, `monitor`: one question to a live VM."""
 
 import contextlib
+import json
+import re
 from collections.abc import Mapping
-from typing import Literal
+from typing import Final, Literal
 
 from kvmlaunch.errors import Busy, DefinitionInvalid, KvmlaunchError, NotRunning, Report
 from kvmlaunch.facts.qmp import Query
@@ -13,6 +15,8 @@ from kvmlaunch.steps.caller import Caller
 from kvmlaunch.steps.names import name_of, refuse_unknown
 from kvmlaunch.steps.observe import LEFT, Seen, monitor_path, observe
 
+# In a URI, in a channel, or in a command of the human monitor.
+RUNS_A_PROGRAM: Final = r'\bexec:|"transport": "exec"'
 Deed = Literal["asked", "let run", "told to quit", "in vain", "no answer"]
 COMMANDS: Mapping[Verb, str] = {Verb.PAUSE: "stop", Verb.RESUME: "cont", Verb.RESET: "system_reset"}
 
@@ -94,7 +98,7 @@ def control(caller: Caller, word: str, verb: Verb) -> bool:
 
 def send_command(caller: Caller, word: str, command: str, arguments: Mapping[str, object]) -> object:
     """Send one QMP command to a VM and give its answer; one that runs a program is refused (`def.raw.option`)."""
-    if str(arguments.get("uri", "")).startswith("exec:"):
+    if re.search(RUNS_A_PROGRAM, json.dumps(arguments)):
         why = "exec: runs a shell, and the sandbox answers that by ending QEMU"
         raise DefinitionInvalid(
             Report(code="def.raw.option", message=f"{command} exec: is not sent", where=name_of(word), why=why)

@@ -24,7 +24,7 @@ def answers_http(url: str) -> bool:
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
     connection = kind(parts.hostname or "", parts.port, timeout=ONE_TRY)
     try:
-        connection.request("GET", parts.path or "/")
+        connection.request("GET", f"{parts.path or '/'}{f'?{parts.query}' if parts.query else ''}")
         return connection.getresponse().status > 0
     except (OSError, http.client.HTTPException):
         return False

@@ -214,6 +214,24 @@ def test_the_monitor_answers_and_passes_on_what_qemu_refuses(machine: Machine) -
     assert arguments.code == 2
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("migrate", '{"uri": "exec:cat >/dev/null"}'),
+        ("migrate", '{"channels": [{"channel-type": "main", "addr": {"transport": "exec", "args": ["/bin/true"]}}]}'),
+        ("human-monitor-command", '{"command-line": "migrate exec:true"}'),
+    ],
+)
+def test_a_command_that_would_run_a_program_is_not_sent(machine: Machine, words: tuple[str, str]) -> None:
+    machine.define("web")
+    machine.ok("up", "web", "--paused")
+
+    refused = machine.run("monitor", "web", *words)
+
+    assert refused.code == 5
+    assert is_alive(machine.pid("web"))
+
+
 def test_logs_hold_what_was_printed_before_and_after_the_end(machine: Machine) -> None:
     machine.define("web")
     machine.ok("up", "web", "--paused")
