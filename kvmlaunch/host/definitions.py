@@ -4,6 +4,7 @@ import os
 import shlex
 import stat
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 from kvmlaunch.errors import DefinitionInvalid, Report, UnknownVm
@@ -146,3 +147,10 @@ def refuse_unless_trusted(file: Path, path: Path, status: os.stat_result, trust:
 def load_profiles() -> dict[str, str]:
     """Give the texts of the built-in profiles by name."""
     return {path.stem: path.read_text(encoding="utf-8") for path in PROFILES.glob(f"*{SUFFIX}")}
+
+
+def is_same_file(path: str, other: str) -> bool:
+    """Do two paths name one file: by different directories, or by a link."""
+    with suppress(OSError):
+        return os.path.samefile(path, other)
+    return path == other

@@ -10,10 +10,11 @@ import os
 import time
 from collections.abc import Iterator
 
-from kvmlaunch.errors import Busy, Report
+from kvmlaunch.errors import Busy, HostFailed, Report
 
 LOCK_PATHS = ("/proc/sys/vm/compact_memory", "/proc/sys/vm/drop_caches")  # the first needs CONFIG_COMPACTION
 RETRY = 0.01  # seconds
+CAP_SYS_ADMIN = 21
 
 
 def lock_path() -> str:
@@ -21,11 +22,32 @@ def lock_path() -> str:
     return next((path for path in LOCK_PATHS if os.path.exists(path)), LOCK_PATHS[-1])
 
 
+def why_fixed() -> str:
+    """Give why root cannot change this host from here, "" when he can: in a container he may neither mount nor write.
+
+    Source: capabilities(7), CAP_SYS_ADMIN; /proc/sys is read-only in a container.
+    """
+    path = lock_path()
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_CLOEXEC))
+        with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+            rights = next(int(line.split()[1], 16) for line in file if line.startswith("CapEff:"))
+    except OSError as error:
+        return f"{path}: {error.strerror}"
+    return "" if rights >> CAP_SYS_ADMIN & 1 else "root may not mount here (CAP_SYS_ADMIN)"
+
+
 @contextlib.contextmanager
 def host_lock(deadline: float = 60.0) -> Iterator[None]:
     """Hold the lock under which pools, mounts and taps change; raises Busy `host.locked` after `deadline` seconds."""
     path = lock_path()
-    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    except OSError as error:
+        why = f"{path}: {error.strerror}"
+        raise HostFailed(
+            Report(code="host.fixed", message="this host cannot be changed from here", where=path, why=why)
+        ) from error
     try:
         wait_for_lock(fd, path, deadline)
         yield

@@ -113,6 +113,7 @@ CODES: Final[dict[str, tuple[int, str]]] = {
     "vm.other": (7, "The VM runs from another definition file."),
     "vm.exists": (7, "A definition of this name is there already."),
     "vm.console.busy": (7, "Somebody else is connected to the console."),
+    "host.fixed": (6, "The host cannot be changed from here, as root is in a container."),
     "host.locked": (7, "Another command is changing the host."),
     "host.hugetlbfs.busy": (7, "A process still uses the mount."),
     "qmp.identity": (7, "Another process holds the monitor's socket; nothing was sent to it."),

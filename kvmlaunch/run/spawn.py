@@ -1,6 +1,7 @@
 """Starts one lasting process, a QEMU or a tool that may take long; the only door to subprocess."""
 
 import contextlib
+import errno
 import os
 import resource
 import subprocess
@@ -31,7 +32,11 @@ def raised_memlock(size: int) -> Iterator[None]:
         return
     before = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     hard = size if before[1] != resource.RLIM_INFINITY and os.geteuid() == 0 else before[1]
-    resource.setrlimit(resource.RLIMIT_MEMLOCK, (size if hard == resource.RLIM_INFINITY else min(size, hard), hard))
+    try:
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (size if hard == resource.RLIM_INFINITY else min(size, hard), hard))
+    except ValueError as error:  # root without CAP_SYS_RESOURCE, as in a container
+        message = f"the limit of locked memory is {before[1]} bytes and cannot be raised (CAP_SYS_RESOURCE)"
+        raise OSError(errno.EPERM, message) from error
     try:
         yield
     finally:

@@ -23,8 +23,9 @@ from kvmlaunch.builder.vm import build_sidecars
 from kvmlaunch.errors import Busy, KvmlaunchError, PreflightFailed, QemuFailed, Report
 from kvmlaunch.host import journal as journals
 from kvmlaunch.host.apply import apply_changes
+from kvmlaunch.host.definitions import is_same_file
 from kvmlaunch.host.files import remove_if_there, write_all
-from kvmlaunch.host.lock import host_lock
+from kvmlaunch.host.lock import host_lock, why_fixed
 from kvmlaunch.host.logs import QEMU_LOG, open_qemu_log
 from kvmlaunch.host.rundir import (
     Claim,
@@ -90,7 +91,8 @@ def all_changes(resolved: Resolved) -> tuple[Change, ...]:
     """Give every host change of a start: the plan's, and for root's VMs the bounded place of the console log."""
     user = resolved.host.user
     mounted = any(mount.path == resolved.places.run / LOG for mount in resolved.host.mounts)
-    bounded = resolved.host.caller_uid == 0 and resolved.host.privileged and uses_log(resolved) and not mounted
+    roots = resolved.host.caller_uid == 0 and resolved.host.privileged
+    bounded = roots and uses_log(resolved) and not mounted and not why_fixed()
     log = (
         (LogMountChange(path=str(resolved.places.run / LOG), size=LOG_SIZE, uid=user.uid, gid=user.gid),)
         if bounded
@@ -134,7 +136,7 @@ def check_running(caller: Caller, seen: Seen, subject: Subject) -> tuple[Finding
     record, definition = seen.record, subject.definition
     if record is None:
         return ()
-    if record.definition != str(definition.file):
+    if not is_same_file(record.definition, str(definition.file)):
         raise Busy(
             Report(
                 code="vm.other",
@@ -245,6 +247,8 @@ def change_host(caller: Caller, resolved: Resolved, wishes: Wishes, tell: Tell) 
     """
     if caller.uid != 0:
         return resolved
+    if fixed := why_fixed():
+        return leave_host(caller, resolved, wishes, fixed, tell)
     with host_lock():
         heal_host(tell, but=str(resolved.places.run))
         refused = ""
@@ -266,6 +270,19 @@ def change_host(caller: Caller, resolved: Resolved, wishes: Wishes, tell: Tell) 
             else:
                 return fresh
         raise last
+
+
+def leave_host(caller: Caller, resolved: Resolved, wishes: Wishes, fixed: str, tell: Tell) -> Resolved:
+    """Give the plan that needs no change of a host which cannot be changed; raises PreflightFailed `host.fixed`."""
+    fresh = resolve_again(caller, resolved, wishes, fixed) if rests_on_the_host(resolved) else resolved
+    refuse_errors(fresh.name, fresh.findings())
+    if fresh.changes():
+        hint = "start it outside of the container, or: --set memory.hugepages=auto, and a tap that is there"
+        message = f"{fresh.name} needs changes of the host, which cannot be changed from here"
+        raise PreflightFailed(Report(code="host.fixed", message=message, where=fresh.name, why=fixed, hint=hint))
+    if uses_log(fresh):
+        tell("warn", f"the console's log has no bound of its own: {fixed}  [host.fixed]")
+    return fresh
 
 
 def make_variables(resolved: Resolved) -> None:

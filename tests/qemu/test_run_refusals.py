@@ -3,7 +3,7 @@
 import pytest
 
 from tests.fakes.qemu import WORDS
-from tests.sandbox import TINY, Machine, Result
+from tests.sandbox import KVMLAUNCH, TINY, Machine, Result
 
 
 def up_with(machine: Machine, behaviour: str, *more: str) -> Result:
@@ -272,4 +272,57 @@ def test_a_log_that_is_a_planted_link_is_not_followed(machine: Machine) -> None:
     assert result.code == 6, result.err
     assert "internal.bug" not in result.codes
     assert target.read_text() == "untouched"
+    assert machine.leftovers() == []
+
+
+@pytest.fixture
+def container(machine: Machine) -> Machine:
+    """Give a machine in which root cannot change the host: /proc/sys is read-only, as in a container."""
+    machine.define("web", image=True)
+    machine.ok("print-cmd", "web")
+    for words in (("--bind", "/proc/sys", "/proc/sys"), ("-o", "remount,bind,ro", "/proc/sys")):
+        result = machine.execute("mount", *words)
+        assert result.code == 0, result.err
+    return machine
+
+
+def test_root_in_a_container_starts_what_needs_nothing_of_the_host(container: Machine) -> None:
+    started = container.ok("up", "web", "--paused")
+    state = container.status("web")["state"]
+    container.end("web")
+
+    assert "[host.fixed]" in started.err
+    assert state == "paused"
+    assert container.leftovers() == []
+
+
+def test_root_without_the_right_to_mount_starts_what_needs_nothing_of_the_host(machine: Machine) -> None:
+    machine.define("web", image=True)
+    bounded = ("setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin", KVMLAUNCH)
+
+    started = machine.execute(*bounded, "up", "web", "--paused")
+
+    assert started.code == 0, started.err
+    assert "CAP_SYS_ADMIN" in started.err
+    assert machine.status("web")["state"] == "paused"
+
+
+def test_root_in_a_container_is_told_that_huge_pages_cannot_be_had(container: Machine) -> None:
+    asked = container.run("up", "web", "--paused", "--set", "memory.hugepages=2MiB")
+    wished = container.run("up", "web", "--paused", "--set", "memory.hugepages=auto")
+
+    assert (asked.code, asked.codes) == (6, {"host.fixed"})
+    assert wished.code == 0, wished.err
+    assert "host.hugepages.none" in wished.err
+
+
+def test_root_without_the_right_to_lock_memory_is_told_so(machine: Machine) -> None:
+    machine.define("web")
+    bounded = "setpriv --bounding-set=-sys_resource --inh-caps=-sys_resource"
+    command = f"ulimit -l 64; exec {bounded} {KVMLAUNCH} up web --paused --set memory.lock=true"
+
+    refused = machine.execute("sh", "-c", command)
+
+    assert refused.code == 9
+    assert "CAP_SYS_RESOURCE" in refused.err
     assert machine.leftovers() == []

@@ -179,6 +179,15 @@ def test_up_all_starts_what_wants_to_be_started_with_the_host(machine: Machine) 
     assert machine.status("manual")["pid"] is None
 
 
+def test_a_file_is_the_same_one_by_whatever_path_it_is_named(machine: Machine) -> None:
+    machine.define("web")
+    (machine.directory / "link").symlink_to("vmdefs")
+    machine.ok("up", "web", "--paused")
+
+    for path in ("link/web.toml", "vmdefs/../vmdefs/web.toml"):
+        assert "already" in machine.ok("up", path).err
+
+
 def test_a_vm_that_runs_from_another_file_is_not_touched(machine: Machine) -> None:
     machine.define("web")
     machine.ok("up", "web", "--paused")
