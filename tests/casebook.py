@@ -11,6 +11,7 @@ A case is a directory of `tests/cases`.  `vm.toml` is the definition.  `case.tom
     environment  what ${env:NAME} sees
     boot_from    `cdrom.NAME` of `up --boot`; paused: `up --paused`
     running      the pid of this VM's QEMU, which runs already
+    node         the host's NUMA node that this VM's memory is on already
     refused      what the kernel said when hugepages were tried for
     no_user      why root is left to itself, as there is no system user
     runtime      XDG_RUNTIME_DIR of a user
@@ -67,6 +68,7 @@ class Case:
     boot_from: str = ""
     paused: bool = False
     running: int | None = None
+    node: int | None = None
     refused: str = ""
     no_user: str = ""
     runtime: str = ""
@@ -150,7 +152,8 @@ def host_of(case: Case, definition: Definition, places: Places) -> HostFacts:
     facts = load_host(case.host)
     for path in wanted_paths(definition):
         facts.paths[path]
-    held = evolve(mount_held(facts, places), running=case.running is not None, pid=case.running)
+    running = case.running is not None
+    held = evolve(mount_held(facts, places), running=running, pid=case.running, host_numa_node=case.node)
     return evolve(facts, held=held, hugepages_refused=case.refused, user_missing=case.no_user)
 
 

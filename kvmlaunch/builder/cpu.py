@@ -143,7 +143,8 @@ def check_vcpus(definition: Definition, host: HostFacts, caps: QemuCaps, machine
 def plan_pins(definition: Definition, host: HostFacts) -> Choice[tuple[int, ...]]:
     """Choose host CPUs for the vCPUs, one each; empty when nothing is pinned.
 
-    Auto takes the last CPUs of the first NUMA node that has enough of them and leaves one for the rest.
+    Auto takes the last CPUs of the first NUMA node that has enough of them and leaves one for the rest; `host.nodes`
+    begins with the one that the memory is on.
     """
     written, vcpus = definition.cpu.pin, definition.cpu.vcpus
     if written == "none":

@@ -109,6 +109,9 @@ def plan_node(definition: Definition, host: HostFacts) -> Choice[int | None]:
     source = "kernel docs, admin-guide/mm/numa_memory_policy.rst"
     if len(host.nodes) < 2:  # noqa: PLR2004 - one node is no choice
         return Choice(value=None, reason="the host has one NUMA node", source=source, origin=fact)
+    held = host.held.host_numa_node
+    if held is not None and host.node(held):
+        return Choice(value=held, reason=f"this VM has its memory on node {held} already", source=source, origin=fact)
     fitting = [node for node in host.nodes if fits(node, definition)]
     if not fitting:
         return Choice(value=None, reason="no NUMA node fits the whole VM", source=source, origin=fact)

@@ -132,6 +132,12 @@ def build_disks(
         )
 
 
+def beside_memory(definition: Definition, host: HostFacts) -> HostFacts:
+    """Give the host with its NUMA nodes in the order in which CPUs are taken: first the one that the memory is on."""
+    node = memory.plan_node(definition, host).value
+    return evolve(host, nodes=tuple(sorted(host.nodes, key=lambda each: each.number != node)))
+
+
 def build_parts(
     definition: Definition,
     host: HostFacts,
@@ -157,7 +163,9 @@ def build_parts(
         shared=shared and backing.host_numa_node is None,
     )
     yield boot.build_boot(definition, host)
-    yield cpu.build_cpu(definition, host, caps, accelerator=accelerator, machine=machine_name, paused=paused)
+    yield cpu.build_cpu(
+        definition, beside_memory(definition, host), caps, accelerator=accelerator, machine=machine_name, paused=paused
+    )
     yield memory.build_memory(definition, host, backing, shared=shared)
     yield from build_disks(definition, host, caps, plans, machine_name, boot_from)
     for plan in nets:
@@ -193,8 +201,8 @@ def explained_only(
     )
     return (
         field("", "boot.firmware", boot.firmware_choice(definition)),
-        cpu.pin_choice(definition, host),
-        *cpu.iothread_pin_choice(definition, host),
+        cpu.pin_choice(definition, beside_memory(definition, host)),
+        *cpu.iothread_pin_choice(definition, beside_memory(definition, host)),
         memory.hugepage_choice(definition, host, backing),
         field("", "memory.balloon", memory.plan_balloon(definition, backing)),
         *([] if threads.ids.value else [iothreads.count_choice(threads)]),
@@ -287,8 +295,8 @@ def build_vm(
         listeners=(*(each for plan in nets for each in network.listeners(plan)), *display.listeners(definition)),
         files=boot.boot_files(definition),
         variables=firmware.variables if firmware else None,
-        vcpu_pins=cpu.plan_pins(definition, host).value,
-        iothread_pins=cpu.plan_iothread_pins(definition, host).value,
+        vcpu_pins=cpu.plan_pins(definition, beside_memory(definition, host)).value,
+        iothread_pins=cpu.plan_iothread_pins(definition, beside_memory(definition, host)).value,
         iothreads=threads.ids.value,
         serial=definition.console.serial,
     )

@@ -49,6 +49,7 @@ OWN_FILES = (
     AGENT,
     TPM,
 )
+NODE = "host-nodes="  # as the backend of the memory has it
 
 
 @frozen(kw_only=True)
@@ -170,10 +171,23 @@ def is_prepared(claim: Claim) -> bool:
     return False
 
 
-def mark_prepared(path: PurePosixPath, uid: int) -> None:
-    """Leave the mark of a prepared run directory."""
+def mark_prepared(path: PurePosixPath, uid: int, host_numa_node: int | None) -> None:
+    """Leave the mark of a prepared run directory, and in it the NUMA node whose pages were prepared."""
+    node = "" if host_numa_node is None else f"{NODE}{host_numa_node}\n"
     with entered(path, uid) as fd:
-        write_atomically(fd, PREPARED, "prepared by root until preflight --undo\n", durable=False)
+        write_atomically(fd, PREPARED, f"prepared by root until preflight --undo\n{node}", durable=False)
+
+
+def read_node(path: PurePosixPath, uid: int) -> int | None:
+    """Give the NUMA node that a VM's memory is bound to already: by its record, else by the mark of a prepared one."""
+    words: list[str] = []
+    with contextlib.suppress(OSError, PreflightFailed):  # a directory that is none of ours is refused elsewhere
+        record = read_contents(path, uid).record
+        words += [word for argument in record.argv for word in argument.split(",")] if record else []
+        with entered(path, uid) as fd:
+            words += (read_text_at(fd, PREPARED) or "").splitlines()
+    found = next((word.removeprefix(NODE) for word in words if word.startswith(NODE)), "")
+    return int(found) if found.isdecimal() else None
 
 
 def unmark_prepared(path: PurePosixPath, uid: int) -> None:

@@ -233,7 +233,8 @@ class HeldByVm:
     """What this VM has already: it counts as available to it, so that a plan beside it stays the same.
 
     `mount_size` is the size in bytes of its hugetlbfs mount, None when there is none; `running` tells
-    whether its QEMU lives and holds its ports, taps and image locks.
+    whether its QEMU lives and holds its ports, taps and image locks.  `host_numa_node` is where its memory was bound to
+    when it was prepared or started.
     """
 
     mount_size: int | None = None
@@ -241,6 +242,7 @@ class HeldByVm:
     mount_uid: int | None = None
     running: bool = False
     pid: int | None = None
+    host_numa_node: int | None = None
 
 
 @frozen(kw_only=True)

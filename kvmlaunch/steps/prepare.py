@@ -134,7 +134,7 @@ def prepare(caller: Caller, word: str, tell: Tell) -> Checked:
         made = adopted(apply_changes(head, (*directories(resolved), *all_changes(resolved)), tell))
         if made.entries:
             journals.write_journal(made)
-        mark_prepared(resolved.places.run, resolved.host.user.uid)
+        mark_prepared(resolved.places.run, resolved.host.user.uid, resolved.plan.memory.host_numa_node)
     fresh = tuple(entry.change for entry in made.entries[len(head.entries) :])
     return Checked(
         name=resolved.name, findings=(*resolved.findings(), *linger_findings(resolved)), changes=fresh, prepared=True

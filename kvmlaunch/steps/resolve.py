@@ -16,6 +16,7 @@ from kvmlaunch.facts.sources import Wanted, parse_captured
 from kvmlaunch.host.capture import capture_host, try_io_uring
 from kvmlaunch.host.qemu_probe import load_answers, probe_qemu
 from kvmlaunch.host.rights import capture_user
+from kvmlaunch.host.rundir import read_node
 from kvmlaunch.host.saved import load_capture
 from kvmlaunch.host.tree import why_unsafe
 from kvmlaunch.model.definition import AUTO, Definition
@@ -208,7 +209,8 @@ def resolve(
     if not caller.facts and needs_io_uring(definition, host, caps):
         host = evolve(host, aio=evolve(host.aio, io_uring_refusal=sight.io_uring(host.user)))
     there = HeldByVm() if not caller.facts and is_covered(host, places) else mount_held(host, places)
-    held = evolve(there, running=running is not None, pid=running)
+    node = read_node(places.run, host.user.uid) if len(host.nodes) > 1 and not caller.facts else None
+    held = evolve(there, running=running is not None, pid=running, host_numa_node=node)
     mine = (places.run, places.state, places.logs) if everything and not caller.facts else ()
     host = evolve(host, held=held, hugepages_refused=refused, unsafe=why_unsafe(mine, host.user.uid))
     plan = build_vm(definition, host, caps, boot_from=boot_from, paused=paused)
