@@ -1,6 +1,8 @@
 """`preflight`: check the host for VMs, prepare it, and take that back."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import PurePosixPath
 
 from attrs import evolve
@@ -160,30 +162,31 @@ def undo(caller: Caller, word: str, tell: Tell) -> tuple[bool, tuple[Finding, ..
         journal: Journal | None = journals.read_journal(caller.owner_uid, name)
         if journal is None or not journal.owned("prepared"):
             return False, ()
-        keep_console(caller.places(name), journal.uid)
-        found = undo_entries(journal, journal.entries)
+        with emptied(caller.places(name), journal.uid):
+            found = undo_entries(journal, journal.entries)
         for entry in reversed(journal.entries):
             tell("undone", render_undone(entry))
-        remove_unmarked(caller.places(name).run)
     return True, found
 
 
-def keep_console(places: Places, uid: int) -> None:
-    """Keep what the guest of a VM that ended by itself has printed, with its user's rights, and empty its directory."""
+@contextlib.contextmanager
+def emptied(places: Places, owner_uid: int) -> Iterator[None]:
+    """Hold a VM's run directory, emptied, so that nobody starts it meanwhile; afterwards it goes as well.
+
+    What its guest has printed is kept first, with its user's rights.
+    """
     if not os.path.isdir(places.run):
+        yield
         return
-    gid = os.stat(places.run).st_gid
-    with rights_of(UserFacts(uid=uid, gid=gid)), claimed(places.run, uid, gid) as claim:
-        rotate_console(places.run, places.logs, uid, uid, everything=True)
-        remove_contents(claim)
-
-
-def remove_unmarked(run: PurePosixPath) -> None:
-    """Remove a run directory that was there before it was prepared: its mark would make it stay for ever."""
-    if os.path.isdir(run):
-        uid, gid = owner_of(run), os.stat(run).st_gid
-        unmark_prepared(run, uid)
-        with claimed(run, uid, gid) as claim:
+    uid, gid = owner_of(places.run), os.stat(places.run).st_gid
+    with contextlib.ExitStack() as stack:
+        with rights_of(UserFacts(uid=owner_uid, gid=gid)):
+            claim = stack.enter_context(claimed(places.run, uid, gid))
+            rotate_console(places.run, places.logs, uid, owner_uid, everything=True)
+            remove_contents(claim)
+        yield
+        if os.path.isdir(places.run):  # it was there before it was prepared: its mark would make it stay for ever
+            unmark_prepared(places.run, uid)
             remove_claimed(claim)
 
 

@@ -2,6 +2,8 @@
 
 import sys
 
+import pytest
+
 from tests.root.conftest import Pool
 from tests.root.test_hugepages import HUGE
 from tests.root.test_prepared import MOUNT, as_alice, hers, prepare_for_alice
@@ -83,13 +85,14 @@ def test_what_is_prepared_while_a_vm_runs_is_undone_without_a_trace(machine: Mac
     assert pool.settled() == 0
 
 
-def test_a_mount_of_ours_under_a_foreign_one_is_not_forgotten(machine: Machine, pool: Pool) -> None:
+@pytest.mark.parametrize("place", [MOUNT, "/run/kvmlaunch/hugepages"])
+def test_a_mount_of_ours_under_a_foreign_one_is_not_forgotten(machine: Machine, pool: Pool, place: str) -> None:
     machine.define("web", HUGE)
     machine.ok("preflight", "web", "--apply")
-    machine.execute("mount", "-t", "tmpfs", "tmpfs", MOUNT)
+    machine.execute("mount", "-t", "tmpfs", "tmpfs", place)
 
     covered = machine.run("preflight", "web", "--undo")
-    machine.execute("umount", MOUNT)
+    machine.execute("umount", place)
     undone = machine.run("preflight", "web", "--undo")
 
     assert covered.code == 7
