@@ -52,6 +52,14 @@ def read_cmdline(pid: int) -> tuple[str, ...]:
     return ()
 
 
+def read_uid(pid: int) -> int | None:
+    """Give the real uid of a process, None when it is gone; the owner of /proc/PID may be root for other reasons."""
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace").splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("Uid:"))
+    return None
+
+
 def carries_uuid(argv: tuple[str, ...], uuid: str) -> bool:
     """Does an argv name this VM's UUID as ours do."""
     return any(word == "-uuid" and argv[index + 1 : index + 2] == (uuid,) for index, word in enumerate(argv))

@@ -15,7 +15,15 @@ from kvmlaunch.model.plan import Places
 from kvmlaunch.model.record import Record
 from kvmlaunch.model.run_files import QMP
 from kvmlaunch.model.value import frozen
-from kvmlaunch.run.process import carries_uuid, held, is_of_record, read_boot_id, read_cmdline, read_start_time
+from kvmlaunch.run.process import (
+    carries_uuid,
+    held,
+    is_of_record,
+    read_boot_id,
+    read_cmdline,
+    read_start_time,
+    read_uid,
+)
 from kvmlaunch.steps.caller import Caller
 
 LEFT = "shutdown"  # QEMU's run state when its guest has powered down and QEMU was told to stay
@@ -78,10 +86,14 @@ def is_kvmlaunch(pid: int) -> bool:
     return pid != os.getpid() and any("kvmlaunch" in word for word in read_cmdline(pid)[:3])
 
 
-def find_by_uuid(uuid: str) -> int | None:
-    """Give the pid of a process whose argv carries a VM's UUID, None when there is none in sight."""
+def find_by_uuid(uuid: str, run: PurePosixPath) -> int | None:
+    """Give the pid of a process whose argv carries a VM's UUID, None when there is none in sight.
+
+    Anybody can compute a UUID and start something with it: only root's and those of the run directory's owner count.
+    """
+    owners = {0, owner_of(run)}
     for pid in filter(str.isdigit, os.listdir("/proc")):
-        if carries_uuid(read_cmdline(int(pid)), uuid):
+        if carries_uuid(read_cmdline(int(pid)), uuid) and read_uid(int(pid)) in owners:
             return int(pid)
     return None
 
@@ -104,7 +116,7 @@ def see_locked(name: str, places: Places, contents: Contents, uuid: str) -> Seen
         return evolve(seen, state=VmState.STOPPING if stopping else VmState.RUNNING, pid=record.pid)
     if record is not None and record.state == "intent" and launcher_lives(record):
         return seen
-    pid = find_by_uuid(uuid)
+    pid = find_by_uuid(uuid, places.run)
     if pid is None:
         return seen
     # A record that is missing, broken or of another process tells nothing: the lock and the UUID say that it runs.
@@ -121,7 +133,7 @@ def see_unlocked(name: str, places: Places, contents: Contents, uuid: str) -> Se
         pid = listener_pid(places.run / QMP)
         pid = pid if pid and carries_uuid(read_cmdline(pid), uuid) else None
     if contents.exists and pid is None:
-        pid = find_by_uuid(uuid)  # its socket may have been taken over by a second one that then died
+        pid = find_by_uuid(uuid, places.run)  # its socket may have been taken over by a second one that then died
     if pid is not None:
         state = VmState.FOREIGN
     return Seen(

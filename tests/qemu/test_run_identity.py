@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from tests.sandbox import RUN, TINY, Machine, Process, is_alive, wait_for
+from tests.sandbox import ALICE, RUN, TINY, Machine, Process, cmdline, is_alive, status_field, wait_for
 
 
 def bystander(machine: Machine) -> Process:
@@ -312,6 +312,26 @@ def test_a_record_copied_from_another_vm_ends_neither_of_them(machine: Machine) 
     assert is_alive(other)
     assert not is_alive(pid)
     machine.end("other")
+
+
+def test_a_process_of_another_user_that_carries_the_uuid_is_no_vm(machine: Machine) -> None:
+    machine.define("web")
+    machine.ok("preflight", "web", "--apply")
+    line = machine.ok("print-cmd", "web", "-q").out.split()
+    uuid = line[line.index("-uuid") + 1]
+    uid = str(ALICE)
+    pretender = ("sh", "-c", "sleep 100; :", "sh", "-uuid", uuid)
+    process = machine.start("setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", *pretender)
+    wait_for(
+        "it pretends", lambda: cmdline(process.pid).startswith(b"sh") and status_field(process.pid, "Uid")[0] != "0"
+    )
+
+    seen = machine.status("web")["pid"]
+    machine.run("down", "web", "--force", "--timeout", "10ms")
+    machine.ok("up", "web", "--paused")
+
+    assert seen is None
+    assert process.poll() is None
 
 
 def test_a_vm_whose_record_is_gone_can_still_be_ended(machine: Machine) -> None:
