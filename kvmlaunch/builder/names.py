@@ -58,9 +58,9 @@ def nic_id(name: str) -> str:
     return f"nic-{stem(name)}"
 
 
-def mac_address(machine_id: str, vm: str, network: str) -> str:
-    """Give a stable MAC in QEMU's own range, 52:54:00."""
-    tail = digest("mac", machine_id, vm, network)
+def mac_address(machine_id: str, uid: int, vm: str, network: str) -> str:
+    """Give a stable MAC in QEMU's own range, 52:54:00; VMs of one name of two users differ."""
+    tail = digest("mac", machine_id, str(uid), vm, network)
     return f"52:54:00:{tail[0:2]}:{tail[2:4]}:{tail[4:6]}"
 
 

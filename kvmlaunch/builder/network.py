@@ -263,10 +263,10 @@ def plan_mac(plan: NetworkPlan, definition: Definition, host: HostFacts) -> Choi
     """Choose the MAC: computed, so it is stable and differs from every other guest's."""
     if plan.network.mac is not AUTO:
         return by_hand(definition, f"{plan.table}.mac", str(plan.network.mac))
-    mac = names.mac_address(host.machine_id, definition.name, plan.name)
+    mac = names.mac_address(host.machine_id, host.caller_uid, definition.name, plan.name)
     return Choice(
         value=mac,
-        reason="computed from machine-id, VM and network: stable, and other for every other name",
+        reason="computed from machine-id, user, VM and network: stable, and other for every other name",
         source="kvmlaunch: names, not numbers",
         origin=Origin(kind="host", place="/etc/machine-id", key=f"{plan.table}.mac"),
     )

@@ -210,7 +210,7 @@ class Network:
     bridge: str | None = key("Bridge of the host; a tap of ours joins it.", None)
     ifname: str | None = key("Existing tap device of the host, for type tap.", None)
     model: Literal["virtio-net", "e1000e"] = key("What the guest sees.", "virtio-net")
-    mac: Auto | MacAddress = key("auto is stable: computed from machine-id, VM name and network name.", AUTO)
+    mac: Auto | MacAddress = key("auto is stable: computed from machine-id, user, VM and network.", AUTO)
     queues: Auto | int = key("Queue pairs; auto is min(vCPUs, 8) with a tap of ours, else 1.", AUTO, least=1, most=256)
     vhost: Auto | bool = key("In-kernel backend for taps; auto where /dev/vhost-net opens.", AUTO)
     mtu: int | None = key("MTU of the tap, told to the guest.", None, least=68, most=65521)

@@ -248,7 +248,7 @@ def test_a_name_that_looks_like_a_shortened_one_is_not_taken_for_it() -> None:
 def test_identities_depend_on_names_alone() -> None:
     machine = "0123456789abcdef0123456789abcdef"
 
-    assert names.mac_address(machine, "web01", "lan") == "52:54:00:67:3a:69"
+    assert names.mac_address(machine, 0, "web01", "lan") == "52:54:00:04:b1:91"
     assert names.vm_uuid(machine, 0, "web01") == "66aed98a-73f9-881e-8c9a-22bed3714e35"
     assert names.tap_name(0, "web01", "lan") == "kv07d9f0fdac"
     assert names.drive_id("root") == "disk-root"
@@ -261,7 +261,8 @@ def test_two_networks_never_share_a_mac_or_a_tap(pair: list[tuple[str, str]]) ->
     assert names.tap_name(0, *first) != names.tap_name(0, *second)
     assert names.vm_uuid("m", 0, first[0]) != names.vm_uuid("m", 1000, first[0])
     assert re.fullmatch("kv[0-9a-f]{10}", names.tap_name(0, *first))
-    assert re.fullmatch("52:54:00(:[0-9a-f]{2}){3}", names.mac_address("m", *first))
+    assert re.fullmatch("52:54:00(:[0-9a-f]{2}){3}", names.mac_address("m", 0, *first))
+    assert names.mac_address("m", 0, *first) != names.mac_address("m", 1000, *first)
 
 
 def test_the_pool_of_threads_on_an_older_qemu_has_one_thread_a_disk() -> None:
