@@ -92,6 +92,8 @@ def show_plan(session: Session, planned: "Planned") -> None:
     plan = planned.plan
     shown = plan.settings if session.verbose else plan.changes
     show_table([setting_cells(session, setting) for setting in shown])
+    if planned.unmounted:
+        click.echo(f"hugetlbfs  {planned.unmounted}  mounted, as host.toml says")
     for entry in planned.returning:
         if isinstance(entry, SettingEntry):
             fewer = next((each.wanted.value for each in plan.settings if each.key == entry.key), None)
@@ -144,7 +146,8 @@ def plan(session: Session, vms: tuple[str, ...], every: bool, boot: bool, exit_c
     failed = show_planned(session, planned)
     if failed:
         return failed
-    return DIFFERENT if exit_code and (planned.plan.changes or planned.returning) else 0
+    differs = planned.plan.changes or planned.returning or planned.unmounted
+    return DIFFERENT if exit_code and differs else 0
 
 
 @tune.command()
@@ -194,6 +197,8 @@ def apply(
             say(session, HOST, "ok", "already", "as it should be")
         for command in commands_left(planned) if persist or boot else ():
             say(session, HOST, "ok", "then", command)
+    if failed and all(each.report.code == "host.change.conflict" for each in failed):
+        return DIFFERENT
     return FAILED if failed else 0
 
 

@@ -11,11 +11,13 @@ from typing import assert_never
 from attrs import evolve
 
 from kvmlaunch.errors import Busy, HostFailed, KvmlaunchError, PreflightFailed, Report
+from kvmlaunch.facts.memory import parse_meminfo
 from kvmlaunch.facts.mounts import escape_octal, parse_mount
 from kvmlaunch.host import journal as journals
 from kvmlaunch.host.files import read_number, write_control
 from kvmlaunch.host.mount import mount_at, unmount_at
 from kvmlaunch.host.places import RUN
+from kvmlaunch.host.readers import read_text
 from kvmlaunch.host.rights import rights_of
 from kvmlaunch.host.rundir import OWN_FILES, sidecar_files
 from kvmlaunch.host.tap import make_tap, remove_tap
@@ -35,7 +37,7 @@ from kvmlaunch.model.change import (
 from kvmlaunch.model.finding import Finding, warning
 from kvmlaunch.model.host import Mount, UserFacts
 from kvmlaunch.model.run_files import PREPARED
-from kvmlaunch.units import count, render_size
+from kvmlaunch.units import MIB, count, render_size
 
 Tell = Callable[[str, str], None]
 MOST_READINGS = 100
@@ -123,7 +125,7 @@ def apply_pool(change: PoolChange, before: int, root: Path = Path("/")) -> int:
     gained, by_compaction = max(0, gained), max(0, gained - first)
     why = f"{count(change.pages, 'page')} were asked for beside the {before} there, the kernel granted {gained}"
     if change.compact:
-        why += f"\nmemory is fragmented: compaction freed {by_compaction} more"
+        why += f"\n{shortage((change.pages - gained) * change.page_size, by_compaction, root)}"
     pages = f"{count(change.pages, 'more huge page')} of {render_size(change.page_size)}"
     lasting = f"put hugepages={wanted} on the host's kernel command line"
     raise PreflightFailed(
@@ -135,6 +137,15 @@ def apply_pool(change: PoolChange, before: int, root: Path = Path("/")) -> int:
             hint=f"lasting:  {lasting}\nwithout:  --set memory.hugepages=auto",
         )
     )
+
+
+def shortage(missing: int, by_compaction: int, root: Path) -> str:
+    """Give why the kernel grants no more pages: memory in pieces, or too little of it; `missing` is in bytes."""
+    compaction = f"compaction freed {count(by_compaction, 'more page')}"
+    free = parse_meminfo(read_text(str(root / "proc/meminfo")) or "").get("MemFree", 0) // MIB * MIB
+    if free < missing:
+        return f"there is too little memory: {render_size(missing)} lack and {render_size(free)} are free; {compaction}"
+    return f"memory is fragmented: {render_size(free)} are free, in pieces that are too small; {compaction}"
 
 
 def undo_pool(entry: Entry, change: PoolChange, root: Path = Path("/")) -> Iterator[Finding]:

@@ -52,7 +52,7 @@ def capture_host(
         heads = [str(since[-1]) for seen in paths.values() if isinstance(since := seen.get("since"), list)]
         paths.update({head: capture_path(base, head) for head in heads})
     for path in paths.values():
-        path["disks"] = capture_disks(base, find_device(base, files, path))
+        path["disks"] = capture_disks(base, find_device(base, files, path), files)
         path.update({"overlays": find_overlays(path)} if wanted.overlays else {})
     inodes = {str(path.get("inode", "")) for path in paths.values()} if wanted.locks else set()
     for inode, holders in (capture_lock_holders(base, inodes) if inodes else {}).items():
@@ -337,27 +337,32 @@ def find_device(base: str, files: Mapping[str, str], path: Mapping[str, object])
     return device_number(number)
 
 
-def capture_disks(base: str, device: str, depth: int = 0) -> list[dict[str, object]]:
-    """Give the devices at the bottom of one: a partition's disk, the parts of LVM, a loop's file."""
+def capture_disks(base: str, device: str, mounted: Mapping[str, str], depth: int = 0) -> list[dict[str, object]]:
+    """Give the devices at the bottom of one: a partition's disk, the parts of LVM, a loop's file.
+
+    `mounted` are the captured files, which tell what is mounted where.
+    """
     place = os.path.realpath(f"{base}/sys/dev/block/{device}")
     if not device or depth > DEEPEST_STORE or not os.path.isdir(place):
         return []
     if os.path.exists(f"{place}/partition"):
         place = os.path.dirname(place)
     below = [read_text(f"{place}/slaves/{name}/dev") for name in sorted(names_in(f"{place}/slaves"))]
-    below.extend(device_of_file(base, read_text(f"{place}/loop/backing_file")))
+    below.extend(device_of_file(base, read_text(f"{place}/loop/backing_file"), mounted))
     if not below:
         return [capture_disk(place)]
-    return [disk for number in below if number for disk in capture_disks(base, number.strip(), depth + 1)]
+    return [disk for number in below if number for disk in capture_disks(base, number.strip(), mounted, depth + 1)]
 
 
-def device_of_file(base: str, path: str | None) -> list[str]:
+def device_of_file(base: str, path: str | None, mounted: Mapping[str, str]) -> list[str]:
     """Give the device that a loop's file lies on, as a list of at most one."""
+    real = (path or "").rstrip("\n")
     try:
-        number = os.stat(base + path.rstrip("\n")).st_dev if path else 0
+        number = os.stat(base + real).st_dev if real else 0
     except OSError:
         return []
-    return [device_number(number)] if number else []
+    device = find_device(base, mounted, {"device": device_number(number), "real": real}) if number else ""
+    return [device] if device else []
 
 
 def capture_disk(place: str) -> dict[str, object]:

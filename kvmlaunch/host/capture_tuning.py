@@ -54,7 +54,7 @@ def capture_devices(
         for place in places:
             number = number_of(base, files, str(place))
             if number not in bottoms:
-                bottoms[number] = capture_disks(base, number)
+                bottoms[number] = capture_disks(base, number, files)
             for disk in bottoms[number]:
                 name = str(disk["name"])
                 queues[name] = disk["queues"]

@@ -15,7 +15,7 @@ from kvmlaunch.host.mount import mount_at
 from kvmlaunch.host.settings import Ledger
 from kvmlaunch.host.tree import entered, failed, remove_empty
 from kvmlaunch.model.finding import Finding, warning
-from kvmlaunch.model.tuning import FileEntry, KeptFile, MountEntry
+from kvmlaunch.model.tuning import FileEntry, KeptFile, MountEntry, VmEntry
 from kvmlaunch.tune.fstab import parse_region
 
 DIRECTORY_MODE = 0o755
@@ -73,6 +73,9 @@ def apply_file(ledger: Ledger, kept: KeptFile) -> Finding | None:
         write_kept(kept.path, kept.kind, kept.text, kept.mode)
         ledger.put(evolve(entry, done=True))
     except KvmlaunchError as error:
+        entry_now = ledger.find(kept.path)
+        if isinstance(entry_now, FileEntry) and entry_now is not earlier and entry_now.made:
+            remove_empty(PurePosixPath(kept.path).parent, 0, up_to=PurePosixPath(entry_now.made).parent)
         ledger.restore(kept.path, earlier)
         report = error.report
         return warning(code=report.code, message=report.message, where=kept.path, why=report.why, hint=report.hint)
@@ -117,18 +120,22 @@ def write_kept(path: str, kind: str, text: str, mode: int) -> None:
         return
     with entered(place.parent, 0, make=True, mode=DIRECTORY_MODE) as fd:
         if kind == "link":
-            remove_if_there(fd, place.name)
+            temporary = temporary_name(place.name)
+            remove_if_there(fd, temporary)
             try:
-                os.symlink(text, place.name, dir_fd=fd)
+                os.symlink(text, temporary, dir_fd=fd)
+                os.rename(temporary, place.name, src_dir_fd=fd, dst_dir_fd=fd)
             except OSError as error:
                 raise failed(path, error) from error
         else:
             write_atomically(fd, place.name, text, mode=mode)
 
 
-def undo_other(ledger: Ledger, entry: FileEntry | MountEntry, *, force: bool) -> Iterator[Finding]:
-    """Take a file or the shared mount back."""
-    if isinstance(entry, MountEntry):
+def undo_other(ledger: Ledger, entry: FileEntry | MountEntry | VmEntry, *, force: bool) -> Iterator[Finding]:
+    """Take a file or the shared mount back, or forget that a VM was named."""
+    if isinstance(entry, VmEntry):
+        ledger.drop(entry.path)
+    elif isinstance(entry, MountEntry):
         yield from undo_shared_mount(ledger, entry)
     else:
         yield from undo_file(ledger, entry, force=force)
@@ -163,14 +170,18 @@ def remove_temporary(place: PurePosixPath) -> None:
         remove_if_there(fd, temporary_name(place.name))
 
 
-def apply_shared_mount(ledger: Ledger, path: str) -> Finding | None:
+def apply_shared_mount(ledger: Ledger, path: str, *, lasting: bool) -> Finding | None:
     """Mount the shared hugetlbfs; there already is fine."""
-    if any(mount.type == "hugetlbfs" for mount in mounts_on(path)):
-        return None
     place = PurePosixPath(path)
     earlier = ledger.find(path)
-    made = earlier.made if isinstance(earlier, MountEntry) and earlier.made else missing_directory(place)
-    ledger.put(MountEntry(path=path, made=made, boot_id=ledger.boot_id, time=ledger.time))
+    ours = earlier if isinstance(earlier, MountEntry) else None
+    lasting = lasting or bool(ours and ours.lasting)
+    if any(mount.type == "hugetlbfs" for mount in mounts_on(path)):
+        if ours and lasting != ours.lasting:
+            ledger.put(evolve(ours, lasting=lasting))
+        return None
+    made = ours.made if ours and ours.made else missing_directory(place)
+    ledger.put(MountEntry(path=path, made=made, lasting=lasting, boot_id=ledger.boot_id, time=ledger.time))
     try:
         with entered(place, 0, make=True, mode=DIRECTORY_MODE):
             pass
@@ -197,7 +208,7 @@ def remove_made(ledger: Ledger, place: PurePosixPath) -> None:
 def undo_shared_mount(ledger: Ledger, entry: MountEntry) -> Iterator[Finding]:
     """Unmount the shared hugetlbfs, unless a process uses it."""
     place = PurePosixPath(entry.path)
-    if entry.boot_id != ledger.boot_id:  # a mount of another boot is none of ours
+    if entry.boot_id != ledger.boot_id and not entry.lasting:  # what is mounted there now is none of ours
         remove_made(ledger, place)
         return
     try:

@@ -18,7 +18,7 @@ from kvmlaunch.host.readers import read_text
 from kvmlaunch.host.tune_journal import write_entries
 from kvmlaunch.model.change import Entry, PoolChange
 from kvmlaunch.model.finding import Finding, warning
-from kvmlaunch.model.tuning import FileEntry, MountEntry, Setting, SettingEntry, TuneEntry
+from kvmlaunch.model.tuning import FileEntry, MountEntry, Setting, SettingEntry, TuneEntry, VmEntry
 
 # What the kernel resets when the first is written (measured with Linux 6.18).
 COMPANIONS = {"advisor_mode": "pages_to_scan", "scheduler": "nr_requests"}
@@ -79,11 +79,9 @@ def write_value(path: str, value: str, root: Path = Path("/")) -> str:
 def settle(ledger: Ledger, root: Path = Path("/")) -> None:
     """Put right what a crash left: what was about to be changed was changed or was not, as the host itself tells."""
     for entry in ledger.entries:
-        if not isinstance(entry, SettingEntry):
-            continue
-        if not entry.lasting and entry.boot_id != ledger.boot_id:
+        if isinstance(entry, SettingEntry | VmEntry) and not entry.lasting and entry.boot_id != ledger.boot_id:
             ledger.drop(entry.path)
-        elif not entry.done:
+        elif isinstance(entry, SettingEntry) and not entry.done:
             settle_one(ledger, entry, read_value(entry.path, root))
 
 
@@ -155,6 +153,7 @@ def keep_companion(ledger: Ledger, setting: Setting, root: Path, *, lasting: boo
                 after=live,
                 done=True,
                 lasting=lasting,
+                companion=True,
                 boot_id=ledger.boot_id,
                 time=ledger.time,
             )
@@ -234,8 +233,7 @@ def undo_setting(ledger: Ledger, entry: SettingEntry, root: Path = Path("/"), *,
         yield from undo_counted(ledger, evolve(entry, undo_from=entry.undo_from or live), root)
         return
     if live != entry.before:
-        kept_only = entry.before == entry.wanted  # a companion, which the kernel itself changed
-        if live != entry.after and not force and not kept_only:
+        if live != entry.after and not force and not entry.companion:
             yield conflict(entry, live)
             return
         try:
@@ -294,7 +292,7 @@ def conflict(entry: SettingEntry, live: str) -> Finding:
 
 def undo_all(
     ledger: Ledger,
-    undo_other: Callable[[FileEntry | MountEntry], Iterator[Finding]],
+    undo_other: Callable[[FileEntry | MountEntry | VmEntry], Iterator[Finding]],
     entries: Sequence[TuneEntry],
     *,
     force: bool,

@@ -13,12 +13,17 @@ from kvmlaunch.errors import PreflightFailed, Report
 from kvmlaunch.host.files import read_text_at, remove_if_there, write_atomically
 from kvmlaunch.host.places import STATE
 from kvmlaunch.host.tree import entered
-from kvmlaunch.model.tuning import FileEntry, MountEntry, SettingEntry, TuneEntry
+from kvmlaunch.model.tuning import FileEntry, MountEntry, SettingEntry, TuneEntry, VmEntry
 
 SCHEMA: Final = "kvmlaunch/tune-journal/1"
 NAME: Final = "tune.json"
 LARGEST: Final = 16 << 20  # bytes
-KINDS: Final[Mapping[str, type[TuneEntry]]] = {"setting": SettingEntry, "file": FileEntry, "mount": MountEntry}
+KINDS: Final[Mapping[str, type[TuneEntry]]] = {
+    "setting": SettingEntry,
+    "file": FileEntry,
+    "mount": MountEntry,
+    "vm": VmEntry,
+}
 WORDS: Final = {kind: word for word, kind in KINDS.items()}
 MAY_BE_NONE: Final = ("before", "after", "undo_from", "last")
 

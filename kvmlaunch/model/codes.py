@@ -179,6 +179,7 @@ REMEDIES: Final[dict[str, str]] = {
     "share.path": "Make the directory, or write the path of one.",
     "share.virtiofs": "Install virtiofsd, or write type=9p.",
     "share.nine": "Install virtiofsd and start the VM as root, or write type=9p.",
+    "host.fixed": "Start it outside of the container, or ask for nothing that needs a change of the host.",
     "host.tpm.missing": "Install swtpm, or leave firmware.tpm out.",
     "host.vhost.missing": "modprobe vhost_net, give the user /dev/vhost-net, or leave vhost out.",
     "host.space": "Make room, or mount it writable, where the message says.",

@@ -155,7 +155,7 @@ class SettingEntry:
 
     Until it is `done` a crash may have come between; `after` is then that of an earlier time, None where there was
     none.  `undo_from` is what a counted one held when taking it back began.  A setting that is not `lasting` died with
-    the boot in which it was made.
+    the boot in which it was made.  A `companion` is what the kernel resets beside another one: it was never wished.
     """
 
     key: str
@@ -167,6 +167,7 @@ class SettingEntry:
     done: bool = False
     counted: bool = False
     lasting: bool = False
+    companion: bool = False
     boot_id: str = ""
     time: str = ""
 
@@ -193,15 +194,29 @@ class FileEntry:
 
 @frozen(kw_only=True)
 class MountEntry:
-    """The shared hugetlbfs in the journal of tuning; `made` is the topmost directory made for it, "" for none."""
+    """The shared hugetlbfs in the journal of tuning; `made` is the topmost directory made for it, "" for none.
+
+    A `lasting` one is made at every boot, by a file of ours.
+    """
 
     path: str
     made: str
+    lasting: bool = False
     boot_id: str = ""
     time: str = ""
 
 
-TuneEntry = SettingEntry | FileEntry | MountEntry
+@frozen(kw_only=True)
+class VmEntry:
+    """A VM that does not start with the host, and that was named when the host was tuned; `path` is its definition."""
+
+    path: str
+    lasting: bool = False
+    boot_id: str = ""
+    time: str = ""
+
+
+TuneEntry = SettingEntry | FileEntry | MountEntry | VmEntry
 
 
 @frozen(kw_only=True)

@@ -24,7 +24,7 @@ from kvmlaunch.model.change import PoolChange
 from kvmlaunch.model.definition import Definition
 from kvmlaunch.model.finding import Finding, errors_of, warning
 from kvmlaunch.model.host import HostFacts
-from kvmlaunch.model.tuning import FileEntry, HostTuning, KeptFile, Setting, SettingEntry, TuneEntry, TunePlan
+from kvmlaunch.model.tuning import FileEntry, HostTuning, KeptFile, Setting, SettingEntry, TuneEntry, TunePlan, VmEntry
 from kvmlaunch.model.value import frozen
 from kvmlaunch.model.wishes import HOST_FILE, HostWishes
 from kvmlaunch.run.process import read_boot_id
@@ -42,12 +42,15 @@ class Planned:
     """A plan, and what it was made of.
 
     `written` are the paths of those of its files in which already stands what should.  `returning` is what an
-    earlier `apply` did and nobody wishes any more: it is put back.  Root alone can know.
+    earlier `apply` did and nobody wishes any more: it is put back.  Root alone can know.  `unmounted` is the place of
+    the shared hugetlbfs that is wished and not there, `named` are the files of VMs that do not start with the host.
     """
 
     plan: TunePlan
     written: frozenset[str] = frozenset()
     returning: tuple[TuneEntry, ...] = ()
+    unmounted: str = ""
+    named: tuple[str, ...] = ()
     vms: tuple[VmWish, ...]
     wishes: HostWishes
     host: HostFacts
@@ -88,13 +91,28 @@ def placed(finding: Finding) -> Finding:
     return evolve(finding, report=evolve(finding.report, where=where))
 
 
-def definitions_of(caller: Caller, words: Sequence[str], *, every: bool) -> tuple[Definition, ...]:
-    """Give the definitions that count: those named, all, or those that start with the host.
+def definitions_of(
+    caller: Caller, words: Sequence[str], remembered: Sequence[str], *, every: bool
+) -> tuple[Definition, ...]:
+    """Give the definitions that count: those that start with the host, or all, and those named now or remembered.
 
     Raises DefinitionInvalid for a broken one: what it asks for would be missing from every sum.
     """
-    found = tuple(load_subject(caller, word).definition for word in words or definition_files(caller.search))
-    return tuple(each for each in found if words or every or each.lifecycle.autostart)
+    named = tuple(load_subject(caller, word).definition for word in words)
+    others = evolve(caller, file="", overrides=()) if words else caller  # -f and --set are about those that are named
+    earlier = tuple(load_subject(others, word).definition for word in remembered)
+    beside = tuple(load_subject(others, word).definition for word in definition_files(caller.search))
+    counting = (*(each for each in beside if every or each.lifecycle.autostart), *earlier, *named)
+    return tuple({str(each.file): each for each in counting}.values())
+
+
+def remembered_of(entries: Sequence[TuneEntry]) -> tuple[str, ...]:
+    """Give the files of the VMs that were named when the host was tuned, as long as they are there."""
+    boot_id = read_boot_id()
+    named = (entry for entry in entries if isinstance(entry, VmEntry))
+    return tuple(
+        entry.path for entry in named if (entry.lasting or entry.boot_id == boot_id) and os.path.isfile(entry.path)
+    )
 
 
 def look(definitions: Sequence[Definition], wishes: HostWishes) -> tuple[HostFacts, HostTuning]:
@@ -105,19 +123,39 @@ def look(definitions: Sequence[Definition], wishes: HostWishes) -> tuple[HostFac
     return host, parse_tuning(captured.files, captured.probes)
 
 
-def plan(caller: Caller, words: Sequence[str], *, every: bool, boot: bool = False) -> Planned:
-    """Give what the host should be; changes nothing, needs no root.  Raises DefinitionInvalid."""
+def plan(caller: Caller, words: Sequence[str], *, every: bool, boot: bool = False, as_applied: bool = False) -> Planned:
+    """Give what the host should be; changes nothing, needs no root.  Raises DefinitionInvalid.
+
+    VMs that were named earlier count where others are named beside them, and where the host is held against what was
+    applied (`as_applied`); without a name they no longer do.
+    """
     wishes = read_wishes(caller)
-    definitions = definitions_of(caller, words, every=every)
+    entries = read_entries() if caller.uid == 0 else ()
+    remembered = remembered_of(entries) if words or as_applied else ()
+    definitions = definitions_of(caller, words, remembered, every=every)
     host, tuning = look(definitions, wishes)
     vms = tuple(vm_wish(each) for each in definitions)
+    boot = boot or any(entry.path == GRUB_FILE for entry in entries)
     made = plan_tuning(host, tuning, wishes, vms, boot=boot)
     borrowed = check_borrowed(made.settings, raised_by_vms()) if caller.uid == 0 else ()
     made = evolve(made, findings=tuple(placed(finding) for finding in (*made.findings, *borrowed)))
-    entries = read_entries() if caller.uid == 0 else ()
-    returning = unwished(entries, made, wishes)
-    written = written_of(made)
-    return Planned(plan=made, written=written, returning=returning, vms=vms, wishes=wishes, host=host, tuning=tuning)
+    return Planned(
+        plan=made,
+        written=written_of(made),
+        returning=unwished(entries, made, wishes),
+        unmounted=unmounted(host, wishes),
+        named=tuple(str(each.file) for each in definitions if not each.lifecycle.autostart),
+        vms=vms,
+        wishes=wishes,
+        host=host,
+        tuning=tuning,
+    )
+
+
+def unmounted(host: HostFacts, wishes: HostWishes) -> str:
+    """Give the place of the shared hugetlbfs that is wished and not mounted, "" for none."""
+    there = any(str(mount.path) == wishes.hugetlbfs and mount.type == "hugetlbfs" for mount in host.mounts)
+    return "" if there else wishes.hugetlbfs or ""
 
 
 def written_of(made: TunePlan) -> frozenset[str]:
@@ -142,7 +180,8 @@ def unwished(entries: Sequence[TuneEntry], made: TunePlan, wishes: HostWishes) -
     settings = {setting.knob.path: setting for setting in made.settings}
     beside = {f"{path.rpartition('/')[0]}/{COMPANIONS.get(path.rpartition('/')[2])}" for path in settings}
     kept = {*settings, *beside, *(each.path for each in made.files), wishes.hugetlbfs}
-    return tuple(entry for entry in entries if entry.path not in kept or is_more(entry, settings.get(entry.path)))
+    changes = (entry for entry in entries if not isinstance(entry, VmEntry))
+    return tuple(entry for entry in changes if entry.path not in kept or is_more(entry, settings.get(entry.path)))
 
 
 def is_more(entry: TuneEntry, setting: Setting | None) -> bool:
@@ -196,12 +235,14 @@ def apply(
         ledger = open_ledger()
         planned = plan(caller, words, every=every, boot=boot)
         refuse_errors(planned)
-        lasting = persist or boot
+        remember(ledger, planned.named, lasting=persist)
         found: list[Finding | None] = [*put_back(ledger, planned, tell, files=persist)]
         planned = plan(caller, words, every=every, boot=boot)  # a pool that was lowered may have to be raised again
-        found += apply_settings(ledger, planned.plan, tell, lasting=lasting, drop_caches=drop_caches)
+        found += apply_settings(ledger, planned.plan, tell, lasting=persist, drop_caches=drop_caches)
         if planned.wishes.hugetlbfs:
-            found.append(apply_shared_mount(ledger, planned.wishes.hugetlbfs))
+            found.append(apply_shared_mount(ledger, planned.wishes.hugetlbfs, lasting=persist))
+            if planned.unmounted and found[-1] is None:
+                tell("mounted", planned.unmounted)
         for kept in planned.plan.files:
             if (boot if kept.option == "--boot" else persist) and not is_kept(kept):
                 finding = apply_file(ledger, kept)
@@ -209,6 +250,18 @@ def apply(
                 if finding is None:
                     tell("written", kept.path)
     return evolve(planned, written=written_of(planned.plan)), tuple(finding for finding in found if finding)
+
+
+def remember(ledger: Ledger, named: Sequence[str], *, lasting: bool) -> None:
+    """Write down which VMs were named, and forget those that no longer count."""
+    for path in named:
+        earlier = ledger.find(path)
+        ours = earlier if isinstance(earlier, VmEntry) else None
+        if ours is None or (lasting and not ours.lasting):
+            ledger.put(VmEntry(path=path, lasting=lasting, boot_id=ledger.boot_id, time=ledger.time))
+    for entry in ledger.entries:
+        if isinstance(entry, VmEntry) and entry.path not in named:
+            ledger.drop(entry.path)
 
 
 def put_back(ledger: Ledger, planned: Planned, tell: Tell, *, files: bool) -> list[Finding]:
@@ -262,7 +315,7 @@ def make_lasting(ledger: Ledger, setting: Setting) -> None:
 
 def verify(caller: Caller, words: Sequence[str], *, every: bool) -> tuple[Planned, tuple[Difference, ...]]:
     """Give what of the host is not as it should be: knobs by the plan, files by the journal, and who overrides them."""
-    planned = plan(caller, words, every=every)
+    planned = plan(caller, words, every=every, as_applied=True)
     entries = read_entries() if caller.uid == 0 else ()
     kept = {kept.path: kept for kept in planned.plan.files}
     files = [entry for entry in entries if isinstance(entry, FileEntry)]
@@ -271,10 +324,16 @@ def verify(caller: Caller, words: Sequence[str], *, every: bool) -> tuple[Planne
     return planned, (
         *(knob_difference(planned, setting) for setting in planned.plan.changes),
         *(file_difference(entry) for entry in files if is_changed(entry, kept.get(entry.path))),
-        *(missing(path) for path in kept if lasting and path not in written),
+        *(missing(path) for path in kept if lasting and path not in written and kept[path].option == "--persist"),
+        *((mount_difference(planned.unmounted),) if planned.unmounted else ()),
         *(unwished_difference(entry) for entry in planned.returning),
         *overridden(planned, files),
     )
+
+
+def mount_difference(path: str) -> Difference:
+    """Give the difference of the shared hugetlbfs that is not mounted."""
+    return Difference(key="hugetlbfs", place=path, wanted="mounted", found="not mounted")
 
 
 def missing(path: str) -> Difference:
@@ -321,7 +380,10 @@ def overridden(planned: Planned, files: Sequence[FileEntry]) -> tuple[Difference
     for setting in planned.plan.settings:
         name = sysctl_name(setting.knob.path)
         line = overriding(planned.tuning, name, setting.wanted.value, SYSCTL_FILE)
-        if setting.keeper == "sysctl" and line:
+        if setting.keeper != "sysctl" or line is None:
+            continue
+        as_good = setting.counted and line.value.isdecimal() and int(line.value) >= int(setting.wanted.value)
+        if not as_good:
             found.append(
                 Difference(key=name, place=line.file, wanted=setting.wanted.value, found=line.value, by="a later file")
             )
@@ -341,7 +403,7 @@ def off(caller: Caller, tell: Tell, *, force: bool = False) -> tuple[bool, bool,
         found = tuple(undo_all(ledger, lambda entry: undo_other(ledger, entry, force=force), before, force=force))
         left = {entry.path for entry in ledger.entries}
         for entry in reversed(before):
-            if entry.path not in left:
+            if entry.path not in left and not isinstance(entry, VmEntry):
                 tell("restored", entry.key if isinstance(entry, SettingEntry) else entry.path)
     gone = {entry.path for entry in before if entry.path not in left}
     return bool(before), bool(ledger.entries), found, tuple(commands_after(gone))

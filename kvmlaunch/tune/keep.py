@@ -55,7 +55,7 @@ def build_files(settings: Sequence[Setting], tuning: HostTuning, wishes: HostWis
 def render_sysctl(settings: Sequence[Setting], tuning: HostTuning) -> KeptFile:
     """Give the file of sysctl.d; of huge pages it holds the sum for all VMs that start with the host.
 
-    A larger pool that another file asks for is not lowered by ours, which comes later.
+    A larger pool that another file, or the kernel command line, asks for is not lowered by ours, which comes later.
     """
     lines = [f"# {setting.wanted.reason or HOST_FILE}\n{line_of(setting, tuning)}\n" for setting in settings]
     read = tuning.init == SYSTEMD or (tuning.init in CLASSIC and tuning.procps_script)
@@ -68,8 +68,21 @@ def line_of(setting: Setting, tuning: HostTuning) -> str:
     name, value = sysctl_name(setting.knob.path), setting.wanted.value
     if setting.counted:
         others = [line.value for line in tuning.sysctl_lines if line.name == name and line.file != SYSCTL_FILE]
-        value = str(max(int(value), *(int(other) for other in others if other.isdecimal()), 0))
+        booted = boot_pages(tuning.cmdline, tuning.default_page)
+        value = str(max(int(value), booted, *(int(other) for other in others if other.isdecimal())))
     return f"{name} = {value}"
+
+
+def boot_pages(cmdline: Sequence[str], default_page: int) -> int:
+    """Give the pages of 2 MiB that the kernel command line reserves: kernel docs, hugetlbpage.rst."""
+    size, pages = default_page, 0
+    for word in cmdline:
+        key, _, value = word.partition("=")
+        if key == "hugepagesz":
+            size = 2 * MIB if value.upper() == "2M" else 0
+        elif key == "hugepages" and size == 2 * MIB and value.isdecimal():
+            pages = int(value)
+    return pages
 
 
 def render_udev(settings: Sequence[Setting]) -> KeptFile:

@@ -7,10 +7,12 @@ from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvmlaunch.host.settings import Ledger, apply_setting, settle, undo_setting
+from kvmlaunch.errors import PreflightFailed, Report
+from kvmlaunch.host.settings import Ledger, apply_setting, raise_pool, settle, undo_setting
 from kvmlaunch.host.tune_journal import parse_entries, render_entries
+from kvmlaunch.model.change import PoolChange
 from kvmlaunch.model.finding import Finding
-from kvmlaunch.model.tuning import FileEntry, Knob, MountEntry, Setting, SettingEntry, TuneEntry
+from kvmlaunch.model.tuning import FileEntry, Knob, MountEntry, Setting, SettingEntry, TuneEntry, VmEntry
 from kvmlaunch.tune.wish import chosen
 
 pytestmark = pytest.mark.pure
@@ -22,6 +24,7 @@ ENTRIES: tuple[TuneEntry, ...] = (
     FileEntry(path="/etc/x", kind="file", before=None, before_mode=0o644, wanted="text\udc80", mode=0o644, made="/etc"),
     FileEntry(path="/etc/y", kind="link", before="old", before_mode=0o777, wanted="new", mode=0o644, done=True),
     MountEntry(path="/mnt/huge", made="/mnt", boot_id="b", time="2026-01-01T00:00:00+00:00"),
+    VmEntry(path="/srv/vm/web.toml", lasting=True, boot_id="b", time="2026-01-01T00:00:00+00:00"),
 )
 
 
@@ -70,6 +73,25 @@ def knob(tmp_path: Path) -> Host:
     return Host(tmp_path, "20")
 
 
+@pytest.mark.parametrize(("drop_caches", "tries"), [(False, 1), (True, 2)])
+def test_the_page_cache_is_given_up_only_when_that_was_asked(
+    monkeypatch: pytest.MonkeyPatch, *, drop_caches: bool, tries: int
+) -> None:
+    asked, written = [], []
+
+    def refuse(change: PoolChange, before: int) -> int:
+        asked.append((change.pages, before))
+        raise PreflightFailed(Report(code="host.hugepages.short", message="no"))
+
+    monkeypatch.setattr("kvmlaunch.host.settings.apply_pool", refuse)
+    monkeypatch.setattr("kvmlaunch.host.settings.write_control", lambda path, text: written.append((str(path), text)))
+    with pytest.raises(PreflightFailed):
+        raise_pool(PoolChange(page_size=2 << 20, pages=16), 4, drop_caches=drop_caches)
+
+    assert asked == [(16, 4)] * tries
+    assert written == [("/proc/sys/vm/drop_caches", "3")] * (tries - 1)
+
+
 def test_a_knob_is_written_down_before_it_is_turned_and_after(knob: Host) -> None:
     knob.apply("500")
 
@@ -101,6 +123,15 @@ def test_a_knob_that_somebody_else_turned_since_is_left_alone_unless_forced(knob
     assert left == "33"
     assert forced == []
     assert knob.value == "20"
+
+
+def test_a_knob_set_to_what_it_held_before_is_still_left_to_who_turned_it_since(knob: Host) -> None:
+    knob.apply("500")
+    knob.apply("20")
+    knob.value = "33"
+
+    assert knob.undo() == ["host.change.conflict"]
+    assert knob.value == "33"
 
 
 def test_a_knob_that_was_put_back_by_hand_is_forgotten(knob: Host) -> None:

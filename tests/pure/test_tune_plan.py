@@ -380,6 +380,23 @@ def test_a_larger_pool_that_another_file_asks_for_is_not_lowered_at_boot() -> No
     assert "-ge 512 ] || echo 512" in text_of(systemd, "/etc/systemd/system/kvmlaunch-hugepages.service")
 
 
+@pytest.mark.parametrize(
+    ("cmdline", "pages"),
+    [
+        ("hugepages=2048", 2048),
+        ("default_hugepagesz=2M hugepagesz=1G hugepages=4 hugepagesz=2M hugepages=1024", 1024),
+        ("hugepagesz=1G hugepages=4096", 512),
+        ("hugepages=16", 512),
+    ],
+)
+def test_a_larger_pool_of_the_kernel_command_line_is_not_lowered_at_boot(cmdline: str, pages: int) -> None:
+    found = tuning(files={"/proc/cmdline": f"root=/dev/vda {cmdline}\n"})
+
+    plan = plan_tuning(host(pages=2048), found, HostWishes(), (WEB,))
+
+    assert f"vm.nr_hugepages = {pages}\n" in text_of(plan, "/etc/sysctl.d/80-kvmlaunch.conf")
+
+
 def test_the_sysctl_is_left_out_where_it_would_count_pages_of_another_size() -> None:
     found = tuning(files={"/proc/meminfo": "Hugepagesize:    1048576 kB\n"})
 

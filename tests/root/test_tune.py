@@ -4,6 +4,7 @@
 """
 
 import itertools
+import json
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -200,15 +201,86 @@ def test_after_a_reboot_the_systems_own_tools_make_it_so_again(machine: Machine,
     assert pool.settled() == 0
 
 
+def test_naming_a_vm_adds_it_and_takes_nothing_of_the_others_back(machine: Machine, pool: Pool, etc: Path) -> None:
+    pool.set(0)
+    manual = GUEST.replace("autostart = true", "autostart = false")
+    for name in ("one", "two"):
+        machine.define(name, manual)
+    kept = etc / "sysctl.d/80-kvmlaunch.conf"
+
+    pages = []
+    for words in (("--persist",), ("one", "--persist"), ("two", "--persist")):
+        machine.ok("tune", "apply", *words)
+        pages.append((pool.total(), f"vm.nr_hugepages = {pool.total()}\n" in kept.read_text()))
+    verified = machine.run("tune", "verify")
+    machine.ok("tune", "apply", "--persist")
+
+    assert pages == [(PAGES, True), (2 * PAGES, True), (3 * PAGES, True)]
+    assert verified.code == 0, verified.out
+    assert pool.total() == PAGES
+    machine.ok("tune", "off")
+
+
+def test_the_boot_loaders_file_stays_until_tuning_is_taken_back(machine: Machine, etc: Path) -> None:
+    before = state(etc)
+    grub = etc / "default/grub.d/kvmlaunch.cfg"
+
+    machine.ok("tune", "apply", "--boot")
+    verified, planned = machine.run("tune", "verify"), machine.run("tune", "plan", "--exit-code")
+    machine.ok("tune", "apply", "--persist")
+    there = grub.exists()
+    machine.ok("tune", "off")
+
+    assert verified.code == 0, verified.out
+    assert planned.code == 0, planned.out
+    assert there
+    assert not grub.exists()
+    assert state(etc) == before
+
+
+def test_a_shared_mount_that_is_gone_is_a_difference_and_a_change(machine: Machine, etc: Path) -> None:
+    machine.ok("tune", "apply", "--persist")
+    machine.execute("umount", "/mnt/huge")
+
+    verified, planned = machine.run("tune", "verify"), machine.run("tune", "plan", "--exit-code")
+    machine.ok("tune", "apply")
+    again = machine.run("tune", "verify")
+    machine.ok("tune", "off")
+
+    assert (verified.code, planned.code) == (10, 10)
+    assert "/mnt/huge" in verified.out
+    assert again.code == 0, again.out
+    assert "/mnt/huge" not in mountinfo(machine)
+    del etc
+
+
+def test_the_shared_mount_of_a_later_boot_is_taken_back_too(machine: Machine, etc: Path) -> None:
+    del etc
+    mounts = mountinfo(machine)
+    machine.ok("tune", "apply", "--persist")
+    journal = machine.outside(JOURNAL)
+    document = json.loads(journal.read_text())
+    document["entries"] = [
+        {**each, **({"boot_id": "another"} if "boot_id" in each else {})} for each in document["entries"]
+    ]
+    journal.write_text(json.dumps(document))
+
+    off = machine.run("tune", "off")
+
+    assert off.code == 0, off.err
+    assert mountinfo(machine) == mounts
+
+
 def test_a_later_file_that_overrides_ours_is_named(machine: Machine, etc: Path) -> None:
     machine.ok("tune", "apply", "--persist")
-    (etc / "sysctl.d/99-local.conf").write_text("vm.swappiness = 60\n")
+    (etc / "sysctl.d/99-local.conf").write_text("vm.swappiness = 60\nvm.nr_hugepages = 2048\n")
 
     verified = machine.run("tune", "verify")
     machine.ok("tune", "off")
 
     assert verified.code == 10
     assert "/etc/sysctl.d/99-local.conf" in verified.out
+    assert "nr_hugepages" not in verified.out  # a larger pool is as good
 
 
 def test_a_foreign_change_is_reported_and_left_and_forced_back_when_asked(machine: Machine, etc: Path) -> None:
@@ -223,6 +295,7 @@ def test_a_foreign_change_is_reported_and_left_and_forced_back_when_asked(machin
     left, script = value(SWAPPINESS), (etc / "kvmlaunch/boot.sh").read_text()
     forced = machine.run("tune", "off", "--force")
 
+    assert again.code == 10
     assert again.codes >= {"host.change.conflict"}
     assert off.code == 10
     assert off.err.count("[host.change.conflict]") == 2
