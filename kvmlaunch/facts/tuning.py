@@ -64,7 +64,7 @@ def parse_tuning(files: Mapping[str, str], probes: Mapping[str, object]) -> Host
     return HostTuning(
         devices=parse_devices(files, probes.get("devices")),
         ksm=ksm,
-        uksm=UKSM in files,
+        uksm=files.get(UKSM, "0").strip() != "0",
         thp=knobs.get(f"{THP}/enabled"),
         thp_defrag=knobs.get(f"{THP}/defrag"),
         sysctls={name: knob for name in SYSCTLS if (knob := knobs.get(sysctl_path(name)))},

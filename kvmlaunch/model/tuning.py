@@ -61,7 +61,8 @@ class HostTuning:
     1, 2, 4, … pages; `daemons` are the pids of programs that tune the host as well, by name.
     `init` is the name of process 1; `local_script` the text of /etc/rc.local, None where there is none;
     `grub` the command that renews GRUB's configuration, "" where this host boots otherwise.  `default_page` is the
-    size of the huge pages that vm.nr_hugepages counts; `hidden` how many files a shared hugetlbfs would hide.
+    size of the huge pages that vm.nr_hugepages counts; `uksm` tells whether a kernel with UKSM scans, `hidden` how many
+    files a shared hugetlbfs would hide.
     """
 
     devices: tuple[BlockDevice, ...] = ()

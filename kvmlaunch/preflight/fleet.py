@@ -232,10 +232,16 @@ def claim_memory(member: Member, claims: Claims) -> None:
         budget.taken += demand.new + (0 if budget is claims.available else demand.has)
 
 
+def thread_pins(member: Member) -> tuple[int, ...]:
+    """Give the host CPUs that I/O threads have one each; what vCPUs leave is shared by all and claimed by none."""
+    pins = member.plan.iothread_pins
+    return pins if len(pins) == len(member.plan.iothreads) else ()
+
+
 def check_pins(member: Member, claims: Claims) -> Iterator[Finding]:
-    """Refuse a host CPU that another VM's vCPU is pinned to (`fleet.pin`)."""
+    """Refuse a host CPU that another VM's vCPU or I/O thread is pinned to (`fleet.pin`)."""
     shared: dict[str, list[int]] = {}
-    for cpu in member.plan.vcpu_pins:
+    for cpu in dict.fromkeys((*member.plan.vcpu_pins, *thread_pins(member))):
         if cpu in claims.cpus:
             shared.setdefault(claims.cpus[cpu], []).append(cpu)
     if not shared:
@@ -247,7 +253,7 @@ def check_pins(member: Member, claims: Claims) -> Iterator[Finding]:
         message=f"another VM is pinned to host CPU {render_cpus(cpus)}",
         key="cpu.pin",
         why="; ".join(f"{vm} has CPU {render_cpus(tuple(its))}" for vm, its in shared.items())
-        + f", {member.plan.name} wants {render_cpus(member.plan.vcpu_pins)}",
+        + f", {member.plan.name} wants {render_cpus((*member.plan.vcpu_pins, *thread_pins(member)))}",
         hint=f"kvmlaunch up {member.plan.name} --set cpu.pin={render_cpus(free) or 'none'}",
     )
 
@@ -260,8 +266,8 @@ def free_cpus(member: Member, claims: Claims) -> tuple[int, ...]:
 
 
 def claim_pins(member: Member, claims: Claims) -> None:
-    """Take the host CPUs that a VM's vCPUs are pinned to."""
-    for cpu in member.plan.vcpu_pins:
+    """Take the host CPUs that a VM's vCPUs and I/O threads are pinned to."""
+    for cpu in (*member.plan.vcpu_pins, *thread_pins(member)):
         claims.cpus.setdefault(cpu, member.plan.name)
 
 

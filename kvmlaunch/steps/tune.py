@@ -119,7 +119,7 @@ def look(definitions: Sequence[Definition], wishes: HostWishes) -> tuple[HostFac
     """Look at the host and at its knobs."""
     paths = {each.name: tuple(disk.path for disk in each.disk.values()) for each in definitions}
     captured = capture_tuning(paths, shared=wishes.hugetlbfs)
-    host = parse_captured(capture_host(Wanted(locks=False)))
+    host = parse_captured(capture_host(Wanted(locks=False, io_uring=True)))
     return host, parse_tuning(captured.files, captured.probes)
 
 

@@ -173,6 +173,7 @@ def check_merging(tuning: HostTuning, vms: Sequence[VmWish]) -> Iterator[Diagnos
         yield Diagnosis(
             subject="uksm", verdict="warn", found="this kernel has UKSM, which merges without being asked", gain=2,
             why="it is no part of Linux, and memory.ksm does not reach it", fix="echo 0 > /sys/kernel/mm/uksm/run",
+            source="UKSM's own patch, mm/uksm.c",
         )  # fmt: skip
     if not tuning.ksm:
         yield Diagnosis(subject="ksm", verdict="skip", found="this kernel has none", source=KSM_SOURCE)
@@ -182,7 +183,9 @@ def check_merging(tuning: HostTuning, vms: Sequence[VmWish]) -> Iterator[Diagnos
     run, asking = counters.get("run", 0), [vm.name for vm in vms if vm.ksm]
     word = {0: "off", 1: "on", 2: "off, taken apart"}.get(run, str(run))
     profit = f", profit {render_profit(counters['general_profit'])}" if "general_profit" in counters else ""
-    found = f"{word}, saves {render_size(saved) if saved else 'nothing'}{profit}, {counters.get('full_scans', 0)} scans"
+    pages = f" ({counters.get('pages_shared', 0)} pages stand for {counters['pages_sharing']} more)" if saved else ""
+    scans = f"{counters.get('full_scans', 0)} scans"
+    found = f"{word}, saves {render_size(saved) if saved else 'nothing'}{pages}{profit}, {scans}"
     vain = run == 1 and bool(vms) and not asking
     lacking = run != 1 and bool(asking)
     yield Diagnosis(
@@ -191,7 +194,7 @@ def check_merging(tuning: HostTuning, vms: Sequence[VmWish]) -> Iterator[Diagnos
         else f"asked for by {names_text(asking)}" if lacking else "",
         fix='mode = "unmerge"   # in [ksm] of host.toml, then sudo kvmlaunch tune apply' if vain
         else f"{APPLY} {' '.join(asking[:4])}" if lacking else "",
-        numbers={**counters, "saved": saved},
+        numbers={**{name: knob.value for name, knob in tuning.ksm.items()}, **counters, "saved": saved},
     )  # fmt: skip
 
 

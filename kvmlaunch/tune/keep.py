@@ -174,7 +174,10 @@ def render_mount(place: str, tuning: HostTuning) -> KeptFile:
     """Give the shared mount: a mount unit where systemd runs, a line of /etc/fstab elsewhere."""
     if tuning.init != SYSTEMD:
         line = FstabLine(source="hugetlbfs", target=PurePosixPath(place), type="hugetlbfs", options=SHARED_OPTIONS)
-        return KeptFile(path=FSTAB, text=render_line(line), kind="fstab")
+        why = f"process 1 is {tuning.init or 'unknown'}, which is not known to mount what {FSTAB} says"
+        return KeptFile(
+            path=FSTAB, text=render_line(line), kind="fstab", inactive="" if tuning.init in CLASSIC else why
+        )
     name = f"{escape_unit(place)}.mount"
     text = f"""\
 {HEAD}[Unit]

@@ -10,11 +10,12 @@ from kvmlaunch.model.choice import Choice
 from kvmlaunch.model.definition import AUTO
 from kvmlaunch.model.finding import Finding, warning
 from kvmlaunch.model.tuning import HostTuning, Setting
-from kvmlaunch.model.wishes import HostWishes, KsmWishes
+from kvmlaunch.model.wishes import HOST_FILE, HostWishes, KsmWishes
 from kvmlaunch.tune.fleet import VmWish, names_text
 from kvmlaunch.tune.wish import KEEP, by_hand, chosen, switch
 
 SOURCE: Final = "Linux Documentation/admin-guide/mm/ksm.rst"
+DIRECTORY: Final = "/sys/kernel/mm/ksm"
 RUN: Final = {"off": "0", "on": "1", "unmerge": "2"}
 COST: Final = {
     "1": "CPU for the scan, and what a VM holds shows in the timing of others",
@@ -68,10 +69,39 @@ def shared(tuning: HostTuning) -> int:
     return int(knob.value) if knob and knob.value.isdecimal() else 0
 
 
+def will_run(run: Choice[str] | None, tuning: HostTuning) -> bool:
+    """Will KSM scan: as it is planned, else as it is found."""
+    found = tuning.ksm.get("run")
+    return run.value == "1" if run else found is not None and found.value == "1"
+
+
+def is_by_hand(wanted: Choice[str]) -> bool:
+    """Was it written in host.toml."""
+    return wanted.origin.kind == "file"
+
+
+def check_scan(tuning: HostTuning, wishes: HostWishes, vms: Sequence[VmWish]) -> Iterator[Finding]:
+    """Say which wishes of `[ksm]` are not made: this kernel lacks the knob, or nothing scans."""
+    run = plan_run(wishes.ksm, vms)
+    for name, wanted in plan_scan(wishes.ksm, tuning) if tuning.ksm else ():
+        why = "" if will_run(run, tuning) else "KSM does not run: it is neither switched on here nor asked for by a VM"
+        why = why if name in tuning.ksm else f"{DIRECTORY}/{name} is not there: this kernel has none"
+        if why and is_by_hand(wanted):
+            yield warning(
+                code="host.setting.refused",
+                message=f"{name} is not set: skipped",
+                key=wanted.origin.key,
+                why=why,
+                hint=f'mode = "on"   # in [ksm] of {HOST_FILE}, or take the key out',
+            )
+
+
 def build_ksm(tuning: HostTuning, wishes: HostWishes, vms: Sequence[VmWish]) -> Iterator[Setting]:
     """Give the settings of KSM: how it scans before it is switched on."""
     run = plan_run(wishes.ksm, vms)
-    scan = plan_scan(wishes.ksm, tuning) if run and run.value == "1" else iter(())
+    scan = plan_scan(wishes.ksm, tuning) if will_run(run, tuning) else iter(())
+    if run is None:  # it runs as it was found: only what is wished by hand is changed
+        scan = ((name, wanted) for name, wanted in scan if is_by_hand(wanted))
     by_file = [*scan, *([("run", run)] if run else [])]
     for name, wanted in by_file:
         if name in tuning.ksm:
@@ -81,6 +111,7 @@ def build_ksm(tuning: HostTuning, wishes: HostWishes, vms: Sequence[VmWish]) -> 
 
 def check_ksm(tuning: HostTuning, wishes: HostWishes, vms: Sequence[VmWish]) -> Iterator[Finding]:
     """Say where KSM is wanted in vain: no kernel support, nothing to merge, or guests that should not share."""
+    yield from check_scan(tuning, wishes, vms)
     run = plan_run(wishes.ksm, vms)
     if run is None or run.value != "1":
         return

@@ -8,11 +8,13 @@ from kvmlaunch.model.definition import AUTO
 from kvmlaunch.model.finding import Finding, error, warning
 from kvmlaunch.model.host import HostFacts, HugepagePool
 from kvmlaunch.model.tuning import HostTuning, Knob, Setting
-from kvmlaunch.model.wishes import PAGE_SIZES, HostWishes
+from kvmlaunch.model.wishes import HOST_FILE, PAGE_SIZES, HostWishes
 from kvmlaunch.tune.fleet import VmWish, names_text, pages_of
 from kvmlaunch.tune.wish import KEEP, by_hand, chosen, switch
 from kvmlaunch.units import GIB, MIB, count, render_size
 
+SWAPPINESS: Final = "vm.swappiness"
+BALANCING: Final = "kernel.numa_balancing"
 POOL_SOURCE: Final = "Linux Documentation/admin-guide/mm/hugetlbpage.rst"
 THP_SOURCE: Final = "Linux Documentation/admin-guide/mm/transhuge.rst; QEMU asks for huge pages by madvise"
 
@@ -130,16 +132,36 @@ def plan_thp(wishes: HostWishes, tuning: HostTuning, vms: Sequence[VmWish]) -> C
     )
 
 
+def check_memory(tuning: HostTuning, wishes: HostWishes) -> Iterator[Finding]:
+    """Say which wishes are not made, as this kernel has no such knob (`host.setting.refused`)."""
+    wished = {
+        "thp": (wishes.thp not in {AUTO, KEEP}, tuning.thp, "/sys/kernel/mm/transparent_hugepage/enabled"),
+        "swappiness": (wishes.swappiness != KEEP, tuning.sysctls.get(SWAPPINESS), "/proc/sys/vm/swappiness"),
+        "numa_balancing": (
+            wishes.numa_balancing != KEEP,
+            tuning.sysctls.get(BALANCING),
+            "/proc/sys/kernel/numa_balancing",
+        ),
+    }
+    for key, (asked, knob, path) in wished.items():
+        if asked and knob is None:
+            yield warning(
+                code="host.setting.refused",
+                message=f"{key} is not set: skipped",
+                key=key,
+                why=f"{path} is not there: this kernel has none",
+                hint=f'{key} = "keep"   # in {HOST_FILE}',
+            )
+
+
 def build_memory(tuning: HostTuning, wishes: HostWishes, vms: Sequence[VmWish]) -> Iterator[Setting]:
     """Give the settings of transparent huge pages, swapping and NUMA balancing."""
     thp = plan_thp(wishes, tuning, vms)
     if thp and tuning.thp:
         yield Setting(key="thp.enabled", knob=tuning.thp, wanted=thp, keeper="tmpfiles")
     sysctls = {
-        "vm.swappiness": None if wishes.swappiness == KEEP else by_hand(wishes.swappiness, "swappiness"),
-        "kernel.numa_balancing": None
-        if wishes.numa_balancing == KEEP
-        else by_hand(switch(wishes.numa_balancing), "numa_balancing"),
+        SWAPPINESS: None if wishes.swappiness == KEEP else by_hand(wishes.swappiness, "swappiness"),
+        BALANCING: None if wishes.numa_balancing == KEEP else by_hand(switch(wishes.numa_balancing), "numa_balancing"),
     }
     for name, wanted in sysctls.items():
         if wanted and name in tuning.sysctls:

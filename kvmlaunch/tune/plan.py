@@ -10,7 +10,7 @@ from kvmlaunch.tune.daemons import check_cmdline, check_daemons
 from kvmlaunch.tune.fleet import VmWish
 from kvmlaunch.tune.keep import build_boot, build_files
 from kvmlaunch.tune.ksm import build_ksm, check_ksm
-from kvmlaunch.tune.memory import build_memory, build_pools, check_pools
+from kvmlaunch.tune.memory import build_memory, build_pools, check_memory, check_pools
 from kvmlaunch.tune.scheduler import build_read_ahead, build_schedulers, check_schedulers
 
 
@@ -29,6 +29,7 @@ def plan_tuning(
     files: tuple[KeptFile, ...] = tuple(build_files(settings, tuning, wishes))
     findings = (
         *check_ksm(tuning, wishes, vms),
+        *check_memory(tuning, wishes),
         *check_pools(host, tuning, wishes, vms),
         *check_schedulers(tuning, wishes),
         *check_cpu(tuning, wishes),

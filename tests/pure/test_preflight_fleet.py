@@ -202,6 +202,15 @@ def test_a_host_cpu_that_two_vms_are_pinned_to_is_told_with_free_ones() -> None:
     assert report.hint == "kvmlaunch up b --set cpu.pin=4-5"
 
 
+def test_a_host_cpu_of_another_vms_io_thread_is_told_and_what_is_shared_is_not() -> None:
+    thread = 'memory = "1GiB"\n[iothreads]\ncount = 1\npin = "6"\n'
+    vcpus = 'memory = "1GiB"\n[cpu]\nvcpus = 2\npin = "6-7"\n'
+    sharing = 'memory = "1GiB"\niothreads = { count = 1, pin = "auto" }\n[cpu]\nvcpus = 2\npin = "4-5"\n'
+
+    assert named(fleet(thread, vcpus)) == {"b": ["fleet.pin"]}
+    assert named(fleet(vcpus, sharing)) == {}
+
+
 def test_more_pinned_vcpus_than_the_host_has_cpus_name_the_vm_that_finds_none() -> None:
     pinned = [f'memory = "1GiB"\n[cpu]\nvcpus = 2\npin = "{cpus}"\n' for cpus in ("0-1", "2-3", "4-5", "6-7", "0,7")]
 

@@ -117,5 +117,17 @@ def test_what_ksm_saves_is_counted_in_bytes() -> None:
     assert ksm.verdict == "ok"
 
 
-def test_uksm_is_named_where_a_kernel_has_it() -> None:
-    assert examined(found=evolve(tuning(), uksm=True))["uksm"].verdict == "warn"
+@pytest.mark.parametrize(("run", "told"), [("1", True), ("0", False)])
+def test_uksm_is_named_where_a_kernel_scans_with_it(run: str, *, told: bool) -> None:
+    found = examined(found=tuning(files={"/sys/kernel/mm/uksm/run": f"{run}\n"}))
+
+    assert ("uksm" in found) is told
+
+
+def test_the_numbers_of_ksm_have_its_words_too() -> None:
+    found = tuning(files={"/sys/kernel/mm/ksm/pages_sharing": "512\n", "/sys/kernel/mm/ksm/pages_shared": "3\n"})
+    ksm = examined(found=found)["ksm"]
+
+    assert (ksm.numbers["pages_shared"], ksm.numbers["pages_sharing"], ksm.numbers["saved"]) == (3, 512, 2 << 20)
+    assert ksm.numbers["advisor_mode"] == "none"
+    assert "saves 2MiB (3 pages stand for 512 more)" in ksm.found

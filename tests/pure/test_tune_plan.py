@@ -171,6 +171,45 @@ def test_on_several_nodes_pages_are_not_merged_across_them_while_nothing_is_merg
     assert "ksm.merge_across_nodes" not in changes(later)
 
 
+def test_a_running_ksm_that_is_kept_scans_as_is_wished_by_hand() -> None:
+    running = tuning(files={"/sys/kernel/mm/ksm/run": "1\n"})
+    wishes = HostWishes(ksm=KsmWishes(mode="keep", sleep_millisecs=77))
+
+    plan = plan_tuning(host(), running, wishes, ())
+
+    assert changes(plan) == {"ksm.sleep_millisecs": "77"}
+    assert codes(plan) == []
+
+
+@pytest.mark.parametrize(
+    ("wishes", "keys"),
+    [
+        (
+            HostWishes(ksm=KsmWishes(mode="off", sleep_millisecs=77, pages_to_scan=5)),
+            ["pages_to_scan", "sleep_millisecs"],
+        ),
+        (HostWishes(thp="always", swappiness=7, numa_balancing="off"), ["thp", "swappiness", "numa_balancing"]),
+    ],
+)
+def test_a_wish_that_cannot_be_made_is_said(wishes: HostWishes, keys: list[str]) -> None:
+    found = type(tuning())(ksm={name: knob for name, knob in tuning().ksm.items() if name != "advisor_mode"})
+
+    plan = plan_tuning(host(), found, wishes, ())
+
+    skipped = [finding for finding in plan.findings if finding.report.code == "host.setting.refused"]
+    assert [finding.key.removeprefix("ksm.") for finding in skipped] == keys
+    assert not changes(plan).keys() & {"thp.enabled", "vm.swappiness", "kernel.numa_balancing", "ksm.sleep_millisecs"}
+
+
+def test_a_knob_of_ksm_that_this_kernel_lacks_is_said() -> None:
+    found = type(tuning())(ksm={"run": tuning().ksm["run"]})
+
+    plan = plan_tuning(host(), found, HostWishes(ksm=KsmWishes(mode="on", smart_scan="on")), ())
+
+    assert codes(plan) == ["host.setting.refused"]
+    assert "smart_scan is not there" in plan.findings[0].report.why
+
+
 def test_ksm_in_vain_and_between_guests_of_different_trust_is_said() -> None:
     on = HostWishes(ksm=KsmWishes(mode="on"))
     other = VmWish(name="guest", ksm=True, trust="b")
