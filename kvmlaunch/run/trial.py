@@ -13,6 +13,7 @@ from kvmlaunch.run.spawn import Owner, spawn
 
 LONGEST: Final = 20.0  # seconds; a kernel prints its first line within one
 LOOK_AGAIN: Final = 0.05
+MOST_TRIED: Final = 2
 SIGN: Final = b"Linux version "
 MOST_WORDS: Final = 1 << 16
 
@@ -28,10 +29,18 @@ def trial_argv(binary: Path, kernel: str) -> tuple[str, ...]:
 
 
 def boot_trial(binary: Path, kernels: Sequence[str], *, seconds: float = LONGEST) -> Trial:
-    """Boot the first kernel for at most some seconds, and tell whether it printed its first line."""
-    if not kernels:
-        return Trial(words="no kernel to boot was found")
-    argv = trial_argv(binary, kernels[0])
+    """Boot a kernel, and where it prints nothing another one, each for at most some seconds; tells how the last did."""
+    tried = Trial(words="no kernel to boot was found")
+    for kernel in kernels[:MOST_TRIED]:
+        tried = boot_kernel(binary, kernel, seconds)
+        if tried.progressed is not False:
+            break
+    return tried
+
+
+def boot_kernel(binary: Path, kernel: str, seconds: float) -> Trial:
+    """Boot one kernel, and tell whether it printed its first line."""
+    argv = trial_argv(binary, kernel)
     output, nothing = os.memfd_create("kvmlaunch-trial"), os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     begun = time.monotonic()
     try:
@@ -47,7 +56,7 @@ def boot_trial(binary: Path, kernels: Sequence[str], *, seconds: float = LONGEST
     finally:
         os.close(output)
         os.close(nothing)
-    return Trial(kernel=kernels[0], progressed=progressed, seconds=time.monotonic() - begun, words=words.strip()[-200:])
+    return Trial(kernel=kernel, progressed=progressed, seconds=time.monotonic() - begun, words=words.strip()[-200:])
 
 
 def wait_for_sign(pid: int, output: int, deadline: float) -> bool:

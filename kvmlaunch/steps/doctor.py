@@ -21,14 +21,17 @@ BOOT = "/boot"
 
 
 def kernels_of(definitions: Sequence[Definition]) -> tuple[str, ...]:
-    """Give the kernels that can be booted: those of definitions, then the host's own, the newest first."""
+    """Give the kernels that can be booted: the host's own, the newest first, then those of definitions.
+
+    A definition's may be of another system, or print nothing on a serial port.
+    """
     named = [str(each.boot.kernel) for each in definitions if each.boot.kernel]
     try:
         names = [name for name in os.listdir(BOOT) if name.startswith("vmlinuz-")]
         own = sorted(names, key=version_of, reverse=True)
     except OSError:
         own = []
-    return tuple(path for path in (*named, *(f"{BOOT}/{name}" for name in own)) if os.access(path, os.R_OK))
+    return tuple(path for path in (*(f"{BOOT}/{name}" for name in own), *named) if os.access(path, os.R_OK))
 
 
 def version_of(name: str) -> tuple[int, ...]:

@@ -52,6 +52,12 @@ def test_a_kernel_that_prints_its_first_line_made_progress(under_tcg: Path, kern
     assert started_with(kernel) == []
 
 
+def test_where_one_kernel_says_nothing_another_is_tried(under_tcg: Path, kernel: str, tmp_path: Path) -> None:
+    trial = boot_trial(under_tcg, [str(tmp_path / "absent"), kernel], seconds=120)
+
+    assert (trial.kernel, trial.progressed) == (kernel, True), trial.words
+
+
 def test_a_guest_that_stays_silent_is_ended_and_is_no_progress(under_tcg: Path, kernel: str) -> None:
     trial = boot_trial(under_tcg, [kernel], seconds=0)
 
