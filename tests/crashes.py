@@ -21,7 +21,7 @@ WARM: Final = Path(__file__).parent / "warm.py"
 CALL: Final = re.compile(r"^(\w+)\((.*)\)\s+= (-?\d+)")
 CHANGING: Final = {
     *("mkdirat", "renameat", "renameat2", "unlinkat", "linkat", "mount", "umount2", "vfork", "clone3", "flock"),
-    *("connect",),
+    *("connect", "symlinkat"),
     *("fchown", "fchownat", "rmdir", "mkdir", "unlink", "ftruncate", "pidfd_open", "wait4", "pidfd_send_signal"),
 }  # fmt: skip
 

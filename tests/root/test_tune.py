@@ -65,10 +65,29 @@ def text_of(path: Path) -> str:
     return path.read_text(errors="replace") if path.is_file() else ""
 
 
+def knobs() -> dict[str, str]:
+    """Give every knob of the kernel's memory and of its disks' queues that can be written, but for the pools."""
+    found = {}
+    for tree in (Path("/proc/sys/vm"), Path("/sys/kernel/mm"), *Path("/sys/block").glob("*/queue")):
+        for path in sorted(tree.rglob("*")):
+            if path.is_file() and path.stat().st_mode & 0o600 == 0o600 and "hugepages" not in str(path):
+                with suppress(OSError):
+                    found[str(path)] = value(path)
+    return found
+
+
 def state(etc: Path) -> dict[str, str]:
     """Give what tuning may touch beside the pool: knobs, every file beneath /etc with its mode."""
     files = {str(path.relative_to(etc)): f"{path.lstat().st_mode:o} {text_of(path)}" for path in sorted(etc.rglob("*"))}
-    return {**files, **{str(knob): value(knob) for knob in KNOBS}}
+    return {**files, **knobs()}
+
+
+@pytest.fixture
+def with_systemd(machine: Machine, etc: Path) -> Path:
+    """Give /etc of a machine whose first process calls itself systemd, so that its files are written."""
+    (machine.directory / "comm").write_text("systemd\n")
+    machine.execute("mount", "--bind", str(machine.directory / "comm"), "/proc/1/comm")
+    return etc
 
 
 def mountinfo(machine: Machine) -> str:
@@ -188,14 +207,19 @@ def test_after_a_reboot_the_systems_own_tools_make_it_so_again(machine: Machine,
 
     SWAPPINESS.write_text("60")
     (KSM / "run").write_text("0")
+    (machine.directory / "boot").write_text("11111111-2222-3333-4444-555555555555\n")
+    machine.execute("mount", "--bind", str(machine.directory / "boot"), "/proc/sys/kernel/random/boot_id")
+    machine.execute("sh", "-c", "rm -rf /run/kvmlaunch; umount /mnt/huge")
     differing = machine.run("tune", "verify", "--json")
     machine.execute("sysctl", "-p", SYSCTL)
     machine.execute("sh", SCRIPT)
+    machine.execute("mount", "--target", "/mnt/huge", "--fstab", "/etc/fstab")
     verified = machine.run("tune", "verify")
     machine.ok("tune", "off")
 
     assert differing.code == 10
-    assert {each["key"] for each in differing.json["differences"]} == {"vm.swappiness", "ksm.run"}
+    assert {each["key"] for each in differing.json["differences"]} == {"vm.swappiness", "ksm.run", "hugetlbfs"}
+    assert "/mnt/huge" not in mountinfo(machine)
     assert verified.code == 0, verified.out
     assert state(etc) == before
     assert pool.settled() == 0
@@ -269,6 +293,50 @@ def test_the_shared_mount_of_a_later_boot_is_taken_back_too(machine: Machine, et
 
     assert off.code == 0, off.err
     assert mountinfo(machine) == mounts
+
+
+def test_where_systemd_runs_its_files_keep_everything_and_go_without_a_trace(
+    machine: Machine, pool: Pool, with_systemd: Path
+) -> None:
+    before = state(with_systemd)
+    system = with_systemd / "systemd/system"
+
+    made = machine.ok("tune", "apply", "--persist")
+    verified = machine.run("tune", "verify")
+    unit, mount = system / "kvmlaunch-hugepages.service", system / "mnt-huge.mount"
+    links = [
+        (system / f"{target}.wants/{name.name}").readlink()
+        for target, name in (("sysinit.target", unit), ("multi-user.target", mount))
+    ]
+    judged = machine.execute("systemd-analyze", "verify", "/etc/systemd/system/mnt-huge.mount")
+    fstab = (with_systemd / "fstab").read_text()
+    machine.ok("tune", "off")
+
+    assert "[host.notactive]" not in made.err
+    assert verified.code == 0, verified.out
+    assert links == [
+        Path("/etc/systemd/system/kvmlaunch-hugepages.service"),
+        Path("/etc/systemd/system/mnt-huge.mount"),
+    ]
+    assert (judged.code, judged.err) == (0, "")
+    assert "hugetlbfs" not in fstab
+    assert not (with_systemd / "kvmlaunch/boot.sh").exists()
+    assert state(with_systemd) == before
+    assert pool.settled() == 0
+
+
+def test_killed_while_it_writes_what_systemd_reads_all_goes_back(machine: Machine, with_systemd: Path) -> None:
+    before, words = state(with_systemd), ("tune", "apply", "--persist")
+    chosen = points(machine, *words, after=r"openat\(.*80-kvmlaunch\.conf", others=1)
+    machine.ok("tune", "off")
+    assert any(point.name == "symlinkat" for point in chosen)
+
+    for point in sample(chosen):
+        killed_at(machine, point, *words)
+        off = machine.run("tune", "off")
+
+        assert off.code == 0, f"{describe(point, words)}: {off.err}"
+        assert state(with_systemd) == before, describe(point, words)
 
 
 def test_a_later_file_that_overrides_ours_is_named(machine: Machine, etc: Path) -> None:
