@@ -21,6 +21,7 @@ PERSIST: Final = f"{APPLY} --persist"
 HUGE: Final = 2 * MIB
 FEW_CONTEXTS: Final = 65536  # the kernel's default of fs.aio-max-nr; each disk with aio=native takes some hundred
 SWAPPY: Final = 60
+SOURCES: Final = {"tuned": "tuned(8), ksmtuned(8), numad(8)", "cmdline": "Linux 5.4, block/elevator.c"}
 VERDICTS: Final = ("FAIL", "warn", "skip", "ok")
 
 
@@ -51,7 +52,7 @@ def diagnose(
         *check_sysctls(tuning),
         *check_polling(tuning),
         *check_nested(tuning),
-        *check_locked_memory(host),
+        *check_locked_memory(host, vms),
         *check_others(tuning),
     )
     return tuple(sorted(found, key=lambda each: (VERDICTS.index(each.verdict), -each.gain)))
@@ -63,6 +64,7 @@ def check_definitions(broken: Sequence[str]) -> Iterator[Diagnosis]:
         yield Diagnosis(
             subject="definitions", verdict="warn", found=f"{names_text(broken)} cannot be read", gain=7,
             why="what they ask of the host is not counted here, and tune refuses to count without them",
+            source="kvmlaunch docs, tuning",
             fix=f"kvmlaunch validate {' '.join(broken[:4])}", numbers={"broken": list(broken)},
         )  # fmt: skip
 
@@ -288,13 +290,17 @@ def check_nested(tuning: HostTuning) -> Iterator[Diagnosis]:
             )  # fmt: skip
 
 
-def check_locked_memory(host: HostFacts) -> Iterator[Diagnosis]:
-    """Tell how much memory the caller may lock."""
-    hard = host.user.memlock_hard
+def check_locked_memory(host: HostFacts, vms: Sequence[VmWish]) -> Iterator[Diagnosis]:
+    """Tell how much memory the caller may lock, and which VMs want more; root raises his own limit."""
+    hard, user = host.user.memlock_hard, host.user.name or host.user.uid
     if hard is not None:
         found = "without limit" if hard >= 1 << 62 else render_size(hard)
+        short = [vm for vm in vms if vm.locked > hard] if host.caller_uid else []
+        most = max((vm.locked for vm in short), default=0)
         yield Diagnosis(
-            subject="locked memory", verdict="ok", found=f"{host.user.name or host.user.uid} may lock {found}",
+            subject="locked memory", verdict="warn" if short else "ok", found=f"{user} may lock {found}", gain=2,
+            why=f"{names_text([vm.name for vm in short])} wants {render_size(most)}" if short else "",
+            fix=f"{user} - memlock {most >> 10}   # in /etc/security/limits.conf; then log in again" if short else "",
             source="setrlimit(2), RLIMIT_MEMLOCK", numbers={"hard": hard},
         )  # fmt: skip
 
@@ -303,7 +309,8 @@ def check_others(tuning: HostTuning) -> Iterator[Diagnosis]:
     """Tell what works against all of this: other programs that tune, and words that the kernel no longer reads."""
     for finding in (*check_daemons(tuning), *check_cmdline(tuning)):
         report = finding.report
+        subject = report.code.rpartition(".")[0].removeprefix("host.")
         yield Diagnosis(
-            subject=report.code.rpartition(".")[0].removeprefix("host."), verdict="warn", found=report.message, gain=3,
+            subject=subject, verdict="warn", found=report.message, gain=3, source=SOURCES[subject],
             why=report.why, fix=report.hint, numbers={"where": report.where, "code": report.code},
         )  # fmt: skip

@@ -5,17 +5,22 @@ from collections.abc import Sequence
 from kvmlaunch.model.definition import AUTO, Definition
 from kvmlaunch.model.value import frozen
 from kvmlaunch.model.wishes import PAGE_SIZES
+from kvmlaunch.units import GIB
 
 
 @frozen(kw_only=True)
 class VmWish:
-    """What one VM asks of the host; `pages` of `page_size`, 0 with ordinary memory.  `trust` is its label `trust`."""
+    """What one VM asks of the host; `pages` of `page_size`, 0 with ordinary memory.
+
+    `trust` is its label `trust`, `locked` the bytes that it locks: its memory, and what QEMU itself needs.
+    """
 
     name: str
     page_size: int = 0
     pages: int = 0
     ksm: bool = False
     trust: str = ""
+    locked: int = 0
 
 
 def vm_wish(definition: Definition) -> VmWish:
@@ -28,7 +33,12 @@ def vm_wish(definition: Definition) -> VmWish:
     page_size = PAGE_SIZES.get(str(word), 0)
     pages = -(-memory.size // page_size) if page_size else 0
     return VmWish(
-        name=definition.name, page_size=page_size, pages=pages, ksm=ksm, trust=definition.labels.get("trust", "")
+        name=definition.name,
+        page_size=page_size,
+        pages=pages,
+        ksm=ksm,
+        trust=definition.labels.get("trust", ""),
+        locked=memory.size + GIB if memory.lock else 0,
     )
 
 

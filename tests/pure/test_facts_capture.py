@@ -153,6 +153,8 @@ BLOCK_TREE = {
     "nvme0n1/nvme0n1p2/dev": "259:2",
     "dm-0/dev": "253:0",
     "dm-0/queue/scheduler": "",
+    "md0/dev": "9:0",
+    "bcache0/dev": "252:0",
     "loop0/loop/backing_file": "/srv/image",
 }
 
@@ -160,18 +162,19 @@ BLOCK_TREE = {
 def test_the_disk_below_a_partition_a_volume_and_a_loop(tmp_path: Path) -> None:
     devices = tmp_path / "sys/devices"
     write(devices, BLOCK_TREE)
-    (devices / "dm-0/slaves").mkdir()
-    (devices / "dm-0/slaves/nvme0n1p2").symlink_to("../../nvme0n1/nvme0n1p2")
+    for upper, lower in (("dm-0", "nvme0n1/nvme0n1p2"), ("md0", "dm-0"), ("bcache0", "md0")):
+        (devices / upper / "slaves").mkdir()
+        (devices / upper / "slaves" / Path(lower).name).symlink_to(f"../../{lower}")
     numbers = tmp_path / "sys/dev/block"
     numbers.mkdir(parents=True)
     write(tmp_path, {"/srv/image": ""})
     below = (tmp_path / "srv/image").stat().st_dev
-    links = {"259:2": "nvme0n1/nvme0n1p2", "253:0": "dm-0", "7:0": "loop0"}
+    links = {"259:2": "nvme0n1/nvme0n1p2", "253:0": "dm-0", "9:0": "md0", "252:0": "bcache0", "7:0": "loop0"}
     links[f"{os.major(below)}:{os.minor(below)}"] = "nvme0n1"
     for number, device in links.items():
         (numbers / number).symlink_to(f"../../devices/{device}")
     disk = {"name": "nvme0n1", "scheduler": "[none] mq-deadline", "rotational": "0", "queues": 2}
-    for number in ("259:2", "253:0", "7:0"):
+    for number in ("259:2", "253:0", "9:0", "252:0", "7:0"):
         assert capture_disks(str(tmp_path), number, {}) == [disk]
     assert capture_disks(str(tmp_path), "9:9", {}) == []
 

@@ -4,7 +4,7 @@ import pytest
 from attrs import evolve
 
 from kvmlaunch.model.diagnosis import Diagnosis, Trial
-from kvmlaunch.model.host import AioFacts, HostFacts, KvmFacts
+from kvmlaunch.model.host import AioFacts, HostFacts, KvmFacts, UserFacts
 from kvmlaunch.model.tuning import HostTuning
 from kvmlaunch.model.wishes import HostWishes
 from kvmlaunch.tune.doctor import diagnose
@@ -68,7 +68,17 @@ def test_everything_that_is_wrong_says_why_and_what_mends_it() -> None:
         "kvm", "hugepages 2MiB", "memory", "thp", "ksm", "scheduler sda", "native aio", "io_uring", "vm.swappiness",
         "tuned", "cmdline",
     }  # fmt: skip
-    assert all(each.why and each.fix for each in wrong)
+    assert all(each.why and each.fix and each.source for each in wrong)
+
+
+@pytest.mark.parametrize(("uid", "verdict"), [(0, "ok"), (1000, "warn")])
+def test_memory_that_a_user_may_not_lock_is_told_and_root_raises_his_limit(uid: int, verdict: str) -> None:
+    facts = evolve(host(), caller_uid=uid, user=UserFacts(uid=uid, gid=uid, name="alice", memlock_hard=8 << 20))
+
+    found = examined(facts, vms=(VmWish(name="locking", locked=3 << 30),))["locked memory"]
+
+    assert found.verdict == verdict
+    assert ("alice - memlock 3145728" in found.fix) is (verdict == "warn")
 
 
 @pytest.mark.parametrize(
