@@ -324,7 +324,9 @@ class Definition:
     profile: Profile = key("Defaults for an intent; `show profile:NAME` prints them.", "server")
     os: Os = key("The guest's kind; windows adds Hyper-V enlightenments and a localtime clock.", "linux")
     description: str = key("A line for people.", "")
-    labels: Mapping[str, str] = key("Words of yours, shown by `ls --json`; `trust` tells `tune` which guests may share pages.", Factory(dict))
+    labels: Mapping[str, str] = key(
+        "Words of yours, shown by `ls --json`; `trust` tells `tune` which guests may share pages.", Factory(dict)
+    )
     accel: Auto | Accel = key(
         "auto is kvm and an error where it does not work; any is kvm, else tcg with a warning.", AUTO
     )
