@@ -11,6 +11,7 @@ from kvmlaunch.cli.session import (
     Session,
     complete_vm,
     definitions_argument,
+    dry_run_option,
     facts_option,
     session_command,
     standard_input,
@@ -134,16 +135,19 @@ def show(session: Session, what: str, resolved: bool, origin: bool) -> None:
 @click.command()
 @click.argument("name")
 @click.option("--dir", "directory", default=SEARCHED, metavar="DIR", help="Where to write it.")
+@dry_run_option
 @session_command
-def init(session: Session, name: str, directory: str) -> None:
+def init(session: Session, name: str, directory: str, dry_run: bool) -> None:
     """Write a first definition, three lines that are a good VM, into DIR (./vmdefs)."""
     from kvmlaunch.steps.init import write_definition  # noqa: PLC0415 - beside its use
 
-    path = write_definition(session.caller(), name, directory)
+    path = write_definition(session.caller(), name, directory, dry_run=dry_run)
+    file = short_path(str(path))
     if session.json:
-        show_document("init", {"name": name, "file": str(path)})
+        show_document("init", {"name": name, "file": str(path), "dry_run": dry_run})
+    elif dry_run:
+        say(session, name, "ok", "would write", file)
     else:
-        file = short_path(str(path))
         word = name if directory == SEARCHED else shlex.quote(file)
         say(session, name, "ok", "written", f"{file} · kvmlaunch validate {word}")
 

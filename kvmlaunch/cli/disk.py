@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kvmlaunch.cli.progress import bar
-from kvmlaunch.cli.session import Session, session_command
+from kvmlaunch.cli.session import Session, dry_run_option, session_command
 from kvmlaunch.cli.show import say, short_path, show_document, show_table, talk
 from kvmlaunch.cli.snapshot import disk_argument, disks_argument, snapshot, vm_name
 from kvmlaunch.units import count, parse_size, render_rounded, render_size
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from kvmlaunch.steps.disks import Target
 
 DIFFERENT, UNSOUND = 10, 6
-dry_run_option = click.option("-n", "--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 
 
 class SizeType(click.ParamType[tuple[int, bool]]):

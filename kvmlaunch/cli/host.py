@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from kvmlaunch.cli.many import Document, each_vm, teller
-from kvmlaunch.cli.session import Session, session_command, vms_argument
+from kvmlaunch.cli.session import Session, dry_run_option, session_command, vms_argument
 from kvmlaunch.cli.show import (
     finding_document,
     say,
@@ -59,14 +59,16 @@ def show_checked(session: Session, checked: "Checked", done: str) -> tuple[int, 
     }
 
 
-def preflight_one(session: Session, caller: Caller, word: str, *, apply: bool, undo: bool) -> tuple[int, Document]:
+def preflight_one(
+    session: Session, caller: Caller, word: str, *, apply: bool, undo: bool, dry_run: bool
+) -> tuple[int, Document]:
     """Check, prepare or undo for one VM."""
     from kvmlaunch.steps import prepare  # noqa: PLC0415
 
     name = name_of(word)
     tell = teller(session, name)
     if undo:
-        undone, found = prepare.undo(caller, word, tell)
+        undone, found = prepare.undo(caller, word, tell, dry_run=dry_run)
         if not session.json:
             show_warnings(session, name, found, fixes=True)
         if not undone and not session.json:
@@ -74,7 +76,7 @@ def preflight_one(session: Session, caller: Caller, word: str, *, apply: bool, u
         conflict = any(finding.report.code == "host.change.conflict" for finding in found)
         document = {"name": name, "undone": undone, "findings": [finding_document(finding) for finding in found]}
         return DIFFERENT if conflict else 0, document
-    if apply:
+    if apply and not dry_run:
         return show_checked(session, prepare.prepare(caller, word, tell), "done")
     return show_checked(session, prepare.check(caller, word), "would")
 
@@ -85,9 +87,16 @@ def preflight_one(session: Session, caller: Caller, word: str, *, apply: bool, u
 @click.option("--undo", is_flag=True, help="Take back what --apply made.")
 @click.option("--all", "together", is_flag=True, help="Check too whether all of them can run at once.")
 @click.option("--user", "for_user", metavar="USER", help="Prepare for this user's VMs, who then needs no root.")
+@dry_run_option
 @session_command
 def preflight(
-    session: Session, vms: tuple[str, ...], apply: bool, undo: bool, together: bool, for_user: str | None
+    session: Session,
+    vms: tuple[str, ...],
+    apply: bool,
+    undo: bool,
+    together: bool,
+    for_user: str | None,
+    dry_run: bool,
 ) -> int:
     """Check the host for VMs (all that are defined when none is named), and say what `up` would change."""
     if apply + undo + together > 1:
@@ -103,7 +112,12 @@ def preflight(
         words = tuple(dict.fromkeys(vms))
         checked = check_together(caller, words)
         return each_vm(session, "preflight", words, lambda word: show_checked(session, checked.of(word), "would"))
-    return each_vm(session, "preflight", vms, lambda word: preflight_one(session, caller, word, apply=apply, undo=undo))
+    return each_vm(
+        session,
+        "preflight",
+        vms,
+        lambda word: preflight_one(session, caller, word, apply=apply, undo=undo, dry_run=dry_run),
+    )
 
 
 def facts_rows(facts: HostFacts) -> list[tuple[str, str]]:

@@ -8,7 +8,7 @@ import click
 
 from kvmlaunch.cli.ending import Terminated
 from kvmlaunch.cli.many import Document, each_vm, named, noting, teller
-from kvmlaunch.cli.session import Session, session_command, vm_argument, vms_argument
+from kvmlaunch.cli.session import Session, dry_run_option, session_command, vm_argument, vms_argument
 from kvmlaunch.cli.show import duration_text, say, show_document, show_warnings
 from kvmlaunch.errors import Busy, Report
 from kvmlaunch.model.change import render_change
@@ -154,7 +154,7 @@ def start_one(
 
 @click.command()
 @vms_argument
-@click.option("-n", "--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
+@dry_run_option
 @click.option(
     "--wait",
     "until",
@@ -249,7 +249,7 @@ def show_ended(session: Session, ended: "Ended", undo: str, *, dry_run: bool) ->
 
 @click.command()
 @vms_argument
-@click.option("-n", "--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
+@dry_run_option
 @click.option("--force", is_flag=True, help="After the timeout end QEMU: TERM, then KILL.")
 @timeout_option
 @click.option("--all", "every", is_flag=True, help="Every running VM.")
@@ -269,53 +269,64 @@ def down(
 
 @click.command()
 @vms_argument
+@dry_run_option
 @click.option("--force", is_flag=True, help="After the timeout end QEMU: TERM, then KILL.")
 @timeout_option
 @jobs_option
 @session_command
-def restart(session: Session, vms: tuple[str, ...], force: bool, timeout: float | None, jobs: int) -> int:
+def restart(
+    session: Session, vms: tuple[str, ...], dry_run: bool, force: bool, timeout: float | None, jobs: int
+) -> int:
     """Power VMs down and start them again from their definitions, which are checked first."""
     from kvmlaunch.steps.up import Wishes, check_restart  # noqa: PLC0415 - beside its use
 
     def restart_one(word: str) -> tuple[int, Document]:
         check_restart(session.caller(), word)
-        ended = stop_one(session, word, timeout, force=force, dry_run=False)[1]
+        ended = stop_one(session, word, timeout, force=force, dry_run=dry_run)[1]
+        if dry_run:
+            say(session, name_of(word), "ok", "would", "start it again, as print-cmd says")
+            return 0, {"name": name_of(word), "down": ended, "dry_run": True}
         code, document = start_one(session, word, Wishes(), foreground=False)
         return code, {**document, "down": ended}
 
     return each_vm(session, "restart", named(vms), restart_one, jobs=jobs)
 
 
-def control_vm(session: Session, word: str, verb: Verb, done: str, already: str) -> None:
+def control_vm(session: Session, word: str, verb: Verb, done: str, already: str, *, dry_run: bool) -> None:
     """Pause, resume or reset a VM and say so."""
     from kvmlaunch.steps.control import control  # noqa: PLC0415 - beside its use
 
-    changed = control(session.caller(), word, verb)
+    changed = control(session.caller(), word, verb, dry_run=dry_run)
     if session.json:
-        show_document(verb.value, {"name": name_of(word), "changed": changed})
+        show_document(verb.value, {"name": name_of(word), "changed": changed, "dry_run": dry_run})
+    elif changed and dry_run:
+        say(session, name_of(word), "ok", "would", verb.value)
     else:
         say(session, name_of(word), "ok", done if changed else "already", "" if changed else already)
 
 
 @click.command()
 @vm_argument
+@dry_run_option
 @session_command
-def pause(session: Session, vm: str) -> None:
+def pause(session: Session, vm: str, dry_run: bool) -> None:
     """Stop a VM's vCPUs; it keeps its memory."""
-    control_vm(session, vm, Verb.PAUSE, "paused", "paused")
+    control_vm(session, vm, Verb.PAUSE, "paused", "paused", dry_run=dry_run)
 
 
 @click.command()
 @vm_argument
+@dry_run_option
 @session_command
-def resume(session: Session, vm: str) -> None:
+def resume(session: Session, vm: str, dry_run: bool) -> None:
     """Let a paused VM run on; also after an I/O error, once its cause is gone."""
-    control_vm(session, vm, Verb.RESUME, "resumed", "running")
+    control_vm(session, vm, Verb.RESUME, "resumed", "running", dry_run=dry_run)
 
 
 @click.command()
 @vm_argument
+@dry_run_option
 @session_command
-def reset(session: Session, vm: str) -> None:
+def reset(session: Session, vm: str, dry_run: bool) -> None:
     """Press a VM's reset button: the guest is not asked."""
-    control_vm(session, vm, Verb.RESET, "reset", "")
+    control_vm(session, vm, Verb.RESET, "reset", "", dry_run=dry_run)

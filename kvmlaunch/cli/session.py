@@ -174,6 +174,7 @@ vms_argument = click.argument("vms", nargs=-1, shell_complete=complete_vm, callb
 # A definition that is only read: a name, a file, or - for standard input.
 definition_argument = click.argument("vm", shell_complete=complete_vm)
 definitions_argument = click.argument("vms", nargs=-1, shell_complete=complete_vm)
+dry_run_option = click.option("-n", "--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 facts_option = click.option("--facts", metavar="DIR", help="Build for the host that was saved there.")
 
 

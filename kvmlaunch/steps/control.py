@@ -84,15 +84,19 @@ def press_power_button(target: Target) -> Press:
     return Press(run_state=run_state, deed="in vain" if stands else "asked")
 
 
-def control(caller: Caller, word: str, verb: Verb) -> bool:
-    """Pause, resume or reset a VM; tells whether anything changed.  Raises NotRunning, UnknownVm, Busy, TimedOut."""
+def control(caller: Caller, word: str, verb: Verb, *, dry_run: bool = False) -> bool:
+    """Pause, resume or reset a VM; tells whether anything changed, or with a dry run would.
+
+    Raises NotRunning, UnknownVm, Busy, TimedOut.
+    """
     seen = live(caller, word)
     status = query(seen, ("query-status", {}))[0]
     paused = isinstance(status, dict) and not status.get("running")
     state = VmState.PAUSED if paused else VmState.RUNNING
     if plan_transition(state, verb) is Answer.ALREADY:
         return False
-    query(seen, (COMMANDS[verb], {}))
+    if not dry_run:
+        query(seen, (COMMANDS[verb], {}))
     return True
 
 

@@ -22,13 +22,18 @@ disk.root = {{ path = "{name}.img", size = "20GiB" }}   # made by: kvmlaunch dis
 """
 
 
-def write_definition(caller: Caller, name: str, directory: str) -> Path:
-    """Write a first definition; raises DefinitionInvalid `def.name`, Busy `vm.exists`, HostFailed."""
+def write_definition(caller: Caller, name: str, directory: str, *, dry_run: bool = False) -> Path:
+    """Write a first definition; raises DefinitionInvalid `def.name`, Busy `vm.exists`, HostFailed.
+
+    With a dry run the path is given where it could be written.
+    """
     if wrong := check_vm_name(name):
         raise DefinitionInvalid(
             Report(code=wrong.code, message=wrong.message, where=name, why=wrong.why, hint=wrong.hint)
         )
     path = Path(caller.here) / directory / f"{name}.toml"
+    if dry_run and not path.exists():
+        return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("x", encoding="utf-8") as file:

@@ -14,7 +14,7 @@ from kvmlaunch.host.lock import host_lock
 from kvmlaunch.host.logs import rotate_console
 from kvmlaunch.host.rights import rights_of
 from kvmlaunch.host.rundir import claimed, mark_prepared, remove_claimed, remove_contents, unmark_prepared
-from kvmlaunch.model.change import Change, DirectoryChange, Journal, render_change, render_undone
+from kvmlaunch.model.change import Change, DirectoryChange, Journal, render_change, render_entry, render_undone
 from kvmlaunch.model.finding import Finding, warning
 from kvmlaunch.model.host import UserFacts
 from kvmlaunch.model.plan import Places
@@ -148,7 +148,7 @@ def adopted(journal: Journal) -> Journal:
     return evolve(journal, entries=tuple(evolve(entry, owner="prepared") for entry in journal.entries))
 
 
-def undo(caller: Caller, word: str, tell: Tell) -> tuple[bool, tuple[Finding, ...]]:
+def undo(caller: Caller, word: str, tell: Tell, *, dry_run: bool = False) -> tuple[bool, tuple[Finding, ...]]:
     """Take back what was prepared for a VM; tells whether there was anything, and what others had changed since.
 
     Raises Busy while a QEMU uses it, UnknownVm.
@@ -162,6 +162,10 @@ def undo(caller: Caller, word: str, tell: Tell) -> tuple[bool, tuple[Finding, ..
         journal: Journal | None = journals.read_journal(caller.owner_uid, name)
         if journal is None or not journal.owned("prepared"):
             return False, ()
+        if dry_run:
+            for entry in reversed(journal.entries):
+                tell("would undo", render_entry(entry))
+            return True, ()
         with emptied(caller.places(name), journal.uid):
             found = undo_entries(journal, journal.entries)
         for entry in reversed(journal.entries):

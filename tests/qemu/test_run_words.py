@@ -301,3 +301,36 @@ def test_hints_repeat_the_command_that_was_asked(machine: Machine) -> None:
     assert "Errno" not in facts.err
     assert "fix: kvmlaunch facts VM --save /nope   # on the host that is meant" in facts.err
     assert "fix: useradd --system --no-create-home nobody-here" in user.err
+
+
+def test_a_dry_run_says_what_would_be_done_and_does_nothing(machine: Machine) -> None:
+    machine.define("web")
+    machine.ok("up", "web", "--paused")
+    before = machine.status("web")
+
+    said = {
+        words: machine.ok(*words, "-n").err
+        for words in (("resume", "web"), ("reset", "web"), ("restart", "web"), ("preflight", "web", "--apply"))
+    }
+    pausing = machine.ok("pause", "web", "-n").err
+    written = machine.ok("init", "new", "-n").err
+    again = machine.run("init", "web", "-n")
+    after = machine.status("web")
+
+    assert all("would" in text for text in said.values()), said
+    assert "already" in pausing
+    assert "would write" in written
+    assert not (machine.directory / "vmdefs/new.toml").exists()
+    assert again.codes == {"vm.exists"}
+    assert (after["pid"], after["run_state"]) == (before["pid"], before["run_state"])
+
+
+def test_a_dry_run_of_undo_names_what_was_prepared_and_leaves_it(machine: Machine) -> None:
+    machine.define("web")
+    machine.ok("preflight", "web", "--apply")
+
+    planned = machine.ok("preflight", "web", "--undo", "-n")
+    undone = machine.ok("preflight", "web", "--undo")
+
+    assert planned.err.count("would undo") == undone.err.count("undone") >= 1
+    assert machine.leftovers() == []
