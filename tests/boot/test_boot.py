@@ -1,7 +1,9 @@
 """Real Linux guests, emulated: what the guest sees is what was planned, and it ends as it is asked to."""
 
+import json
 import re
 import signal
+import tomllib
 
 from tests.boot.conftest import NO_NETWORK, Define
 from tests.sandbox import RUN, Machine, is_alive, wait_for
@@ -43,6 +45,22 @@ def test_a_guest_sees_the_machine_that_was_defined_and_serves_its_page(machine: 
     assert "mounted" in said
     assert "ended by" not in ended.err
     assert machine.leftovers() == []
+
+
+def test_the_kernel_and_its_command_line_reach_qemu_as_they_were_written(machine: Machine, define: Define) -> None:
+    define(append="a=b,c 'd e' f==g,,h")
+    place = machine.directory / "vmdefs" / "web.toml"
+
+    machine.ok("up", "web", "--paused")
+    kernel, append = (
+        machine.ok("monitor", "web", "qom-get", json.dumps({"path": "/machine", "property": name}), "--json").json
+        for name in ("kernel", "append")
+    )
+
+    written = tomllib.loads(place.read_text())["boot"]
+    assert append["return"] == written["append"]
+    assert "f==g,,h" in append["return"]
+    assert kernel["return"] == written["kernel"]
 
 
 def test_the_guest_is_told_whether_its_disk_has_a_volatile_cache(machine: Machine, define: Define) -> None:
