@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.crashes import describe, killed_at, points, traced
-from tests.root.conftest import Pool
+from tests.root.conftest import POOL, Pool
 from tests.sandbox import TINY, Machine, cmdline, is_alive, wait_for
 
 PAGES = 16  # of 2 MiB: the RAM of the smallest VM here
@@ -322,4 +322,24 @@ def test_a_mount_that_the_kernel_refuses_once_is_counted_again(machine: Machine,
     assert huge_kilobytes(machine.pid("web")) == PAGES * 2048
     machine.end("web")
     assert pool.settled() == 0
+    assert machine.leftovers() == []
+
+
+@pytest.mark.parametrize(
+    ("wish", "code", "said"), [("auto", 0, "host.hugepages.none"), ("2MiB", 6, "host.hugepages.short")]
+)
+def test_pages_that_the_kernel_refuses_leave_the_pool_as_it_was(
+    machine: Machine, pool: Pool, wish: str, code: int, said: str
+) -> None:
+    machine.define("web", HUGE.replace('"2MiB"', f'"{wish}"'))
+    pool.set(0)
+    refused = ("-o", "/dev/null", "-P", str(POOL / "nr_hugepages"), "-e", "trace=write", "-e", "inject=write:retval=2")
+
+    started = traced(machine, "up", "web", "--paused", options=refused)
+
+    assert started.code == code, started.err
+    assert said in started.err
+    assert "the kernel granted 0" in started.err
+    assert pool.total() == 0
+    machine.end("web")
     assert machine.leftovers() == []
