@@ -168,9 +168,11 @@ def observe(caller: Caller, name: str) -> Seen:
         return Seen(name=name, places=places, state=VmState.STOPPED, unreadable=error.report.message)
     if not contents.exists:
         return Seen(name=name, places=places, state=VmState.STOPPED)
-    if locked:
-        return see_locked(name, places, contents, uuid_of(caller, name))
-    return see_unlocked(name, places, contents, uuid_of(caller, name))
+    uuid, record = uuid_of(caller, name), contents.record
+    # /proc/locks tells no lock on btrfs, nor one of another pid namespace: a process that is the record's is believed.
+    if locked or (record is not None and record.state == "running" and is_of_record(record.pid, record, uuid)):
+        return see_locked(name, places, contents, uuid)
+    return see_unlocked(name, places, contents, uuid)
 
 
 def monitor_path(seen: Seen) -> PurePosixPath:

@@ -334,6 +334,21 @@ def test_a_process_of_another_user_that_carries_the_uuid_is_no_vm(machine: Machi
     assert process.poll() is None
 
 
+def test_a_vm_whose_lock_cannot_be_seen_is_known_by_its_record(machine: Machine) -> None:
+    machine.define("web")
+    machine.ok("up", "web", "--paused")
+    before = machine.status("web")
+    machine.execute("mount", "--bind", "/dev/null", "/proc/locks")
+
+    seen = machine.status("web")
+    again = machine.ok("up", "web", "--paused")
+    machine.ok("down", "web", "--force", "--timeout", "10ms")
+
+    assert (seen["state"], seen["pid"]) == (before["state"], before["pid"])
+    assert "already" in again.err
+    assert machine.leftovers() == []
+
+
 def test_a_vm_whose_record_is_gone_can_still_be_ended(machine: Machine) -> None:
     machine.define("web")
     machine.ok("up", "web", "--paused")
