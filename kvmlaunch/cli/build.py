@@ -30,9 +30,11 @@ if TYPE_CHECKING:
 @click.option("--pretty", "form", flag_value="pretty", help="An option a line.")
 @click.option("-0", "form", flag_value="null", help="Words ended by NUL, for xargs -0.")
 @click.option("--comments", "form", flag_value="comments", help="A bash array, every option beneath its reasons.")
+@click.option("--boot", "boot_from", default="", metavar="cdrom.NAME", help="As for up --boot.")
+@click.option("--paused", is_flag=True, help="As for up --paused.")
 @facts_option
 @session_command
-def print_cmd(session: Session, vm: str, form: str | None, facts: str | None) -> None:
+def print_cmd(session: Session, vm: str, form: str | None, boot_from: str, paused: bool, facts: str | None) -> None:
     """Print the QEMU command line that `up` runs for VM, which is a name, a file, or - for standard input.
 
     Needs no root, takes no lock, changes nothing but its own cache.
@@ -40,7 +42,8 @@ def print_cmd(session: Session, vm: str, form: str | None, facts: str | None) ->
     from kvmlaunch.builder import render  # noqa: PLC0415 - completion wants the options only
     from kvmlaunch.steps.compile import compile_vm  # noqa: PLC0415
 
-    resolved = compile_vm(session.caller(facts=facts, standard_input=standard_input(vm)), vm)
+    caller = session.caller(facts=facts, standard_input=standard_input(vm))
+    resolved = compile_vm(caller, vm, boot_from=boot_from, paused=paused)
     plan, places = resolved.plan, resolved.places
     if not session.json:
         tell_about(session, resolved)

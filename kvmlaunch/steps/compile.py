@@ -6,9 +6,11 @@ from kvmlaunch.model.finding import errors_of
 from kvmlaunch.run.process import read_cmdline
 from kvmlaunch.steps.caller import Caller
 from kvmlaunch.steps.load import Subject, load_subject, place_findings
-from kvmlaunch.steps.names import refuse_unknown
+from kvmlaunch.steps.names import name_of, refuse_unknown
 from kvmlaunch.steps.observe import Seen, observe
 from kvmlaunch.steps.resolve import Resolved, refuse_errors, resolve
+
+HELD = "-S"  # until the guest is let run
 
 
 def seen_of(caller: Caller, subject: Subject) -> Seen | None:
@@ -17,14 +19,17 @@ def seen_of(caller: Caller, subject: Subject) -> Seen | None:
     return None if caller.facts else observe(caller, name)
 
 
-def compile_vm(caller: Caller, word: str, *, boot_from: str = "") -> Resolved:
-    """Give a VM as planned here.  Raises DefinitionInvalid, and PreflightFailed for what the builder cannot do.
+def compile_vm(caller: Caller, word: str, *, boot_from: str = "", paused: bool = False) -> Resolved:
+    """Give a VM as planned here, for the same words of `up`.
+
+    Raises DefinitionInvalid, and PreflightFailed for what the builder cannot do.
 
     What the VM holds while it runs counts as its own, so the plan beside a running VM is the one that runs.
     """
     subject = load_subject(caller, word)
     seen = seen_of(caller, subject)
-    resolved = resolve(caller, subject, everything=False, running=seen.pid if seen else None, boot_from=boot_from)
+    running = seen.pid if seen else None
+    resolved = resolve(caller, subject, everything=False, running=running, boot_from=boot_from, paused=paused)
     refuse_errors(resolved.name, place_findings(subject, errors_of(resolved.plan.findings)))
     return resolved
 
@@ -40,8 +45,9 @@ def explain(caller: Caller, word: str) -> tuple[Resolved, tuple[Row, ...]]:
 def diff_running(caller: Caller, word: str) -> tuple[str, ...]:
     """Give the options in which a running VM differs from what its definition would start now."""
     refuse_unknown(caller, word)
-    resolved = compile_vm(caller, word)
-    seen = observe(caller, resolved.name)
+    seen = observe(caller, name_of(word))
+    running = seen.record.argv if seen.record else read_cmdline(seen.pid) if seen.pid else ()
+    resolved = compile_vm(caller, word, paused=HELD in running)  # up --paused is another word, not another definition
     if seen.pid is None:
         raise NotRunning(
             Report(
@@ -52,5 +58,4 @@ def diff_running(caller: Caller, word: str) -> tuple[str, ...]:
                 hint=f"kvmlaunch print-cmd {resolved.name}",
             )
         )
-    running = seen.record.argv if seen.record else read_cmdline(seen.pid)
     return diff_argv(running, render_argv(resolved.plan, resolved.places))

@@ -57,6 +57,19 @@ def test_the_printed_command_is_the_cmdline_of_the_process_before_beside_and_aft
     assert after == ran
 
 
+@pytest.mark.parametrize("words", [("--paused",), ("--boot", "cdrom.install"), ("--boot", "cdrom.install", "--paused")])
+def test_words_of_up_are_printed_too(machine: Machine, words: tuple[str, ...]) -> None:
+    place = machine.define("web", f'{TINY}[cdrom.install]\npath = "install.iso"\n', image=True)
+    place.with_name("install.iso").write_bytes(bytes(1 << 20))
+
+    printed = machine.ok("print-cmd", "web", "-0", *words).out
+    machine.ok("up", "web", *words)
+    differing = machine.run("diff", "web")
+
+    assert cmdline(machine.pid("web")).decode() == printed
+    assert (differing.code == 0) is (words == ("--paused",)), differing.out
+
+
 def test_nothing_is_left_running_after_up_but_qemu(machine: Machine) -> None:
     machine.define("web")
 
