@@ -231,6 +231,7 @@ def stop_one(session: Session, word: str, timeout: float | None, *, force: bool,
         "seconds": round(ended.seconds, 3),
         "forced": ended.forced,
         "still_prepared": ended.still_prepared,
+        "prepared_pages": ended.pages,
     }
 
 
@@ -244,7 +245,7 @@ def show_ended(session: Session, ended: "Ended", undo: str, *, dry_run: bool) ->
     else:
         say(session, name, "ok", "stopped", f"in {ended.seconds:.2f} s{by}")
     if ended.still_prepared and not ended.already:
-        say(session, name, "ok", "prepared", f"what root prepared stays until  {undo}")
+        say(session, name, "ok", "prepared", f"{ended.pages or 'what root prepared'} stays until  {undo}")
 
 
 @click.command()

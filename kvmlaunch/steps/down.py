@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from kvmlaunch.errors import Busy, KvmlaunchError, Report, TimedOut
 from kvmlaunch.host import journal as journals
+from kvmlaunch.host.apply import mounts_on
 from kvmlaunch.host.rundir import mark_stopping, unmark_stopping
 from kvmlaunch.model.lifecycle import Answer, Verb, VmState, plan_transition
 from kvmlaunch.model.plan import Places
@@ -16,6 +17,7 @@ from kvmlaunch.steps.caller import Caller, Tell
 from kvmlaunch.steps.heal import clean_up
 from kvmlaunch.steps.names import name_of, refuse_unknown
 from kvmlaunch.steps.observe import Seen, monitor_path, observe, owner_of
+from kvmlaunch.units import render_size
 
 if TYPE_CHECKING:
     from kvmlaunch.steps.control import Press
@@ -27,13 +29,17 @@ TERM_SECONDS = 10.0  # how long QEMU may take to flush and close its images
 
 @frozen(kw_only=True)
 class Ended:
-    """What `down` did.  `forced` names the signal that ended it, "" when the guest powered down by itself."""
+    """What `down` did.  `forced` names the signal that ended it, "" when the guest powered down by itself.
+
+    `pages` says which huge pages stay, as they were prepared, "" for none.
+    """
 
     name: str
     already: bool = False
     seconds: float = 0.0
     forced: str = ""
     still_prepared: bool = False
+    pages: str = ""
 
 
 def verified_process(seen: Seen, process: Process | None) -> Process | None:
@@ -174,6 +180,15 @@ def clean_up_after(caller: Caller, name: str, places: Places, tell: Tell) -> boo
             time.sleep(0.05)
 
 
+def pages_text(places: Places) -> str:
+    """Give the huge pages that a VM's mount still holds, for people."""
+    for mount in mounts_on(str(places.hugepages)):
+        size = mount.option("min_size") or ""
+        if mount.type == "hugetlbfs" and size.isdecimal():
+            return f"{render_size(int(size))} of huge pages on {places.hugepages}"
+    return ""
+
+
 def down(
     caller: Caller, word: str, tell: Tell, *, timeout: float | None = None, force: bool = False, dry_run: bool = False
 ) -> Ended:
@@ -207,5 +222,10 @@ def down(
     if leftovers and not seen.lives:
         tell("healed", f"{seen.state.value} before: what it left was cleaned up")
     return Ended(
-        name=name, already=not seen.lives, seconds=time.monotonic() - begun, forced=forced, still_prepared=prepared
+        name=name,
+        already=not seen.lives,
+        seconds=time.monotonic() - begun,
+        forced=forced,
+        still_prepared=prepared,
+        pages=pages_text(places) if prepared else "",
     )

@@ -213,6 +213,7 @@ def test_a_user_runs_a_vm_with_huge_pages_once_root_has_prepared_it(hers: Machin
         )
         ended = as_alice(hers, "down", "web", "--force", "--timeout", "10ms")
         assert ended.code == 0, ended.err
+        assert "32MiB of huge pages on /" in ended.err
         assert "--undo" in ended.err
 
     assert [result[0] for result in results] == [0, 0], results
