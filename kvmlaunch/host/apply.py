@@ -177,7 +177,7 @@ def undo_pool(entry: Entry, change: PoolChange, root: Path = Path("/")) -> Itera
 def mounts_on(path: str) -> tuple[Mount, ...]:
     """Give what is mounted on a path, the topmost last, as this mount namespace sees it."""
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-        mounts = [parse_mount(line) for line in file if f" {escape_octal(path)} " in line]
+        mounts = [parse_mount(line.rstrip("\n")) for line in file if f" {escape_octal(path)} " in line]
     return tuple(mount for mount in mounts if str(mount.path) == path)
 
 
