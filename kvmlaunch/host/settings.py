@@ -11,6 +11,7 @@ from pathlib import Path
 from attrs import define, evolve
 
 from kvmlaunch.errors import KvmlaunchError
+from kvmlaunch.facts.memory import parse_meminfo
 from kvmlaunch.facts.tuning import parse_knob
 from kvmlaunch.host.apply import apply_pool, undo_pool
 from kvmlaunch.host.files import write_control
@@ -19,6 +20,7 @@ from kvmlaunch.host.tune_journal import write_entries
 from kvmlaunch.model.change import Entry, PoolChange
 from kvmlaunch.model.finding import Finding, warning
 from kvmlaunch.model.tuning import FileEntry, MountEntry, Setting, SettingEntry, TuneEntry, VmEntry
+from kvmlaunch.tune.keep import boot_pages
 
 # What the kernel resets when the first is written (measured with Linux 6.18).
 COMPANIONS = {"advisor_mode": "pages_to_scan", "scheduler": "nr_requests"}
@@ -81,8 +83,20 @@ def settle(ledger: Ledger, root: Path = Path("/")) -> None:
     for entry in ledger.entries:
         if isinstance(entry, SettingEntry | VmEntry) and not entry.lasting and entry.boot_id != ledger.boot_id:
             ledger.drop(entry.path)
+        elif isinstance(entry, SettingEntry) and entry.counted and entry.boot_id != ledger.boot_id:
+            ledger.put(counted_anew(entry, int(read_value(entry.path, root) or 0), ledger.boot_id, root))
         elif isinstance(entry, SettingEntry) and not entry.done:
             settle_one(ledger, entry, read_value(entry.path, root))
+
+
+def counted_anew(entry: SettingEntry, live: int, boot_id: str, root: Path) -> SettingEntry:
+    """Give a pool that was raised at boot again as it is counted there: what the boot loader asked for is not ours."""
+    cmdline = (read_text(str(root / "proc/cmdline")) or "").split()
+    default = parse_meminfo(read_text(str(root / "proc/meminfo")) or "").get("Hugepagesize", 0)
+    booted = boot_pages(cmdline, default, page_size_of(entry.path))
+    before = min(live, max(int(entry.before), booted))
+    after = min(live, max(int(entry.wanted), before))
+    return evolve(entry, before=str(before), after=str(after), undo_from=None, done=True, boot_id=boot_id)
 
 
 def settle_one(ledger: Ledger, entry: SettingEntry, live: str | None) -> None:

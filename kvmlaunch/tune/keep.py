@@ -68,19 +68,19 @@ def line_of(setting: Setting, tuning: HostTuning) -> str:
     name, value = sysctl_name(setting.knob.path), setting.wanted.value
     if setting.counted:
         others = [line.value for line in tuning.sysctl_lines if line.name == name and line.file != SYSCTL_FILE]
-        booted = boot_pages(tuning.cmdline, tuning.default_page)
+        booted = boot_pages(tuning.cmdline, tuning.default_page, 2 * MIB)
         value = str(max(int(value), booted, *(int(other) for other in others if other.isdecimal())))
     return f"{name} = {value}"
 
 
-def boot_pages(cmdline: Sequence[str], default_page: int) -> int:
-    """Give the pages of 2 MiB that the kernel command line reserves: kernel docs, hugetlbpage.rst."""
+def boot_pages(cmdline: Sequence[str], default_page: int, page_size: int) -> int:
+    """Give the pages of a size that the kernel command line reserves: kernel docs, hugetlbpage.rst."""
     size, pages = default_page, 0
     for word in cmdline:
         key, _, value = word.partition("=")
         if key == "hugepagesz":
-            size = 2 * MIB if value.upper() == "2M" else 0
-        elif key == "hugepages" and size == 2 * MIB and value.isdecimal():
+            size = {"2M": 2 * MIB, "1G": GIB}.get(value.upper(), 0)
+        elif key == "hugepages" and size == page_size and value.isdecimal():
             pages = int(value)
     return pages
 

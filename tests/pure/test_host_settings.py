@@ -134,6 +134,29 @@ def test_a_knob_set_to_what_it_held_before_is_still_left_to_who_turned_it_since(
     assert knob.value == "33"
 
 
+@pytest.mark.parametrize(
+    ("cmdline", "live", "gain"),
+    [("quiet", 16, 16), ("quiet", 10, 10), ("hugepages=512", 512, 0), ("hugepages=8", 16, 8), ("hugepages=512", 16, 0)],
+)
+def test_a_pool_of_a_later_boot_is_counted_from_what_the_boot_loader_asked_for(
+    tmp_path: Path, cmdline: str, live: int, gain: int
+) -> None:
+    pool = "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages"
+    for path, text in ((pool, str(live)), ("/proc/cmdline", cmdline), ("/proc/meminfo", "Hugepagesize:    2048 kB")):
+        (tmp_path / path[1:]).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path[1:]).write_text(f"{text}\n")
+    entry = SettingEntry(
+        key="hugepages.2MiB", path=pool, before="0", wanted="16", after="16", done=True, counted=True, lasting=True
+    )
+    ledger = Ledger(entries=(entry,), boot_id="later", time="t", write=lambda _: None)
+
+    settle(ledger, tmp_path)
+    (found,) = ledger.entries
+
+    assert isinstance(found, SettingEntry)
+    assert int(found.after or 0) - int(found.before) == gain
+
+
 def test_a_knob_that_was_put_back_by_hand_is_forgotten(knob: Host) -> None:
     knob.apply("500")
     knob.value = "20"
