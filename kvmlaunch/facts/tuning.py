@@ -143,7 +143,8 @@ def parse_holders(probe: object) -> Iterator[PageHolder]:
     for each in probe if isinstance(probe, list) else ():
         match each:
             case {"pid": int(pid), "command": str(command), "bytes": int(size)}:
-                yield PageHolder(pid=pid, command=command, bytes=size)
+                page = each.get("page_size")
+                yield PageHolder(pid=pid, command=command, bytes=size, page_size=page if type(page) is int else 0)
 
 
 def parse_sysctls(files: Mapping[str, str]) -> Iterator[SysctlLine]:

@@ -1,6 +1,7 @@
 """Look at the host's knobs: text and probes for `facts/tuning.py`, under a root."""
 
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
@@ -9,6 +10,7 @@ from kvmlaunch.facts.sources import Captured
 from kvmlaunch.host.capture import capture_disks, find_device, is_program, read_all
 from kvmlaunch.host.readers import device_number, names_in, read_text
 
+HUGE_FIELDS = re.compile(r"(?m)^(KernelPageSize|Shared_Hugetlb|Private_Hugetlb): +([0-9]{1,12}) kB$")
 DAEMONS = ("tuned", "ksmtuned", "numad", "power-profiles-")  # comm has at most 15 characters
 UDEV = "/run/udev/control"
 GRUB_DEFAULTS = "/etc/default/grub"
@@ -88,14 +90,34 @@ def capture_daemons(base: str, processes: Iterable[str]) -> dict[str, int]:
 
 
 def capture_page_holders(base: str, processes: Iterable[str]) -> list[dict[str, object]]:
-    """Give the processes that have huge pages mapped: HugetlbPages of /proc/PID/status, proc_pid_status(5)."""
+    """Give the processes that have huge pages mapped, and of which size where that can be read.
+
+    Source: HugetlbPages of proc_pid_status(5); KernelPageSize, Shared_Hugetlb and Private_Hugetlb of proc_pid_smaps(5).
+    """
     found: list[dict[str, object]] = []
     for pid in processes:
         status = read_text(f"{base}/proc/{pid}/status") or ""
         _, _, rest = status.partition("\nHugetlbPages:")
         kilobytes = rest.split(maxsplit=1)[0] if rest else "0"
         if kilobytes.isdecimal() and int(kilobytes):
-            found.append({"pid": int(pid), "command": name_of(base, pid), "bytes": int(kilobytes) * 1024})
+            sizes = mapped_by_size(read_text(f"{base}/proc/{pid}/smaps") or "") or {0: int(kilobytes)}
+            command = name_of(base, pid)
+            found += [
+                {"pid": int(pid), "command": command, "bytes": held * 1024, "page_size": size * 1024}
+                for size, held in sizes.items()
+            ]
+    return found
+
+
+def mapped_by_size(smaps: str) -> dict[int, int]:
+    """Give the kilobytes of huge pages that a process has mapped, by the kilobytes of a page."""
+    found: dict[int, int] = {}
+    size = 0
+    for name, kilobytes in HUGE_FIELDS.findall(smaps):
+        if name == "KernelPageSize":
+            size = int(kilobytes)
+        elif int(kilobytes):
+            found[size] = found.get(size, 0) + int(kilobytes)
     return found
 
 

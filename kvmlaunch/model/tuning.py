@@ -36,11 +36,12 @@ class BlockDevice:
 
 @frozen(kw_only=True)
 class PageHolder:
-    """A process that has huge pages mapped; `bytes` of all sizes together."""
+    """A process that has huge pages mapped: `bytes` of pages of `page_size`, 0 for those of an unknown size."""
 
     pid: int
     command: str
     bytes: int
+    page_size: int = 0
 
 
 @frozen(kw_only=True)

@@ -110,14 +110,15 @@ def check_pool(
 ) -> Iterator[Diagnosis]:
     """Tell a pool of huge pages: how many, who holds them, and what the VMs that start with the host need."""
     need, size = pages_of(vms, pool.page_size), render_size(pool.page_size)
-    holders = [f"{holder.command} (pid {holder.pid}) {render_size(holder.bytes)}" for holder in tuning.holders]
+    its = [holder for holder in tuning.holders if holder.page_size in {0, pool.page_size}]
+    holders = [f"{holder.command} (pid {holder.pid}) {render_size(holder.bytes)}" for holder in its]
     held = f"; held by {names_text(holders)}" if holders and pool.total > pool.free else ""
     surplus = f", {pool.surplus} surplus" if pool.surplus else ""
     found = f"{pool.total} in all, {pool.free} free, {pool.reserved or 0} of them reserved{surplus}{held}"
     numbers = {
         "page_size": pool.page_size, "total": pool.total, "free": pool.free, "reserved": pool.reserved or 0,
         "surplus": pool.surplus, "needed": need,
-        "holders": [{"pid": each.pid, "command": each.command, "bytes": each.bytes} for each in tuning.holders],
+        "holders": [{"pid": each.pid, "command": each.command, "bytes": each.bytes} for each in its],
     }  # fmt: skip
     subject = f"hugepages {size}"
     if need <= pool.total or plan_pool(pool.page_size, wishes, vms) is None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvmlaunch.facts.tuning import parse_knob, parse_tuning
-from kvmlaunch.host.capture_tuning import capture_tuning
+from kvmlaunch.host.capture_tuning import capture_page_holders, capture_tuning
 from kvmlaunch.model.tuning import Knob
 from tests.tuningbook import FILES, queue, tuning
 
@@ -87,6 +87,37 @@ def test_processes_that_hold_pages_and_daemons_are_taken_from_their_probes_as_fa
 
     assert [(holder.pid, holder.bytes) for holder in found.holders] == [(7, 4096)]
     assert found.daemons == {"tuned": 9}
+
+
+SMAPS = """\
+7f00-7f01 rw-s 00000000 00:3a 1 /mnt/mem
+Size:            1048576 kB
+KernelPageSize:  1048576 kB
+Shared_Hugetlb:  1048576 kB
+Private_Hugetlb:       0 kB
+7f02-7f03 rw-p 00000000 00:3b 2 /mnt/other
+KernelPageSize:     2048 kB
+Shared_Hugetlb:     4096 kB
+Private_Hugetlb:    2048 kB
+7f04-7f05 rw-p 00000000 00:00 0
+KernelPageSize:        4 kB
+Shared_Hugetlb:        0 kB
+Private_Hugetlb:       0 kB
+"""
+
+
+@pytest.mark.parametrize(
+    ("smaps", "held"), [(SMAPS, [(1 << 30, 1 << 30), (2 << 20, 6 << 20)]), ("", [(0, (1 << 30) + (6 << 20))])]
+)
+def test_pages_are_told_by_size_where_a_processs_mappings_can_be_read(
+    tmp_path: Path, smaps: str, held: list[tuple[int, int]]
+) -> None:
+    status = f"Name:\tpostgres\nHugetlbPages:\t  {((1 << 30) + (6 << 20)) // 1024} kB\n"
+    make_tree(tmp_path, {"/proc/7/status": status, "/proc/7/comm": "postgres\n", "/proc/7/smaps": smaps})
+
+    found = capture_page_holders(str(tmp_path), ["7"])
+
+    assert [(each["page_size"], each["bytes"]) for each in found] == held
 
 
 def make_tree(root: Path, files: dict[str, str]) -> None:

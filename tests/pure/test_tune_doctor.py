@@ -115,6 +115,17 @@ def test_a_pool_names_who_holds_it_and_what_is_lacking() -> None:
     assert pool.numbers["needed"] == 512
 
 
+def test_who_holds_pages_of_another_size_is_no_holder_of_this_pool() -> None:
+    facts = host(pages=100)
+    busy = evolve(facts, pools=tuple(evolve(pool, free=0) for pool in facts.pools))
+    holder = {"pid": 7, "command": "postgres", "bytes": 2048 * MIB, "page_size": 1024 * MIB}
+
+    pool = examined(busy, tuning(page_holders=[holder]), (WEB,))["hugepages 2MiB"]
+
+    assert "postgres" not in pool.found
+    assert pool.numbers["holders"] == []
+
+
 def test_what_ksm_saves_is_counted_in_bytes() -> None:
     counters = {"run": "1", "pages_sharing": "512", "pages_shared": "8", "full_scans": "3", "general_profit": "-4096"}
     files = {f"/sys/kernel/mm/ksm/{name}": f"{value}\n" for name, value in counters.items()}
