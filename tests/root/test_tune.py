@@ -339,6 +339,22 @@ def test_killed_while_it_writes_what_systemd_reads_all_goes_back(machine: Machin
         assert state(with_systemd) == before, describe(point, words)
 
 
+def test_a_program_that_tunes_as_well_is_named_beside_what_was_turned(machine: Machine, etc: Path) -> None:
+    del etc
+    machine.execute("cp", "/bin/sleep", "tuned")
+    machine.start("./tuned", "100")
+    machine.ok("tune", "apply")
+    SWAPPINESS.write_text("33")
+
+    verified = machine.run("tune", "verify")
+    planned = machine.run("tune", "plan")
+
+    assert verified.code == 10
+    assert "perhaps tuned (pid" in verified.out
+    assert "[host.tuned.conflict]" in planned.err
+    machine.ok("tune", "off", "--force")
+
+
 def test_a_later_file_that_overrides_ours_is_named(machine: Machine, etc: Path) -> None:
     machine.ok("tune", "apply", "--persist")
     (etc / "sysctl.d/99-local.conf").write_text("vm.swappiness = 60\nvm.nr_hugepages = 2048\n")
