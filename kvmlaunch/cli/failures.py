@@ -9,7 +9,7 @@ import traceback
 import click
 
 from kvmlaunch.cli.session import Session, vm_of
-from kvmlaunch.cli.show import show_error
+from kvmlaunch.cli.show import show_failure
 from kvmlaunch.errors import HostFailed, KvmlaunchError, PreflightFailed, Report
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -41,7 +41,7 @@ def output_failure(error: Exception) -> KvmlaunchError | None:
     return None
 
 
-def show_bug(error: Exception) -> int:
+def show_bug(session: Session, error: Exception) -> int:
     """Say that something of ours broke, keep the traceback, and print it where KVMLAUNCH_DEBUG asks; gives the code."""
     text = "".join(traceback.format_exception(error))
     if os.environ.get("KVMLAUNCH_DEBUG"):
@@ -55,5 +55,5 @@ def show_bug(error: Exception) -> int:
         why="a bug of kvmlaunch's; nothing of yours is wrong",
         hint="please report it with this file",
     )
-    show_error(Session(), report)
+    show_failure(session, KvmlaunchError(report))
     return KvmlaunchError.exit_code

@@ -112,7 +112,7 @@ def outcome(argv: list[str]) -> int:
         from kvmlaunch.cli.failures import output_failure, show_bug  # noqa: PLC0415 - on a failure only
 
         lost = output_failure(error)
-        return show_end(argv, lost) if lost else show_bug(error)
+        return show_end(argv, lost) if lost else show_bug(last_session(argv), error)
     return result if isinstance(result, int) else 0
 
 

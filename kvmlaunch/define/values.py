@@ -107,6 +107,8 @@ def guessed_size(number: int) -> str:
 
 def parse_size_value(value: object) -> Size:
     """Give bytes for `"8GiB"`."""
+    if type(value) in {int, str} and str(value) == "0":
+        raise Mistake(code="def.value.range", message=f"{shown(value)} is no size", hint='above 0, such as "1GiB"')
     if type(value) is int:
         message = f"{shown(value)} has no unit"
         raise Mistake(code="def.size.unit", message=message, right=guessed_size(abs(value)))

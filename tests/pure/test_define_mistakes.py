@@ -68,6 +68,8 @@ def test_a_rule_that_rests_on_a_wrong_key_is_not_told() -> None:
         ("vcpus = true", "def.value.type", ""),
         ("vcpus = 4.0", "def.value.type", "vcpus = 4"),
         ("vcpus = 0", "def.value.range", ""),
+        ("memory = 0", "def.value.range", ""),
+        ('memory = "0"', "def.value.range", ""),
         ("vcpus = 5000", "def.value.range", ""),
         ("vcpus = 123456789012345678901", "def.value.range", ""),
         ("vcpus = 1e30", "def.value.type", ""),
