@@ -90,7 +90,8 @@ def render_udev(settings: Sequence[Setting]) -> KeptFile:
     lines = []
     for setting in settings:
         _, _, kind, name, *rest = setting.knob.path.split("/")  # /sys/block/NAME/queue/FILE, /sys/module/NAME/...
-        match = f'ACTION=="add|change", SUBSYSTEM=="{kind}", KERNEL=="{name}"'
+        device = name.replace("!", "/")  # as udev has it
+        match = f'ACTION=="add|change", SUBSYSTEM=="{kind}", KERNEL=="{device}"'
         lines.append(f'{match}, ATTR{{{"/".join(rest)}}}="{setting.wanted.value}"\n')
     command = "udevadm control --reload && udevadm trigger --subsystem-match=block --subsystem-match=module"
     return KeptFile(path=UDEV_FILE, text=HEAD + "".join(lines), command=command)

@@ -62,6 +62,14 @@ def test_a_scheduler_is_chosen_by_the_kind_of_device(device: str, queues: int, r
     assert all(setting.wanted.reason and setting.wanted.source for setting in plan.changes)
 
 
+def test_a_rule_names_a_device_as_udev_does() -> None:
+    found = tuning(devices={"cciss!c0d0": 1}, files=queue("cciss!c0d0", "bfq", rotational="1"))
+
+    plan = plan_tuning(host(), found, HostWishes(), ())
+
+    assert 'KERNEL=="cciss/c0d0"' in text_of(plan, "/etc/udev/rules.d/80-kvmlaunch.rules")
+
+
 def test_a_device_without_a_choice_of_scheduler_is_left_alone() -> None:
     plan = plan_tuning(host(), tuning(devices={"nvme0n1": 8}), HostWishes(), ())
 
