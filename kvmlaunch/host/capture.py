@@ -29,6 +29,7 @@ DAEMONS = "/usr/libexec:/usr/lib/qemu"  # where distributions put what nobody st
 BLOCK = 4096
 DEEPEST_STORE = 16
 DEEPEST_CHAIN = 64
+RAW = (".img", ".raw")
 IO_URING_SETUP = 425
 SIZE_OF_IO_URING_PARAMS = 120
 # The first paragraph of /proc/cpuinfo is enough, and the kernel writes the rest only when it is read.
@@ -266,7 +267,7 @@ def read_chain(path: str, head: bytes, backing: str) -> dict[str, object]:
         path = os.path.realpath(os.path.join(os.path.dirname(path), backing))
         chain.append(path)
         try:
-            handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            handle = open_image(path)
         except OSError:
             break
         try:
@@ -280,17 +281,32 @@ def read_chain(path: str, head: bytes, backing: str) -> dict[str, object]:
     return {"chain": chain, "external": external}
 
 
+def open_image(path: str) -> int:
+    """Give the descriptor of a file or block device, read-only; raises OSError for anything else, unopened.
+
+    The name may come from a guest, and opening a device such as a watchdog does something.
+    """
+    place = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        if kind_of(os.fstat(place).st_mode) not in {"file", "block"}:
+            raise OSError(errno.ENODEV, os.strerror(errno.ENODEV), path)
+        return os.open(f"/proc/self/fd/{place}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    finally:
+        os.close(place)
+
+
 def find_overlays(path: Mapping[str, object]) -> list[str]:
     """Give the images that have a file as their backing file: beside it, or in the directory above.
 
     An overlay names a backing file in its own directory or beneath, as `disk.backing` has it.  Files that cannot be
-    read are left out.
+    read are left out, and those that are raw by their name: what stands at their beginning is their guest's.
     """
     if path.get("kind") != "file":
         return []
     real = str(path["real"])
     home, name = os.path.split(real)
-    places = [entry for each in dict.fromkeys((home, os.path.dirname(home))) for entry in entries_of(each)]
+    found = (entry for each in dict.fromkeys((home, os.path.dirname(home))) for entry in entries_of(each))
+    places = [entry for entry in found if not entry.endswith(RAW)]
     passing = {place for place in places if snapshot.is_passing(os.path.basename(place), name)}
     return sorted(place for place in places if place not in {real, *passing} and backing_of(place) == real)
 

@@ -37,7 +37,7 @@ from kvmlaunch.steps.disks import (
 )
 from kvmlaunch.steps.observe import Seen
 from kvmlaunch.storage.image import parse_progress
-from kvmlaunch.storage.snapshot import mark_path
+from kvmlaunch.storage.snapshot import begun_path, mark_path
 
 LONGEST_MARK = 64
 MERGING, MERGED, COMPLETING = "merging", "merged", "completing"
@@ -77,6 +77,7 @@ def commit_held(caller: Caller, target: Target, progress: Progress) -> Committed
         finish(caller, target, seen)
         return Committed(target=target, names=names, live=runs)
     if not names:
+        unmark_image(begun_path(target.image))
         return Committed(target=target, names=())
     if seen is not None and runs:
         commit_live(caller, seen, target, progress)
@@ -98,6 +99,7 @@ def commit_stopped(caller: Caller, target: Target, progress: Progress) -> None:
     def look(text: str) -> None:
         progress(parse_progress(text) or 0.0)
 
+    mark_image(begun_path(image), MERGING)
     mark_image(mark, MERGING)
     words = ("commit", "-p", "-f", "qcow2", "-d", "-b", str(image), str(top))
     done = qemu_img(*words, paths=(top, image), look=look)
@@ -113,6 +115,7 @@ def drop_overlays(caller: Caller, target: Target) -> None:
     for each in reversed(target.facts.since):
         retire(caller, PurePosixPath(each))
     forget_retired(target.image)
+    unmark_image(begun_path(target.image))
     unmark_image(mark_path(target.image))
 
 
@@ -135,6 +138,7 @@ def commit_live(caller: Caller, seen: Seen, target: Target, progress: Progress) 
     """
     if job_row(seen, target) is None:
         base = file_in_chain(seen, target, target.image)
+        mark_image(begun_path(target.image), MERGING)
         query(seen, ("block-commit", {"device": drive_id(target.name), "job-id": job_of(target), "base": base}))
     while (job := job_row(seen, target)) and not job.get("ready"):
         length = job.get("len") or 0

@@ -51,7 +51,7 @@ from kvmlaunch.steps.observe import Seen
 from kvmlaunch.steps.resolve import look_at_host
 from kvmlaunch.storage.creation import OVERLAY_OPTIONS, as_file
 from kvmlaunch.storage.image import parse_own, plain_file
-from kvmlaunch.storage.snapshot import NAME, overlay_path, snapshot_name
+from kvmlaunch.storage.snapshot import NAME, begun_path, overlay_path, snapshot_name
 
 SECONDS = 60.0  # that QEMU may take for a step that is no copying
 
@@ -302,9 +302,24 @@ def revert(caller: Caller, word: str, name: str) -> Target:
         return revert_held(caller, find_disk(caller, word), name)
 
 
+def refuse_begun(target: Target) -> None:
+    """Refuse to go back to a snapshot of an image that a commit has begun to write into (`disk.snapshot`)."""
+    if os.path.lexists(begun_path(target.image)):
+        raise PreflightFailed(
+            Report(
+                code="disk.snapshot",
+                message=f"a commit of {target.word} has begun, so its image is no longer as it was at any snapshot",
+                where=str(begun_path(target.image)),
+                why="nothing is lost: the newest state is whole, and is what the VM starts with",
+                hint=f"kvmlaunch disk snapshot commit {target.word}",
+            )
+        )
+
+
 def revert_held(caller: Caller, target: Target, name: str) -> Target:
     """Revert a disk that no other command works on: at every moment it is as at some time since the snapshot."""
     refuse_disorder(target)
+    refuse_begun(target)
     wanted = str(overlay_path(target.image, name))
     if wanted not in target.facts.since:
         raise PreflightFailed(

@@ -1,7 +1,8 @@
 """Snapshots of an image: the overlays that lie over it, told by their names and what they rest on.
 
 Snapshot NAME of `web01.img` keeps the image as it was; `web01.img.since-NAME.qcow2` holds what was written since.  The
-topmost overlay is what QEMU opens.  `web01.img.committing` stands for a commit that is at its last step.
+topmost overlay is what QEMU opens.  `web01.img.merging` stands for a commit that has begun: from its first byte on the
+image is a mixture, which only the overlays over it make whole.  `web01.img.committing` stands for its last step.
 """
 
 import re
@@ -12,6 +13,7 @@ from typing import Final
 from kvmlaunch.model.value import frozen
 
 MARK: Final = ".committing"
+BEGUN: Final = ".merging"
 SINCE: Final = ".since-"
 SUFFIX: Final = ".qcow2"
 NAME: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
@@ -33,6 +35,11 @@ def overlay_path(image: PurePosixPath, name: str) -> PurePosixPath:
 def mark_path(image: PurePosixPath) -> PurePosixPath:
     """Give the file that stands for a commit at its last step."""
     return image.with_name(f"{image.name}{MARK}")
+
+
+def begun_path(image: PurePosixPath) -> PurePosixPath:
+    """Give the file that stands for a commit that has begun, and may have failed since."""
+    return image.with_name(f"{image.name}{BEGUN}")
 
 
 def is_overlay_name(file: str, image: str) -> bool:

@@ -11,7 +11,7 @@ import pytest
 
 from kvmlaunch.facts import network
 from kvmlaunch.facts.sources import Captured, Wanted, parse_captured
-from kvmlaunch.host.capture import capture_disks, capture_host, expand
+from kvmlaunch.host.capture import capture_disks, capture_host, expand, open_image
 from kvmlaunch.host.rights import capture_user, rights_of
 from kvmlaunch.host.sockets import capture_sockets
 from kvmlaunch.model.host import PathFacts, UserFacts
@@ -177,6 +177,35 @@ def test_the_disk_below_a_partition_a_volume_and_a_loop(tmp_path: Path) -> None:
     for number in ("259:2", "253:0", "9:0", "252:0", "7:0"):
         assert capture_disks(str(tmp_path), number, {}) == [disk]
     assert capture_disks(str(tmp_path), "9:9", {}) == []
+
+
+def header(backing: str) -> bytes:
+    """Give the beginning of a qcow2 image with a backing file."""
+    name = backing.encode()
+    return struct.pack(">4sIQI", b"QFI\xfb", 3, 112, len(name)) + bytes(92) + name
+
+
+@pytest.mark.parametrize("kind", ["device", "fifo", "directory"])
+def test_what_a_guest_names_as_its_backing_file_is_opened_only_where_it_is_an_image(tmp_path: Path, kind: str) -> None:
+    place = {"device": Path("/dev/zero"), "fifo": tmp_path / "fifo", "directory": tmp_path}[kind]
+    if kind == "fifo":
+        os.mkfifo(place)
+    (tmp_path / "image").write_bytes(b"x")
+
+    with pytest.raises(OSError, match="No such device"):
+        open_image(str(place))
+    os.close(open_image(str(tmp_path / "image")))
+
+
+def test_what_a_guest_writes_into_a_raw_image_makes_no_other_one_a_base(tmp_path: Path) -> None:
+    base = tmp_path / "b.img"
+    base.write_bytes(bytes(512))
+    (tmp_path / "a.img").write_bytes(header("b.img"))
+    (tmp_path / "c.qcow2").write_bytes(header("b.img"))
+
+    facts = parse_captured(capture_host(Wanted(paths=(PurePosixPath(base),), overlays=True)))
+
+    assert facts.paths[PurePosixPath(base)].overlays == (str(tmp_path / "c.qcow2"),)
 
 
 def lock(handle: int, first: int, length: int = 1) -> None:

@@ -35,6 +35,7 @@ from tests.sandbox import KVMLAUNCH, Machine, finish, wait_for
 CREATE: Final = ("disk", "snapshot", "create", "web", "s1")
 COMMIT: Final = ("disk", "snapshot", "commit", "web:root")
 REVERT: Final = ("disk", "snapshot", "revert", "web:root", "s1", "--yes")
+BEGUN: Final = "web.img.merging"
 FILES: Final = {"flock", "vfork", "link", "linkat", "unlink", "unlinkat", "rename", "renameat", "fchown", "fsync"}
 
 
@@ -205,6 +206,49 @@ def test_a_live_commit_that_is_killed_and_then_its_vm_too_never_shows_what_was_b
 
         assert holds(machine, live_images(machine)["disk-root"], pattern), describe(point, COMMIT)
         machine.ok(*COMMIT)
+
+
+def test_an_image_into_which_a_commit_was_cut_off_is_no_snapshot_any_more(machine: Machine) -> None:
+    running(machine)
+    snapshot(machine, "s1")
+    write_live(machine, 2)
+    found = file_points(machine, *COMMIT, after=r"sendto|sendmsg|connect\(")
+    marking = next(point for point in found if point.name.startswith("rename") and MARK in point.text)
+    snapshot(machine, "s1")
+    write_live(machine, 3)
+    killed_at(machine, marking, *COMMIT)
+    machine.end("web")
+    torn = BEGUN in names(machine)
+
+    reverted = machine.run(*REVERT)
+    started = machine.ok("up", "web", "--paused")
+    whole = holds(machine, live_images(machine)["disk-root"], 3)
+    machine.end("web")
+    machine.ok(*COMMIT)
+
+    assert torn
+    assert (reverted.code, reverted.codes) == (6, {"disk.snapshot"})
+    assert started.code == 0
+    assert whole
+    assert names(machine) == {"web.img"}
+    assert holds(machine, "web.img", 3)
+
+
+def test_a_commit_that_failed_leaves_no_way_back_to_a_snapshot_until_it_is_through(machine: Machine) -> None:
+    define(machine)
+    with_overlays(machine)
+    machine.execute("chattr", "+i", place(machine, "web.img"))
+
+    failed = machine.run(*COMMIT)
+    machine.execute("chattr", "-i", place(machine, "web.img"))
+    reverted = machine.run(*REVERT)
+    machine.ok(*COMMIT)
+
+    assert failed.code != 0
+    assert (reverted.code, reverted.codes) == (6, {"disk.snapshot"})
+    assert names(machine) == {"web.img"}
+    assert holds(machine, "web.img", 2)
+    assert holds(machine, "web.img", 3, "2M")
 
 
 def test_a_commit_that_qemu_takes_long_to_complete_is_not_given_up_by_the_next_command(machine: Machine) -> None:
