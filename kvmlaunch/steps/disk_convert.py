@@ -157,14 +157,25 @@ def refuse_itself(target: Target, goal: Goal) -> None:
 
 
 def refuse_others(target: Target, goal: Goal) -> None:
-    """Refuse a goal that is another disk of the VM (`disk.exists`), and to read a user's container as root.
+    """Refuse a goal that is another disk of the VM (`disk.exists`), to read a user's container or write to him as root.
 
     The header of a qcow2 image names files that are opened with it: read with root's rights they could be anybody's.
+    What root writes by name into a user's directory may land wherever he leads it.
     """
     for name, disk in target.subject.definition.disk.items():
         if name != target.name and os.path.realpath(disk.path) == os.path.realpath(goal.path):
             raise exists_already(goal.path)
     owners = {owner_of(path).uid for path in (target.image, goal.path)}
+    if len(owners) > 1 and owner_of(goal.path).uid != 0:
+        raise PreflightFailed(
+            Report(
+                code="disk.permission",
+                message=f"{goal.path} would be written as root in another user's directory",
+                where=str(goal.path),
+                why=f"the disk is not his: it belongs to uid {owner_of(target.image).uid}",
+                hint="convert it to a directory of its owner's, then move and chown it",
+            )
+        )
     if top_format(target) != "raw" and len(owners) > 1 and owner_of(target.image).uid != 0:
         raise PreflightFailed(
             Report(

@@ -23,6 +23,7 @@ from kvmlaunch.steps.disks import (
     no_progress,
     qemu_img,
     read_chain,
+    refuse_led,
 )
 from kvmlaunch.steps.resolve import look_at_host
 from kvmlaunch.storage.creation import Creation, plan_creation, render_creation
@@ -59,6 +60,8 @@ def create(
     `disk.type`, `disk.permission`.
     """
     targets = beneath_first(find_disks(caller, word))
+    for target in targets:
+        refuse_led(target)
     coming = {target.disk.path: target for target in targets if target.facts.kind == "missing"}
     intents = [None if is_there(target) else plan_one(caller, target, coming) for target in targets]
     refuse_space([intent.creation for intent in intents if intent and intent.creation])

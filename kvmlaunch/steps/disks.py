@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import PurePosixPath
 from signal import Signals
 
@@ -120,8 +120,32 @@ def find_disk(caller: Caller, word: str) -> Target:
     )
 
 
+def refuse_led(target: Target) -> None:
+    """Refuse for root a path by which a user leads to what is not his (`host.dir.unsafe`): by a link of his own."""
+    written = target.disk.path
+    if os.geteuid() != 0 or written.is_relative_to("/dev") or written == target.image:
+        return
+    users: set[int] = set()
+    for each in (written, *written.parents):
+        with suppress(OSError):
+            users.add(os.stat(each, follow_symlinks=False).st_uid)
+    users -= {0, owner_of(target.image).uid}
+    if users:
+        uid = min(users)
+        raise PreflightFailed(
+            Report(
+                code="host.dir.unsafe",
+                message=f"{written} leads to {target.image} by a link that uid {uid} can change",
+                where=target.table,
+                why="root would change what is not that user's",
+                hint=f'path = "{target.image}"',
+            )
+        )
+
+
 def need_file(target: Target) -> None:
-    """Refuse a disk that is not there, or is neither file nor block device."""
+    """Refuse a disk that is not there, or is neither file nor block device, or that a user leads root to."""
+    refuse_led(target)
     if target.facts.kind in {"file", "block"}:
         return
     missing = target.facts.kind in {"missing", "denied"}

@@ -463,3 +463,33 @@ def test_of_two_commands_at_once_one_makes_the_image_and_the_other_touches_nothi
     assert codes in ([0, 0], [0, 6])
     assert names(machine) == {"web.img"}
     assert place(machine, "web.img").stat().st_blocks * 512 >= 64 * MIB
+
+
+@pytest.mark.parametrize("link", ["/srv/alice/web.img", "/srv/alice/images"])
+@pytest.mark.parametrize("words", [("remove", "--yes"), ("convert", "new.qcow2"), ("resize", "64MiB")])
+def test_root_is_not_led_by_a_users_link_to_what_is_not_hers(
+    shared: Machine, link: str, words: tuple[str, ...]
+) -> None:
+    path = link if link.endswith(".img") else f"{link}/web.img"
+    define(shared, RAW.replace("web.img", path))
+    goal = "/srv/precious/web.img" if link.endswith(".img") else "/srv/precious"
+    make = f"mkdir /srv/precious; truncate -s 8M /srv/precious/web.img; ln -s {goal} {link}; chown -h {ALICE} {link}"
+    shared.execute("sh", "-c", make)
+    before = shared.outside("/srv/precious/web.img").stat()
+
+    verb, *more = words
+    result = shared.run("disk", verb, "web:root", *more)
+
+    after = shared.outside("/srv/precious/web.img").stat()
+    assert (result.code, result.codes) == (6, {"host.dir.unsafe"})
+    assert (before.st_size, before.st_uid, before.st_ino) == (after.st_size, after.st_uid, after.st_ino)
+
+
+def test_root_writes_no_image_of_his_own_into_a_users_directory(shared: Machine) -> None:
+    define(shared, RAW)
+    shared.ok("disk", "create", "web")
+
+    result = shared.run("disk", "convert", "web:root", "/srv/alice/copy.img")
+
+    assert (result.code, result.codes) == (6, {"disk.permission"})
+    assert not shared.outside("/srv/alice/copy.img").exists()
