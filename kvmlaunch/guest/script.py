@@ -114,7 +114,9 @@ want_elevator() {{
     say "$grub: elevator=noop"
     if [ "$mode" = set ]; then
         cp -p "$grub" "$grub.kvmlaunch"
-        sed 's/^\\(GRUB_CMDLINE_LINUX="[^"]*\\)"/\\1 elevator=noop"/' "$grub.kvmlaunch" >"$grub"
+        cp -p "$grub" "$grub.new"
+        sed 's/^\\(GRUB_CMDLINE_LINUX="[^"]*\\)"/\\1 elevator=noop"/' "$grub.kvmlaunch" >"$grub.new"
+        mv "$grub.new" "$grub"
         update_boot_loader
     fi
 }}
@@ -122,9 +124,10 @@ want_elevator() {{
 drop_elevator() {{ # only where this script has put it: what was before lies beside it then
     if [ -f "$grub.kvmlaunch" ]; then
         say "$grub: elevator=noop removed"
+        cp -p "$grub" "$grub.new"
         sed 's/ elevator=noop//' "$grub" >"$grub.new"
-        cat "$grub.new" >"$grub"
-        rm -f "$grub.new" "$grub.kvmlaunch"
+        mv "$grub.new" "$grub"
+        rm -f "$grub.kvmlaunch"
         update_boot_loader
     fi
 }}

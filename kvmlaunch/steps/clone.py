@@ -118,15 +118,18 @@ def make(
 ) -> tuple[tuple[str, tuple[Image, ...]], ...]:
     """Write the definition and make its disks; gives the chain of each.
 
+    Copies come before the definition: of one that is there alone, `up --create` would make empty disks.
     Undone on a failure is what was made here: a disk that somebody else made meanwhile is refused, and stays.
     """
-    write(file, text)
     plain = evolve(caller, file="", overrides=())
     made: list[PurePosixPath] = []
+    written = False
     try:
         if full:
             copy(caller, targets, disks, progress, made)
-        else:
+        write(file, text)
+        written = True
+        if not full:
             for target in targets:
                 create(plain, f"{file}:{target.name}", progress=progress)
                 made.append(disks[target.name])
@@ -134,7 +137,8 @@ def make(
     except BaseException:
         for path in made:
             drop(path)
-        file.unlink(missing_ok=True)
+        if written:
+            file.unlink(missing_ok=True)
         raise
 
 

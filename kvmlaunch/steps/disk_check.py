@@ -123,12 +123,17 @@ def run_check(target: Target, path: PurePosixPath, format_: str, *, repair: bool
 
 def remove(caller: Caller, word: str) -> Target:
     """Remove a disk: its file, or its volume; raises Busy while the VM runs, PreflightFailed while it is locked."""
+    with at_rest(caller, removable(caller, word), "removed"):
+        return remove_at_rest(removable(caller, word))  # looked at again: nobody takes a snapshot any more
+
+
+def removable(caller: Caller, word: str) -> Target:
+    """Give a disk that nothing rests on."""
     target = find_disk(caller, word)
     need_file(target)
     refuse_disorder(target)
     refuse_base(target)
-    with at_rest(caller, target, "removed"):
-        return remove_at_rest(target)
+    return target
 
 
 def remove_at_rest(target: Target) -> Target:

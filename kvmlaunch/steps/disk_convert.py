@@ -82,15 +82,25 @@ def convert(caller: Caller, word: str, wanted: Conversion, *, progress: Progress
     A device is written in place, so one that holds anything else is refused without `overwrite` (`disk.exists`).
     Raises Busy, PreflightFailed, DefinitionInvalid, HostFailed `disk.differs`.
     """
+    target = needed(caller, word, wanted)
+    with at_rest(caller, target, "converted"):
+        target = needed(caller, word, wanted)  # nobody takes a snapshot any more
+        refuse_locked(target)
+        done = convert_target(caller, target, wanted, progress)
+        if wanted.remove_source:
+            remove(needed(caller, word, wanted))  # an overlay of another VM may have been laid over it meanwhile
+        return done
+
+
+def needed(caller: Caller, word: str, wanted: Conversion) -> Target:
+    """Give a disk that can be converted so."""
     target = find_disk(caller, word)
     need_file(target)
     refuse_disorder(target)
     if wanted.remove_source:
         refuse_base(target)
         need_removable(target)
-    with at_rest(caller, target, "converted"):
-        refuse_locked(target)
-        return convert_target(caller, target, wanted, progress)
+    return target
 
 
 def convert_target(caller: Caller, target: Target, wanted: Conversion, progress: Progress) -> Converted:
@@ -105,8 +115,6 @@ def convert_target(caller: Caller, target: Target, wanted: Conversion, progress:
         if goal.facts.kind == "file" or (goal.facts.kind == "block" and not wanted.overwrite):
             raise exists_already(goal.path) if goal.facts.kind == "file" else holds_something(goal)
         make(target, goal, image, progress)
-    if wanted.remove_source:
-        remove(target)
     return Converted(
         target=target,
         path=goal.path,
