@@ -76,7 +76,8 @@ def plan_bus(definition: Definition, name: str, disk: Disk) -> Choice[str]:
     if definition.os == "windows":
         return Choice(
             value="sata",
-            reason='Windows boots from it without a driver; write bus = "virtio-blk" once its driver is installed',
+            reason="Windows boots from it without a driver; for virtio attach a second, small disk on virtio-blk, let "
+            'Windows install its driver, shut down, then write bus = "virtio-blk" here',
             source="virtio-win",
             origin=definition.origin("os"),
         )

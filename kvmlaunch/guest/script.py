@@ -46,6 +46,12 @@ drop_file() {{ # PATH
     fi
 }}
 
+install_by_apt() {{ # NAME: a new image has no lists of packages yet
+    DEBIAN_FRONTEND=noninteractive apt-get install -y "$1" || {{
+        apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y "$1"
+    }}
+}}
+
 want_package() {{ # NAME
     if command -v dpkg >/dev/null && dpkg -s "$1" >/dev/null 2>&1; then
         return 0
@@ -57,14 +63,14 @@ want_package() {{ # NAME
     say "package $1"
     if [ "$mode" = set ]; then
         if command -v apt-get >/dev/null; then
-            apt-get install -y "$1"
+            install_by_apt "$1"
         elif command -v dnf >/dev/null; then
             dnf install -y "$1"
         elif command -v zypper >/dev/null; then
             zypper --non-interactive install "$1"
         else
-            say "no apt-get, dnf or zypper: install $1 by hand" >&2
-        fi
+            false
+        fi || say "$1 was not installed: do it by hand" >&2
     fi
 }}
 

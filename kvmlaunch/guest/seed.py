@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from kvmlaunch.guest.script import render_script
 from kvmlaunch.model.tweak import Tweak
 
 CLOUD_CONFIG: Final = "#cloud-config"
@@ -31,16 +32,13 @@ def render_document(document: Mapping[str, Any]) -> bytes:
     return (YAML_BREAKS.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n").encode()
 
 
-def render_vendor_data(tweaks: Sequence[Tweak]) -> bytes:
-    """Give the cloud-config that sets what is wanted in the guest; the user's own comes over it."""
-    chosen = [tweak for tweak in tweaks if tweak.wanted.value]
-    files = [{"path": path, "content": text} for tweak in chosen for path, text in tweak.files]
-    commands = [["sh", "-c", tweak.command] for tweak in chosen if tweak.command]
-    commands += [["systemctl", "enable", "--now", tweak.unit] for tweak in chosen if tweak.unit]
-    packages = [tweak.package for tweak in chosen if tweak.package]
-    document = {"write_files": files, "packages": packages, "runcmd": commands}
-    body = render_document({key: value for key, value in document.items() if value})
-    return f"{CLOUD_CONFIG}\n".encode() + body
+def render_vendor_data(name: str, tweaks: Sequence[Tweak]) -> bytes:
+    """Give the script that sets what is wanted in the guest, an empty configuration where nothing is.
+
+    A configuration would do less: lists of the user's own, such as `packages`, take the place of those beneath.
+    """
+    wanted = any(tweak.wanted.value for tweak in tweaks)
+    return render_script(name, tweaks).encode() if wanted else f"{CLOUD_CONFIG}\n{{}}\n".encode()
 
 
 def render_meta_data(instance: str, hostname: str, keys: Sequence[str], more: bytes | None = None) -> bytes:

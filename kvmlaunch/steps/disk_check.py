@@ -86,12 +86,17 @@ def check(caller: Caller, word: str, *, repair: bool = False) -> tuple[Examined,
 
 
 def check_one(target: Target, *, repair: bool) -> Examined:
-    """Check a disk: its image, and the overlays of its snapshots; gives the worst that was found."""
+    """Check a disk: its image, the overlays of its snapshots, what it rests on; gives the worst that was found.
+
+    What it rests on is others' as well, and is not mended here.
+    """
     overlays = [(PurePosixPath(each), "qcow2") for each in target.facts.since]
     found = [
         check_image(target, path, format_, repair=repair)
         for path, format_ in ((target.image, need_format(target)), *overlays)
     ]
+    beneath = (PurePosixPath(each) for each in target.facts.chain if each.endswith(".qcow2"))
+    found += [check_image(target, path, "qcow2", repair=False) for path in beneath]
     return min(found, key=lambda each: WORST.index(each.soundness))
 
 

@@ -43,7 +43,7 @@ def read_seed(resolved: Resolved) -> Contents | None:
         user_data=user_data,
         network=network,
         meta_data=render_meta_data(resolved.plan.uuid, hostname, tuning.ssh_keys, more),
-        vendor_data=render_vendor_data(plan_tweaks(definition)),
+        vendor_data=render_vendor_data(definition.name, plan_tweaks(definition)),
     )
 
 

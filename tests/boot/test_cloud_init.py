@@ -50,14 +50,14 @@ def read(machine: Machine, table: str) -> Any:  # noqa: ANN401 - any document
     return result.json
 
 
-def test_cloud_init_finds_a_seed_and_takes_the_tuning_by_its_own_schema(machine: Machine) -> None:
+def test_cloud_init_finds_a_seed_and_takes_the_tuning_for_a_script(machine: Machine) -> None:
     found = read(machine, "[cloud_init]\nenabled = true\n")
 
     assert found["seed"].endswith("/seed/nocloud")
     assert found["instance"] == machine.record("web")["uuid"]
     assert found["hostname"] == "web"
     assert found["keys"] == []
-    assert found["vendor"]["packages"] == ["qemu-guest-agent"]
+    assert found["vendor"] == ["text/x-shellscript"]
 
 
 def test_cloud_init_takes_everything_that_a_definition_says(machine: Machine) -> None:
@@ -68,3 +68,4 @@ def test_cloud_init_takes_everything_that_a_definition_says(machine: Machine) ->
     assert found["network"] == NETWORK
     assert found["region"] == "north"
     assert found["user"] == ["text/cloud-config"]
+    assert found["vendor"] == ["text/x-shellscript"]  # which the lists of the user's configuration do not replace

@@ -16,9 +16,15 @@ paths = helpers.Paths({"cloud_dir": sys.argv[1], "run_dir": sys.argv[1]})
 source = DataSourceNoCloud({}, distros.fetch("debian")("debian", {}, paths), paths)
 if not source.get_data():
     sys.exit("cloud-init found no seed")
-vendor = yaml.safe_load(source.get_vendordata_raw())
-validate_cloudconfig_schema(vendor, schema=get_schema(), strict=True)
-parts = UserDataProcessor(paths).process(source.get_userdata_raw()).walk()
+validate_cloudconfig_schema(yaml.safe_load(source.get_userdata_raw()), schema=get_schema(), strict=True)
+
+
+def kinds(data: bytes) -> list[str]:
+    """Give what cloud-init takes the parts of some data for."""
+    parts = UserDataProcessor(paths).process(data).walk()
+    return [part.get_content_type() for part in parts if not part.is_multipart()]
+
+
 hostname = source.get_hostname()
 json.dump(
     {
@@ -28,8 +34,8 @@ json.dump(
         "keys": source.get_public_ssh_keys(),
         "network": source.network_config,
         "region": source.metadata.get("region"),
-        "user": [part.get_content_type() for part in parts if not part.is_multipart()],
-        "vendor": vendor,
+        "user": kinds(source.get_userdata_raw()),
+        "vendor": kinds(source.get_vendordata_raw()),
     },
     sys.stdout,
 )

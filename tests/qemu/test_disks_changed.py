@@ -362,6 +362,18 @@ def test_a_damaged_image_is_corrupt(machine: Machine, table: str) -> None:
     assert "kvmlaunch disk check web:root --repair" in said.err
 
 
+def test_a_damaged_backing_file_is_told_of_its_overlay_and_not_mended_there(machine: Machine) -> None:
+    created(machine, OVERLAY)
+    damage(place(machine, "base.qcow2"), "refcounts")
+    before = place(machine, "base.qcow2").read_bytes()
+
+    found = machine.run("disk", "check", "web:root", "--json")
+    machine.run("disk", "check", "web:root", "--repair")
+
+    assert (found.code, found.json["disks"][0]["soundness"]) == (6, "corrupt")
+    assert place(machine, "base.qcow2").read_bytes() == before
+
+
 def test_what_can_be_mended_is_and_is_said_to_be(machine: Machine) -> None:
     created(machine, QCOW2)
     damage(place(machine, "web.qcow2"), "refcounts")
