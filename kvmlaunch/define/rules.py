@@ -24,6 +24,7 @@ USER: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,31}\$?")
 KNOWN_SUFFIXES: Final = {".img", ".raw", ".qcow2"}
 DIRECT: Final = ("none", "directsync")
 LONGEST_SERIAL: Final = 20
+LONGEST_TAG: Final = 36  # bytes, of virtiofs; virtio 1.3, section 5.11.4
 BLOCK: Final = 4096  # bytes; QEMU opens no image past the page cache that ends within one
 FIRST_VNC_PORT: Final = 5900
 EVERYWHERE: Final = ("0.0.0.0", "::")  # noqa: S104 - compared with, not bound to
@@ -388,6 +389,17 @@ def check_arguments(definition: Definition) -> Broke:
         yield Broken(("raw", "args", index), mistake)
 
 
+def check_shares(definition: Definition) -> Broke:
+    """Give tags that are longer than a guest can be told."""
+    for name, share in definition.share.items():
+        tag = name if share.tag is AUTO else str(share.tag)
+        if len(tag.encode()) > LONGEST_TAG:
+            message = f"the tag has {len(tag.encode())} bytes, a guest is told {LONGEST_TAG}"
+            right = quote(tag.encode()[:LONGEST_TAG].decode(errors="ignore"))
+            key = ("share", name, "tag")
+            yield Broken(key, Mistake(code="def.value.range", message=message, right=right))
+
+
 def check_keys(definition: Definition) -> Broke:
     """Give public keys that are none: nobody could log in with them."""
     if not definition.cloud_init.ssh_keys:
@@ -412,6 +424,7 @@ RULES: Final[tuple[Callable[[Definition], Broke], ...]] = (
     check_networks,
     check_display,
     check_ready,
+    check_shares,
     check_keys,
     check_arguments,
 )

@@ -2,12 +2,14 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import PurePosixPath
 
 from attrs import evolve
 
 from kvmlaunch.errors import DefinitionInvalid, PreflightFailed, Report
 from kvmlaunch.facts.sources import Wanted
+from kvmlaunch.host.capture import find_overlays
 from kvmlaunch.host.images import forget_making, free_space, new_image, owner_of
 from kvmlaunch.host.volumes import check_room, find_volume, make_volume
 from kvmlaunch.model.value import frozen
@@ -27,7 +29,8 @@ from kvmlaunch.steps.disks import (
 )
 from kvmlaunch.steps.resolve import look_at_host
 from kvmlaunch.storage.creation import Creation, plan_creation, render_creation
-from kvmlaunch.units import render_rounded, render_size
+from kvmlaunch.storage.snapshot import is_overlay_name
+from kvmlaunch.units import count, render_rounded, render_size
 
 
 @frozen(kw_only=True)
@@ -63,6 +66,8 @@ def create(
     for target in targets:
         refuse_led(target)
     coming = {target.disk.path: target for target in targets if target.facts.kind == "missing"}
+    for target in coming.values():
+        refuse_lost(target)
     intents = [None if is_there(target) else plan_one(caller, target, coming) for target in targets]
     refuse_space([intent.creation for intent in intents if intent and intent.creation])
     done = []
@@ -74,6 +79,27 @@ def create(
         size = intent.size if dry_run else make_one(intent, progress)
         done.append(Created(target=target, size=size, how=intent.how))
     return tuple(done)
+
+
+def refuse_lost(target: Target) -> None:
+    """Refuse to make an empty image where overlays rest on one that is gone (`disk.base`): it would be another disk."""
+    directory = target.image.parent
+    names: list[str] = []
+    with suppress(OSError):  # no directory yet, or none that we may list
+        names = sorted(os.listdir(directory))
+    own = [str(directory / name) for name in names if is_overlay_name(name, target.image.name)]
+    found = [*own, *(each for each in find_overlays({"kind": "file", "real": str(target.image)}) if each not in own)]
+    if found:
+        rest = ", ".join(PurePosixPath(each).name for each in found[:3])
+        raise PreflightFailed(
+            Report(
+                code="disk.base",
+                message=f"{target.disk.path} is gone, and {count(len(found), 'overlay')} would rest on an empty one",
+                where=target.table,
+                why=f"{rest}: what they hold is over what it held",
+                hint=f"put {target.image.name} back, or remove them if their data are of no use",
+            )
+        )
 
 
 def beneath_first(targets: Sequence[Target]) -> tuple[Target, ...]:

@@ -48,6 +48,7 @@ TWO = '[disk.a]\npath = "a.img"\n{}\n[disk.b]\npath = "b.img"\n{}\n'
         ('cloud_init.ssh_keys = ["alice"]', "def.value.choice", "cloud_init.ssh_keys"),
         ('boot.initrd = "i"', "def.value.choice", "boot.initrd"),
         ('[share."../x"]\npath = "s"', "def.name", 'share."../x"'),
+        (f'[share.a]\npath = "s"\ntag = "{"t" * 37}"', "def.value.range", "share.a.tag"),
         ('console.log = false\nlifecycle.ready = "console:login:"', "def.value.choice", "lifecycle.ready"),
         ('console.serial = false\nlifecycle.ready = "console:login:"', "def.value.choice", "lifecycle.ready"),
         ('display.address = "[::1f]:5901"\ndisplay.type = "vnc"', "def.net.exposed", "display.address"),

@@ -362,6 +362,22 @@ def test_a_damaged_image_is_corrupt(machine: Machine, table: str) -> None:
     assert "kvmlaunch disk check web:root --repair" in said.err
 
 
+def test_no_empty_image_is_made_beneath_overlays_of_one_that_is_gone(machine: Machine) -> None:
+    created(machine, f'{RAW}[disk.other]\npath = "other.img"\nsize = "8MiB"\n')
+    machine.ok("disk", "snapshot", "create", "web:root", "s1")
+    machine.execute("qemu-img", "create", "-qf", "qcow2", "-b", "other.img", "-F", "raw", place(machine, "c.qcow2"))
+    for name in ("web.img", "other.img"):
+        place(machine, name).rename(place(machine, f"kept-{name}"))
+
+    tries = [refused(machine, "disk", "create", f"web:{name}") for name in ("root", "other")]
+    up = machine.run("up", "web", "--create", "--paused")
+
+    assert tries == [(6, "disk.base")] * 2
+    assert up.code == 6
+    assert not place(machine, "web.img").exists()
+    assert not place(machine, "other.img").exists()
+
+
 def test_a_damaged_backing_file_is_told_of_its_overlay_and_not_mended_there(machine: Machine) -> None:
     created(machine, OVERLAY)
     damage(place(machine, "base.qcow2"), "refcounts")
