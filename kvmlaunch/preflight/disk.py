@@ -33,7 +33,7 @@ def create_hint(disk: PlannedDisk, vm: str) -> str:
     """Give what makes an image or a volume that is missing; for a CD-ROM, or a device that is no volume, nothing."""
     name = disk.table.removeprefix("disk.")
     if name == disk.table:
-        return ""
+        return f"the path of an image that there is, in [{disk.table}]"
     if disk.made:
         return f"kvmlaunch disk create {vm}:{name}   # or: kvmlaunch up {vm} --create"
     if str(disk.path).startswith("/dev/"):

@@ -315,10 +315,10 @@ def read_chain(target: Target) -> tuple[Image, ...]:
 
 
 def unreadable(target: Target, why: str) -> PreflightFailed:
-    """Give the refusal of an image that cannot be read."""
+    """Give the refusal of an image that cannot be read: by us, or by anybody."""
     return PreflightFailed(
         Report(
-            code="disk.corrupt",
+            code="disk.corrupt" if target.facts.readable else "disk.permission",
             message=f"{target.disk.path.name} cannot be read as {target.format}",
             where=str(target.disk.path),
             why=why,

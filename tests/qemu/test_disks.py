@@ -406,6 +406,16 @@ def test_an_ordinary_user_makes_images_in_a_directory_of_her_own(shared: Machine
     assert (status.st_uid, status.st_mode & 0o7777, status.st_size) == (ALICE, 0o600, 16 * MIB)
 
 
+def test_an_image_that_a_user_may_not_read_is_not_called_corrupt(shared: Machine) -> None:
+    home = shared.outside("/srv/alice")
+    (home / "vmdefs/web.toml").write_text(f"{TINY}{QCOW2.replace('web.qcow2', '/srv/web.qcow2')}")
+    shared.execute("sh", "-c", "qemu-img create -qf qcow2 /srv/web.qcow2 8M; chmod 0600 /srv/web.qcow2")
+
+    result = as_alice(shared, "disk", "info", "web")
+
+    assert (result.code, result.codes) == (6, {"disk.permission"})
+
+
 def test_an_image_that_a_user_may_not_reach_does_not_count_as_made(shared: Machine) -> None:
     home = shared.outside("/srv/alice")
     shared.execute("install", "-d", "-m", "0700", "/srv/root")
