@@ -122,7 +122,7 @@ def check_share(definition: Definition, name: str, host: HostFacts) -> Iterator[
             message=f"{share.path} is no directory",
             key=f"{table}.path",
             why=(facts.refusal if facts else "") or f"it is of kind {facts.kind if facts else 'missing'}",
-            hint=f"mkdir -p {share.path}",
+            hint=f"mkdir -p {share.path}" if facts is None or facts.kind == "missing" else "name a directory",
         )
     why = obstacle(definition, name, host)
     if share.type == "virtiofs" and why:

@@ -226,7 +226,7 @@ REMEDIES: Final[dict[str, str]] = {
     "host.ksm.on": "echo 2 > /sys/kernel/mm/ksm/run unmerges; kvmlaunch tune says whether any VM asks for KSM.",
     "host.ksm.off": "echo 1 > /sys/kernel/mm/ksm/run, or kvmlaunch tune apply.",
     "cdrom.drivers.old": "Take a newer virtio-win.iso, and install its drivers in the guest.",
-    "disk.qcow2.unallocated": "Convert it once: kvmlaunch disk convert VM:DISK; or take raw, or an LVM volume.",
+    "disk.qcow2.unallocated": "Convert it: kvmlaunch disk convert VM:DISK NEW.qcow2; or take raw, or an LVM volume.",
     "disk.cache.unsafe": "Leave cache out unless the data may be lost.",
     "qemu.machine.deprecated": "Write the newest machine, after the guest was tried with it, or leave it out.",
 }

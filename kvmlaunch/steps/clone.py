@@ -57,7 +57,7 @@ def clone(
     targets = tuple(target for target in find_disks(caller, base) if not target.disk.readonly)
     for target in targets:
         refuse_running(caller, target, "cloned")
-        check_source(caller, target, full=full)
+        check_source(target, f"kvmlaunch clone {new} --from {definition.name} --full", full=full)
     file = Path(definition.file).with_name(f"{new}.toml")
     if os.path.lexists(file):
         raise Busy(Report(code="vm.exists", message=f"{file} is there already", where=str(file)))
@@ -77,8 +77,11 @@ def clone(
     return Cloned(file=file, text=text, chains=made, forwards=forwards)
 
 
-def check_source(caller: Caller, target: Target, *, full: bool) -> None:
-    """Refuse a disk that cannot be cloned so: in use, or for an overlay no image, or one with snapshots."""
+def check_source(target: Target, copying: str, *, full: bool) -> None:
+    """Refuse a disk that cannot be cloned so: in use, or for an overlay no image, or one with snapshots.
+
+    `copying` is the command that copies it instead.
+    """
     need_file(target)
     refuse_disorder(target)
     refuse_locked(target)
@@ -91,7 +94,7 @@ def check_source(caller: Caller, target: Target, *, full: bool) -> None:
                 message=f"{target.disk.path} is a device: nothing can be an overlay of it",
                 where=target.table,
                 why="an overlay lies in the directory of its backing file",
-                hint=f"{caller.command} --full   # copies it",
+                hint=f"{copying}   # copies it",
             )
         )
     if target.facts.since:
@@ -101,7 +104,7 @@ def check_source(caller: Caller, target: Target, *, full: bool) -> None:
                 message=f"{target.word} has snapshots, and its image is older than the disk",
                 where=str(target.disk.path),
                 why="an overlay of the image would show what was before the first snapshot",
-                hint=f"kvmlaunch disk snapshot commit {target.word}   # or {caller.command} --full",
+                hint=f"kvmlaunch disk snapshot commit {target.word}   # or: {copying}",
             )
         )
 

@@ -10,6 +10,7 @@ from kvmlaunch.define.paths import VOLUME, volume_device
 from kvmlaunch.errors import DefinitionInvalid, HostFailed, PreflightFailed, Report
 from kvmlaunch.facts.sources import Wanted
 from kvmlaunch.host.images import exists_already, free_space, new_image, owner_of, remove_image, take_device
+from kvmlaunch.host.tree import failed
 from kvmlaunch.host.volumes import drop_volume, find_volume, make_volume
 from kvmlaunch.model.host import PathFacts
 from kvmlaunch.model.value import frozen
@@ -146,7 +147,7 @@ def goal_of(caller: Caller, word: str, format_: str) -> Goal:
                 code="def.disk.format",
                 message=f"the format of {path.name} is not known by its suffix",
                 where=str(path),
-                hint=f"kvmlaunch disk convert … {word} --format raw   # or qcow2",
+                hint="the same command with --format raw   # or qcow2",
             )
         )
     return Goal(path=path, facts=facts, format=found)
@@ -280,11 +281,23 @@ def fill_device(target: Target, goal: Goal, image: Image, progress: Progress) ->
         make_volume(name, image.size)
     try:
         run_convert(target, goal, goal.path, ("-n",) if goal.format == "raw" else (), progress, -1)
+        sync_device(goal.path)
         prove(target, goal, goal.path, image, progress)
     except BaseException:
         if made and name is not None and find_volume(name):
             drop_volume(name)
         raise
+
+
+def sync_device(path: PurePosixPath) -> None:
+    """Have a device write what it was given: until then a power cut takes it, and the source may go soon."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        raise failed(path, error) from error
+    finally:
+        os.close(fd)
 
 
 def run_convert(
