@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from kvmlaunch.cli.ending import Terminated
 from kvmlaunch.cli.progress import bar
 from kvmlaunch.cli.session import Session, complete_vm, session_command
 from kvmlaunch.cli.show import say, short_path, show_document, show_table
@@ -102,8 +103,20 @@ def commit(session: Session, disk: str) -> None:
     """Merge what was written since the snapshots of a disk into its image, and end them; also while the VM runs."""
     from kvmlaunch.steps.disk_commit import commit as merge  # noqa: PLC0415 - completion wants the options only
 
-    with bar(session, f"{disk}: committing") as progress:
-        done = merge(session.caller(), disk, progress=progress)
+    told: list[float] = []
+    try:
+        with bar(session, f"{disk}: committing") as progress:
+
+            def tell(far: float) -> None:
+                told.append(far)
+                progress(far)
+
+            done = merge(session.caller(), disk, progress=tell)
+    except (KeyboardInterrupt, Terminated):
+        if told:
+            fix = f"kvmlaunch disk snapshot commit {disk}"
+            say(session, disk, "warn", "cut off", f"nothing is lost, and this finishes it: {fix}")
+        raise
     if session.json:
         show_document("disk-commit", {"disk": done.target.name, "snapshots": list(done.names), "live": done.live})
     elif done.names:

@@ -136,9 +136,9 @@ def commit_live(caller: Caller, seen: Seen, target: Target, progress: Progress) 
 
     Whatever ends us before the last step leaves the overlay as the disk; a later command goes on with the job.
     """
+    mark_image(begun_path(target.image), MERGING)
     if job_row(seen, target) is None:
         base = file_in_chain(seen, target, target.image)
-        mark_image(begun_path(target.image), MERGING)
         query(seen, ("block-commit", {"device": drive_id(target.name), "job-id": job_of(target), "base": base}))
     while (job := job_row(seen, target)) and not job.get("ready"):
         length = job.get("len") or 0
