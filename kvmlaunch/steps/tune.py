@@ -103,7 +103,7 @@ def definitions_of(
     earlier = tuple(load_subject(others, word).definition for word in remembered)
     beside = tuple(load_subject(others, word).definition for word in definition_files(caller.search))
     counting = (*(each for each in beside if every or each.lifecycle.autostart), *earlier, *named)
-    return tuple({str(each.file): each for each in counting}.values())
+    return tuple({os.path.realpath(each.file): each for each in counting}.values())
 
 
 def remembered_of(entries: Sequence[TuneEntry]) -> tuple[str, ...]:
@@ -144,7 +144,7 @@ def plan(caller: Caller, words: Sequence[str], *, every: bool, boot: bool = Fals
         written=written_of(made),
         returning=unwished(entries, made, wishes),
         unmounted=unmounted(host, wishes),
-        named=tuple(str(each.file) for each in definitions if not each.lifecycle.autostart),
+        named=tuple(os.path.realpath(each.file) for each in definitions if not each.lifecycle.autostart),
         vms=vms,
         wishes=wishes,
         host=host,
