@@ -7,7 +7,7 @@ MAKEFLAGS += --no-print-directory
 
 BIN := .venv/bin
 URL := http://127.0.0.1:8080/
-# What a test of tier root changes is the whole host's: those run one at a time.
+# What a test of tier root changes is the whole host's: those run one at a time. Those of tier qemu wait much.
 TIERS := $(foreach tier,qemu boot root,$(if $(wildcard tests/$(tier)/test_*.py),$(tier)))
 
 .PHONY: help demo test lint bench guest setup clean install-demo install-test
@@ -35,7 +35,10 @@ test: install-test lint ## install what is missing, then linters, types and all 
 	@failed=; \
 	for tier in $(TIERS); do \
 		words="-m $$tier tests/$$tier"; \
-		[ $$tier = root ] || words+=" -n auto --maxprocesses 4"; \
+		case $$tier in \
+			qemu) words+=" -n $$(($$(nproc) < 4 ? $$(nproc) + 1 : 5))" ;; \
+			boot) words+=' -n auto --maxprocesses 4' ;; \
+		esac; \
 		echo "$(BIN)/python -m pytest $$words"; \
 		$(BIN)/python -m pytest $$words || failed+=" $$tier"; \
 	done; \
