@@ -171,6 +171,7 @@ def test_the_targets_of_make_that_are_named_are_there() -> None:
 
 
 def test_the_readme_names_no_capability_as_missing_that_is_there() -> None:
-    missing = README.partition("Not there yet:")[2].partition("What has a name")[0]
+    missing = README.partition("Not there yet:")[2].partition("\n- ")[0]
 
+    assert missing
     assert sorted(word for word in re.findall(r"`([a-z-]+)`", missing) if word in COMMANDS) == []

@@ -163,9 +163,8 @@ def build_parts(
         shared=shared and backing.host_numa_node is None,
     )
     yield boot.build_boot(definition, host)
-    yield cpu.build_cpu(
-        definition, beside_memory(definition, host), caps, accelerator=accelerator, machine=machine_name, paused=paused
-    )
+    beside = beside_memory(definition, host)
+    yield cpu.build_cpu(definition, beside, caps, accelerator=accelerator, machine=machine_name, paused=paused)
     yield memory.build_memory(definition, host, backing, shared=shared)
     yield from build_disks(definition, host, caps, plans, machine_name, boot_from)
     for plan in nets:
@@ -188,7 +187,7 @@ def explained_only(
 ) -> tuple[Field, ...]:
     """Give the decisions that are no argument, or that leave none."""
     threads = iothreads.plan_iothreads(definition, host, caps, disk_loads(plans))
-    backing = memory.plan_memory(definition, host)
+    backing, beside = memory.plan_memory(definition, host), beside_memory(definition, host)
     against = tuple(
         field("", f"disk.{name}.iothread", fixed("none", reason, iothreads.GAIN))
         for name, reason in threads.reasons.items()
@@ -201,8 +200,8 @@ def explained_only(
     )
     return (
         field("", "boot.firmware", boot.firmware_choice(definition)),
-        cpu.pin_choice(definition, beside_memory(definition, host)),
-        *cpu.iothread_pin_choice(definition, beside_memory(definition, host)),
+        cpu.pin_choice(definition, beside),
+        *cpu.iothread_pin_choice(definition, beside),
         memory.hugepage_choice(definition, host, backing),
         field("", "memory.balloon", memory.plan_balloon(definition, backing)),
         *([] if threads.ids.value else [iothreads.count_choice(threads)]),
@@ -267,7 +266,7 @@ def build_vm(
     parts = list(build_parts(definition, host, caps, plans, nets, boot_from, paused=paused))
     parts.append(raw.build_raw(definition, tuple(option for part in parts for option in part.options)))
     threads = iothreads.plan_iothreads(definition, host, caps, disk_loads(plans))
-    firmware = boot.plan_firmware(definition, host)
+    firmware, beside = boot.plan_firmware(definition, host), beside_memory(definition, host)
     findings = (
         *(finding for part in parts for finding in part.findings),
         *check_allocations(definition, plans),
@@ -295,8 +294,8 @@ def build_vm(
         listeners=(*(each for plan in nets for each in network.listeners(plan)), *display.listeners(definition)),
         files=boot.boot_files(definition),
         variables=firmware.variables if firmware else None,
-        vcpu_pins=cpu.plan_pins(definition, beside_memory(definition, host)).value,
-        iothread_pins=cpu.plan_iothread_pins(definition, beside_memory(definition, host)).value,
+        vcpu_pins=cpu.plan_pins(definition, beside).value,
+        iothread_pins=cpu.plan_iothread_pins(definition, beside).value,
         iothreads=threads.ids.value,
         serial=definition.console.serial,
     )

@@ -48,7 +48,7 @@ def is_kept(kept: KeptFile) -> bool:
 
 def apply_file(ledger: Ledger, kept: KeptFile) -> Finding | None:
     """Write one file; gives why it could not be."""
-    earlier = ledger.find(kept.path)
+    earlier, made = ledger.find(kept.path), ""
     try:
         before = None if kept.kind == "fstab" else read_kept(kept.path, kept.kind)
         if isinstance(earlier, FileEntry) and kept.kind != "fstab" and before not in known_texts(earlier):
@@ -73,9 +73,8 @@ def apply_file(ledger: Ledger, kept: KeptFile) -> Finding | None:
         write_kept(kept.path, kept.kind, kept.text, kept.mode)
         ledger.put(evolve(entry, done=True))
     except KvmlaunchError as error:
-        entry_now = ledger.find(kept.path)
-        if isinstance(entry_now, FileEntry) and entry_now is not earlier and entry_now.made:
-            remove_empty(PurePosixPath(kept.path).parent, 0, up_to=PurePosixPath(entry_now.made).parent)
+        if made:
+            remove_empty(PurePosixPath(kept.path).parent, 0, up_to=PurePosixPath(made).parent)
         ledger.restore(kept.path, earlier)
         report = error.report
         return warning(code=report.code, message=report.message, where=kept.path, why=report.why, hint=report.hint)

@@ -98,12 +98,16 @@ def definitions_of(
 
     Raises DefinitionInvalid for a broken one: what it asks for would be missing from every sum.
     """
-    named = tuple(load_subject(caller, word).definition for word in words)
+    named = [load_subject(caller, word).definition for word in words]
+    found = {os.path.realpath(each.file): each for each in named}
     others = evolve(caller, file="", overrides=()) if words else caller  # -f and --set are about those that are named
-    earlier = tuple(load_subject(others, word).definition for word in remembered)
-    beside = tuple(load_subject(others, word).definition for word in definition_files(caller.search))
-    counting = (*(each for each in beside if every or each.lifecycle.autostart), *earlier, *named)
-    return tuple({os.path.realpath(each.file): each for each in counting}.values())
+    files = {os.path.realpath(path): name for name, path in definition_files(caller.search).items()}
+    for place, word in {**files, **dict.fromkeys(remembered)}.items():
+        if place not in found:
+            definition = load_subject(others, word or place).definition
+            if every or definition.lifecycle.autostart or place in remembered:
+                found[place] = definition
+    return tuple(sorted(found.values(), key=lambda each: each.name))  # what is written names them in this order
 
 
 def remembered_of(entries: Sequence[TuneEntry]) -> tuple[str, ...]:

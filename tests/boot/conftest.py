@@ -48,13 +48,18 @@ type = "none"
 Define = Callable[..., None]
 
 
-@pytest.fixture(scope="session")
-def built() -> Path:
-    """Give the directory with the guest's kernel, initramfs and disk."""
-    words = [str(ROOT / "tests" / "guest" / "build.sh"), str(BUILT), "agent"]
+def build_guest(extra: str) -> Path:
+    """Build the guest and something beside it, where that is not there; gives their directory."""
+    words = [str(ROOT / "tests" / "guest" / "build.sh"), str(BUILT), extra]
     result = subprocess.run(words, capture_output=True, text=True, check=False, timeout=600)  # noqa: S603 - our script
     assert result.returncode == 0, result.stderr
     return BUILT
+
+
+@pytest.fixture(scope="session")
+def built() -> Path:
+    """Give the directory with the guest's kernel, initramfs and disk."""
+    return build_guest("agent")
 
 
 def with_agent(machine: Machine, built: Path) -> Path:

@@ -1,17 +1,16 @@
 """The seed read by cloud-init itself, from its package: its files as they lie on the disk that the guest mounts."""
 
 import os
-import subprocess  # noqa: TID253 - the package is unpacked by a script
 import sys
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
-from tests.boot.conftest import BUILT
+from tests.boot.conftest import build_guest
 from tests.qemu.test_seeds import content
 from tests.sandbox import ROOT, TINY, Machine
 
-PACKAGES: Final = BUILT / "cloud-init" / "usr" / "lib" / "python3" / "dist-packages"
 READER: Final = ROOT / "tests" / "guest" / "read_seed.py"
 KEY: Final = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIDN8f8yS2RYmVqnZ7XCCUgq1q2p8u4m3OU9fD5bYJQxW alice@example.net"
 NETWORK: Final = {"version": 2, "ethernets": {"lan": {"match": {"driver": "virtio_net"}, "dhcp4": True}}}
@@ -25,15 +24,13 @@ ssh_keys = ["{KEY}"]
 """
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _unpacked() -> None:
-    """Have cloud-init's package."""
-    words = (str(ROOT / "tests" / "guest" / "build.sh"), str(BUILT), "cloud-init")
-    result = subprocess.run(words, capture_output=True, text=True, check=False, timeout=600)  # noqa: S603 - our script
-    assert result.returncode == 0, result.stderr
+@pytest.fixture(scope="module")
+def packages() -> Path:
+    """Give where cloud-init's package and what it needs are unpacked."""
+    return build_guest("cloud-init") / "cloud-init" / "usr" / "lib" / "python3" / "dist-packages"
 
 
-def read(machine: Machine, table: str) -> Any:  # noqa: ANN401 - any document
+def read(machine: Machine, packages: Path, table: str) -> Any:  # noqa: ANN401 - any document
     """Start a VM with a seed; give what cloud-init makes of it."""
     place = machine.define("web", f"{TINY}{table}").parent
     (place / "user-data.yaml").write_text("#cloud-config\npackages: [jq]\n")
@@ -45,13 +42,13 @@ def read(machine: Machine, table: str) -> Any:  # noqa: ANN401 - any document
     seed.mkdir(parents=True)
     for name, text in content(machine.outside("/var/lib/kvmlaunch/vm/web/seed.iso")).items():
         (seed / name).write_bytes(text)
-    result = machine.execute(sys.executable, READER, state, env={"PYTHONPATH": os.fspath(PACKAGES)})
+    result = machine.execute(sys.executable, READER, state, env={"PYTHONPATH": os.fspath(packages)})
     assert result.code == 0, result.err
     return result.json
 
 
-def test_cloud_init_finds_a_seed_and_takes_the_tuning_for_a_script(machine: Machine) -> None:
-    found = read(machine, "[cloud_init]\nenabled = true\n")
+def test_cloud_init_finds_a_seed_and_takes_the_tuning_for_a_script(machine: Machine, packages: Path) -> None:
+    found = read(machine, packages, "[cloud_init]\nenabled = true\n")
 
     assert found["seed"].endswith("/seed/nocloud")
     assert found["instance"] == machine.record("web")["uuid"]
@@ -60,8 +57,8 @@ def test_cloud_init_finds_a_seed_and_takes_the_tuning_for_a_script(machine: Mach
     assert found["vendor"] == ["text/x-shellscript"]
 
 
-def test_cloud_init_takes_everything_that_a_definition_says(machine: Machine) -> None:
-    found = read(machine, EVERYTHING)
+def test_cloud_init_takes_everything_that_a_definition_says(machine: Machine, packages: Path) -> None:
+    found = read(machine, packages, EVERYTHING)
 
     assert found["hostname"] == "front"
     assert found["keys"] == [KEY]
