@@ -1,5 +1,7 @@
 """`init`: a first definition, written once and never over another."""
 
+import errno
+import os
 from pathlib import Path
 
 from kvmlaunch.define.rules import check_vm_name
@@ -22,6 +24,15 @@ disk.root = {{ path = "{name}.img", size = "20GiB" }}   # made by: kvmlaunch dis
 """
 
 
+def try_writing(path: Path) -> None:
+    """Raise the OSError that writing a new file, and the directories to it, would raise as far as can be told."""
+    if os.path.lexists(path):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+    nearest = next(each for each in path.parents if each.exists())
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(nearest))
+
+
 def write_definition(caller: Caller, name: str, directory: str, *, dry_run: bool = False) -> Path:
     """Write a first definition; raises DefinitionInvalid `def.name`, Busy `vm.exists`, HostFailed.
 
@@ -32,12 +43,13 @@ def write_definition(caller: Caller, name: str, directory: str, *, dry_run: bool
             Report(code=wrong.code, message=wrong.message, where=name, why=wrong.why, hint=wrong.hint)
         )
     path = Path(caller.here) / directory / f"{name}.toml"
-    if dry_run and not path.exists():
-        return path
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("x", encoding="utf-8") as file:
-            file.write(TEXT.format(name=name))
+        if dry_run:
+            try_writing(path)
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("x", encoding="utf-8") as file:
+                file.write(TEXT.format(name=name))
     except FileExistsError as error:
         raise Busy(
             Report(code="vm.exists", message=f"{path} is there already", where=str(path), hint=f"kvmlaunch show {name}")

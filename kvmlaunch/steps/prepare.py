@@ -158,10 +158,10 @@ def undo(caller: Caller, word: str, tell: Tell, *, dry_run: bool = False) -> tup
     if caller.uid != 0:
         raise needs_root(name, (), caller.preflight(name, "--undo"))
     with host_lock():
-        refuse_while_used(caller, name)
         journal: Journal | None = journals.read_journal(caller.owner_uid, name)
         if journal is None or not journal.owned("prepared"):
             return False, ()
+        refuse_while_used(caller, name)
         if dry_run:
             for entry in reversed(journal.entries):
                 tell("would undo", render_entry(entry))

@@ -312,6 +312,8 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(machine: Machine) ->
     pausing = machine.ok("pause", "web", "-n").err
     written = machine.ok("init", "new", "-n").err
     again = machine.run("init", "web", "-n")
+    machine.execute("sh", "-c", "mkdir closed; mount --bind closed closed; mount -o remount,bind,ro closed")
+    refused = machine.run("init", "new", "-n", "--dir", "closed")
     after = machine.status("web")
 
     assert all("would" in text for text in said.values()), said
@@ -319,6 +321,7 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(machine: Machine) ->
     assert "would write" in written
     assert not (machine.directory / "vmdefs/new.toml").exists()
     assert again.codes == {"vm.exists"}
+    assert refused.codes == {"host.failed"}
     assert (after["pid"], after["run_state"]) == (before["pid"], before["run_state"])
 
 
