@@ -22,11 +22,12 @@ from kvmlaunch.model.run_files import LOG
 from kvmlaunch.model.value import frozen
 from kvmlaunch.steps.caller import Caller, Tell
 from kvmlaunch.steps.heal import heal_host
+from kvmlaunch.steps.host_changes import all_changes, journal_head
 from kvmlaunch.steps.load import load_subject
 from kvmlaunch.steps.names import name_of, refuse_unknown
 from kvmlaunch.steps.observe import observe, owner_of
 from kvmlaunch.steps.resolve import Resolved, refuse_errors, resolve
-from kvmlaunch.steps.up import all_changes, journal_head, seed_findings
+from kvmlaunch.steps.up import seed_findings
 
 LINGER = PurePosixPath("/var/lib/systemd/linger")
 

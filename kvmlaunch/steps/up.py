@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,12 +21,9 @@ from kvmlaunch.builder.cloud_init import plan_seed
 from kvmlaunch.builder.render import render_argv
 from kvmlaunch.builder.tpm import STATE
 from kvmlaunch.builder.vm import build_sidecars
-from kvmlaunch.errors import Busy, KvmlaunchError, PreflightFailed, QemuFailed, Report
-from kvmlaunch.host import journal as journals
-from kvmlaunch.host.apply import apply_changes
+from kvmlaunch.errors import Busy, KvmlaunchError, QemuFailed, Report
 from kvmlaunch.host.definitions import is_same_file
 from kvmlaunch.host.files import remove_if_there, write_all
-from kvmlaunch.host.lock import host_lock, why_fixed
 from kvmlaunch.host.logs import QEMU_LOG, open_qemu_log
 from kvmlaunch.host.rundir import (
     Claim,
@@ -39,16 +37,15 @@ from kvmlaunch.host.rundir import (
     write_record,
 )
 from kvmlaunch.host.tree import entered, make_owned
-from kvmlaunch.model.change import Change, Journal, LogMountChange
+from kvmlaunch.model.change import Change
 from kvmlaunch.model.finding import Finding
 from kvmlaunch.model.lifecycle import Answer, Verb, VmState, plan_transition
-from kvmlaunch.model.plan import Place
-from kvmlaunch.model.run_files import EVENTS, LOG, QMP, TPM
+from kvmlaunch.model.run_files import EVENTS, QMP, TPM
 from kvmlaunch.model.value import frozen
 from kvmlaunch.preflight.checks import CHECK_COUNT
-from kvmlaunch.run.process import read_boot_id
 from kvmlaunch.steps.caller import Caller, Tell
-from kvmlaunch.steps.heal import clean_up, end_beside, give_back_under_lock, heal_host
+from kvmlaunch.steps.heal import clean_up, end_beside, give_back_under_lock
+from kvmlaunch.steps.host_changes import all_changes, change_host
 from kvmlaunch.steps.load import Subject, load, load_subject
 from kvmlaunch.steps.observe import LEFT, Seen, age, monitor_path, observe
 from kvmlaunch.steps.record import record_of
@@ -57,10 +54,6 @@ from kvmlaunch.units import GIB
 
 if TYPE_CHECKING:
     from kvmlaunch.run.launch import RunningVm
-
-LOG_SIZE = 16 << 20  # bytes that a guest can fill with what it prints, for root's VMs
-TRIES = 5  # of counting pages while others move them
-SHORT = ("host.hugepages.short", "host.hugepages.partial")
 
 
 @frozen(kw_only=True)
@@ -85,48 +78,6 @@ class Started:
     argv: tuple[str, ...] = ()
     findings: tuple[Finding, ...] = ()
     changes: tuple[Change, ...] = ()
-
-
-def all_changes(resolved: Resolved) -> tuple[Change, ...]:
-    """Give every host change of a start: the plan's, and for root's VMs the bounded place of the console log."""
-    user = resolved.host.user
-    mounted = any(mount.path == resolved.places.run / LOG for mount in resolved.host.mounts)
-    roots = resolved.host.caller_uid == 0 and resolved.host.privileged
-    bounded = roots and uses_log(resolved) and not mounted and not why_fixed()
-    log = (
-        (LogMountChange(path=str(resolved.places.run / LOG), size=LOG_SIZE, uid=user.uid, gid=user.gid),)
-        if bounded
-        else ()
-    )
-    return (*resolved.changes(), *log)
-
-
-def uses_log(resolved: Resolved) -> bool:
-    """Does the console keep a log."""
-    return any(
-        part.choice.value == Place(root="run", tail="log/console.log")
-        for option in resolved.plan.options
-        for part in option.fields
-    )
-
-
-def journal_head(resolved: Resolved) -> Journal:
-    """Give the VM's journal so far, or an empty one."""
-    owner_uid = resolved.host.caller_uid
-    found = journals.read_journal(owner_uid, resolved.name)
-    boot_id = read_boot_id()
-    if found is not None and found.boot_id == boot_id:
-        return found
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    return Journal(
-        vm=resolved.name,
-        uid=owner_uid,
-        run=str(resolved.places.run),
-        boot_id=boot_id,
-        time=now,
-        state="done",
-        entries=(),
-    )
 
 
 def check_running(caller: Caller, seen: Seen, subject: Subject) -> tuple[Finding, ...]:
@@ -230,61 +181,6 @@ def resolve_again(caller: Caller, resolved: Resolved, wishes: Wishes, refused: s
     )
 
 
-def rests_on_the_host(resolved: Resolved) -> bool:
-    """Does a plan rest on pages, mounts or taps, which others may have changed since they were looked at."""
-    wished = any(finding.report.code == "host.hugepages.none" for finding in resolved.plan.findings)
-    prepared = any(mount.path.is_relative_to(resolved.places.run) for mount in resolved.host.mounts)
-    taps = any(network.owned for network in resolved.plan.networks)
-    return resolved.plan.memory.backing == "hugepages" or wished or taps or prepared or bool(resolved.changes())
-
-
-def change_host(caller: Caller, resolved: Resolved, wishes: Wishes, tell: Tell) -> Resolved:
-    """Heal, look again and change the host, all under the host-wide lock; gives the plan that holds.
-
-    Free and reserved pages are two files: while another QEMU touches its memory they are read apart, and a mount
-    that the kernel then refuses is counted and tried again (measured with 20 starts at once).
-    When `auto` hugepages are refused by the kernel the VM gets ordinary memory, which is said.
-    """
-    if caller.uid != 0:
-        return resolved
-    if fixed := why_fixed():
-        return leave_host(caller, resolved, wishes, fixed, tell)
-    with host_lock():
-        heal_host(tell, but=str(resolved.places.run))
-        refused = ""
-        for _ in range(TRIES):
-            fresh = resolved
-            if rests_on_the_host(resolved):
-                fresh = resolve_again(caller, resolved, wishes, refused)
-                refuse_errors(fresh.name, fresh.findings())
-            try:
-                apply_changes(journal_head(fresh), all_changes(fresh), tell)
-            except PreflightFailed as error:
-                if error.report.code not in SHORT:
-                    raise
-                miscounted = error.report.where == str(fresh.places.hugepages)
-                if fresh.plan.memory.asked and not miscounted:
-                    raise
-                refused = "" if miscounted else error.report.why.splitlines()[0]
-                last = error
-            else:
-                return fresh
-        raise last
-
-
-def leave_host(caller: Caller, resolved: Resolved, wishes: Wishes, fixed: str, tell: Tell) -> Resolved:
-    """Give the plan that needs no change of a host which cannot be changed; raises PreflightFailed `host.fixed`."""
-    fresh = resolve_again(caller, resolved, wishes, fixed) if rests_on_the_host(resolved) else resolved
-    refuse_errors(fresh.name, fresh.findings())
-    if fresh.changes():
-        hint = "start it outside of the container, or: --set memory.hugepages=auto, and a tap that is there"
-        message = f"{fresh.name} needs changes of the host, which cannot be changed from here"
-        raise PreflightFailed(Report(code="host.fixed", message=message, where=fresh.name, why=fixed, hint=hint))
-    if uses_log(fresh):
-        tell("warn", f"the console's log has no bound of its own: {fixed}  [host.fixed]")
-    return fresh
-
-
 def make_variables(resolved: Resolved) -> None:
     """Give the VM its own UEFI variable store, copied once from the template."""
     template, user = resolved.plan.variables, resolved.host.user
@@ -359,7 +255,10 @@ def launch(caller: Caller, resolved: Resolved, claim: Claim, argv: tuple[str, ..
     )
     try:
         write_record(claim, record_of(resolved, argv, vm.pid, "intent"))
-        from kvmlaunch.run.qmp import Target, ask  # noqa: PLC0415 - imported while QEMU initialises
+        # While QEMU initialises: what is asked of it next, and what verify() needs then.
+        import kvmlaunch.preflight.promises  # noqa: PLC0415
+        import kvmlaunch.run.verify  # noqa: F401, PLC0415
+        from kvmlaunch.run.qmp import Target, ask  # noqa: PLC0415
 
         wait_for_socket(vm, claim.path / QMP, deadline)
         wait_for_greeting(
@@ -446,8 +345,10 @@ def start(
         remove_contents(claim)
         write_record(claim, record_of(resolved, (), 0, "intent"))
         make_log_directory(claim, user.gid)
-        changes = all_changes(resolved) if caller.uid == 0 else ()
-        resolved = change_host(caller, resolved, wishes, tell)
+        changes: tuple[Change, ...] = ()
+        if caller.uid == 0:
+            changes = all_changes(resolved)
+            resolved = change_host(resolved, partial(resolve_again, caller, resolved, wishes), tell)
         make_variables(resolved)
         if seeded(resolved):
             from kvmlaunch.steps.seed import make_seed  # noqa: PLC0415 - with cloud_init only
