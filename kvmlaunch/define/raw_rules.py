@@ -10,6 +10,7 @@ from typing import Final
 
 from kvmlaunch.define.mistake import Mistake, shown
 from kvmlaunch.define.values import is_loopback
+from kvmlaunch.model.address import EVERY_ADDRESS
 
 # Options that the builder writes, or that change what a VM promises, with what to write instead.
 CLASHES: Final = {
@@ -42,7 +43,6 @@ CLASHES: Final = {
     "-no-user-config": "it is always there",
     "-readconfig": "what it reads could not be checked; write the options out",
 }
-EVERYWHERE: Final = {"", "0", "0.0.0.0", "::"}  # noqa: S104 - compared with, not bound to
 STREAMS: Final = {"-gdb", "-serial", "-parallel", "-debugcon", "-chardev"}
 MACHINE_TYPE: Final = r"[^=,]*(?:,|$)|(?:.*,)?(?:type|accel)="
 SECRET_IN: Final = {
@@ -121,7 +121,7 @@ def check_incoming(value: str) -> Iterator[Mistake]:
     if re.search(r"\bexec:|\"exec\"|transport=exec", value):
         message = "-incoming exec: runs a shell, and the sandbox kills QEMU for it"
         yield Mistake(code="def.raw.option", message=message, hint="-incoming unix:PATH")
-    elif (found := re.match(LISTENS, value)) and found[1].strip("[]") in EVERYWHERE:
+    elif (found := re.match(LISTENS, value)) and found[1].strip("[]") in EVERY_ADDRESS:
         message = "-incoming has no address, so it would listen on all of them"
         hint = "-incoming tcp:127.0.0.1:PORT with ssh -L, or unix:PATH"
         yield Mistake(code="def.net.exposed", message=message, hint=hint)

@@ -11,6 +11,7 @@ from typing import Any, Final
 from kvmlaunch.define.mistake import Mistake, shown
 from kvmlaunch.define.tree import Path, quote
 from kvmlaunch.define.values import is_loopback, parse_host_port, render_forward
+from kvmlaunch.model.address import EVERY_ADDRESS, collide
 from kvmlaunch.model.definition import AUTO, Definition, Disk, Network, Topology
 from kvmlaunch.model.value import frozen
 from kvmlaunch.model.volume import parse_volume_name
@@ -27,7 +28,6 @@ LONGEST_SERIAL: Final = 20
 LONGEST_TAG: Final = 36  # bytes, of virtiofs; virtio 1.3, section 5.11.4
 BLOCK: Final = 4096  # bytes; QEMU opens no image past the page cache that ends within one
 FIRST_VNC_PORT: Final = 5900
-EVERYWHERE: Final = ("0.0.0.0", "::")  # noqa: S104 - compared with, not bound to
 
 
 @frozen
@@ -324,9 +324,8 @@ def check_forwards(definition: Definition) -> Broke:
     found = [(name, forward) for name, network in definition.network.items() for forward in network.forwards]
     for index, (name, forward) in enumerate(found):
         for first, other in found[:index]:
-            addresses = {forward.address, other.address}
             same = forward.protocol == other.protocol and forward.host_port == other.host_port
-            if same and (len(addresses) == 1 or not addresses.isdisjoint(EVERYWHERE)):
+            if same and collide(forward.address, other.address):
                 where = f"network.{first} and network.{name}" if first != name else f"network.{name}"
                 message = f"{where}: one port of the host is used twice"
                 why = f"{render_forward(other)} and {render_forward(forward)}"
@@ -368,8 +367,8 @@ def check_ready(definition: Definition) -> Broke:
     host, port = parse_host_port(ready.target)
     for name, network in definition.network.items():
         for forward in network.forwards:
-            same = forward.address == host or forward.address in EVERYWHERE
-            if forward.protocol == "tcp" and forward.host_port == port and same:
+            same = forward.host_port == port and (forward.address == host or forward.address in EVERY_ADDRESS)
+            if forward.protocol == "tcp" and same:
                 message = f"tcp:{ready.target} is a forward of this VM, which QEMU accepts before the guest runs"
                 why = f"network.{name}.forwards has {render_forward(forward)}"
                 hint = f'ready = "http://{ready.target}/"\nor: ready = "console:login:"'

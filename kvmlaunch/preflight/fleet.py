@@ -10,13 +10,13 @@ from typing import Final
 
 from attrs import Factory, define
 
+from kvmlaunch.model.address import collide
 from kvmlaunch.model.finding import Finding, error
 from kvmlaunch.model.host import HostFacts, HostNode, HugepagePool
 from kvmlaunch.model.plan import Plan, PlannedDisk, PlannedListener
 from kvmlaunch.model.value import frozen
 from kvmlaunch.units import GIB, MIB, count, render_cpus, render_size
 
-EVERYWHERE: Final = ("0.0.0.0", "::", "*", "")  # noqa: S104 - compared with, not bound to
 PORTS: Final = range(1024, 1 << 16)
 SMALLEST_GUEST: Final = 64 * MIB  # below it no smaller guest is proposed
 
@@ -275,11 +275,7 @@ def check_ports(member: Member, claims: Claims) -> Iterator[Finding]:
     """Refuse a port that another VM binds (`host.port.used`); every address overlaps each."""
     for wanted in member.plan.listeners:
         there = claims.ports.get((wanted.protocol, wanted.port), {})
-        address = (
-            wanted.address if wanted.address in there else next((each for each in EVERYWHERE if each in there), None)
-        )
-        if address is None and wanted.address in EVERYWHERE:
-            address = next(iter(there), None)
+        address = next((each for each in there if collide(wanted.address, each)), None)
         if address is not None:
             yield error(
                 code="host.port.used",

@@ -2,18 +2,17 @@
 
 from collections.abc import Iterator
 
+from kvmlaunch.model.address import collide
 from kvmlaunch.model.change import Change, TapChange
 from kvmlaunch.model.finding import Finding, error
 from kvmlaunch.model.host import HostFacts, Listener, NetworkDevice
 from kvmlaunch.model.plan import Plan, PlannedListener, PlannedNetwork
 
-EVERYWHERE = {"0.0.0.0", "::", "*", ""}  # noqa: S104 - compared with, not bound to
-
 
 def overlaps(wanted: PlannedListener, there: Listener) -> bool:
-    """Would binding fail: the same port, and the same address or one of them every address."""
+    """Would binding fail: the same port, at addresses that collide."""
     same_port = wanted.protocol == there.protocol and wanted.port == there.port
-    return same_port and (wanted.address == there.address or bool(EVERYWHERE & {wanted.address, there.address}))
+    return same_port and collide(wanted.address, there.address)
 
 
 def check_ports(plan: Plan, host: HostFacts) -> Iterator[Finding]:
