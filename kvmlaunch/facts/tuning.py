@@ -1,14 +1,14 @@
 """The host's knobs: I/O schedulers, KSM, transparent huge pages, sysctls, governors, KVM's parameters.
 
 Sources: Documentation/block/queue-sysfs.rst, admin-guide/mm/ksm.rst, admin-guide/mm/transhuge.rst,
-admin-guide/sysctl/vm.rst, admin-guide/pm/cpufreq.rst; proc_buddyinfo(5); sysctl.d(5).
+admin-guide/sysctl/vm.rst, admin-guide/pm/cpufreq.rst; proc_buddyinfo(5).
 """
 
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import PurePosixPath
 
-from kvmlaunch.model.tuning import BlockDevice, HostTuning, Knob, PageHolder, SysctlLine
+from kvmlaunch.facts import boot_files
+from kvmlaunch.model.tuning import BlockDevice, HostTuning, Knob, PageHolder
 
 KSM = "/sys/kernel/mm/ksm"
 UKSM = "/sys/kernel/mm/uksm/run"
@@ -17,24 +17,20 @@ CPUS = "/sys/devices/system/cpu/cpu[0-9]*/cpufreq"
 MODULES = ("kvm/parameters/halt_poll_ns", "kvm_intel/parameters/nested", "kvm_amd/parameters/nested")
 SYSCTLS = ("vm.swappiness", "kernel.numa_balancing", "vm.nr_overcommit_hugepages", "vm.overcommit_memory")
 CMDLINE, BUDDYINFO, MEMINFO = "/proc/cmdline", "/proc/buddyinfo", "/proc/meminfo"
-# The first directory wins where two hold a file of one name; /etc/sysctl.conf is read last: sysctl(8), --system.
-SYSCTL_DIRECTORIES = ("/etc/sysctl.d", "/run/sysctl.d", "/usr/local/lib/sysctl.d", "/usr/lib/sysctl.d", "/lib/sysctl.d")
-SYSCTL_CONF = "/etc/sysctl.conf"
 RC_LOCAL, PROCPS, INIT = "/etc/rc.local", "/etc/init.d/procps", "/proc/1/comm"
 FILES = (
     *(f"{KSM}/*", UKSM, f"{THP}/enabled", f"{THP}/defrag", CMDLINE, BUDDYINFO, MEMINFO),
-    *(SYSCTL_CONF, RC_LOCAL, PROCPS, INIT),
+    *(RC_LOCAL, PROCPS, INIT),
     *(f"{CPUS}/scaling_governor", f"{CPUS}/scaling_available_governors"),
     *(f"/sys/module/{name}" for name in MODULES),
     *(f"/proc/sys/{name.replace('.', '/')}" for name in SYSCTLS),
-    *(f"{directory}/*.conf" for directory in SYSCTL_DIRECTORIES),
+    *boot_files.FILES,
 )
 QUEUE_FILES = ("scheduler", "read_ahead_kb", "rotational")
 
 CHOSEN = r"\[([^\[\]\s]+)\]"
 CPU_NUMBER = r"/sys/devices/system/cpu/cpu([0-9]{1,5})/cpufreq/scaling_governor"
 BUDDY_LINE = r"(?m)^Node +([0-9]{1,5}), zone +\S+((?: +[0-9]{1,18})+) *$"
-SYSCTL_LINE = r"(?m)^[ \t]*-?([A-Za-z0-9_./*-]+)[ \t]*=[ \t]*(.*?)[ \t]*$"
 
 
 def sysctl_path(name: str) -> str:
@@ -61,8 +57,9 @@ def parse_tuning(files: Mapping[str, str], probes: Mapping[str, object]) -> Host
     """Give the host's knobs of what was captured; `probes` holds devices, daemons, holders, udev and grub."""
     knobs = {path: knob for path in files if (knob := parse_knob(files, path))}
     ksm = {path.removeprefix(f"{KSM}/"): knob for path, knob in knobs.items() if path.startswith(f"{KSM}/")}
+    devices = parse_devices(files, probes.get("devices"))
     return HostTuning(
-        devices=parse_devices(files, probes.get("devices")),
+        devices=devices,
         ksm=ksm,
         uksm=files.get(UKSM, "0").strip() != "0",
         thp=knobs.get(f"{THP}/enabled"),
@@ -76,7 +73,7 @@ def parse_tuning(files: Mapping[str, str], probes: Mapping[str, object]) -> Host
         buddies=parse_buddies(files.get(BUDDYINFO, "")),
         daemons={name: pid for name, pid in table_of(probes.get("daemons")).items() if type(pid) is int},
         holders=tuple(parse_holders(probes.get("page_holders"))),
-        sysctl_lines=tuple(parse_sysctls(files)),
+        boot_lines=tuple(boot_files.parse_boot_lines(files, devices)),
         udev=probes.get("udev") is True,
         init=files.get(INIT, "").strip(),
         local_script=files.get(RC_LOCAL),
@@ -145,22 +142,3 @@ def parse_holders(probe: object) -> Iterator[PageHolder]:
             case {"pid": int(pid), "command": str(command), "bytes": int(size)}:
                 page = each.get("page_size")
                 yield PageHolder(pid=pid, command=command, bytes=size, page_size=page if type(page) is int else 0)
-
-
-def parse_sysctls(files: Mapping[str, str]) -> Iterator[SysctlLine]:
-    """Give every setting of the files that `sysctl --system` reads, in its order: a later one wins."""
-    for path in sysctl_order(files):
-        for name, value in re.findall(SYSCTL_LINE, files[path]):
-            yield SysctlLine(file=path, name=name.replace("/", "."), value=value)
-
-
-def sysctl_order(files: Mapping[str, str]) -> list[str]:
-    """Give the files of sysctl.d by name, of those with one name the first directory's alone, /etc/sysctl.conf last."""
-    by_name: dict[str, str] = {}
-    for directory in SYSCTL_DIRECTORIES:
-        for path in files:
-            place = PurePosixPath(path)
-            if str(place.parent) == directory and place.suffix == ".conf":
-                by_name.setdefault(place.name, path)
-    ordered = [by_name[name] for name in sorted(by_name)]
-    return [*ordered, *([SYSCTL_CONF] if SYSCTL_CONF in files else [])]

@@ -45,12 +45,17 @@ class PageHolder:
 
 
 @frozen(kw_only=True)
-class SysctlLine:
-    """A setting in one of the files that `sysctl --system` reads, in the order in which it reads them."""
+class BootLine:
+    """A setting in one of the files that sysctl, udev or tmpfiles read at boot, in the order in which they read them.
 
+    `name` is a sysctl's, or the path of a control file; `sure` is false where a condition of the line is not told.
+    """
+
+    keeper: Keeper
     file: str
     name: str
     value: str
+    sure: bool = True
 
 
 @frozen(kw_only=True)
@@ -78,7 +83,7 @@ class HostTuning:
     buddies: Mapping[int, tuple[int, ...]] = field(factory=dict)
     daemons: Mapping[str, int] = field(factory=dict)
     holders: tuple[PageHolder, ...] = ()
-    sysctl_lines: tuple[SysctlLine, ...] = ()
+    boot_lines: tuple[BootLine, ...] = ()
     init: str = ""
     udev: bool = False
     local_script: str | None = None

@@ -30,9 +30,8 @@ from kvmlaunch.model.wishes import HOST_FILE, HostWishes
 from kvmlaunch.run.process import read_boot_id
 from kvmlaunch.steps.caller import Caller, Tell
 from kvmlaunch.steps.load import invalid, load_subject
-from kvmlaunch.tune.daemons import overriding
 from kvmlaunch.tune.fleet import VmWish, vm_wish
-from kvmlaunch.tune.keep import GRUB_FILE, SYSCTL_FILE, sysctl_name
+from kvmlaunch.tune.keep import GRUB_FILE, overriding
 from kvmlaunch.tune.memory import check_borrowed, pool_path
 from kvmlaunch.tune.plan import plan_tuning
 
@@ -331,7 +330,7 @@ def verify(caller: Caller, words: Sequence[str], *, every: bool) -> tuple[Planne
         *(missing(path) for path in kept if lasting and path not in written and kept[path].option == "--persist"),
         *((mount_difference(planned.unmounted),) if planned.unmounted else ()),
         *(unwished_difference(entry) for entry in planned.returning),
-        *overridden(planned, files),
+        *overridden(planned),
     )
 
 
@@ -376,22 +375,13 @@ def file_difference(entry: FileEntry) -> Difference:
     return Difference(key=entry.path, place=entry.path, wanted="as written", found=found)
 
 
-def overridden(planned: Planned, files: Sequence[FileEntry]) -> tuple[Difference, ...]:
-    """Give what a later file of sysctl.d will set otherwise at boot."""
-    if not any(entry.path == SYSCTL_FILE for entry in files):
-        return ()
-    found = []
+def overridden(planned: Planned) -> Iterator[Difference]:
+    """Give what another file will set otherwise at boot."""
     for setting in planned.plan.settings:
-        name = sysctl_name(setting.knob.path)
-        line = overriding(planned.tuning, name, setting.wanted.value, SYSCTL_FILE)
-        if setting.keeper != "sysctl" or line is None:
-            continue
-        as_good = setting.counted and line.value.isdecimal() and int(line.value) >= int(setting.wanted.value)
-        if not as_good:
-            found.append(
-                Difference(key=name, place=line.file, wanted=setting.wanted.value, found=line.value, by="a later file")
-            )
-    return tuple(found)
+        line = overriding(planned.tuning, setting)
+        if line is not None:
+            by = "the file that wins at boot" if line.sure else "perhaps, it has other conditions too"
+            yield Difference(key=line.name, place=line.file, wanted=setting.wanted.value, found=line.value, by=by)
 
 
 def off(caller: Caller, tell: Tell, *, force: bool = False) -> tuple[bool, bool, tuple[Finding, ...], tuple[str, ...]]:

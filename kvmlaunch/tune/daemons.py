@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from kvmlaunch.model.finding import Finding, warning
-from kvmlaunch.model.tuning import HostTuning, SysctlLine
+from kvmlaunch.model.tuning import HostTuning
 
 TOUCHES: Final = {
     "tuned": "it sets schedulers, governors, read-ahead and sysctls by its own profile",
@@ -38,10 +38,3 @@ def check_cmdline(tuning: HostTuning) -> Iterator[Finding]:
                 why="the argument went with Linux 5.4 and only warns since 5.5",
                 hint="kvmlaunch tune apply --persist   # writes a udev rule in its place; remove it there",
             )
-
-
-def overriding(tuning: HostTuning, name: str, value: str, file: str) -> SysctlLine | None:
-    """Give the line that wins over ours at boot with another value, None when ours is the last."""
-    lines = [line for line in tuning.sysctl_lines if line.name == name]
-    after = [line for index, line in enumerate(lines) if any(each.file == file for each in lines[:index])]
-    return after[-1] if after and after[-1].file != file and after[-1].value != value else None

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import Final
 
-from kvmlaunch.model.tuning import HostTuning, KeptFile, Setting
+from kvmlaunch.model.tuning import BootLine, HostTuning, KeptFile, Setting
 from kvmlaunch.model.wishes import HOST_FILE, HostWishes
 from kvmlaunch.tune.fstab import FstabLine, render_line
 from kvmlaunch.units import GIB, MIB
@@ -27,6 +27,25 @@ def sysctl_name(path: str) -> str:
     if path.startswith("/sys/kernel/mm/hugepages/"):
         return "vm.nr_hugepages"
     return path.removeprefix("/proc/sys/").replace("/", ".")
+
+
+def overriding(tuning: HostTuning, setting: Setting) -> BootLine | None:
+    """Give the line that wins over ours at boot with another value; None where ours wins, or is not there.
+
+    Of sysctl.d and of udev's rules the last one wins, of tmpfiles.d the first.
+    """
+    if setting.keeper == "boot":
+        return None
+    file = {"sysctl": SYSCTL_FILE, "udev": UDEV_FILE, "tmpfiles": TMPFILES_FILE}[setting.keeper]
+    name = sysctl_name(setting.knob.path) if setting.keeper == "sysctl" else setting.knob.path
+    lines = [line for line in tuning.boot_lines if line.keeper == setting.keeper and line.name == name]
+    if not any(line.file == file for line in lines):
+        return None
+    winner = lines[0 if setting.keeper == "tmpfiles" else -1]
+    if winner.file == file or winner.value == setting.wanted.value:
+        return None
+    as_good = setting.counted and winner.value.isdecimal() and int(winner.value) >= int(setting.wanted.value)
+    return None if as_good else winner
 
 
 def kept_by(settings: Sequence[Setting], *keepers: str) -> tuple[Setting, ...]:
@@ -67,7 +86,7 @@ def line_of(setting: Setting, tuning: HostTuning) -> str:
     """Give a setting as a line of sysctl.d."""
     name, value = sysctl_name(setting.knob.path), setting.wanted.value
     if setting.counted:
-        others = [line.value for line in tuning.sysctl_lines if line.name == name and line.file != SYSCTL_FILE]
+        others = [line.value for line in tuning.boot_lines if line.name == name and line.file != SYSCTL_FILE]
         booted = boot_pages(tuning.cmdline, tuning.default_page, 2 * MIB)
         value = str(max(int(value), booted, *(int(other) for other in others if other.isdecimal())))
     return f"{name} = {value}"

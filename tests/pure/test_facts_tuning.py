@@ -51,7 +51,7 @@ def test_sysctl_files_are_read_in_the_order_of_sysctl_system() -> None:
         "/etc/sysctl.d/README": "vm.swappiness = 1\n",
     }
 
-    lines = tuning(files=files).sysctl_lines
+    lines = tuning(files=files).boot_lines
 
     assert [(line.name, line.value) for line in lines] == [
         ("vm.swappiness", "60"),
@@ -59,6 +59,43 @@ def test_sysctl_files_are_read_in_the_order_of_sysctl_system() -> None:
         ("vm.nr_hugepages", "512"),
         ("vm.swappiness", "30"),
         ("vm.swappiness", "5"),
+    ]
+
+
+RULES = """\
+# ATTR{queue/scheduler}="never"
+ACTION=="add|change", KERNEL=="sd*|vd[a-z]", ATTR{queue/rotational}=="0", ATTR{queue/scheduler}="none"
+ACTION=="add|change", KERNEL=="vda", ATTR{queue/rotational}=="1", ATTR{queue/scheduler}="bfq"
+SUBSYSTEM!="block", ATTR{queue/scheduler}="kyber"
+KERNEL=="vda", ENV{ID_SERIAL}=="x", \\
+  ATTR{queue/scheduler}="mq-deadline", ATTR{queue/read_ahead_kb}="64"
+KERNEL=="nvme0n1", ATTR{queue/scheduler}="none"
+"""
+
+
+def test_rules_of_udev_count_where_their_conditions_may_hold() -> None:
+    files = {"/usr/lib/udev/rules.d/60-disks.rules": RULES, **queue("vda", "none")}
+
+    lines = tuning(files=files, devices={"vda": 1}).boot_lines
+
+    assert [(line.name, line.value, line.sure) for line in lines] == [
+        ("/sys/block/vda/queue/scheduler", "none", True),
+        ("/sys/block/vda/queue/scheduler", "mq-deadline", False),
+        ("/sys/block/vda/queue/read_ahead_kb", "64", False),
+    ]
+
+
+def test_lines_of_tmpfiles_that_write_are_read_in_the_order_of_their_names() -> None:
+    files = {
+        "/usr/lib/tmpfiles.d/b.conf": "w /sys/kernel/mm/ksm/run - - - - 0\nd /run/x 0755 root root -\n",
+        "/etc/tmpfiles.d/a.conf": "# w /x - - - - 1\nw! /sys/kernel/mm/ksm/run - - - - 1\n",
+    }
+
+    lines = tuning(files=files).boot_lines
+
+    assert [(line.keeper, line.name, line.value) for line in lines] == [
+        ("tmpfiles", "/sys/kernel/mm/ksm/run", "1"),
+        ("tmpfiles", "/sys/kernel/mm/ksm/run", "0"),
     ]
 
 

@@ -10,9 +10,8 @@ import pytest
 from kvmlaunch.model.definition import Size
 from kvmlaunch.model.tuning import TunePlan
 from kvmlaunch.model.wishes import HostWishes, KsmWishes
-from kvmlaunch.tune.daemons import overriding
 from kvmlaunch.tune.fleet import VmWish
-from kvmlaunch.tune.keep import escape_unit
+from kvmlaunch.tune.keep import escape_unit, overriding
 from kvmlaunch.tune.plan import plan_tuning
 from kvmlaunch.units import GIB, MIB
 from tests.tuningbook import host, queue, tuning, without_systemd
@@ -327,6 +326,10 @@ def test_the_boot_loader_is_given_huge_pages_while_memory_is_empty_and_only_when
     assert not any("grub" in kept.path for kept in unasked.files)
 
 
+RULE = 'KERNEL=="sda", ATTR{{queue/scheduler}}="{}"\n'
+WRITE = "w /sys/kernel/mm/ksm/run - - - - {}\n"
+
+
 @pytest.mark.parametrize(
     ("files", "by"),
     [
@@ -334,14 +337,24 @@ def test_the_boot_loader_is_given_huge_pages_while_memory_is_empty_and_only_when
         ({"/etc/sysctl.conf": "vm.swappiness = 60\n"}, "/etc/sysctl.conf"),
         ({"/etc/sysctl.d/99-local.conf": "vm.swappiness = 10\n"}, ""),
         ({"/etc/sysctl.d/10-early.conf": "vm.swappiness = 60\n"}, ""),
+        ({"/etc/udev/rules.d/99-disks.rules": RULE.format("bfq")}, "/etc/udev/rules.d/99-disks.rules"),
+        ({"/etc/udev/rules.d/99-disks.rules": RULE.format("mq-deadline")}, ""),
+        ({"/etc/udev/rules.d/60-disks.rules": RULE.format("bfq")}, ""),
+        ({"/usr/lib/tmpfiles.d/alone.conf": WRITE.format(0)}, "/usr/lib/tmpfiles.d/alone.conf"),
+        ({"/usr/lib/tmpfiles.d/zswap.conf": WRITE.format(0)}, ""),
     ],
 )
-def test_a_later_file_of_sysctl_d_that_sets_otherwise_is_named(files: dict[str, str], by: str) -> None:
-    ours = {"/etc/sysctl.d/80-kvmlaunch.conf": "vm.swappiness = 10\n"}
+def test_the_file_that_wins_over_ours_at_boot_is_named(files: dict[str, str], by: str) -> None:
+    wishes = HostWishes(swappiness=10, ksm=KsmWishes(mode="on"), scheduler="mq-deadline")
+    before = tuning(devices={"sda": 1}, files=queue("sda", "none"))
+    plan = plan_tuning(host(), before, wishes, ())
+    ours = {kept.path: kept.text for kept in plan.files if kept.path.startswith("/etc")}
 
-    line = overriding(tuning(files={**ours, **files}), "vm.swappiness", "10", "/etc/sysctl.d/80-kvmlaunch.conf")
+    seen = tuning(devices={"sda": 1}, files={**queue("sda", "none"), **ours, **files})
+    lines = [line for setting in plan.settings if (line := overriding(seen, setting))]
 
-    assert (line.file if line else "") == by
+    assert {"/etc/sysctl.d/80-kvmlaunch.conf", "/etc/udev/rules.d/80-kvmlaunch.rules"} < set(ours)
+    assert [line.file for line in lines] == ([by] if by else [])
 
 
 @pytest.mark.parametrize(

@@ -367,6 +367,20 @@ def test_a_later_file_that_overrides_ours_is_named(machine: Machine, etc: Path) 
     assert "nr_hugepages" not in verified.out  # a larger pool is as good
 
 
+def test_a_file_of_tmpfiles_that_wins_over_ours_is_named(machine: Machine, with_systemd: Path) -> None:
+    machine.ok("tune", "apply", "--persist")
+    (with_systemd / "tmpfiles.d/a.conf").write_text(f"w {KSM}/run - - - - 0\n")
+
+    verified = machine.run("tune", "verify", "--json")
+    machine.ok("tune", "off")
+
+    assert verified.code == 10
+    named = [(each["place"], each["found"]) for each in verified.json["differences"]]
+    assert named == [("/etc/tmpfiles.d/a.conf", "0")]
+        ("/etc/tmpfiles.d/a.conf", "0")
+    ]
+
+
 def test_a_foreign_change_is_reported_and_left_and_forced_back_when_asked(machine: Machine, etc: Path) -> None:
     before = value(SWAPPINESS)
     machine.ok("tune", "apply", "--persist")
