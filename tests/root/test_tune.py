@@ -377,8 +377,6 @@ def test_a_file_of_tmpfiles_that_wins_over_ours_is_named(machine: Machine, with_
     assert verified.code == 10
     named = [(each["place"], each["found"]) for each in verified.json["differences"]]
     assert named == [("/etc/tmpfiles.d/a.conf", "0")]
-        ("/etc/tmpfiles.d/a.conf", "0")
-    ]
 
 
 def test_a_foreign_change_is_reported_and_left_and_forced_back_when_asked(machine: Machine, etc: Path) -> None:
