@@ -79,15 +79,16 @@ def parse_tuning(files: Mapping[str, str], probes: Mapping[str, object]) -> Host
         local_script=files.get(RC_LOCAL),
         procps_script=PROCPS in files,
         grub=str(probes.get("grub") or ""),
-        default_page=parse_default_page(files.get(MEMINFO, "")),
+        default_page=meminfo_bytes(files.get(MEMINFO, ""), "Hugepagesize") or 2 << 20,
+        memory=meminfo_bytes(files.get(MEMINFO, ""), "MemTotal"),
         hidden=hidden if type(hidden := probes.get("hidden")) is int else 0,
     )
 
 
-def parse_default_page(meminfo: str) -> int:
-    """Give the bytes of a huge page that vm.nr_hugepages counts: `Hugepagesize` of /proc/meminfo."""
-    match = re.search(r"(?m)^Hugepagesize: +([0-9]{1,12}) kB$", meminfo)
-    return int(match[1]) * 1024 if match else 2 << 20
+def meminfo_bytes(meminfo: str, name: str) -> int:
+    """Give a line of /proc/meminfo, 0 where there is none: `Hugepagesize` is what vm.nr_hugepages counts."""
+    match = re.search(rf"(?m)^{name}: +([0-9]{{1,15}}) kB$", meminfo)
+    return int(match[1]) * 1024 if match else 0
 
 
 def table_of(probe: object) -> Mapping[str, object]:

@@ -67,8 +67,8 @@ class HostTuning:
     1, 2, 4, … pages; `daemons` are the pids of programs that tune the host as well, by name.
     `init` is the name of process 1; `local_script` the text of /etc/rc.local, None where there is none;
     `grub` the command that renews GRUB's configuration, "" where this host boots otherwise.  `default_page` is the
-    size of the huge pages that vm.nr_hugepages counts; `uksm` tells whether a kernel with UKSM scans, `hidden` how many
-    files a shared hugetlbfs would hide.
+    size of the huge pages that vm.nr_hugepages counts, `memory` the host's bytes; `uksm` tells whether a kernel with
+    UKSM scans, `hidden` how many files a shared hugetlbfs would hide.
     """
 
     devices: tuple[BlockDevice, ...] = ()
@@ -90,6 +90,7 @@ class HostTuning:
     procps_script: bool = False
     default_page: int = 2 << 20
     hidden: int = 0
+    memory: int = 0
     grub: str = ""
 
     @property

@@ -30,7 +30,10 @@ class KsmWishes:
         AUTO,
     )
     pages_to_scan: Auto | Keep | int = key(
-        "Pages a round; auto lets the kernel's advisor choose where there is one.", AUTO, least=1, most=1_000_000
+        "Pages a round; auto lets the kernel's advisor choose, and on older kernels chooses as it would.",
+        AUTO,
+        least=1,
+        most=1_000_000,
     )
     sleep_millisecs: Keep | int = key("Milliseconds between rounds.", "keep", least=0, most=3_600_000)
     smart_scan: Auto | Keep | Literal["on", "off"] = key(

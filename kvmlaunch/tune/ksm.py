@@ -9,7 +9,7 @@ from typing import Final
 from kvmlaunch.model.choice import Choice
 from kvmlaunch.model.definition import AUTO
 from kvmlaunch.model.finding import Finding, warning
-from kvmlaunch.model.tuning import HostTuning, Setting
+from kvmlaunch.model.tuning import SMALL_PAGE, HostTuning, Setting
 from kvmlaunch.model.wishes import HOST_FILE, HostWishes, KsmWishes
 from kvmlaunch.tune.fleet import VmWish, names_text
 from kvmlaunch.tune.wish import KEEP, by_hand, chosen, switch
@@ -17,6 +17,10 @@ from kvmlaunch.tune.wish import KEEP, by_hand, chosen, switch
 SOURCE: Final = "Linux Documentation/admin-guide/mm/ksm.rst"
 DIRECTORY: Final = "/sys/kernel/mm/ksm"
 RUN: Final = {"off": "0", "on": "1", "unmerge": "2"}
+# What the advisor of Linux 6.8 keeps to by default: its files advisor_target_scan_time, advisor_min_pages_to_scan and
+# advisor_max_pages_to_scan.
+SCAN_SECONDS: Final = 200
+LEAST_PAGES, MOST_PAGES = 500, 30_000
 COST: Final = {
     "1": "CPU for the scan, and what a VM holds shows in the timing of others",
     "0": "",
@@ -51,16 +55,31 @@ def plan_scan(wishes: KsmWishes, tuning: HostTuning) -> Iterator[tuple[str, Choi
 
 
 def plan_pages(wishes: KsmWishes, tuning: HostTuning) -> Iterator[tuple[str, Choice[str]]]:
-    """Give how many pages are looked at in a round: the kernel's advisor, where there is one, or a number by hand."""
+    """Give how many pages are looked at in a round: by the kernel's advisor, as it would choose, or by hand."""
     advisor = "advisor_mode" in tuning.ksm
-    if wishes.pages_to_scan is AUTO:
-        if advisor:
-            reason = "the kernel chooses the pages a round by the time a scan takes"
-            yield "advisor_mode", chosen("scan-time", reason, SOURCE)
+    if wishes.pages_to_scan is AUTO and advisor:
+        reason = "the kernel chooses the pages a round by the time a scan takes"
+        yield "advisor_mode", chosen("scan-time", reason, SOURCE)
+    elif wishes.pages_to_scan is AUTO:
+        found = tuning.ksm.get("pages_to_scan")
+        pages = advised_pages(wishes, tuning)
+        if found and found.value.isdecimal() and pages:
+            reason = f"all memory is looked at within {SCAN_SECONDS} s, as the advisor of Linux 6.8 does; never lowered"
+            yield "pages_to_scan", chosen(max(int(found.value), pages), reason, SOURCE)
     elif wishes.pages_to_scan != KEEP:
         if advisor:
             yield "advisor_mode", by_hand("none", "ksm.pages_to_scan")
         yield "pages_to_scan", by_hand(wishes.pages_to_scan, "ksm.pages_to_scan")
+
+
+def advised_pages(wishes: KsmWishes, tuning: HostTuning) -> int:
+    """Give the pages a round that look at all memory in the advisor's time, within its bounds; 0 where unknown."""
+    found = tuning.ksm.get("sleep_millisecs")
+    sleep = found.value if found and wishes.sleep_millisecs == KEEP else str(wishes.sleep_millisecs)
+    if not tuning.memory or not sleep.isdecimal():
+        return 0
+    pages = tuning.memory // SMALL_PAGE * int(sleep) // (SCAN_SECONDS * 1000)
+    return min(max(pages, LEAST_PAGES), MOST_PAGES)
 
 
 def shared(tuning: HostTuning) -> int:

@@ -6,6 +6,7 @@ import subprocess  # noqa: TID253 - the tools of systemd judge what is written
 from pathlib import Path
 
 import pytest
+from attrs import evolve
 
 from kvmlaunch.model.definition import Size
 from kvmlaunch.model.tuning import TunePlan
@@ -166,6 +167,19 @@ def test_an_old_kernel_without_advisor_scans_by_number() -> None:
     )
 
     assert changes(plan) == {"ksm.pages_to_scan": "500", "ksm.run": "1"}
+
+
+@pytest.mark.parametrize(
+    ("gib", "found", "pages"),
+    [(24, "100", "629"), (2, "100", "500"), (4096, "100", "30000"), (24, "5000", ""), (0, "100", "")],
+)
+def test_an_old_kernel_without_advisor_scans_as_the_advisor_would(gib: int, found: str, pages: str) -> None:
+    seen = tuning(files={"/proc/meminfo": f"MemTotal: {gib << 20} kB\n", "/sys/kernel/mm/ksm/pages_to_scan": found})
+    old = evolve(seen, ksm={name: knob for name, knob in seen.ksm.items() if name != "advisor_mode"})
+
+    plan = plan_tuning(host(), old, HostWishes(ksm=KsmWishes(mode="on")), ())
+
+    assert changes(plan).get("ksm.pages_to_scan", "") == pages
 
 
 def test_on_several_nodes_pages_are_not_merged_across_them_while_nothing_is_merged() -> None:
