@@ -6,7 +6,7 @@ from typing import Final
 from kvmlaunch.model.diagnosis import Diagnosis, Trial
 from kvmlaunch.model.host import HostFacts, HugepagePool
 from kvmlaunch.model.tuning import SMALL_PAGE, BlockDevice, HostTuning
-from kvmlaunch.model.wishes import HostWishes
+from kvmlaunch.model.wishes import HOST_FILE, HostWishes
 from kvmlaunch.tune.cpu import HALT_POLL
 from kvmlaunch.tune.daemons import check_cmdline, check_daemons
 from kvmlaunch.tune.fleet import VmWish, names_text, pages_of
@@ -21,6 +21,9 @@ PERSIST: Final = f"{APPLY} --persist"
 HUGE: Final = 2 * MIB
 FEW_CONTEXTS: Final = 65536  # the kernel's default of fs.aio-max-nr; each disk with aio=native takes some hundred
 SWAPPY: Final = 60
+KSM_RUN: Final = "/sys/kernel/mm/ksm/run"
+GOVERNORS: Final = "/sys/devices/system/cpu/cpu*/cpufreq/scaling_governor"
+LIMITS: Final = "/etc/security/limits.conf"
 SOURCES: Final = {"tuned": "tuned(8), ksmtuned(8), numad(8)", "cmdline": "Linux 5.4, block/elevator.c"}
 VERDICTS: Final = ("FAIL", "warn", "skip", "ok")
 
@@ -195,7 +198,7 @@ def check_merging(tuning: HostTuning, vms: Sequence[VmWish]) -> Iterator[Diagnos
         subject="ksm", verdict="warn" if vain or lacking else "ok", found=found, gain=2, source=KSM_SOURCE,
         why="no VM here may be merged, and hugepages never are: the scan only costs" if vain
         else f"asked for by {names_text(asking)}" if lacking else "",
-        fix='mode = "unmerge"   # in [ksm] of host.toml, then sudo kvmlaunch tune apply' if vain
+        fix=f'echo 2 > {KSM_RUN}   # to last: mode = "unmerge" in [ksm] of {HOST_FILE}' if vain
         else f"{APPLY} {' '.join(asking[:4])}" if lacking else "",
         numbers={**{name: knob.value for name, knob in tuning.ksm.items()}, **counters, "saved": saved},
     )  # fmt: skip
@@ -254,7 +257,7 @@ def check_governor(tuning: HostTuning) -> Iterator[Diagnosis]:
     yield Diagnosis(
         subject="governor", verdict="warn" if slow else "ok" if words else "skip", found=found, gain=3,
         why="this driver's powersave stays at the lowest frequency" if slow else "",
-        fix='governor = "schedutil"   # in /etc/kvmlaunch/host.toml, then kvmlaunch tune apply' if slow else "",
+        fix=f'echo schedutil | tee {GOVERNORS}   # to last: governor = "schedutil" in {HOST_FILE}' if slow else "",
         source="Linux Documentation/admin-guide/pm/cpufreq.rst", numbers={"governors": words},
     )  # fmt: skip
 
@@ -266,7 +269,7 @@ def check_sysctls(tuning: HostTuning) -> Iterator[Diagnosis]:
         yield Diagnosis(
             subject=name, verdict="warn" if high else "ok", found=knob.value, gain=1,
             why="guests' memory is swapped out early; hugepages never are" if high else "",
-            fix="swappiness = 10   # in /etc/kvmlaunch/host.toml; then: kvmlaunch tune apply" if high else "",
+            fix=f"sysctl -w vm.swappiness=10   # to last: swappiness = 10 in {HOST_FILE}" if high else "",
             source="Linux Documentation/admin-guide/sysctl", numbers={"value": knob.value},
         )  # fmt: skip
 
@@ -301,7 +304,7 @@ def check_locked_memory(host: HostFacts, vms: Sequence[VmWish]) -> Iterator[Diag
         yield Diagnosis(
             subject="locked memory", verdict="warn" if short else "ok", found=f"{user} may lock {found}", gain=2,
             why=f"{names_text([vm.name for vm in short])} wants {render_size(most)}" if short else "",
-            fix=f"{user} - memlock {most >> 10}   # in /etc/security/limits.conf; then log in again" if short else "",
+            fix=f"echo '{user} - memlock {most >> 10}' >> {LIMITS}   # as root; then log in again" if short else "",
             source="setrlimit(2), RLIMIT_MEMLOCK", numbers={"hard": hard},
         )  # fmt: skip
 
