@@ -184,7 +184,7 @@ def resize(session: Session, disk: str, size: tuple[int, bool] | None, dry_run: 
             name,
             "warn",
             "",
-            "what was added takes its blocks as it is written: aio may differ at the next start",
+            "what was added takes its place as it is written: slower at first, and aio may differ at the next start",
         )
     if done.target.disk.size is not None and done.after > done.target.disk.size:
         say(

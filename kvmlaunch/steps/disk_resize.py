@@ -1,6 +1,7 @@
 """`disk resize`: a disk grows, of a VM that is down or that runs; it is never made smaller."""
 
 from kvmlaunch.builder.names import drive_id
+from kvmlaunch.builder.qcow2 import is_allocated
 from kvmlaunch.errors import DefinitionInvalid, PreflightFailed, Report
 from kvmlaunch.host.images import free_space
 from kvmlaunch.host.volumes import find_volume, grow_volume
@@ -34,7 +35,7 @@ SECONDS = 60.0  # that QEMU may take
 class Resized:
     """A disk as it was and is, sizes in bytes; `pid` of the QEMU that was told, None where the VM is down.
 
-    `sparse` tells that what was added takes its blocks as it is written, although the image was fully allocated.
+    `sparse` tells that what was added takes its place as it is written, although the image had all of its own.
     """
 
     target: Target
@@ -142,7 +143,7 @@ def refuse_device(target: Target, before: int, wanted: int) -> int:
 def refuse_room(target: Target, more: int) -> None:
     """Refuse a growth that has no room, where every block is given its place (`host.space`)."""
     free = free_space(target.disk.path)
-    if target.facts.fully_allocated and target.format == "raw" and more > free:
+    if kept_allocation(target) == "falloc" and more > free:
         raise PreflightFailed(
             Report(
                 code="host.space",
@@ -153,6 +154,16 @@ def refuse_room(target: Target, more: int) -> None:
         )
 
 
+def kept_allocation(target: Target) -> str:
+    """Give the word of qemu-img's `--preallocation` for what is added to an image, as the image itself is allocated."""
+    facts = target.facts
+    if target.format == "raw":
+        return "falloc" if facts.fully_allocated else "off"
+    if facts.backing or not is_allocated(facts):
+        return "off"
+    return "falloc" if facts.fully_allocated else "metadata"
+
+
 def grow(target: Target, seen: Seen | None, volume: Volume | None, resized: Resized) -> Resized:
     """Grow what lies beneath, then tell QEMU."""
     after = resized.after
@@ -160,7 +171,7 @@ def grow(target: Target, seen: Seen | None, volume: Volume | None, resized: Resi
         after = grow_volume(volume, after)
     if seen is not None and seen.pid is not None:
         query(seen, ("block_resize", {"device": drive_id(target.name), "size": after}), seconds=SECONDS)
-        sparse = target.facts.kind == "file" and target.format == "raw" and target.facts.fully_allocated
+        sparse = target.facts.kind == "file" and kept_allocation(target) != "off"
         return Resized(target=target, before=resized.before, after=after, pid=seen.pid, sparse=sparse)
     if target.facts.kind == "file":
         run_resize(target, after)
@@ -168,11 +179,10 @@ def grow(target: Target, seen: Seen | None, volume: Volume | None, resized: Resi
 
 
 def run_resize(target: Target, size: int) -> None:
-    """Grow an image of a VM that is down: a fully allocated raw one stays so."""
+    """Grow an image of a VM that is down: what had its place at once has it for what is added too."""
     format_, path = need_format(target), target.disk.path
-    whole = format_ == "raw" and target.facts.fully_allocated
-    how = ("--preallocation=falloc",) if whole else ()
-    done = qemu_img("resize", "-q", "-f", format_, *how, str(path), str(size), paths=(path,))
+    how = f"--preallocation={kept_allocation(target)}"
+    done = qemu_img("resize", "-q", "-f", format_, how, str(path), str(size), paths=(path,))
     if done.status != 0:
         failure = failed_tool(done, path)
         if "lock" in failure.report.why:

@@ -74,7 +74,16 @@ def test_a_qcow2_image_grows_to_what_its_definition_says(machine: Machine) -> No
     assert (planned["after"], planned["dry_run"]) == (24 * MIB, True)
     assert before == 8 * MIB
     assert info(machine)["size"] == 24 * MIB
+    assert place(machine, "web.qcow2").stat().st_size >= 24 * MIB  # what was added has its clusters as well
     assert "already" in again.err
+
+
+def test_a_qcow2_image_that_grows_as_it_is_written_is_not_allocated_by_a_growth(machine: Machine) -> None:
+    created(machine, f'{QCOW2}preallocation = "off"\n')
+
+    machine.ok("disk", "resize", "web:root", "16MiB")
+
+    assert place(machine, "web.qcow2").stat().st_size < MIB
 
 
 def test_a_growth_beyond_the_definition_says_what_to_write(machine: Machine) -> None:
@@ -91,6 +100,7 @@ def test_a_running_vm_is_told_of_the_growth(machine: Machine, disks: str) -> Non
     machine.ok("up", "web", "--paused")
 
     grown = machine.ok("disk", "resize", "web:root", "16MiB")
+    assert "takes its place as it is written" in grown.err
     seen = machine.ok("monitor", "web", "query-block", "--json").json["return"]
 
     assert [block["inserted"]["image"]["virtual-size"] for block in seen if "inserted" in block] == [16 * MIB]
