@@ -299,12 +299,17 @@ def user_lines(directory: Path) -> Iterator[str]:
     yield f"install -d -m 0755 -o {ALICE} -g {ALICE} /srv/alice /srv/alice/vmdefs"
 
 
+GONE = """awk '$5 ~ "^/run/kvmlaunch/" { print $5 }' /proc/self/mountinfo | sort -r | while read -r place; do
+    umount -l "$place" || ! mountpoint -q "$place"
+done"""
+
+
 def script_of(directory: Path, cache: Path, *, users: bool) -> str:
     """Give the script that lays out a machine and then keeps it alive."""
     identity = directory / "machine-id"
     identity.write_text(f"{uuid.uuid4().hex}\n")
-    # A copy of a mount of this host would keep its pages while the namespace lives: it goes first.
-    lines = ["awk '$5 ~ \"^/run/kvmlaunch/\" { print $5 }' /proc/self/mountinfo | sort -r | xargs -r -n 1 umount -l"]
+    # A copy of a mount of this host would keep its pages while the namespace lives: it goes first, or has gone by now.
+    lines = [GONE]
     lines += [f"mkdir -p {path} && mount -t tmpfs -o mode=755 tmpfs {path}" for path in OWN]
     lines += [
         f"mkdir -p {CACHE} && mount --bind {shlex.quote(str(cache))} {CACHE}",

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from attrs import evolve
 
+from kvmlaunch.facts.boot_files import parse_boot_lines
 from kvmlaunch.facts.tuning import parse_tuning
 from kvmlaunch.model.host import AioFacts, HostCpus, HostFacts, HostMemory, HugepagePool, KvmFacts, UserFacts
 from kvmlaunch.model.tuning import HostTuning
@@ -44,7 +45,9 @@ def tuning(
 ) -> HostTuning:
     """Give a host's knobs; `devices` maps names to hardware queues, all beneath web01."""
     found = {name: {"queues": queues, "vms": ["web01"]} for name, queues in (devices or {}).items()}
-    return parse_tuning({**FILES, **(files or {})}, {"devices": found, "udev": True, **probes})
+    captured = {**FILES, **(files or {})}
+    knobs = parse_tuning(captured, {"devices": found, "udev": True, **probes})
+    return evolve(knobs, boot_lines=tuple(parse_boot_lines(captured, knobs.devices)))
 
 
 def host(*, total: int = 64 * GIB, available: int = 48 * GIB, pages: int = 0, systemd: bool = True) -> HostFacts:

@@ -38,5 +38,6 @@ def clone(session: Session, new: str, base: str, full: bool, dry_run: bool) -> N
     for name, chain in cloned.chains:
         text = " ← ".join(short_path(image.path) for image in chain)
         say(session, new, "ok", "disk", f"{name}: {text}")
-    if cloned.forwards:
-        say(session, new, "warn", "", f"the forwarded ports are those of {base}: both cannot run at once")
+    if cloned.shared:
+        keys = ", ".join(cloned.shared)
+        say(session, new, "warn", "", f"as {base} has it: {keys}; write the clone's own before both run")

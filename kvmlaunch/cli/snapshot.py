@@ -40,7 +40,7 @@ def create(session: Session, disk: str, name: str) -> None:
     if session.json:
         names = [target.name for target in taken.targets]
         flags = {"live": taken.live, "frozen": taken.frozen, "stuck": taken.stuck, "already": taken.already}
-        show_document("disk-snapshot", {"name": name, "disks": names, **flags})
+        show_document("disk-snapshot", {"name": name, "disks": names, **flags, "zeroes": list(taken.zeroes)})
         return
     for target in taken.targets:
         status, word = ("warn", "already") if taken.already else ("ok", "kept")
@@ -52,6 +52,9 @@ def create(session: Session, disk: str, name: str) -> None:
         vm = vm_name(taken.targets[0])
         say(session, vm, "warn", "", f"the guest's file systems may still be held: {taken.stuck}")
         say(session, vm, "warn", "", "fix: in the guest's console: fsfreeze --unfreeze /, and for each other one")
+    if taken.zeroes:
+        those = ", ".join(taken.zeroes)
+        say(session, vm_name(taken.targets[0]), "warn", "", f"{those}: detect_zeroes is off until the VM starts again")
     if taken.live and taken.targets and not taken.already:
         vm = vm_name(taken.targets[0])
         if taken.frozen is None:

@@ -30,6 +30,13 @@ def own_addresses(definition: Definition) -> tuple[str, ...]:
     return tuple(f"network.{name}.mac" for name, network in definition.network.items() if network.mac is not AUTO)
 
 
+def shared_keys(definition: Definition) -> tuple[str, ...]:
+    """Give the keys that a clone inherits, and that two VMs cannot both have: they collide as soon as both run."""
+    forwards = [f"network.{name}.forwards" for name, network in definition.network.items() if network.forwards]
+    seed = ("cloud_init.hostname", "cloud_init.meta_data", "cloud_init.network", "lifecycle.autostart")
+    return (*forwards, *(key for key in seed if definition.origin(key).kind == "file"))
+
+
 def render_clone(
     definition: Definition, new: str, disks: Mapping[str, PurePosixPath], formats: Mapping[str, str], *, overlay: bool
 ) -> str:

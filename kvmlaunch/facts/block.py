@@ -40,6 +40,7 @@ VOLUME_DESCRIPTOR = 16 * 2048  # where an ISO 9660 image has its first
 LONGEST_QCOW2_HEADER = 20
 FIRST_WITH_FEATURES = 3  # version of qcow2
 EXTERNAL_DATA = 1 << 2
+CORRUPT = 1 << 1
 EXTENDED_L2 = 1 << 4
 LONGEST_LAYOUT = 80
 CLUSTER_BITS = range(9, 22)  # 512 bytes to 2 MiB
@@ -120,7 +121,12 @@ def parse_layout(head: bytes) -> dict[str, object]:
     features = int.from_bytes(head[72:80], "big") if version >= FIRST_WITH_FEATURES else 0
     if bits not in CLUSTER_BITS or size >= 1 << 63:
         return {}
-    return {"virtual_size": size, "cluster_size": 1 << bits, "extended_l2": bool(features & EXTENDED_L2)}
+    layout: dict[str, object] = {
+        "virtual_size": size,
+        "cluster_size": 1 << bits,
+        "extended_l2": bool(features & EXTENDED_L2),
+    }
+    return layout | ({"damaged": True} if features & CORRUPT else {})
 
 
 def parse_volume_id(descriptor: bytes) -> str:
@@ -173,10 +179,13 @@ def parse_path(path: PurePosixPath, probe: object, *, filesystem: str, holders: 
         backing=take(probe, "backing", str, ""),
         since=tuple(str(each) for each in take(probe, "since", list, [])),
         stray=tuple(str(each) for each in take(probe, "stray", list, [])),
+        unread=tuple(str(each) for each in take(probe, "unread", list, [])),
+        broken=take(probe, "broken", str, ""),
         committing=take(probe, "committing", bool, None) or False,
         virtual_size=take(probe, "virtual_size", int, 0),
         cluster_size=take(probe, "cluster_size", int, 0),
         extended_l2=take(probe, "extended_l2", bool, None) or False,
+        damaged=take(probe, "damaged", bool, None) or False,
         chain=tuple(str(each) for each in take(probe, "chain", list, [])),
         overlays=tuple(str(each) for each in take(probe, "overlays", list, [])),
         external_data=take(probe, "external", bool, None) or False,

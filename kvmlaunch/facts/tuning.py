@@ -7,7 +7,6 @@ admin-guide/sysctl/vm.rst, admin-guide/pm/cpufreq.rst; proc_buddyinfo(5).
 import re
 from collections.abc import Iterator, Mapping
 
-from kvmlaunch.facts import boot_files
 from kvmlaunch.model.tuning import BlockDevice, HostTuning, Knob, PageHolder
 
 KSM = "/sys/kernel/mm/ksm"
@@ -24,7 +23,6 @@ FILES = (
     *(f"{CPUS}/scaling_governor", f"{CPUS}/scaling_available_governors"),
     *(f"/sys/module/{name}" for name in MODULES),
     *(f"/proc/sys/{name.replace('.', '/')}" for name in SYSCTLS),
-    *boot_files.FILES,
 )
 QUEUE_FILES = ("scheduler", "read_ahead_kb", "rotational")
 
@@ -57,9 +55,8 @@ def parse_tuning(files: Mapping[str, str], probes: Mapping[str, object]) -> Host
     """Give the host's knobs of what was captured; `probes` holds devices, daemons, holders, udev and grub."""
     knobs = {path: knob for path in files if (knob := parse_knob(files, path))}
     ksm = {path.removeprefix(f"{KSM}/"): knob for path, knob in knobs.items() if path.startswith(f"{KSM}/")}
-    devices = parse_devices(files, probes.get("devices"))
     return HostTuning(
-        devices=devices,
+        devices=parse_devices(files, probes.get("devices")),
         ksm=ksm,
         uksm=files.get(UKSM, "0").strip() != "0",
         thp=knobs.get(f"{THP}/enabled"),
@@ -73,7 +70,6 @@ def parse_tuning(files: Mapping[str, str], probes: Mapping[str, object]) -> Host
         buddies=parse_buddies(files.get(BUDDYINFO, "")),
         daemons={name: pid for name, pid in table_of(probes.get("daemons")).items() if type(pid) is int},
         holders=tuple(parse_holders(probes.get("page_holders"))),
-        boot_lines=tuple(boot_files.parse_boot_lines(files, devices)),
         udev=probes.get("udev") is True,
         init=files.get(INIT, "").strip(),
         local_script=files.get(RC_LOCAL),

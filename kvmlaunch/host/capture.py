@@ -7,6 +7,7 @@ takes ten times as long, and this runs before every print-cmd.
 """
 
 import errno
+import fcntl
 import hashlib
 import mmap
 import os
@@ -21,6 +22,7 @@ from kvmlaunch.host.holders import capture_lock_holders, capture_socket_holders
 from kvmlaunch.host.readers import device_number, link_target, names_in, read_text
 from kvmlaunch.host.rights import capture_user, rights_of, user_name
 from kvmlaunch.host.sockets import capture_sockets
+from kvmlaunch.model.definition import RAW_SUFFIXES
 from kvmlaunch.model.host import UserFacts
 from kvmlaunch.storage import snapshot
 
@@ -29,7 +31,6 @@ DAEMONS = "/usr/libexec:/usr/lib/qemu"  # where distributions put what nobody st
 BLOCK = 4096
 DEEPEST_STORE = 16
 DEEPEST_CHAIN = 64
-RAW = (".img", ".raw")
 IO_URING_SETUP = 425
 SIZE_OF_IO_URING_PARAMS = 120
 # The first paragraph of /proc/cpuinfo is enough, and the kernel writes the rest only when it is read.
@@ -189,9 +190,13 @@ def capture_snapshots(path: str) -> dict[str, object]:
     names = [each for each in names_in(directory) if each.startswith(f"{name}.")]
     image = PurePosixPath(path)
     overlays = [f"{directory}/{each}" for each in names if snapshot.is_overlay_name(each, name)]
-    chain = snapshot.order(image, {PurePosixPath(each): PurePosixPath(backing_of(each)) for each in overlays})
+    files = [each for each in overlays if os.path.isfile(each)]
+    unread = [each for each in files if not os.access(each, os.R_OK, effective_ids=True)]
+    known = {PurePosixPath(each): PurePosixPath(backing_of(each)) for each in overlays if each not in unread}
+    chain = snapshot.order(image, known)
     seen: dict[str, object] = {"since": [str(each) for each in chain.overlays]} if chain.overlays else {}
     seen |= {"stray": [str(each) for each in chain.stray]} if chain.stray else {}
+    seen |= {"unread": unread} if unread else {}
     return seen | ({"committing": True} if snapshot.mark_path(image).name in names else {})
 
 
@@ -268,13 +273,13 @@ def read_chain(path: str, head: bytes, backing: str) -> dict[str, object]:
         chain.append(path)
         try:
             handle = open_image(path)
-        except OSError:
-            break
+        except OSError as error:
+            return {"chain": chain, "external": external, "broken": f"{path}: {error.strerror}"}
         try:
             head = os.pread(handle, BLOCK, 0)
             backing = read_backing(handle, head)
-        except OSError:
-            break
+        except OSError as error:
+            return {"chain": chain, "external": external, "broken": f"{path}: {error.strerror}"}
         finally:
             os.close(handle)
         external = external or block.parse_external(head)
@@ -306,9 +311,27 @@ def find_overlays(path: Mapping[str, object]) -> list[str]:
     real = str(path["real"])
     home, name = os.path.split(real)
     found = (entry for each in dict.fromkeys((home, os.path.dirname(home))) for entry in entries_of(each))
-    places = [entry for entry in found if not entry.endswith(RAW)]
-    passing = {place for place in places if snapshot.is_passing(os.path.basename(place), name)}
+    places = [entry for entry in found if not entry.endswith(RAW_SUFFIXES)]
+    passing = {place for place in places if snapshot.is_passing(os.path.basename(place), name) or is_left(place)}
     return sorted(place for place in places if place not in {real, *passing} and backing_of(place) == real)
+
+
+def is_left(path: str) -> bool:
+    """Is a file an image that was being made, and that no command makes any more: a killed one left it."""
+    place = PurePosixPath(path)
+    if not (place.name.startswith(".") and place.name.endswith(snapshot.MAKING)):
+        return False
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(handle)
+    return True
 
 
 def entries_of(directory: str) -> list[str]:

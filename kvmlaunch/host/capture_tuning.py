@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-from kvmlaunch.facts import mounts, tuning
+from kvmlaunch.facts import boot_files, mounts, tuning
 from kvmlaunch.facts.sources import Captured
 from kvmlaunch.host.capture import capture_disks, find_device, is_program, read_all
 from kvmlaunch.host.readers import device_number, names_in, read_text
@@ -28,7 +28,7 @@ def capture_tuning(
     `shared` is where a shared hugetlbfs is wished.
     """
     base = str(root).rstrip("/")
-    files = dict(read_all(base, (*tuning.FILES, *mounts.FILES)))
+    files = dict(read_all(base, (*tuning.FILES, *boot_files.FILES, *mounts.FILES)))
     devices = capture_devices(base, files, paths)
     files |= read_all(base, (tuning.queue_file(name, each) for name in devices for each in tuning.QUEUE_FILES))
     processes = [pid for pid in names_in(f"{base}/proc") if pid.isdecimal()]

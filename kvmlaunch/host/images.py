@@ -7,18 +7,21 @@ and what a killed one left is made anew.
 import errno
 import fcntl
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import PurePosixPath
 
 from kvmlaunch.errors import HostFailed, PreflightFailed, Report
 from kvmlaunch.host.files import write_atomically
+from kvmlaunch.host.readers import names_in, read_text
 from kvmlaunch.host.rights import capture_user, rights_of, user_name
 from kvmlaunch.host.tree import check_directory, failed
 from kvmlaunch.model.host import UserFacts
 from kvmlaunch.model.value import frozen
+from kvmlaunch.storage.snapshot import MAKING, SINCE
 
-MAKING = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 RETIRED = ".retired"
 FRESH = ".fresh"
 MODE = 0o600  # what a disk holds is its guest's own
@@ -111,7 +114,7 @@ def refuse_open_directory(path: PurePosixPath, maker: UserFacts) -> None:
 
 def making_place(path: PurePosixPath) -> PurePosixPath:
     """Give the name that an image has until it is whole."""
-    return path.with_name(f".{path.name}.making")
+    return path.with_name(f".{path.name}{MAKING}")
 
 
 def forget_making(path: PurePosixPath) -> None:
@@ -131,7 +134,7 @@ def locked_file(place: PurePosixPath) -> int:
     while True:
         remove_unlocked(place)
         try:
-            fd = os.open(place, MAKING, MODE)
+            fd = os.open(place, NEW, MODE)
         except FileExistsError:
             continue
         try:
@@ -217,6 +220,28 @@ def take_device(path: PurePosixPath) -> None:
         ) from error
 
 
+def files_beneath(path: PurePosixPath) -> tuple[str, ...]:
+    """Give the files and devices that a block device is made of: by loop, device-mapper, md, or as their partition."""
+    found = [str(path)]
+    for each in found:
+        found += [beneath for beneath in directly_beneath(each) if beneath not in found]
+    return tuple(found[1:])
+
+
+def directly_beneath(path: str) -> list[str]:
+    """Give what one block device is made of, nothing for a file: /sys/dev/block."""
+    with suppress(OSError):
+        status = os.stat(path)
+        if stat.S_ISBLK(status.st_mode):
+            place = os.path.realpath(f"/sys/dev/block/{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}")
+            names = names_in(f"{place}/slaves")
+            if os.path.exists(f"{place}/partition"):
+                names.append(os.path.basename(os.path.dirname(place)))
+            backing = (read_text(f"{place}/loop/backing_file") or "").rstrip("\n")
+            return [*(f"/dev/{name.replace('!', '/')}" for name in names), *([backing] if backing else [])]
+    return []
+
+
 def mark_image(mark: PurePosixPath, text: str) -> None:
     """Lay a mark beside an image, on the disk before anything else is done; one that is there is replaced."""
     maker = owner_of(mark.parent)
@@ -291,5 +316,5 @@ def move_image(path: PurePosixPath, place: PurePosixPath) -> None:
 def forget_retired(image: PurePosixPath) -> None:
     """Remove overlays of an image that a killed command had retired already."""
     for name in os.listdir(image.parent):
-        if name.startswith(f".{image.name}.") and name.endswith(RETIRED):
+        if name.startswith(f".{image.name}{SINCE}") and name.endswith(RETIRED):
             remove_image(image.with_name(name))

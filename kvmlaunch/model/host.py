@@ -158,11 +158,12 @@ class PathFacts:
     `o_direct` is the outcome of an aligned O_DIRECT read of this very file, `refusal` what the
     system said when it was None or False.  `header` names a known image format found at the start,
     "" when none; `backing` is the name that a qcow2 file gives for its backing file, `chain` where the
-    files of that chain really lie, `external_data` whether one keeps its data in another file; `overlays`
-    are the images that have this one as their backing file.  `virtual_size` and `cluster_size` in bytes and
-    `extended_l2` (are there subclusters) are those of a qcow2 file, 0 for others.  `since` are the overlays of its
-    snapshots, the newest last, which is what QEMU opens; `stray` those that do not lie in a line; `committing` tells of
-    a commit at its last step.  `volume_id` is the name of an ISO 9660 image.
+    files of that chain really lie, `broken` which of them cannot be opened and why, `external_data` whether one
+    keeps its data in another file; `overlays` are the images that have this one as their backing file.
+    `virtual_size` and `cluster_size` in bytes, `extended_l2` (are there subclusters) and `damaged` (did QEMU mark
+    it so) are those of a qcow2 file, 0 and false for others.  `since` are the overlays of its snapshots, the newest
+    last, which is what QEMU opens; `stray` those that do not lie in a line, `unread` those that cannot be read;
+    `committing` tells of a commit at its last step.  `volume_id` is the name of an ISO 9660 image.
     `inode` is `major:minor:number` of the file itself, for identity.  `real` is the
     path without links, `device` the bottom block device, with its scheduler's bracketed word, whether it
     rotates and its hardware queues.
@@ -182,14 +183,17 @@ class PathFacts:
     volume_id: str = ""
     backing: str = ""
     chain: tuple[str, ...] = ()
+    broken: str = ""
     external_data: bool = False
     overlays: tuple[str, ...] = ()
     since: tuple[str, ...] = ()
     stray: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
     committing: bool = False
     virtual_size: int = 0
     cluster_size: int = 0
     extended_l2: bool = False
+    damaged: bool = False
     device: str = ""
     real: str = ""
     scheduler: str = ""

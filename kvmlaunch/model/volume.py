@@ -8,6 +8,11 @@ from kvmlaunch.model.value import frozen
 
 # lvm(8), "Valid names"; a hyphen may not come first.
 NAME: Final = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9+_.][A-Za-z0-9+_.-]{0,126}", re.ASCII)
+# Directories of /dev that are no volume groups.
+NO_GROUPS: Final = {
+    *("block", "bus", "char", "cpu", "disk", "dri", "fd", "hugepages", "input", "mapper", "md", "mqueue", "net"),
+    *("pts", "shm", "snd", "usb", "vfio", "zvol"),
+}
 
 
 @frozen(kw_only=True)
@@ -26,10 +31,12 @@ class VolumeName:
 def parse_volume_name(path: PurePosixPath) -> VolumeName | None:
     """Give the volume that a path /dev/GROUP/VOLUME would be; None for another path.
 
-    Whether there is such a group only LVM can tell: /dev/disk/x has the same form.
+    Whether there is such a group only LVM can tell; what the kernel and udev keep beneath /dev is none (devices.rst).
     """
     parts = path.parts
     if len(parts) != len(("/", "dev", "group", "volume")) or parts[:2] != ("/", "dev"):
         return None
     group, volume = parts[2:]
+    if group in NO_GROUPS:
+        return None
     return VolumeName(group=group, volume=volume) if NAME.fullmatch(group) and NAME.fullmatch(volume) else None

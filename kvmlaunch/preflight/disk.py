@@ -2,14 +2,17 @@
 
 import shlex
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import PurePosixPath
 from posixpath import normpath
 
+from kvmlaunch.model.definition import RAW_SUFFIXES
 from kvmlaunch.model.finding import Finding, error, warning
 from kvmlaunch.model.host import Holder, HostFacts, PathFacts
 from kvmlaunch.model.plan import Plan, PlannedDisk
 from kvmlaunch.units import count
 
+SMALLEST_QCOW2 = 104  # bytes: the header of version 3; docs/interop/qcow2.txt
 KINDS = {"directory": "a directory", "fifo": "a FIFO", "character": "a character device", "socket": "a socket"}
 
 
@@ -81,7 +84,7 @@ def check_permission(disk: PlannedDisk, facts: PathFacts, host: HostFacts) -> It
         )
 
 
-def check_format(disk: PlannedDisk, facts: PathFacts) -> Iterator[Finding]:
+def check_format(disk: PlannedDisk, facts: PathFacts, vm: str) -> Iterator[Finding]:
     """Check that the image is what the definition says (`disk.header`); content never decides a format."""
     if not facts.readable or not disk.format:
         return
@@ -104,6 +107,8 @@ def check_format(disk: PlannedDisk, facts: PathFacts) -> Iterator[Finding]:
                 why=why,
                 hint=f'format = "{header}"   # or, to open it raw all the same, format = "raw"',
             )
+    elif disk.format == header == "qcow2":
+        yield from check_header(disk, facts, vm)
     elif disk.format not in {"raw", header}:
         yield error(
             code="disk.header",
@@ -114,16 +119,39 @@ def check_format(disk: PlannedDisk, facts: PathFacts) -> Iterator[Finding]:
         )
 
 
+def check_header(disk: PlannedDisk, facts: PathFacts, vm: str) -> Iterator[Finding]:
+    """Refuse a qcow2 image that QEMU does not open (`disk.corrupt`): cut off, or marked as damaged."""
+    if facts.kind == "file" and facts.size < SMALLEST_QCOW2:
+        yield error(
+            code="disk.corrupt",
+            message=f"{disk.path} is cut off",
+            key=f"{disk.table}.path",
+            why=f"it has {count(facts.size, 'byte')}, and its header alone more",
+            hint="go back to a backup: what it held is gone",
+        )
+    elif facts.damaged and not disk.readonly:
+        word = f"{vm}:{disk.table.removeprefix('disk.')}"
+        copy = f"cp {shlex.quote(str(disk.path))} {shlex.quote(f'{disk.path}.before')}"
+        yield error(
+            code="disk.corrupt",
+            message=f"{disk.path} is marked as damaged",
+            key=f"{disk.table}.path",
+            why="QEMU found its tables wrong, and writes to it no more",
+            hint=f"{copy} && kvmlaunch disk check {word} --repair   # or go back to a backup",
+        )
+
+
 def lies_elsewhere(disk: PlannedDisk, facts: PathFacts) -> str:
-    """Give a file outside the image's directory that its header makes QEMU open, "" for none."""
+    """Give a file that its header makes QEMU open, neither beside the image nor in a directory there; "" for none."""
     named = PurePosixPath(normpath(facts.backing))
     protocol = ":" in facts.backing.partition("/")[0]  # ./nbd:x names a file
     if facts.backing and (
         protocol or disk.path.parent not in (disk.path.parent / named).parents or ".." in named.parts
     ):
         return facts.backing
-    home = PurePosixPath(facts.real).parent
-    return next((each for each in facts.chain if home not in PurePosixPath(each).parents), "")
+    chain = [PurePosixPath(each) for each in (facts.real, *facts.chain)]
+    pairs = pairwise(chain)
+    return next((str(b) for a, b in pairs if a.parent not in {b.parent, b.parent.parent}), "")
 
 
 def check_backing(disk: PlannedDisk, facts: PathFacts) -> Iterator[Finding]:
@@ -138,6 +166,22 @@ def check_backing(disk: PlannedDisk, facts: PathFacts) -> Iterator[Finding]:
             key=f"{disk.table}.path",
             why="who can write the image can make QEMU open any file",
             hint=f"qemu-img rebase -u -b NAME -F FORMAT {disk.path}   # with a name in {disk.path.parent}",
+        )
+    if facts.backing and disk.path.suffix in RAW_SUFFIXES:
+        yield error(
+            code="disk.backing",
+            message=f"{disk.path.name} is an overlay, and its name says raw",
+            key=f"{disk.table}.path",
+            why="what rests on an image is not sought among files that are raw by their name",
+            hint=f"mv {disk.path} {disk.path.with_suffix('.qcow2')}   # and write that into the definition",
+        )
+    if facts.broken and not elsewhere:
+        yield error(
+            code="disk.backing",
+            message=f"what {disk.path.name} rests on cannot be opened",
+            key=f"{disk.table}.path",
+            why=facts.broken,
+            hint=f"put it back; or, where it was moved: qemu-img rebase -u -b NAME -F FORMAT {disk.path}",
         )
     if facts.external_data:
         yield error(
@@ -188,7 +232,10 @@ def check_base(path: PurePosixPath, facts: PathFacts, table: str) -> Iterator[Fi
 
 
 def check_snapshots(path: PurePosixPath, facts: PathFacts, table: str, vm: str) -> Iterator[Finding]:
-    """Refuse an image whose snapshots do not lie in a line, or whose commit was not finished (`disk.snapshot`)."""
+    """Refuse an image whose snapshots do not lie in a line, or whose commit was not finished (`disk.snapshot`).
+
+    One that cannot be read is `disk.permission`.
+    """
     name = table.removeprefix("disk.")
     if facts.committing:
         yield error(
@@ -197,6 +244,14 @@ def check_snapshots(path: PurePosixPath, facts: PathFacts, table: str, vm: str) 
             key=f"{table}.path",
             why=f"{path.name}.committing is there: overlays that are merged already may still lie beside it",
             hint=f"kvmlaunch disk snapshot commit {vm}:{name}   # finishes it",
+        )
+    elif facts.unread:
+        yield error(
+            code="disk.permission",
+            message=f"a snapshot of {path.name} cannot be read",
+            key=f"{table}.path",
+            why=f"what the disk is cannot be told without {PurePosixPath(facts.unread[0]).name}",
+            hint=f"ls -l {facts.unread[0]}; getfacl {path}   # give the user of QEMU the same rights to both",
         )
     elif facts.stray:
         names = ", ".join(PurePosixPath(each).name for each in facts.stray)
@@ -214,7 +269,7 @@ def check_disks(plan: Plan, host: HostFacts) -> Iterator[Finding]:
     for disk in plan.disks:
         facts = facts_of(host, disk.path)
         yield from check_kind(disk, facts, host, plan.name)
-        yield from check_format(disk, facts)
+        yield from check_format(disk, facts, plan.name)
         yield from check_backing(disk, facts)
         image = disk.image or disk.path
         yield from check_snapshots(image, facts_of(host, image), disk.table, plan.name)

@@ -5,7 +5,7 @@ import errno
 import os
 import resource
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from kvmlaunch.errors import QemuFailed, Report
 from kvmlaunch.model.value import frozen
@@ -51,7 +51,9 @@ def spawn(argv: tuple[str, ...], owner: Owner, *, lock_fd: int, log_fd: int, mem
     """
     try:
         with raised_memlock(memlock):
-            return spawn_child(argv, owner, out_fd=log_fd, err_fd=log_fd, lock_fd=lock_fd, session=True)
+            return spawn_child(
+                argv, owner, out_fd=log_fd, err_fd=log_fd, fds=(lock_fd,) if lock_fd >= 0 else (), session=True
+            )
     except OSError as error:
         raise QemuFailed(
             Report(
@@ -64,15 +66,15 @@ def spawn(argv: tuple[str, ...], owner: Owner, *, lock_fd: int, log_fd: int, mem
 
 
 def spawn_child(
-    argv: tuple[str, ...], owner: Owner, *, out_fd: int, err_fd: int, lock_fd: int, session: bool = False
+    argv: tuple[str, ...], owner: Owner, *, out_fd: int, err_fd: int, fds: Sequence[int], session: bool = False
 ) -> Child:
-    """Start a process with its streams in files and the lock (-1 for none); raises OSError where it cannot be."""
+    """Start a process with its streams in files and descriptors that it keeps; raises OSError where it cannot be."""
     return subprocess.Popen(  # noqa: S603 - argv is a tuple of words, no shell
         argv,
         stdin=subprocess.DEVNULL,
         stdout=out_fd,
         stderr=err_fd,
-        pass_fds=(lock_fd,) if lock_fd >= 0 else (),
+        pass_fds=tuple(fds),
         env=dict(ENVIRONMENT),
         cwd="/",
         umask=0o077,

@@ -5,7 +5,7 @@ Images are their guests' own: what reads them does so with the rights of whom th
 
 import os
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from signal import SIGKILL
 
@@ -30,9 +30,9 @@ class Finished:
 
 
 def run_long(
-    argv: tuple[str, ...], owner: Owner, *, lock_fd: int = -1, look: Callable[[str], None] = lambda _: None
+    argv: tuple[str, ...], owner: Owner, *, fds: Sequence[int] = (), look: Callable[[str], None] = lambda _: None
 ) -> Finished:
-    """Give the outcome of a tool; `look` is given what it has printed so far, ten times a second.
+    """Give the outcome of a tool; `look` is given what it has printed so far, ten times a second; it inherits `fds`.
 
     Raises HostFailed when it cannot be started.  Whatever ends us here ends the tool first.
     """
@@ -42,7 +42,7 @@ def run_long(
     with ExitStack() as stack:
         out, err = (memory_file(stack) for _ in range(2))
         try:
-            process = spawn_child(argv, owner, out_fd=out, err_fd=err, lock_fd=lock_fd)
+            process = spawn_child(argv, owner, out_fd=out, err_fd=err, fds=fds)
         except OSError as error:
             raise HostFailed(report_unstarted(argv[0], error)) from error
         except BaseException:  # a signal between the start and our hold on it

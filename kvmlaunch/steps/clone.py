@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from attrs import evolve
 
-from kvmlaunch.define.clone import clone_paths, render_clone
+from kvmlaunch.define.clone import clone_paths, render_clone, shared_keys
 from kvmlaunch.define.rules import check_vm_name
 from kvmlaunch.errors import Busy, DefinitionInvalid, HostFailed, PreflightFailed, Report
 from kvmlaunch.host.images import exists_already, remove_image
@@ -36,12 +36,15 @@ from kvmlaunch.storage.image import Image
 
 @frozen(kw_only=True)
 class Cloned:
-    """A clone: its definition, and its disks with what they rest on, the topmost first."""
+    """A clone: its definition, its disks with what they rest on, the topmost first, and what both VMs have alike.
+
+    `shared` are keys whose values two VMs cannot both have.
+    """
 
     file: Path
     text: str
     chains: tuple[tuple[str, tuple[Image, ...]], ...] = ()
-    forwards: bool = False
+    shared: tuple[str, ...] = ()
 
 
 def clone(
@@ -65,16 +68,16 @@ def clone(
     disks = clone_paths({target.name: target.disk for target in targets}, new, overlay=not full)
     text = render_clone(definition, new, disks, formats, overlay=not full)
     for path in disks.values():
-        if os.path.lexists(path):
+        if os.path.lexists(path) and not full:  # a copy that compares equal is taken: a killed command made it
             raise exists_already(path)
-    forwards = any(network.forwards for network in definition.network.values())
+    shared = shared_keys(definition)
     if dry_run:
-        return Cloned(file=file, text=text, forwards=forwards)
+        return Cloned(file=file, text=text, shared=shared)
     with ExitStack() as stack:
         for target in targets[:1]:  # one VM has them all
             stack.enter_context(at_rest(caller, target, "cloned"))
         made = make(caller, file, text, targets, disks, full=full, progress=progress)
-    return Cloned(file=file, text=text, chains=made, forwards=forwards)
+    return Cloned(file=file, text=text, chains=made, shared=shared)
 
 
 def check_source(target: Target, copying: str, *, full: bool) -> None:
@@ -161,15 +164,16 @@ def copy(
     progress: Progress,
     made: list[PurePosixPath],
 ) -> None:
-    """Copy disks, each compared with its original; those that were made are added to `made`."""
+    """Copy disks, each compared with its original, as one that is there already is; those made are added to `made`."""
     for place, target in enumerate(targets):
 
         def share(far: float, place: int = place) -> None:
             progress((place + far) / len(targets))
 
         path = disks[target.name]
-        convert_target(caller, target, Conversion(goal=str(path), format=target.format), share)
-        made.append(path)
+        done = convert_target(caller, target, Conversion(goal=str(path), format=target.format), share)
+        if not done.already:
+            made.append(path)
 
 
 def write(file: Path, text: str) -> None:

@@ -2,7 +2,7 @@
 
 from kvmlaunch.builder.render import Row, diff_argv, explain_rows, render_argv
 from kvmlaunch.errors import NotRunning, Report
-from kvmlaunch.model.finding import errors_of
+from kvmlaunch.model.finding import Finding, errors_of
 from kvmlaunch.run.process import read_cmdline
 from kvmlaunch.steps.caller import Caller
 from kvmlaunch.steps.load import Subject, load_subject, place_findings
@@ -30,8 +30,22 @@ def compile_vm(caller: Caller, word: str, *, boot_from: str = "", paused: bool =
     seen = seen_of(caller, subject)
     running = seen.pid if seen else None
     resolved = resolve(caller, subject, everything=False, running=running, boot_from=boot_from, paused=paused)
-    refuse_errors(resolved.name, place_findings(subject, errors_of(resolved.plan.findings)))
+    refuse_errors(resolved.name, place_findings(subject, (*errors_of(resolved.plan.findings), *unsettled(resolved))))
     return resolved
+
+
+def unsettled(resolved: Resolved) -> tuple[Finding, ...]:
+    """Give the disks of which it cannot be told what QEMU is to open: a pasted command would write to a wrong one."""
+    paths = resolved.host.paths
+    images = {disk.image or disk.path: disk.table for disk in resolved.plan.disks}
+    doubtful = [each for each in images if (facts := paths.get(each)) and (facts.committing or facts.stray)]
+    if not doubtful:
+        return ()
+    from kvmlaunch.preflight.disk import check_snapshots  # noqa: PLC0415 - where there is one
+
+    return tuple(
+        finding for each in doubtful for finding in check_snapshots(each, paths[each], images[each], resolved.name)
+    )
 
 
 def explain(caller: Caller, word: str) -> tuple[Resolved, tuple[Row, ...]]:

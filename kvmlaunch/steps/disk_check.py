@@ -23,10 +23,12 @@ from kvmlaunch.steps.disks import (
     qemu_img,
     read_chain,
     refuse_base,
+    refuse_clones,
     refuse_disorder,
     refuse_locked,
     refuse_running,
     unreadable,
+    volume_of,
 )
 from kvmlaunch.storage.image import Checked, Image, parse_check
 from kvmlaunch.storage.volume import Volume
@@ -54,12 +56,7 @@ def look_at_one(target: Target) -> Info:
     """Give what one disk is."""
     if target.facts.kind not in {"file", "block"}:
         return Info(target=target)
-    name = parse_volume_name(target.disk.path) if target.facts.kind == "block" else None
-    return Info(
-        target=target,
-        chain=read_chain(target) if target.format else (),
-        volume=find_volume(name) if name else None,
-    )
+    return Info(target=target, chain=read_chain(target) if target.format else (), volume=volume_of(target))
 
 
 @frozen(kw_only=True)
@@ -82,6 +79,8 @@ def check(caller: Caller, word: str, *, repair: bool = False) -> tuple[Examined,
             refuse_disorder(target)
         if repair and not target.facts.since:
             refuse_base(target)
+        elif repair:
+            refuse_clones(caller, target, (target.image, *map(PurePosixPath, target.facts.since)), "be repaired")
     return tuple(check_one(target, repair=repair) for target in targets)
 
 

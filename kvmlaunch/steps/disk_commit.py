@@ -20,7 +20,8 @@ from kvmlaunch.host.rights import rights_of
 from kvmlaunch.model.value import frozen
 from kvmlaunch.steps.caller import Caller
 from kvmlaunch.steps.control import query
-from kvmlaunch.steps.disk_snapshot import file_in_chain, need_image, retire, snapshot_names, top_file
+from kvmlaunch.steps.disk_live import file_in_chain, top_file
+from kvmlaunch.steps.disk_snapshot import need_image, retire, snapshot_names
 from kvmlaunch.steps.disks import (
     Progress,
     Target,
@@ -136,9 +137,9 @@ def commit_live(caller: Caller, seen: Seen, target: Target, progress: Progress) 
 
     Whatever ends us before the last step leaves the overlay as the disk; a later command goes on with the job.
     """
+    base = file_in_chain(seen, target, target.image)
     mark_image(begun_path(target.image), MERGING)
     if job_row(seen, target) is None:
-        base = file_in_chain(seen, target, target.image)
         query(seen, ("block-commit", {"device": drive_id(target.name), "job-id": job_of(target), "base": base}))
     while (job := job_row(seen, target)) and not job.get("ready"):
         length = job.get("len") or 0
@@ -184,6 +185,7 @@ def finish(caller: Caller, target: Target, seen: Seen | None) -> None:
                 hint=f"ls -l --time-style=full-iso {target.image} {top_of(target)}   # keep the newer, remove the mark",
             )
         )
+    file_in_chain(seen, target, target.image)
     if job_row(seen, target) is not None:
         with contextlib.suppress(HostFailed):  # it may be completing already
             query(seen, ("block-job-complete", {"device": job_of(target)}))

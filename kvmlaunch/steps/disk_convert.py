@@ -1,7 +1,8 @@
 """`disk convert`: a disk becomes another image, volume or device, and counts as that only once both compare equal."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import PurePosixPath
 
 from kvmlaunch.builder.disk import SUFFIXES
@@ -9,7 +10,17 @@ from kvmlaunch.define.mistake import Mistake
 from kvmlaunch.define.paths import VOLUME, volume_device
 from kvmlaunch.errors import DefinitionInvalid, HostFailed, PreflightFailed, Report
 from kvmlaunch.facts.sources import Wanted
-from kvmlaunch.host.images import exists_already, free_space, new_image, owner_of, remove_image, take_device
+from kvmlaunch.host.capture import open_image
+from kvmlaunch.host.images import (
+    exists_already,
+    files_beneath,
+    free_space,
+    new_image,
+    owner_of,
+    remove_image,
+    take_device,
+)
+from kvmlaunch.host.rights import rights_of
 from kvmlaunch.host.tree import failed
 from kvmlaunch.host.volumes import drop_volume, find_volume, make_volume
 from kvmlaunch.model.host import PathFacts
@@ -112,7 +123,9 @@ def convert_target(caller: Caller, target: Target, wanted: Conversion, progress:
     refuse_others(target, goal)
     refuse_small(goal, image)
     already = is_done(target, goal, image)
-    if not already:
+    if already:
+        sync(goal.path)
+    else:
         if goal.facts.kind == "file" or (goal.facts.kind == "block" and not wanted.overwrite):
             raise exists_already(goal.path) if goal.facts.kind == "file" else holds_something(goal)
         make(target, goal, image, progress)
@@ -162,7 +175,23 @@ def refuse_itself(target: Target, goal: Goal) -> None:
             Report(code="disk.locked", message=f"{goal.path} is in use", where=str(goal.path), why="it is locked")
         )
     if goal.facts.kind == "block":
+        refuse_above(target, goal)
         take_device(goal.path)
+
+
+def refuse_above(target: Target, goal: Goal) -> None:
+    """Refuse a device that is made of the source itself, as a loop device of the image is (`disk.exists`)."""
+    beneath = {os.path.realpath(each) for each in files_beneath(goal.path)}
+    source = {os.path.realpath(each) for each in (str(target.image), *target.facts.since, *target.facts.chain)}
+    if beneath & source:
+        raise PreflightFailed(
+            Report(
+                code="disk.exists",
+                message=f"{goal.path} is made of {target.disk.path.name} itself",
+                where=str(goal.path),
+                why="it holds what the source holds, and nothing without it",
+            )
+        )
 
 
 def refuse_others(target: Target, goal: Goal) -> None:
@@ -174,8 +203,10 @@ def refuse_others(target: Target, goal: Goal) -> None:
     for name, disk in target.subject.definition.disk.items():
         if name != target.name and os.path.realpath(disk.path) == os.path.realpath(goal.path):
             raise exists_already(goal.path)
-    owners = {owner_of(path).uid for path in (target.image, goal.path)}
-    if len(owners) > 1 and owner_of(goal.path).uid != 0:
+    # The node of a device cannot be led elsewhere by whom it belongs to, but by whom its directory does.
+    goal_uid = owner_of(goal.path.parent if goal.facts.kind == "block" else goal.path).uid
+    owners = {owner_of(target.image).uid, goal_uid}
+    if len(owners) > 1 and goal_uid != 0:
         raise PreflightFailed(
             Report(
                 code="disk.permission",
@@ -238,8 +269,10 @@ def need_removable(target: Target) -> None:
 
 
 def is_done(target: Target, goal: Goal, image: Image) -> bool:
-    """Is what lies at the goal equal to the disk already: a conversion that was done before."""
+    """Is what lies at the goal equal to the disk already, and on its own: a conversion that was done before."""
     if goal.facts.kind == "missing" or not goal.facts.readable or goal.format != (goal.facts.header or "raw"):
+        return False
+    if goal.facts.backing or goal.facts.external_data:
         return False
     try:
         return has_size(goal, image) and compare(target, goal, goal.path, image, no_progress)
@@ -265,7 +298,7 @@ def make(target: Target, goal: Goal, image: Image, progress: Progress) -> None:
     maker = owner_of(goal.path.parent)
     with new_image(goal.path, maker, keeper_of(target.subject.definition, goal.path, maker)) as making:
         options = ("-o", f"preallocation={PREALLOCATION[goal.format]}") if goal.format in PREALLOCATION else ()
-        run_convert(target, goal, making.place, options, progress, making.fd)
+        run_convert(target, goal, making.place, options, progress, (making.fd,))
         prove(target, goal, making.place, image, progress)
 
 
@@ -280,8 +313,8 @@ def fill_device(target: Target, goal: Goal, image: Image, progress: Progress) ->
     if made and name is not None:
         make_volume(name, image.size)
     try:
-        run_convert(target, goal, goal.path, ("-n",) if goal.format == "raw" else (), progress, -1)
-        sync_device(goal.path)
+        run_convert(target, goal, goal.path, ("-n",) if goal.format == "raw" else (), progress, ())
+        sync(goal.path)
         prove(target, goal, goal.path, image, progress)
     except BaseException:
         if made and name is not None and find_volume(name):
@@ -289,8 +322,8 @@ def fill_device(target: Target, goal: Goal, image: Image, progress: Progress) ->
         raise
 
 
-def sync_device(path: PurePosixPath) -> None:
-    """Have a device write what it was given: until then a power cut takes it, and the source may go soon."""
+def sync(path: PurePosixPath) -> None:
+    """Have a device or an image on the disk: until then a power cut takes it, and the source may go soon."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
@@ -301,18 +334,38 @@ def sync_device(path: PurePosixPath) -> None:
 
 
 def run_convert(
-    target: Target, goal: Goal, place: PurePosixPath, options: tuple[str, ...], progress: Progress, lock_fd: int
+    target: Target, goal: Goal, place: PurePosixPath, options: tuple[str, ...], progress: Progress, fds: tuple[int, ...]
 ) -> None:
     """Run the conversion; cache modes without the page cache where both sides can."""
     direct = target.facts.o_direct and (goal.facts.o_direct or goal.facts.kind == "missing")
     modes = ("-t", "none", "-T", "none") if direct and goal.facts.kind != "missing" else ()
     words = ("-p", *modes, "-f", top_format(target), "-O", goal.format, *options)
-    paths = (top_of(target), place)
-    done = qemu_img(
-        *("convert", *words, *map(str, paths)), paths=paths, lock_fd=lock_fd, look=share("convert", progress)
-    )
+    with opened_source(target, goal) as (source, more):
+        words = ("convert", *words, str(source), str(place))
+        done = qemu_img(*words, paths=(top_of(target), place), fds=(*fds, *more), look=share("convert", progress))
     if done.status != 0:
         raise failed_tool(done, goal.path)
+
+
+@contextmanager
+def opened_source(target: Target, goal: Goal) -> Iterator[tuple[PurePosixPath, tuple[int, ...]]]:
+    """Give the name by which a tool reads the source, and the descriptors that it needs for that.
+
+    What root reads for another user is opened with that user's rights, whose links might lead anywhere else.
+    """
+    top, owner = top_of(target), owner_of(target.image)
+    if os.geteuid() != 0 or target.facts.kind != "file" or owner.uid in {0, owner_of(goal.path).uid}:
+        yield top, ()
+        return
+    try:
+        with rights_of(owner):
+            fd = open_image(str(top))
+    except OSError as error:
+        raise failed(top, error) from error
+    try:
+        yield PurePosixPath(f"/proc/self/fd/{fd}"), (fd,)
+    finally:
+        os.close(fd)
 
 
 def share(part: str, progress: Progress) -> Callable[[str], None]:
@@ -329,10 +382,11 @@ def share(part: str, progress: Progress) -> Callable[[str], None]:
 
 def compare(target: Target, goal: Goal, place: PurePosixPath, image: Image, progress: Progress) -> bool:
     """Tell whether both sides hold the same; of a larger device what lies behind the disk does not count."""
-    source = image_options(top_of(target), top_format(target), device=target.facts.kind == "block")
     other = image_options(place, goal.format, device=goal.is_device, size=image.size if goal.is_device else None)
-    words = ("compare", "-p", "--image-opts", source, other)
-    done = qemu_img(*words, paths=(top_of(target), place), look=share("compare", progress))
+    with opened_source(target, goal) as (path, fds):
+        source = image_options(path, top_format(target), device=target.facts.kind == "block")
+        words = ("compare", "-p", "--image-opts", source, other)
+        done = qemu_img(*words, paths=(top_of(target), place), fds=fds, look=share("compare", progress))
     if done.status > 1 or done.status < 0:
         raise failed_tool(done, place)
     return done.status == 0

@@ -229,7 +229,7 @@ def make_file(target: Target, creation: Creation, progress: Progress) -> None:
             progress(os.fstat(making.fd).st_blocks * 512 / max(1, creation.size or 0))
 
         argv = render_creation(creation, making.place)
-        done = qemu_img(*argv[1:], paths=(path.parent,), lock_fd=making.fd, look=look)
+        done = qemu_img(*argv[1:], paths=(path.parent,), fds=(making.fd,), look=look)
         if done.status != 0:
             raise failed_tool(done, path)
 

@@ -4,11 +4,11 @@ from kvmlaunch.builder.names import drive_id
 from kvmlaunch.builder.qcow2 import is_allocated
 from kvmlaunch.errors import DefinitionInvalid, PreflightFailed, Report
 from kvmlaunch.host.images import free_space
-from kvmlaunch.host.volumes import find_volume, grow_volume
+from kvmlaunch.host.volumes import grow_volume
 from kvmlaunch.model.value import frozen
-from kvmlaunch.model.volume import parse_volume_name
 from kvmlaunch.steps.caller import Caller
 from kvmlaunch.steps.control import query
+from kvmlaunch.steps.disk_live import file_in_chain
 from kvmlaunch.steps.disks import (
     Target,
     at_rest,
@@ -22,6 +22,8 @@ from kvmlaunch.steps.disks import (
     refuse_locked,
     refuse_running,
     seen_of,
+    top_of,
+    volume_of,
 )
 from kvmlaunch.steps.observe import Seen
 from kvmlaunch.storage.volume import Volume
@@ -76,16 +78,11 @@ def resize(caller: Caller, word: str, size: int | None, *, more: bool = False, d
     resized = Resized(target=target, before=before, after=wanted, pid=seen.pid if seen else None)
     if dry_run or (wanted == before and target.facts.kind != "block"):
         return resized
-    if runs:
+    if seen is not None and runs:
+        file_in_chain(seen, target, top_of(target))
         return grow(target, seen, volume, resized)
     with at_rest(caller, target, "grown"):
         return grow(target, seen, volume, resized)
-
-
-def volume_of(target: Target) -> Volume | None:
-    """Give the LVM volume that a disk is, None when it is none."""
-    name = parse_volume_name(target.disk.path) if target.facts.kind == "block" else None
-    return find_volume(name) if name else None
 
 
 def wanted_size(target: Target, before: int, size: int | None, *, more: bool) -> int:

@@ -6,14 +6,13 @@ An overlay that is merged must not be opened again: a mark lies beside the image
 
 import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import PurePosixPath
-from typing import Any
 
 from attrs import evolve
 
 from kvmlaunch.builder.names import drive_id
-from kvmlaunch.errors import Busy, DefinitionInvalid, HostFailed, KvmlaunchError, PreflightFailed, Report
+from kvmlaunch.errors import DefinitionInvalid, KvmlaunchError, PreflightFailed, Report
 from kvmlaunch.facts.sources import Wanted
 from kvmlaunch.host.images import (
     forget_making,
@@ -31,12 +30,14 @@ from kvmlaunch.preflight.disk import holder_text
 from kvmlaunch.steps.agent import Rest, frozen_guest
 from kvmlaunch.steps.caller import Caller
 from kvmlaunch.steps.control import query
+from kvmlaunch.steps.disk_live import file_in_chain, is_in_chain
 from kvmlaunch.steps.disks import (
     Target,
     at_rest,
     failed_tool,
     find_disk,
     find_disks,
+    keeper_of,
     need_file,
     qemu_img,
     read_chain,
@@ -50,7 +51,7 @@ from kvmlaunch.steps.disks import (
 from kvmlaunch.steps.observe import Seen
 from kvmlaunch.steps.resolve import look_at_host
 from kvmlaunch.storage.creation import OVERLAY_OPTIONS, as_file
-from kvmlaunch.storage.image import parse_own, plain_file
+from kvmlaunch.storage.image import parse_own
 from kvmlaunch.storage.snapshot import NAME, begun_path, overlay_path, snapshot_name
 
 SECONDS = 60.0  # that QEMU may take for a step that is no copying
@@ -60,7 +61,8 @@ SECONDS = 60.0  # that QEMU may take for a step that is no copying
 class Taken:
     """Snapshots of disks; `frozen` file systems of the guest were held still meanwhile, None without an agent.
 
-    `stuck` says why they may be held still, where the agent did not let them go again.
+    `stuck` says why they may be held still, where the agent did not let them go again; `zeroes` are disks whose
+    `detect_zeroes` is off from now on, as QEMU gives it to no image that it switches to (measured with 7.2.22).
     """
 
     name: str
@@ -69,6 +71,7 @@ class Taken:
     frozen: int | None = None
     stuck: str = ""
     already: bool = False
+    zeroes: tuple[str, ...] = ()
 
 
 def need_image(target: Target) -> None:
@@ -124,7 +127,7 @@ def is_begun(target: Target, name: str) -> bool:
     top = overlay_path(target.image, name)
     if not target.facts.since or target.facts.since[-1] != str(top):
         return False
-    done = qemu_img("map", "--output=json", "-f", "qcow2", str(top), paths=(top,))
+    done = qemu_img("map", "-U", "--output=json", "-f", "qcow2", str(top), paths=(top,))
     with contextlib.suppress(ValueError):
         return done.status == 0 and not parse_own(done.out)
     return False
@@ -150,19 +153,22 @@ def is_taken(targets: Sequence[Target], name: str) -> bool:
 def forget_unused(caller: Caller, seen: Seen, target: Target, name: str) -> Target:
     """Give a disk without an empty overlay that a killed command made, and that the running QEMU never switched to."""
     overlay = overlay_path(target.image, name)
-    if str(overlay) not in target.facts.since or is_in_chain(seen, target, overlay):
+    if target.facts.since[-1:] != (str(overlay),) or is_in_chain(seen, target, overlay):
+        return target
+    left = evolve(target, facts=evolve(target.facts, since=target.facts.since[:-1]))
+    file_in_chain(seen, target, top_of(left))  # it is this disk that the VM runs with
+    if not is_begun(target, name):
         return target
     retire(caller, overlay)
-    left = tuple(each for each in target.facts.since if each != str(overlay))
-    return evolve(target, facts=evolve(target.facts, since=left))
+    return left
 
 
 def take_live(seen: Seen, targets: tuple[Target, ...], name: str) -> Taken:
-    """Keep disks of a VM that runs, all at one moment."""
-    if is_taken(targets, name):
-        return Taken(name=name, targets=targets, already=True, live=True)
+    """Keep disks of a VM that runs, all at one moment; raises Busy `vm.state` where it runs with another disk."""
     for target in targets:
         file_in_chain(seen, target, top_of(target))
+    if is_taken(targets, name):
+        return Taken(name=name, targets=targets, already=True, live=True)
     made: list[PurePosixPath] = []
     try:
         made.extend(make_overlay(target, name) for target in targets)
@@ -170,7 +176,8 @@ def take_live(seen: Seen, targets: tuple[Target, ...], name: str) -> Taken:
     except BaseException:
         remove_unused(seen, targets, made)
         raise
-    return Taken(name=name, targets=targets, live=True, frozen=rest.count, stuck=rest.stuck)
+    zeroes = tuple(target.name for target in targets if target.disk.detect_zeroes != "off")
+    return Taken(name=name, targets=targets, live=True, frozen=rest.count, stuck=rest.stuck, zeroes=zeroes)
 
 
 def remove_unused(seen: Seen, targets: Sequence[Target], overlays: Sequence[PurePosixPath]) -> None:
@@ -198,10 +205,11 @@ def make_overlay(target: Target, name: str, place: PurePosixPath | None = None) 
     beneath, path = top_of(target), place or overlay_path(target.image, name)
     format_ = top_format(target)
     size = read_chain(target)[0].size
-    with new_image(path, owner_of(path.parent), owner_of(target.image)) as making:
+    keeper = keeper_of(target.subject.definition, path, owner_of(target.image))
+    with new_image(path, owner_of(path.parent), keeper) as making:
         options = ",".join(OVERLAY_OPTIONS)
         words = ("create", "-q", "-u", "-f", "qcow2", "-b", as_file(beneath.name), "-F", format_, "-o", options)
-        done = qemu_img(*words, str(making.place), str(size), paths=(path.parent,), lock_fd=making.fd)
+        done = qemu_img(*words, str(making.place), str(size), paths=(path.parent,), fds=(making.fd,))
         if done.status != 0:
             raise failed_tool(done, path)
     return path
@@ -246,49 +254,6 @@ def retire(caller: Caller, overlay: PurePosixPath) -> None:
             )
         )
     remove_image(place)
-
-
-def image_of(seen: Seen, target: Target) -> Mapping[str, Any]:
-    """Give the image that a running QEMU has at the top of a disk, with its backing chain."""
-    found = query(seen, ("query-block", {}))[0]
-    rows = found if isinstance(found, list) else []
-    for row in rows:
-        inserted = row.get("inserted") if isinstance(row, dict) and row.get("device") == drive_id(target.name) else None
-        if isinstance(inserted, dict) and isinstance(inserted.get("image"), dict):
-            return dict(inserted["image"])
-    raise HostFailed(Report(code="qmp.error", message=f"QEMU has no disk {target.name}", where=target.table))
-
-
-def top_file(seen: Seen, target: Target) -> str:
-    """Give the file that a running QEMU writes a disk to."""
-    return plain_file(str(image_of(seen, target).get("filename", "")))
-
-
-def is_in_chain(seen: Seen, target: Target, path: PurePosixPath) -> bool:
-    """Does a running QEMU have a file in the chain of a disk."""
-    try:
-        file_in_chain(seen, target, path)
-    except Busy:
-        return False
-    return True
-
-
-def file_in_chain(seen: Seen, target: Target, path: PurePosixPath) -> str:
-    """Give the name by which a running QEMU knows a file of a disk's chain."""
-    image: object = image_of(seen, target)
-    while isinstance(image, dict):
-        name = str(image.get("filename", ""))
-        if os.path.realpath(plain_file(name)) == os.path.realpath(path):
-            return name
-        image = image.get("backing-image")
-    raise Busy(
-        Report(
-            code="vm.state",
-            message=f"the running VM does not have {path.name} beneath its disk",
-            where=str(path),
-            why="it was started before the snapshot was made, or from another file",
-        )
-    )
 
 
 def revert(caller: Caller, word: str, name: str) -> Target:

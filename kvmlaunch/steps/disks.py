@@ -15,10 +15,12 @@ from kvmlaunch.facts.sources import Wanted
 from kvmlaunch.host.images import owner_of
 from kvmlaunch.host.rights import capture_user
 from kvmlaunch.host.rundir import claimed, remove_claimed
+from kvmlaunch.host.volumes import find_volume
 from kvmlaunch.model.definition import AUTO, Definition, Disk
 from kvmlaunch.model.host import HostFacts, PathFacts, UserFacts
 from kvmlaunch.model.lifecycle import VmState
 from kvmlaunch.model.value import frozen
+from kvmlaunch.model.volume import parse_volume_name
 from kvmlaunch.preflight.disk import check_base, check_snapshots, holder_text
 from kvmlaunch.run.tool import Finished, run_long
 from kvmlaunch.steps.caller import Caller
@@ -28,6 +30,7 @@ from kvmlaunch.steps.observe import Seen, observe
 from kvmlaunch.steps.owners import process_owner
 from kvmlaunch.steps.resolve import look_at_host
 from kvmlaunch.storage.image import Image, parse_info
+from kvmlaunch.storage.volume import Volume
 from kvmlaunch.units import count
 
 MOST_LINES = 6  # of a tool's words: a damaged image makes thousands
@@ -123,7 +126,7 @@ def find_disk(caller: Caller, word: str) -> Target:
 def refuse_led(target: Target) -> None:
     """Refuse for root a path by which a user leads to what is not his (`host.dir.unsafe`): by a link of his own."""
     written = target.disk.path
-    if os.geteuid() != 0 or written.is_relative_to("/dev") or written == target.image:
+    if os.geteuid() != 0 or written == target.image:
         return
     users: set[int] = set()
     for each in (written, *written.parents):
@@ -256,6 +259,17 @@ def refuse_clones(caller: Caller, target: Target, places: Sequence[PurePosixPath
             )
 
 
+def volume_of(target: Target) -> Volume | None:
+    """Give the LVM volume that a disk is; None for none, and for a user to whom LVM does not answer."""
+    name = parse_volume_name(target.disk.path) if target.facts.kind == "block" else None
+    try:
+        return find_volume(name) if name else None
+    except HostFailed:
+        if os.geteuid() == 0:
+            raise
+        return None
+
+
 def keeper_of(definition: Definition, path: PurePosixPath, maker: UserFacts) -> UserFacts:
     """Give whom a new image is to belong to: QEMU's user where root makes it among root's files, else its maker."""
     if os.geteuid() != 0 or maker.uid != 0 or path.is_relative_to("/dev"):
@@ -270,12 +284,12 @@ def keeper_of(definition: Definition, path: PurePosixPath, maker: UserFacts) -> 
 
 
 def qemu_img(
-    *words: str, paths: Sequence[PurePosixPath], lock_fd: int = -1, look: Callable[[str], None] = lambda _: None
+    *words: str, paths: Sequence[PurePosixPath], fds: Sequence[int] = (), look: Callable[[str], None] = lambda _: None
 ) -> Finished:
     """Run qemu-img with the rights of whom all these paths belong to; with our own where they differ."""
     owners = {user.uid: user for user in map(owner_of, paths)}
     user = next(iter(owners.values())) if len(owners) == 1 else capture_user()
-    return run_long(("qemu-img", *words), process_owner(user), lock_fd=lock_fd, look=look)
+    return run_long(("qemu-img", *words), process_owner(user), fds=fds, look=look)
 
 
 def failed_tool(done: Finished, path: PurePosixPath) -> HostFailed:
@@ -315,15 +329,16 @@ def read_chain(target: Target) -> tuple[Image, ...]:
 
 
 def unreadable(target: Target, why: str) -> PreflightFailed:
-    """Give the refusal of an image that cannot be read: by us, or by anybody."""
-    return PreflightFailed(
-        Report(
-            code="disk.corrupt" if target.facts.readable else "disk.permission",
-            message=f"{target.disk.path.name} cannot be read as {target.format}",
-            where=str(target.disk.path),
-            why=why,
-        )
-    )
+    """Give the refusal of an image that cannot be read: by us, without what it rests on, or by anybody."""
+    path, broken = target.disk.path, (target.top or target.facts).broken
+    message, hint = f"{path.name} cannot be read as {target.format}", ""
+    code = "disk.corrupt" if target.facts.readable else "disk.permission"
+    if broken:
+        code, message, why = "disk.backing", f"what {path.name} rests on cannot be opened", broken
+        hint = f"put it back; or, where it was moved: qemu-img rebase -u -b NAME -F FORMAT {path}"
+    elif target.facts.readable:
+        hint = f"cp {path} {path}.before && kvmlaunch disk check {target.word} --repair   # or go back to a backup"
+    return PreflightFailed(Report(code=code, message=message, where=str(path), why=why, hint=hint))
 
 
 def seen_of(caller: Caller, target: Target) -> Seen | None:

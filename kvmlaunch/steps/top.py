@@ -16,19 +16,21 @@ BLOCKS: tuple[Query, ...] = (("query-blockstats", {}),)
 IFNAME = "ifname="
 
 
-def tap_of(seen: Seen) -> str:
-    """Give the first tap of a VM, by the argv that it was started with; "" for none."""
+def taps_of(seen: Seen) -> list[str]:
+    """Give the taps of a VM, by the argv that it was started with."""
     words = seen.record.argv if seen.record else ()
     options = [option for word in words if word.startswith("tap,") for option in word.split(",")]
-    return next((option.removeprefix(IFNAME) for option in options if option.startswith(IFNAME)), "")
+    return [option.removeprefix(IFNAME) for option in options if option.startswith(IFNAME)]
 
 
-def read_network(tap: str) -> tuple[int, int] | None:
-    """Give the bytes that a guest received and sent over its tap: what the host sent it, and received of it."""
-    place = f"/sys/class/net/{tap}/statistics"
-    texts = [read_text(f"{place}/{name}") for name in ("tx_bytes", "rx_bytes")] if tap else []
-    numbers = [int(text) for text in texts if text and text.strip().isdecimal()]
-    return (numbers[0], numbers[1]) if len(numbers) == len(("received", "sent")) else None
+def read_network(taps: Sequence[str]) -> tuple[int, int] | None:
+    """Give the bytes that a guest received and sent over its taps: what the host sent it, and received of it."""
+    found = {
+        name: [text for tap in taps if (text := read_text(f"/sys/class/net/{tap}/statistics/{name}"))]
+        for name in ("tx_bytes", "rx_bytes")
+    }
+    received, sent = (sum(int(text) for text in texts if text.strip().isdecimal()) for texts in found.values())
+    return (received, sent) if found["tx_bytes"] and found["rx_bytes"] else None
 
 
 def read_counters(seen: Seen, blocks: object) -> Counters:
@@ -43,7 +45,7 @@ def read_counters(seen: Seen, blocks: object) -> Counters:
         rollup=read("smaps_rollup"),
         ksm=read("ksm_stat"),
         blocks=blocks,
-        network=read_network(tap_of(seen)),
+        network=read_network(taps_of(seen)),
         page_size=os.sysconf("SC_PAGE_SIZE"),
     )
 

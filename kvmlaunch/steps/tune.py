@@ -10,6 +10,7 @@ from attrs import evolve
 from kvmlaunch.define.host_file import load_wishes
 from kvmlaunch.define.positions import locate
 from kvmlaunch.errors import PreflightFailed, PrivilegeMissing, Report
+from kvmlaunch.facts.boot_files import parse_boot_lines
 from kvmlaunch.facts.sources import Wanted, parse_captured
 from kvmlaunch.facts.tuning import parse_tuning
 from kvmlaunch.host.capture import capture_host
@@ -123,7 +124,8 @@ def look(definitions: Sequence[Definition], wishes: HostWishes) -> tuple[HostFac
     paths = {each.name: tuple(disk.path for disk in each.disk.values()) for each in definitions}
     captured = capture_tuning(paths, shared=wishes.hugetlbfs)
     host = parse_captured(capture_host(Wanted(locks=False, io_uring=True)))
-    return host, parse_tuning(captured.files, captured.probes)
+    tuning = parse_tuning(captured.files, captured.probes)
+    return host, evolve(tuning, boot_lines=tuple(parse_boot_lines(captured.files, tuning.devices)))
 
 
 def plan(caller: Caller, words: Sequence[str], *, every: bool, boot: bool = False, as_applied: bool = False) -> Planned:

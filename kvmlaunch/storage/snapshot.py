@@ -16,6 +16,7 @@ MARK: Final = ".committing"
 BEGUN: Final = ".merging"
 SINCE: Final = ".since-"
 SUFFIX: Final = ".qcow2"
+MAKING: Final = ".making"  # of an image that is not whole yet, behind a dot and its name
 NAME: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
 
 

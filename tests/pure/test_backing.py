@@ -1,5 +1,6 @@
 """What a qcow2 header makes QEMU open beside the image is found, and refused where it lies elsewhere."""
 
+import fcntl
 from pathlib import Path, PurePosixPath
 
 import pytest
@@ -8,7 +9,7 @@ from kvmlaunch.facts.sources import Wanted, parse_captured
 from kvmlaunch.host.capture import capture_host
 from kvmlaunch.model.host import PathFacts
 from kvmlaunch.model.plan import PlannedDisk
-from kvmlaunch.preflight.disk import check_backing
+from kvmlaunch.preflight.disk import check_backing, check_format
 
 EXTERNAL = 1 << 2
 NAME_AT = 112
@@ -27,12 +28,12 @@ def qcow2(path: Path, backing: str = "", features: int = 0) -> Path:
 def facts_of(path: Path) -> PathFacts:
     """Give what a capture of this host says of an image."""
     named = PurePosixPath(path)
-    return parse_captured(capture_host(Wanted(paths=(named,)))).paths[named]
+    return parse_captured(capture_host(Wanted(paths=(named,), overlays=True))).paths[named]
 
 
-def refusals(path: Path) -> list[str]:
-    """Give the codes with which an image is refused."""
-    disk = PlannedDisk(
+def planned(path: Path) -> PlannedDisk:
+    """Give an image as a plan has it."""
+    return PlannedDisk(
         table="disk.root",
         path=PurePosixPath(path),
         format="qcow2",
@@ -43,7 +44,11 @@ def refusals(path: Path) -> list[str]:
         aio="io_uring",
         aio_written=False,
     )
-    return [finding.report.code for finding in check_backing(disk, facts_of(path))]
+
+
+def refusals(path: Path) -> list[str]:
+    """Give the codes with which an image is refused for what it rests on."""
+    return [finding.report.code for finding in check_backing(planned(path), facts_of(path))]
 
 
 def test_an_image_beside_its_backing_file_is_taken(tmp_path: Path) -> None:
@@ -87,3 +92,62 @@ def test_data_in_another_file_is_refused(tmp_path: Path) -> None:
     image = qcow2(tmp_path / "image.qcow2", features=EXTERNAL)
 
     assert refusals(image) == ["disk.backing"]
+
+
+def test_a_backing_file_that_is_gone_is_named_before_anything_starts(tmp_path: Path) -> None:
+    overlay = qcow2(tmp_path / "overlay.qcow2", "base.qcow2")
+
+    found = list(check_backing(planned(overlay), facts_of(overlay)))
+
+    assert [each.report.code for each in found] == ["disk.backing"]
+    assert found[0].report.why == f"{tmp_path}/base.qcow2: No such file or directory"
+
+
+@pytest.mark.parametrize(("place", "codes"), [("a/base.qcow2", []), ("a/b/base.qcow2", ["disk.backing"])])
+def test_a_backing_file_lies_where_its_overlays_are_sought(tmp_path: Path, place: str, codes: list[str]) -> None:
+    base = tmp_path / place
+    base.parent.mkdir(parents=True)
+    qcow2(base)
+
+    overlay = qcow2(tmp_path / "overlay.qcow2", place)
+
+    assert refusals(overlay) == codes
+    assert facts_of(base).overlays == (() if codes else (str(overlay),))
+
+
+def test_an_overlay_that_is_called_raw_is_refused_as_nobody_would_find_it(tmp_path: Path) -> None:
+    qcow2(tmp_path / "base.qcow2")
+
+    overlay = qcow2(tmp_path / "overlay.img", "base.qcow2")
+
+    assert refusals(overlay) == ["disk.backing"]
+    assert facts_of(tmp_path / "base.qcow2").overlays == ()
+
+
+def test_what_a_killed_command_left_of_an_overlay_rests_on_nothing(tmp_path: Path) -> None:
+    qcow2(tmp_path / "base.qcow2")
+    making = qcow2(tmp_path / ".new.qcow2.making", "base.qcow2")
+
+    left = facts_of(tmp_path / "base.qcow2").overlays
+    with making.open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        made = facts_of(tmp_path / "base.qcow2").overlays
+
+    assert (left, made) == ((), (str(making),))
+
+
+@pytest.mark.parametrize(
+    ("size", "features", "codes"),
+    [(50, 0, ["disk.corrupt"]), (8192, 2, ["disk.corrupt"]), (8192, 0, []), (8192, 1, [])],
+)
+def test_an_image_that_qemu_does_not_open_is_refused(
+    tmp_path: Path, size: int, features: int, codes: list[str]
+) -> None:
+    image = qcow2(tmp_path / "image.qcow2", features=features)
+    head = bytearray(image.read_bytes())
+    head[20:24] = (16).to_bytes(4, "big")
+    image.write_bytes(bytes(head[:size]))
+
+    found = list(check_format(planned(image), facts_of(image), "web"))
+
+    assert [each.report.code for each in found] == codes

@@ -191,6 +191,7 @@ MET_ELSEWHERE: Final = {
         "test_preflight_death.py",
     ),
     "host.hugepages.short": "test_preflight_death.py",
+    "disk.corrupt": "test_backing.py",
     **dict.fromkeys(("fleet.pin", "fleet.mac", "fleet.tap"), "test_preflight_fleet.py"),
 }
 

@@ -119,7 +119,11 @@ def test_all_that_is_unset_is_one_list() -> None:
     assert document(text)["unset"] == ["network.a.mac", "disk.root.size"]
 
 
-@given(st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=20))
+@given(
+    st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=20).filter(
+        lambda name: name != "."
+    )
+)
 def test_an_image_of_any_name_is_named_in_the_clones_definition_as_it_is(name: str) -> None:
     definition = defined(ROOT)
     path = PurePosixPath("/vm") / name

@@ -39,7 +39,7 @@ def test_what_it_prints_is_seen_while_it_runs() -> None:
 
 def test_it_inherits_the_lock_and_nothing_else_of_ours(tmp_path: Path) -> None:
     with (tmp_path / "lock").open("w") as lock, (tmp_path / "other").open("w"):
-        done = run_long(("sh", "-c", "readlink /proc/self/fd/*"), US, lock_fd=lock.fileno())
+        done = run_long(("sh", "-c", "readlink /proc/self/fd/*"), US, fds=(lock.fileno(),))
 
     assert str(tmp_path / "lock") in done.out
     assert str(tmp_path / "other") not in done.out

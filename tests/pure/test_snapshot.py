@@ -183,6 +183,13 @@ def test_what_is_called_an_overlay_and_is_no_file_is_stray_and_nothing_waits_for
     assert capture_snapshots(str(image)) == {"stray": [str(overlay)]}
 
 
+def test_a_snapshot_that_cannot_be_read_is_no_stray_one() -> None:
+    found = codes(IMAGE, unread=("/vm/web.img.since-a.qcow2",), stray=("/vm/web.img.since-b.qcow2",))
+
+    assert found.keys() == {"disk.permission"}
+    assert "ls -l /vm/web.img.since-a.qcow2" in found["disk.permission"]
+
+
 def test_an_unfinished_commit_is_refused_with_what_finishes_it_and_strays_are_not_told_then() -> None:
     found = codes(IMAGE, committing=True, stray=("/vm/web.img.since-a.qcow2",))
 

@@ -1,0 +1,57 @@
+"""What a running QEMU has as a disk: asked before it is told anything, as its VM may run from another file."""
+
+import os
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+from typing import Any
+
+from kvmlaunch.builder.names import drive_id
+from kvmlaunch.errors import Busy, HostFailed, Report
+from kvmlaunch.steps.control import query
+from kvmlaunch.steps.disks import Target
+from kvmlaunch.steps.observe import Seen
+from kvmlaunch.storage.image import plain_file
+
+
+def image_of(seen: Seen, target: Target) -> Mapping[str, Any]:
+    """Give the image that a running QEMU has at the top of a disk, with its backing chain."""
+    found = query(seen, ("query-block", {}))[0]
+    rows = found if isinstance(found, list) else []
+    for row in rows:
+        inserted = row.get("inserted") if isinstance(row, dict) and row.get("device") == drive_id(target.name) else None
+        if isinstance(inserted, dict) and isinstance(inserted.get("image"), dict):
+            return dict(inserted["image"])
+    raise HostFailed(Report(code="qmp.error", message=f"QEMU has no disk {target.name}", where=target.table))
+
+
+def top_file(seen: Seen, target: Target) -> str:
+    """Give the file that a running QEMU writes a disk to."""
+    return plain_file(str(image_of(seen, target).get("filename", "")))
+
+
+def is_in_chain(seen: Seen, target: Target, path: PurePosixPath) -> bool:
+    """Does a running QEMU have a file in the chain of a disk."""
+    try:
+        file_in_chain(seen, target, path)
+    except Busy:
+        return False
+    return True
+
+
+def file_in_chain(seen: Seen, target: Target, path: PurePosixPath) -> str:
+    """Give the name by which a running QEMU knows a file of a disk's chain; raises Busy `vm.state` for none."""
+    image: object = image_of(seen, target)
+    while isinstance(image, dict):
+        name = str(image.get("filename", ""))
+        if os.path.realpath(plain_file(name)) == os.path.realpath(path):
+            return name
+        image = image.get("backing-image")
+    raise Busy(
+        Report(
+            code="vm.state",
+            message=f"the running VM does not have {path.name} beneath its disk {target.name}",
+            where=str(path),
+            why="it was started from another file, or before the path was changed or the snapshot was made",
+            hint=f"kvmlaunch status {seen.name}   # names the definition that it runs from",
+        )
+    )
