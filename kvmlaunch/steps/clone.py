@@ -38,13 +38,14 @@ from kvmlaunch.storage.image import Image
 class Cloned:
     """A clone: its definition, its disks with what they rest on, the topmost first, and what both VMs have alike.
 
-    `shared` are keys whose values two VMs cannot both have.
+    `shared` are keys whose values two VMs cannot both have; `overlaid` tells whether overlays rest on the original.
     """
 
     file: Path
     text: str
     chains: tuple[tuple[str, tuple[Image, ...]], ...] = ()
     shared: tuple[str, ...] = ()
+    overlaid: bool = False
 
 
 def clone(
@@ -70,14 +71,14 @@ def clone(
     for path in disks.values():
         if os.path.lexists(path) and not full:  # a copy that compares equal is taken: a killed command made it
             raise exists_already(path)
-    shared = shared_keys(definition)
+    shared, overlaid = shared_keys(definition), not full and bool(targets)
     if dry_run:
-        return Cloned(file=file, text=text, shared=shared)
+        return Cloned(file=file, text=text, shared=shared, overlaid=overlaid)
     with ExitStack() as stack:
         for target in targets[:1]:  # one VM has them all
             stack.enter_context(at_rest(caller, target, "cloned"))
         made = make(caller, file, text, targets, disks, full=full, progress=progress)
-    return Cloned(file=file, text=text, chains=made, shared=shared)
+    return Cloned(file=file, text=text, chains=made, shared=shared, overlaid=overlaid)
 
 
 def check_source(target: Target, copying: str, *, full: bool) -> None:

@@ -249,14 +249,34 @@ def test_a_vm_without_disks_is_cloned(machine: Machine) -> None:
     assert machine.ok("up", "new", "--paused").code == 0
 
 
-def test_a_base_with_forwarded_ports_has_it_said_that_both_cannot_run(machine: Machine) -> None:
+def test_what_two_vms_cannot_both_have_is_said(machine: Machine) -> None:
     define(machine)
     text = TINY.replace('type = "none"', 'type = "user"\nforwards = ["tcp:127.0.0.1:8080:80"]')
-    place(machine, "web.toml").write_text(f"{text}{ROOT}")
+    place(machine, "web.toml").write_text(f"{text}{ROOT}[lifecycle]\nautostart = true\n")
 
     told = machine.ok("clone", "new", "--from", "web")
+    whole = machine.ok("clone", "copy", "--from", "web", "--full", "-n")
 
-    assert "forwarded ports" in told.err
+    assert "network.lan.forwards, lifecycle.autostart" in told.err
+    assert "web does not start as long as" in told.err
+    assert "web does not start" not in whole.err
+
+
+def test_a_full_clone_that_was_killed_before_its_definition_is_made_again_of_the_copy(machine: Machine) -> None:
+    define(machine)
+    machine.ok("clone", "new", "--from", "web", "--full")
+    copy, before = place(machine, "new.img"), place(machine, "new.img").stat().st_ino
+    place(machine, "new.toml").unlink()
+
+    cloned(machine, "--full")
+    again = copy.stat().st_ino
+    place(machine, "new.toml").unlink()
+    write(machine, "new.img", 9)
+    other = refused(machine, "--full")
+
+    assert again == before
+    assert other == (6, "disk.exists")
+    assert holds(machine, "new.img", 9)
 
 
 @pytest.mark.parametrize("name", ["we, b.img", "we'b.img", "wé b.img", "we=b.img", "we#b.img", "nbd:b.img"])

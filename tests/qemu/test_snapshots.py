@@ -511,3 +511,63 @@ def test_an_image_with_commas_and_blanks_in_its_name_is_kept_and_committed(machi
 
     assert names(machine) == {"web, ,,1.img"}
     assert holds(machine, "web, ,,1.img", 2)
+
+
+@pytest.fixture
+def other(machine: Machine) -> Path:
+    """Give another definition of web, with another disk of that name, while web runs from the first."""
+    define(machine)
+    directory = machine.directory / "other"
+    directory.mkdir()
+    (directory / "web.toml").write_text(f"{TINY}{ROOT}")
+    made = machine.execute("qemu-img", "create", "-q", "-f", "raw", directory / "web.img", "8M")
+    assert made.code == 0, made.err
+    machine.ok("up", "web", "--paused")
+    return directory
+
+
+@pytest.mark.parametrize("words", [("resize", "web:root", "16MiB"), ("snapshot", "commit", "web:root")])
+def test_a_running_vm_is_told_nothing_of_a_disk_that_it_does_not_have(
+    machine: Machine, other: Path, words: tuple[str, ...]
+) -> None:
+    if words[0] == "snapshot":
+        overlay = other / S1
+        machine.execute("qemu-img", "create", "-q", "-f", "qcow2", "-b", "web.img", "-F", "raw", overlay)
+    before = sorted(path.name for path in other.iterdir())
+
+    refused = machine.run("-f", other / "web.toml", "disk", *words)
+
+    assert (refused.code, refused.codes) == (7, {"vm.state"})
+    assert sorted(path.name for path in other.iterdir()) == before
+    assert place(machine, "web.img").stat().st_size == 8 * MIB
+
+
+def test_an_overlay_of_a_disk_that_the_running_vm_does_not_have_stays(machine: Machine, other: Path) -> None:
+    overlay = other / S1
+    machine.execute("qemu-img", "create", "-q", "-f", "qcow2", "-b", "web.img", "-F", "raw", overlay)
+    machine.execute("qemu-io", "-f", "qcow2", "-c", "write -P 7 0 64k", overlay)
+    size = overlay.stat().st_size
+
+    refused = machine.run("-f", other / "web.toml", "disk", "snapshot", "create", "web", "s1")
+
+    assert (refused.code, refused.codes) == (7, {"vm.state"})
+    assert overlay.stat().st_size == size
+
+
+def test_that_a_live_snapshot_ends_the_turning_of_zeros_into_holes_is_said(machine: Machine) -> None:
+    define(machine, f'{ROOT}detect_zeroes = "unmap"\n')
+    machine.ok("up", "web", "--paused")
+
+    taken = machine.ok("disk", "snapshot", "create", "web", "s1")
+
+    assert "root: detect_zeroes is off until the VM starts again" in taken.err
+
+
+def test_no_command_is_printed_for_a_disk_that_cannot_be_told(machine: Machine) -> None:
+    define(machine)
+    machine.ok("disk", "snapshot", "create", "web", "s1")
+    place(machine, MARK).write_text("merged\n")
+
+    printed = machine.run("print-cmd", "web")
+
+    assert (printed.code, printed.codes, printed.out) == (6, {"disk.snapshot"}, "")

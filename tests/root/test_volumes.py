@@ -210,6 +210,44 @@ def test_a_device_is_a_disk_that_is_there_and_is_neither_grown_nor_removed(machi
     assert (removed.code, "disk.type" in removed.codes) == (6, True)
 
 
+def test_a_device_that_is_made_of_the_source_is_no_copy_of_it(machine: Machine) -> None:
+    path = image(machine, 8 * MIB)
+    made = machine.execute("losetup", "-f", "--show", path)
+    device = made.out.strip()
+
+    try:
+        refused = convert(machine, device, "--remove-source")
+    finally:
+        machine.execute("losetup", "-d", device)
+
+    assert (refused.code, refused.codes) == (6, {"disk.exists"})
+    assert path.read_bytes().startswith(b"guest")
+
+
+def test_an_overlay_of_the_source_is_no_copy_of_it(machine: Machine) -> None:
+    path = image(machine, 8 * MIB)
+    goal = machine.directory / "elsewhere/copy.qcow2"
+    goal.parent.mkdir()
+    machine.execute("qemu-img", "create", "-q", "-f", "qcow2", "-b", path, "-F", "raw", goal)
+
+    refused = convert(machine, str(goal), "--remove-source")
+
+    assert (refused.code, refused.codes) == (6, {"disk.exists"})
+    assert path.read_bytes().startswith(b"guest")
+
+
+def test_root_converts_a_users_raw_image_to_a_place_of_its_own(machine: Machine) -> None:
+    path, home = image(machine, 8 * MIB), "/var/lib/kvmlaunch/theirs"
+    machine.execute("install", "-d", "-o", "4242", home)
+    machine.execute("install", "-o", "4242", "-m", "600", path, f"{home}/web.img")
+    machine.define("web", f'{TINY}[disk.root]\npath = "{home}/web.img"\n')
+
+    done = convert(machine, "vmdefs/new.img")
+
+    assert done.code == 0, done.err
+    assert (machine.directory / "vmdefs/new.img").read_bytes() == path.read_bytes()
+
+
 def test_a_device_becomes_an_image(machine: Machine, device: str) -> None:
     device_disk(machine, device)
     with Path(device).open("r+b") as file:
