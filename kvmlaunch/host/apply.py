@@ -108,9 +108,19 @@ def compact_memory(root: Path) -> None:
         write_control(root / "proc/sys/vm/compact_memory", "1")
 
 
-def apply_pool(change: PoolChange, before: int, root: Path = Path("/")) -> int:
+def lower_pool(change: PoolChange, pages: int, surplus: int, root: Path) -> None:
+    """Take pages out of a pool, and let the kernel lend again what it had lent before the pool was raised.
+
+    nr_hugepages reads as the pool's own pages and the lent ones; what is written are its own alone: hugetlbpage.rst.
+    """
+    total, lent = (read_number(pool_path(change, name, root)) for name in ("nr_hugepages", "surplus_hugepages"))
+    set_pool(change, max(0, total - pages - max(lent, surplus)), root)
+
+
+def apply_pool(change: PoolChange, before: int, surplus: int = 0, root: Path = Path("/")) -> int:
     """Raise a pool and give its new total; granted in part is rolled back and refused.
 
+    `surplus` are those of the pages before that the kernel had lent.
     Raises PreflightFailed `host.hugepages.short` when nothing was granted, `.partial` when some was.
     """
     wanted = before + change.pages
@@ -121,7 +131,7 @@ def apply_pool(change: PoolChange, before: int, root: Path = Path("/")) -> int:
         gained += set_pool(change, now + change.pages - gained, root) - now
     if gained >= change.pages:
         return before + gained
-    set_pool(change, max(0, read_number(pool_path(change, "nr_hugepages", root)) - gained), root)
+    lower_pool(change, gained, surplus, root)
     gained, by_compaction = max(0, gained), max(0, gained - first)
     why = f"{count(change.pages, 'page')} were asked for beside the {before} there, the kernel granted {gained}"
     if change.compact:
@@ -163,7 +173,7 @@ def undo_pool(entry: Entry, change: PoolChange, root: Path = Path("/")) -> Itera
     idle = wait_for_idle(change, own, root)
     back = min(own, idle, total)
     if back:
-        set_pool(change, total - back, root)
+        lower_pool(change, back, entry.surplus or 0, root)
     if back < own:
         yield warning(
             code="host.change.conflict",
@@ -191,6 +201,7 @@ def is_ours(mount: Mount, change: MountChange) -> bool:
     """Is a mount the one that this change makes; the kernel leaves out a uid of 0."""
     return (
         mount.type == "hugetlbfs"
+        and mount.option("pagesize") == f"{change.page_size // MIB}M"
         and mount.option("min_size") == str(change.size)
         and (mount.option("uid") or "0") == str(change.uid)
     )
@@ -351,9 +362,12 @@ def undo_directory(change: DirectoryChange) -> Iterator[Finding]:
             os.rmdir(path.name, dir_fd=parent)
 
 
-def read_before(change: Change) -> int | None:
-    """Give what a change is counted from: a pool's total; None for everything else."""
-    return read_number(pool_path(change, "nr_hugepages")) if isinstance(change, PoolChange) else None
+def begun(change: Change) -> Entry:
+    """Give the entry of a change that is to be made, with what a pool holds before it."""
+    if not isinstance(change, PoolChange):
+        return Entry(change=change)
+    before, surplus = (read_number(pool_path(change, name)) for name in ("nr_hugepages", "surplus_hugepages"))
+    return Entry(change=change, before=before, surplus=surplus)
 
 
 def is_there(change: Change) -> bool:
@@ -376,7 +390,7 @@ def apply_entry(entry: Entry) -> Entry:
     change = entry.change
     match change:
         case PoolChange():
-            return evolve(entry, after=apply_pool(change, entry.before or 0))
+            return evolve(entry, after=apply_pool(change, entry.before or 0, entry.surplus or 0))
         case MountChange():
             apply_mount(change)
         case LogMountChange():
@@ -411,12 +425,14 @@ def undo_entry(entry: Entry) -> Iterator[Finding]:
             assert_never(change)
 
 
-def restore_mount(staying: list[Entry], entry: Entry) -> Iterator[Finding]:
-    """Mount again what a VM's mount had replaced and what stays: a larger one gives way to the one prepared."""
-    if not isinstance(entry.change, MountChange):
-        return
-    earlier = [each.change for each in staying if isinstance(each.change, MountChange)]
-    for change in earlier[-1:]:
+def restore_prepared(staying: list[Entry], entry: Entry) -> Iterator[Finding]:
+    """Make again what a VM's mount or tap had replaced and what stays: it gives way to the one prepared."""
+    gone, prepared = entry.change, [each.change for each in staying]
+    if isinstance(gone, TapChange):
+        for tap in [each for each in prepared if isinstance(each, TapChange) and each.ifname == gone.ifname]:
+            make_tap(tap)
+    mounts = [each for each in prepared if isinstance(each, MountChange)] if isinstance(gone, MountChange) else []
+    for change in mounts[-1:]:
         try:
             apply_mount(change)
         except PreflightFailed as error:
@@ -434,7 +450,7 @@ def apply_changes(head: Journal, changes: tuple[Change, ...], tell: Tell) -> Jou
 
     `head` is the VM's journal so far: what it holds already stays in it.
     """
-    fresh = tuple(Entry(change=change, before=read_before(change)) for change in changes if not is_there(change))
+    fresh = tuple(begun(change) for change in changes if not is_there(change))
     if not fresh:
         return head
     journal = evolve(head, state="intent", entries=(*head.entries, *fresh))
@@ -472,7 +488,7 @@ def undo_entries(journal: Journal, entries: tuple[Entry, ...]) -> tuple[Finding,
             journals.write_journal(journal)
         try:
             found += undo_entry(noted)
-            found += restore_mount(staying, noted)
+            found += restore_prepared(staying, noted)
         except KvmlaunchError as error:
             journals.write_journal(evolve(journal, state="done"))
             error.problems = (*error.problems, *(finding.report for finding in found))

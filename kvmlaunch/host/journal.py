@@ -29,7 +29,7 @@ from kvmlaunch.model.change import (
 
 SCHEMA = 2
 TEXTS = {"path", "ifname", "bridge"}
-COUNTS = ("before", "after", "undo_from")
+COUNTS = ("before", "after", "undo_from", "surplus")
 KINDS: dict[str, type[Change]] = {
     "pool": PoolChange,
     "mount": MountChange,
@@ -74,6 +74,7 @@ def parse_journal(text: str) -> Journal:
                 before=each["before"],
                 after=each["after"],
                 undo_from=each["undo_from"],
+                surplus=each.get("surplus"),
             )
             for each in document.pop("entries")
         )

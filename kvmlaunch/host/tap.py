@@ -4,12 +4,25 @@ import os
 
 from kvmlaunch.errors import HostFailed, Report
 from kvmlaunch.host.command import run_tool
+from kvmlaunch.host.readers import read_text
 from kvmlaunch.model.change import TapChange
+
+MULTI_QUEUE = 0x0100  # IFF_MULTI_QUEUE of linux/if_tun.h
 
 
 def tap_exists(ifname: str) -> bool:
     """Is there a network device of this name."""
     return os.path.exists(f"/sys/class/net/{ifname}")
+
+
+def is_made_otherwise(change: TapChange) -> bool:
+    """Is there a tap of this name with other queues, or another owner."""
+    place = f"/sys/class/net/{change.ifname}"
+    flags, owner = read_text(f"{place}/tun_flags"), read_text(f"{place}/owner")
+    if flags is None or owner is None:
+        return False
+    multi_queue = bool(int(flags, 16) & MULTI_QUEUE)
+    return (multi_queue, int(owner)) != (change.multi_queue, change.uid)
 
 
 def run_ip(*arguments: str) -> None:
@@ -27,7 +40,12 @@ def run_ip(*arguments: str) -> None:
 
 
 def make_tap(change: TapChange) -> None:
-    """Make a persistent tap owned by the VM's user, joined to its bridge and up; removed when a step fails."""
+    """Make a persistent tap owned by the VM's user, joined to its bridge and up; removed when a step fails.
+
+    One of ours that is there with other queues or another owner, which cannot be changed, is made anew.
+    """
+    if is_made_otherwise(change):
+        run_ip("link", "delete", "dev", change.ifname)
     if not tap_exists(change.ifname):
         queues = ("multi_queue",) if change.multi_queue else ()
         run_ip("tuntap", "add", "dev", change.ifname, "mode", "tap", "user", str(change.uid), *queues)
@@ -46,4 +64,4 @@ def remove_tap(change: TapChange) -> None:
     master = os.path.realpath(f"/sys/class/net/{change.ifname}/master").rpartition("/")[2]
     joined_elsewhere = os.path.exists(f"/sys/class/net/{change.ifname}/master") and master != change.bridge
     if not joined_elsewhere:
-        run_ip("tuntap", "del", "dev", change.ifname, "mode", "tap", *(("multi_queue",) if change.multi_queue else ()))
+        run_ip("link", "delete", "dev", change.ifname)

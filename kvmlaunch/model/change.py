@@ -77,6 +77,8 @@ class Entry:
     `owner` tells whether a start made it, which ends with the VM, or `preflight --apply`, which stays.
     `before` and `after` are a pool's total as read then, `undo_from` the total when taking it back began,
     None where nothing is counted or it did not come to that: so each step can be repeated after a crash.
+    `surplus` are those of the pages of `before` that the kernel lent beyond the pool: raising it makes them the pool's
+    own, for good.
     """
 
     change: Change
@@ -84,6 +86,7 @@ class Entry:
     before: int | None = None
     after: int | None = None
     undo_from: int | None = None
+    surplus: int | None = None
 
 
 @frozen(kw_only=True)

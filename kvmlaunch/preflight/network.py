@@ -73,7 +73,7 @@ def check_tap(network: PlannedNetwork, host: HostFacts) -> Iterator[Finding]:
 def check_own_tap(plan: Plan, network: PlannedNetwork, host: HostFacts) -> Iterator[Finding]:
     """Check that a tap of ours is there or can be made: only root makes one (`host.privilege`)."""
     device = host.network_devices.get(network.ifname)
-    if network.owned and not is_as_planned(network, device) and not host.privileged:
+    if network.owned and not is_as_planned(network, device, host) and not host.privileged:
         user = host.user.name or str(host.user.uid)
         yield error(
             code="host.privilege",
@@ -93,13 +93,13 @@ def check_networks(plan: Plan, host: HostFacts) -> Iterator[Finding]:
         yield from check_own_tap(plan, network, host) if network.owned else check_tap(network, host)
 
 
-def is_as_planned(network: PlannedNetwork, device: NetworkDevice | None) -> bool:
-    """Is a tap of ours there, up, with its queues and MTU, and joined to the bridge that is wanted now."""
+def is_as_planned(network: PlannedNetwork, device: NetworkDevice | None, host: HostFacts) -> bool:
+    """Is a tap of ours there, its user's, up, with its queues and MTU, and joined to the bridge that is wanted now."""
     if device is None:
         return False
     mtu = network.mtu or device.mtu
-    wanted = (network.bridge, True, network.queues > 1, mtu)
-    return (device.master, device.up, device.multi_queue, device.mtu) == wanted
+    wanted = (network.bridge, True, network.queues > 1, mtu, host.user.uid)
+    return (device.master, device.up, device.multi_queue, device.mtu, device.owner_uid) == wanted
 
 
 def plan_network_changes(plan: Plan, host: HostFacts) -> tuple[Change, ...]:
@@ -113,5 +113,5 @@ def plan_network_changes(plan: Plan, host: HostFacts) -> tuple[Change, ...]:
             mtu=network.mtu,
         )
         for network in plan.networks
-        if network.owned and not is_as_planned(network, host.network_devices.get(network.ifname))
+        if network.owned and not is_as_planned(network, host.network_devices.get(network.ifname), host)
     )

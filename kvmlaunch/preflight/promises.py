@@ -51,7 +51,8 @@ def check_memory(promise: MemoryPromise, evidence: Evidence) -> Iterator[Finding
     resident = sum(mapping.resident for mapping in evidence.ram)
     if promise.prealloc and promise.page_size > ORDINARY_PAGE and resident < promise.size:
         yield broken("preallocated memory", render_size(promise.size), render_size(resident), "memory.prealloc")
-    if promise.lock and evidence.locked_bytes < promise.size:
+    # The kernel counts no huge pages as locked: they are in memory for good, which is seen above.
+    if promise.lock and promise.page_size == ORDINARY_PAGE and evidence.locked_bytes < promise.size:
         yield broken("locked memory", render_size(promise.size), render_size(evidence.locked_bytes), "memory.lock")
 
 
@@ -115,10 +116,10 @@ def check_promise(promise: Promise, evidence: Evidence) -> Iterator[Finding]:
             assert_never(promise)
 
 
-def check_run_state(argv: tuple[str, ...], seen: str) -> Iterator[Finding]:
-    """Check that the guest runs, or that it is held where argv says -S."""
+def check_run_state(argv: tuple[str, ...], seen: str, *, later: bool) -> Iterator[Finding]:
+    """Check that the guest runs, or that it is held where argv says -S; `later` it may have been let run since."""
     held = "-S" in argv
-    if seen not in ({"prelaunch", "paused"} if held else {"running"}):
+    if seen not in ({"prelaunch", "paused"} if held else {"running"}) and not (later and seen == "running"):
         yield broken("the run state", "prelaunch" if held else "running", seen, "")
 
 
@@ -143,10 +144,15 @@ def check_cmdline(argv: tuple[str, ...], seen: tuple[str, ...]) -> Iterator[Find
     )
 
 
-def check_promises(plan: Plan, argv: tuple[str, ...], evidence: Evidence) -> tuple[Finding, ...]:
-    """Check every promise, that the process has the planned argv, and that QEMU fell back on nothing."""
+def check_promises(
+    plan: Plan, argv: tuple[str, ...], evidence: Evidence, *, later: bool = False
+) -> tuple[Finding, ...]:
+    """Check every promise, that the process has the planned argv, and that QEMU fell back on nothing.
+
+    `later` is for a QEMU that somebody has started before, and may have let run since.
+    """
     found = [finding for promise in plan.promises for finding in check_promise(promise, evidence)]
     found += check_cmdline(argv, evidence.cmdline)
-    found += check_run_state(argv, evidence.run_state)
+    found += check_run_state(argv, evidence.run_state, later=later)
     found += [broken("an engine of QEMU's", "no fallback", line, "") for line in FELL_BACK.findall(evidence.log)]
     return tuple(found)

@@ -42,7 +42,9 @@ def pin_and_continue(
     )
     for cpu, host_cpu in zip(sorted(cpus, key=lambda each: each["cpu-index"]), vcpus, strict=False):
         pin(cpu["thread-id"], host_cpu)
-    for thread, host_cpu in zip(sorted(threads, key=lambda each: each["id"]), iothreads, strict=False):
+    for thread, host_cpu in zip(
+        sorted(threads, key=lambda each: (len(each["id"]), each["id"])), iothreads, strict=False
+    ):
         pin(thread["thread-id"], host_cpu)
     if go_on:
         ask(target, (("cont", {}),))

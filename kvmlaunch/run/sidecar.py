@@ -5,6 +5,7 @@ import time
 from contextlib import suppress
 from pathlib import PurePosixPath
 from signal import SIGKILL, SIGTERM
+from typing import Final
 
 from kvmlaunch.errors import HostFailed, Report
 from kvmlaunch.model.run_files import NOTE, SOCKET
@@ -55,6 +56,9 @@ def serves(argv: tuple[str, ...], socket: PurePosixPath) -> bool:
     return any(word.partition("path=")[2].split(",")[0] == str(socket) for word in argv if "path=" in word)
 
 
+INTENT: Final = "0 0\n"  # noted before a process is started: whoever serves the socket then is it
+
+
 def render_note(pid: int) -> str:
     """Give what is noted of a process beside QEMU: its pid, and when it was started."""
     return f"{pid} {read_start_time(pid)}\n"
@@ -68,8 +72,20 @@ def noted_pid(run: PurePosixPath, socket: str) -> int | None:
             pid, start = map(int, os.read(fd, LONGEST_NOTE).split())
         finally:
             os.close(fd)
+        if pid == 0:
+            return find_server(run, socket)
         if read_start_time(pid) == start and serves(read_cmdline(pid), run / socket):
             return pid
+    return None
+
+
+def find_server(run: PurePosixPath, socket: str) -> int | None:
+    """Give the process that serves a socket, of those that the run directory's owner or root has; None for none."""
+    owners = {0, os.stat(run).st_uid}
+    for name in filter(str.isdecimal, os.listdir("/proc")):
+        with suppress(OSError):
+            if os.stat(f"/proc/{name}").st_uid in owners and serves(read_cmdline(int(name)), run / socket):
+                return int(name)
     return None
 
 

@@ -10,6 +10,7 @@ from kvmlaunch.errors import Busy, KvmlaunchError, NotRunning, Report
 from kvmlaunch.host.rundir import Claim, link_socket, write_record
 from kvmlaunch.host.tree import entered
 from kvmlaunch.preflight.promises import check_promises
+from kvmlaunch.run.pin import pin_and_continue
 from kvmlaunch.run.process import carries_uuid, held, read_cmdline
 from kvmlaunch.run.qmp import Target, ask
 from kvmlaunch.run.verify import collect_evidence
@@ -34,6 +35,8 @@ def guest_has_run(seen: Seen) -> bool:
 def as_planned(caller: Caller, seen: Seen, subject: Subject) -> tuple[Resolved, tuple[str, ...]]:
     """Read every promise of a definition back from a QEMU that this command did not start; gives the plan and argv.
 
+    Threads are pinned as the definition has it: nobody else does that.
+
     Raises Busy `vm.state` for one that is not as its definition says, or that cannot be asked.
     """
     resolved = resolve(caller, subject, everything=True, running=seen.pid)
@@ -43,9 +46,11 @@ def as_planned(caller: Caller, seen: Seen, subject: Subject) -> tuple[Resolved, 
         evidence = collect_evidence(pid, target, resolved.plan.memory.size, "", seconds=SECONDS)
     except KvmlaunchError as error:
         raise otherwise(seen, f"{error.report.message}: {error.report.why}") from error
-    broken = check_promises(resolved.plan, argv, evidence)
+    broken = check_promises(resolved.plan, argv, evidence, later=True)
     if broken:
         raise otherwise(seen, "\n".join(f"{each.report.message}: {each.report.why}" for each in broken))
+    if resolved.plan.vcpu_pins or resolved.plan.iothread_pins:
+        pin_and_continue(target.path, pid, resolved.plan.vcpu_pins, resolved.plan.iothread_pins, go_on=False)
     return resolved, argv
 
 

@@ -132,8 +132,9 @@ def see_unlocked(name: str, places: Places, contents: Contents, uuid: str) -> Se
 
         pid = listener_pid(places.run / QMP)
         pid = pid if pid and carries_uuid(read_cmdline(pid), uuid) else None
-    if contents.exists and pid is None:
-        pid = find_by_uuid(uuid, places.run)  # its socket may have been taken over by a second one that then died
+    if pid is None:
+        # Its socket may have been taken over by a second one that then died, or logind removed a user's directory.
+        pid = find_by_uuid(uuid, places.run)
     if pid is not None:
         state = VmState.FOREIGN
     return Seen(
@@ -166,7 +167,7 @@ def observe(caller: Caller, name: str) -> Seen:
         contents = read_contents(places.run, owner_of(places.run))
     except PreflightFailed as error:
         return Seen(name=name, places=places, state=VmState.STOPPED, unreadable=error.report.message)
-    if not contents.exists:
+    if not contents.exists and caller.uid == 0:
         return Seen(name=name, places=places, state=VmState.STOPPED)
     uuid, record = uuid_of(caller, name), contents.record
     # /proc/locks tells no lock on btrfs, nor one of another pid namespace: a process that is the record's is believed.

@@ -3,7 +3,6 @@
 import contextlib
 import os
 from collections.abc import Iterator
-from pathlib import PurePosixPath
 
 from attrs import evolve
 
@@ -15,7 +14,7 @@ from kvmlaunch.host.logs import rotate_console
 from kvmlaunch.host.rights import rights_of
 from kvmlaunch.host.rundir import claimed, mark_prepared, remove_claimed, remove_contents, unmark_prepared
 from kvmlaunch.model.change import Change, DirectoryChange, Journal, render_change, render_entry, render_undone
-from kvmlaunch.model.finding import Finding, warning
+from kvmlaunch.model.finding import Finding
 from kvmlaunch.model.host import UserFacts
 from kvmlaunch.model.plan import Places
 from kvmlaunch.model.run_files import LOG
@@ -27,9 +26,7 @@ from kvmlaunch.steps.load import load_subject
 from kvmlaunch.steps.names import name_of, refuse_unknown
 from kvmlaunch.steps.observe import observe, owner_of
 from kvmlaunch.steps.resolve import Resolved, refuse_errors, resolve
-from kvmlaunch.steps.up import seed_findings
-
-LINGER = PurePosixPath("/var/lib/systemd/linger")
+from kvmlaunch.steps.up import linger_findings, seed_findings
 
 
 @frozen(kw_only=True)
@@ -57,21 +54,6 @@ def directories(resolved: Resolved) -> tuple[Change, ...]:
         for path in (run.parent.parent, run.parent)
     ]
     return (*parents, *owned)
-
-
-def linger_findings(resolved: Resolved) -> tuple[Finding, ...]:
-    """Warn where logind would remove the user's runtime directory at his last logout (`host.user.linger`)."""
-    user = resolved.host.user
-    if resolved.host.caller_uid == 0 or not resolved.host.systemd or os.path.exists(LINGER / user.name):
-        return ()
-    return (
-        warning(
-            code="host.user.linger",
-            message=f"{user.name} does not linger",
-            why=f"/run/user/{user.uid} goes away with the last login",
-            hint=f"loginctl enable-linger {user.name}",
-        ),
-    )
 
 
 def examine(caller: Caller, word: str) -> Resolved:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from attrs import evolve
@@ -36,9 +36,9 @@ from kvmlaunch.host.rundir import (
     remove_contents,
     write_record,
 )
-from kvmlaunch.host.tree import entered, make_owned
+from kvmlaunch.host.tree import entered, make_owned, own_files
 from kvmlaunch.model.change import Change
-from kvmlaunch.model.finding import Finding
+from kvmlaunch.model.finding import Finding, warning
 from kvmlaunch.model.lifecycle import Answer, Verb, VmState, plan_transition
 from kvmlaunch.model.run_files import EVENTS, QMP, TPM
 from kvmlaunch.model.value import frozen
@@ -51,6 +51,8 @@ from kvmlaunch.steps.observe import LEFT, Seen, age, monitor_path, observe
 from kvmlaunch.steps.record import record_of
 from kvmlaunch.steps.resolve import Resolved, refuse_errors, resolve
 from kvmlaunch.units import GIB
+
+LINGER = PurePosixPath("/var/lib/systemd/linger")  # of logind: a file for each user who lingers
 
 if TYPE_CHECKING:
     from kvmlaunch.run.launch import RunningVm
@@ -82,8 +84,6 @@ class Started:
 
 def check_running(caller: Caller, seen: Seen, subject: Subject) -> tuple[Finding, ...]:
     """Check a VM that runs already against the definition: another file is refused (`vm.other`), older text said."""
-    from kvmlaunch.model.finding import warning  # noqa: PLC0415 - beside its only use
-
     record, definition = seen.record, subject.definition
     if record is None:
         return ()
@@ -111,7 +111,6 @@ def check_running(caller: Caller, seen: Seen, subject: Subject) -> tuple[Finding
 
 def check_paused(seen: Seen) -> tuple[Finding, ...]:
     """Say that a VM which runs already stands still (`vm.paused`)."""
-    from kvmlaunch.model.finding import warning  # noqa: PLC0415 - beside its only use
     from kvmlaunch.run.qmp import Target, ask  # noqa: PLC0415
 
     try:
@@ -188,6 +187,7 @@ def make_variables(resolved: Resolved) -> None:
         return
     store = resolved.places.state / "uefi-variables.fd"
     make_owned(resolved.places.state, user.uid, user.gid, 0o700)
+    own_files(resolved.places.state, user.uid, user.gid)
     if os.path.exists(store):
         return
     with entered(resolved.places.state, user.uid) as fd:
@@ -209,17 +209,19 @@ def start_sidecars(caller: Caller, resolved: Resolved, claim: Claim) -> None:
     commands = build_sidecars(resolved.subject.definition, resolved.host, places)
     if not commands:
         return
-    from kvmlaunch.run.sidecar import launch_sidecar, render_note  # noqa: PLC0415 - where there is one
+    from kvmlaunch.run.sidecar import INTENT, launch_sidecar, render_note  # noqa: PLC0415 - where there is one
     from kvmlaunch.steps.owners import process_owner  # noqa: PLC0415
 
     if TPM in commands:
         make_owned(places.state, user.uid, user.gid, 0o700)
         make_owned(places.state / STATE, user.uid, user.gid, 0o700)
+        own_files(places.state / STATE, user.uid, user.gid)
     when = datetime.now(UTC).isoformat(timespec="seconds")
     log_fd, _ = open_qemu_log(places.logs, caller.uid, f"# {when} beside {resolved.name}: {', '.join(commands)}")
     try:
         for socket, argv in commands.items():
             owner, log = process_owner(user), places.logs / QEMU_LOG
+            note_sidecar(claim, socket, INTENT)
             pid = launch_sidecar(argv, owner, places.run / socket, log, log_fd)
             note_sidecar(claim, socket, render_note(pid))
     finally:
@@ -238,6 +240,21 @@ def seed_findings(resolved: Resolved) -> tuple[Finding, ...]:
     from kvmlaunch.steps.seed import check_seed  # noqa: PLC0415 - with cloud_init only
 
     return check_seed(resolved)
+
+
+def linger_findings(resolved: Resolved) -> tuple[Finding, ...]:
+    """Warn where logind would remove the user's runtime directory at his last logout (`host.user.linger`)."""
+    user = resolved.host.user
+    if resolved.host.caller_uid == 0 or not resolved.host.systemd or os.path.exists(LINGER / user.name):
+        return ()
+    return (
+        warning(
+            code="host.user.linger",
+            message=f"{user.name} does not linger",
+            why=f"/run/user/{user.uid} goes away with the last login",
+            hint=f"loginctl enable-linger {user.name}",
+        ),
+    )
 
 
 def launch(caller: Caller, resolved: Resolved, claim: Claim, argv: tuple[str, ...], deadline: float) -> "RunningVm":
@@ -393,6 +410,8 @@ def up(
     resolved = resolve(caller, subject, everything=True, boot_from=wishes.boot_from, paused=wishes.paused)
     findings = resolved.findings()
     refuse_errors(name, (*findings, *seed_findings(resolved)))
+    for finding in linger_findings(resolved):
+        tell("warn", f"{finding.report.message}: {finding.report.why}  [{finding.report.code}]")
     tell("preflight", f"{CHECK_COUNT} checks")
     if wishes.dry_run:
         argv = render_argv(resolved.plan, resolved.places)

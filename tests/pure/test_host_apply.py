@@ -16,9 +16,9 @@ CHANGE = PoolChange(page_size=2 << 20, pages=16)
 COMPACTING = PoolChange(page_size=2 << 20, pages=16, compact=True)
 
 
-def make_pool(root: Path, *, total: int, free: int, reserved: int = 0) -> None:
+def make_pool(root: Path, *, total: int, free: int, reserved: int = 0, surplus: int = 0) -> None:
     """Make the files of a pool of 2 MiB pages."""
-    for name, number in (("nr", total), ("free", free), ("resv", reserved)):
+    for name, number in (("nr", total), ("free", free), ("resv", reserved), ("surplus", surplus)):
         place = pool_path(CHANGE, f"{name}_hugepages", root)
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_text(f"{number}\n")
@@ -33,7 +33,7 @@ def total(root: Path) -> int:
 def test_a_pool_is_raised_by_what_is_missing(tmp_path: Path) -> None:
     make_pool(tmp_path, total=5, free=0)
 
-    assert apply_pool(CHANGE, 5, tmp_path) == 21
+    assert apply_pool(CHANGE, 5, root=tmp_path) == 21
     assert total(tmp_path) == 21
 
 
@@ -44,7 +44,7 @@ def test_a_pool_that_cannot_be_written_is_said_with_its_place(tmp_path: Path) ->
     place.symlink_to("/dev/full")
 
     with pytest.raises(HostFailed) as raised:
-        apply_pool(CHANGE, 5, tmp_path)
+        apply_pool(CHANGE, 5, root=tmp_path)
 
     assert raised.value.report.where == str(place)
 
@@ -75,7 +75,7 @@ def test_a_kernel_that_grants_less_is_rolled_back_and_the_numbers_are_said(
 
     monkeypatch.setattr("kvmlaunch.host.apply.write_control", grant)
     with pytest.raises(PreflightFailed) as raised:
-        apply_pool(COMPACTING, 5, tmp_path)
+        apply_pool(COMPACTING, 5, root=tmp_path)
 
     report = raised.value.report
     assert report.code == "host.hugepages.partial"
@@ -130,6 +130,25 @@ def test_pages_that_cannot_be_given_back_are_said(tmp_path: Path, now: int, free
     found = list(undo_pool(Entry(change=CHANGE, before=105, after=121), CHANGE, tmp_path))
 
     assert [finding.report.code for finding in found] == codes
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "lent", "written"),
+    [
+        (10, 42, 0, 0),  # the ten that were lent then became the pool's own: they are lent again
+        (0, 47, 5, 10),  # five were lent since: they are not the pool's own
+        (10, 52, 10, 10),  # lent as before, or lent anew: nobody loses a page of his own
+    ],
+)
+def test_pages_that_the_kernel_lends_do_not_become_the_pools_own(
+    tmp_path: Path, before: int, now: int, lent: int, written: int
+) -> None:
+    make_pool(tmp_path, total=now, free=32, surplus=lent)
+    entry = Entry(change=PoolChange(page_size=2 << 20, pages=32), before=10, after=42, surplus=before)
+
+    list(undo_pool(entry, PoolChange(page_size=2 << 20, pages=32), tmp_path))
+
+    assert total(tmp_path) == written
 
 
 def test_pages_of_a_qemu_that_is_just_ending_are_waited_for(tmp_path: Path) -> None:

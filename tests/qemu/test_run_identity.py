@@ -260,6 +260,23 @@ def test_a_pasted_command_on_a_prepared_host_is_seen_controlled_and_ended(machin
     assert machine.leftovers() == []
 
 
+def test_a_pasted_command_with_pins_that_was_let_run_is_pinned_by_up(machine: Machine) -> None:
+    machine.define("web", f'{TINY}[cpu]\npin = "0"\n')
+    machine.ok("preflight", "web", "--apply")
+    pasted = paste(machine, "web")
+    wait_for("it is seen", lambda: machine.run("status", "web").code == 0)
+    machine.ok("resume", "web")
+
+    already = machine.run("up", "web")
+    pins = [os.sched_getaffinity(int(task)) for task in os.listdir(f"/proc/{pasted.pid}/task")]
+    machine.end("web")
+    machine.ok("preflight", "web", "--undo")
+
+    assert already.code == 0, already.err
+    assert {0} in pins
+    assert machine.leftovers() == []
+
+
 def test_a_zombie_is_no_running_vm(machine: Machine) -> None:
     machine.define("web")
     keeper = (

@@ -84,3 +84,32 @@ def test_what_cannot_be_is_refused_with_its_place(machine: Machine, key: str) ->
 
     assert refused.code == 5
     assert "firmware" in refused.err
+
+
+def test_an_emulator_that_was_not_noted_any_more_is_ended_too(machine: Machine) -> None:
+    machine.define("web", TPM)
+    machine.ok("up", "web", "--paused")
+    (pid,) = emulators(machine)
+    words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[:-1]
+    machine.end("web")
+    wait_for("the emulator has ended", lambda: not emulators(machine))
+    run = machine.rundir("web")
+    run.mkdir(mode=0o700)
+    (run / "tpm.sock.pid").write_text("0 0\n")
+    machine.execute("sh", "-c", 'umask 077; "$@" --daemon', "sh", *(os.fsdecode(word) for word in words))
+    left = emulators(machine)
+
+    machine.ok("down", "web")
+    wait_for("the emulator has ended", lambda: not emulators(machine))
+
+    assert len(left) == 1
+
+
+def test_what_a_vm_keeps_is_given_to_whom_it_runs_as_next(machine: Machine) -> None:
+    machine.define("web", SECURE)
+    machine.ok("up", "web", "--paused")
+    machine.end("web")
+
+    other = machine.run("up", "web", "--paused", "--set", "security.user=nobody")
+
+    assert other.code == 0, other.err

@@ -2,6 +2,7 @@
 
 import re
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -154,6 +155,30 @@ def test_a_pool_that_the_administrator_sets_to_nothing_leaves_the_vm_alive(machi
     assert any(f"{surplus} huge pages of 2MiB on this host are surplus" in note for note in notes)
     assert pool.gained() <= 0
     assert machine.leftovers() == []
+
+
+HOLD = "import mmap, time; m = mmap.mmap(-1, 10 << 21, flags=0x40022); m[:] = bytes(10 << 21); time.sleep(600)"
+
+
+def test_pages_that_the_kernel_lent_to_others_do_not_stay(machine: Machine, pool: Pool) -> None:
+    machine.define("web", HUGE)
+    overcommit = POOL / "nr_overcommit_hugepages"
+    before, lent_before = overcommit.read_text(), pool.surplus()
+    assert pool.idle() == 0
+    overcommit.write_text(str(int(before) + 10))
+    try:
+        holder = machine.start(sys.executable, "-c", HOLD)
+        wait_for("pages are lent", lambda: pool.surplus() == lent_before + 10)
+        machine.ok("up", "web", "--paused")
+        during = pool.surplus()
+        machine.end("web")
+        lent = pool.surplus()
+        machine.kill(holder.pid)
+    finally:
+        overcommit.write_text(before)
+
+    assert (during, lent) == (lent_before, lent_before + 10)
+    assert pool.settled() == 0
 
 
 def test_pages_that_the_administrator_adds_meanwhile_stay(machine: Machine, pool: Pool) -> None:

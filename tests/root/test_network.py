@@ -92,6 +92,39 @@ def test_a_tap_is_prepared_kept_over_down_and_undone(machine: Machine, bridge: d
     assert machine.leftovers() == []
 
 
+def test_a_prepared_tap_with_other_queues_is_made_anew_and_undone(machine: Machine, bridge: dict[str, str]) -> None:
+    machine.ok("preflight", "web", "--apply")
+    machine.define("web", BRIDGED.replace("vcpus = 1", "vcpus = 2"))
+
+    machine.ok("up", "web", "--paused")
+    machine.end("web")
+    machine.ok("preflight", "web", "--apply")
+    settled = machine.ok("preflight", "web", "--json").json["vms"][0]["changes"]
+    machine.ok("preflight", "web", "--undo")
+
+    assert settled == []
+    assert links(machine) == bridge
+    assert machine.leftovers() == []
+
+
+def test_a_prepared_tap_is_joined_again_after_a_vm_had_it_elsewhere(machine: Machine, bridge: dict[str, str]) -> None:
+    machine.execute("ip", "link", "add", "br1", "type", "bridge")
+    machine.execute("ip", "link", "set", "br1", "up")
+    machine.ok("preflight", "web", "--apply")
+    prepared = links(machine)
+    machine.define("web", BRIDGED.replace("br0", "br1"))
+
+    machine.ok("up", "web", "--paused")
+    during = sorted(links(machine).values())
+    machine.end("web")
+    after = links(machine)
+    machine.ok("preflight", "web", "--undo")
+
+    assert during.count("br1") == 1
+    assert after == prepared
+    assert links(machine).keys() == {*bridge, "br1"}
+
+
 def test_up_killed_while_it_makes_a_tap_leaves_none(machine: Machine, bridge: dict[str, str]) -> None:
     machine.ok("print-cmd", "web")
     words = ("up", "web", "--paused")

@@ -249,6 +249,22 @@ def test_root_does_not_take_a_users_pages_while_her_vm_runs(hers: Machine, pool:
     assert pool.total() >= PAGES
 
 
+def test_a_users_vm_whose_runtime_directory_went_away_is_seen_and_ended(hers: Machine) -> None:
+    assert prepare_for_alice(hers).code == 0
+    assert as_alice(hers, "up", "web", "--paused").code == 0
+    pid = as_alice(hers, "status", "web", "--json").json["vms"][0]["pid"]
+    hers.execute("sh", "-c", f"rm -rf /run/user/{ALICE}/kvmlaunch")
+
+    seen = as_alice(hers, "status", "web", "--json").json["vms"][0]
+    second = as_alice(hers, "up", "web", "--paused")
+    ended = as_alice(hers, "down", "web", "--force", "--timeout", "10ms")
+
+    assert (seen["state"], seen["pid"]) == ("running", pid)
+    assert second.code == 7, second.err
+    assert ended.code == 0, ended.err
+    assert not is_alive(pid)
+
+
 @pytest.mark.parametrize("planted", ["link to a directory", "link for the runtime directory"])
 def test_what_a_user_plants_leads_root_nowhere(hers: Machine, pool: Pool, planted: str) -> None:
     assert prepare_for_alice(hers).code == 0
