@@ -33,7 +33,7 @@ def check_seats(seats: Mapping[str, str], machine_name: str) -> Iterator[Finding
             message=f"machine {machine_name} has {most} ports for disks and CD drives",
             key=seated[most],
             why=f"{len(seated)} are asked for",
-            hint='bus = "virtio-scsi"',
+            hint='bus = "virtio-scsi"   # for a disk' if seated[most].startswith("disk.") else f"remove {seated[most]}",
         )
 
 

@@ -15,6 +15,7 @@ HYPERV = (
     *("hv-relaxed", "hv-vapic", "hv-vpindex", "hv-runtime", "hv-time", "hv-synic", "hv-stimer", "hv-stimer-direct"),
     *("hv-tlbflush", "hv-ipi", "hv-frequencies"),
 )
+MOST_TCG_VCPUS = 255
 ONE_NODE = "kvmlaunch: one node, and a CPU left for I/O"
 HYPERV_SOURCE = "QEMU docs, system/i386/hyperv"
 
@@ -118,8 +119,10 @@ def topology_fields(definition: Definition) -> tuple[Field, ...]:
     )
 
 
-def check_vcpus(definition: Definition, host: HostFacts, caps: QemuCaps, machine: str) -> Iterator[Finding]:
-    """Check the number of vCPUs against the machine (`qemu.capability`) and the host (a warning)."""
+def check_vcpus(
+    definition: Definition, host: HostFacts, caps: QemuCaps, machine: str, accelerator: str
+) -> Iterator[Finding]:
+    """Check the number of vCPUs against machine and accelerator (`qemu.capability`), and the host (a warning)."""
     vcpus, online = definition.cpu.vcpus, len(host.cpus.online)
     found = caps.machine(machine)
     if found and vcpus > found.cpu_max:
@@ -129,6 +132,14 @@ def check_vcpus(definition: Definition, host: HostFacts, caps: QemuCaps, machine
             key="cpu.vcpus",
             why=f"asked for: {vcpus}",
             hint=f"vcpus = {found.cpu_max}",
+        )
+    elif accelerator == "tcg" and vcpus > MOST_TCG_VCPUS:
+        yield error(
+            code="qemu.capability",
+            message=f"{vcpus} vCPUs need KVM",
+            key="cpu.vcpus",
+            why=f"beyond {MOST_TCG_VCPUS} the guest needs x2APIC, which TCG does not emulate",
+            hint=f"vcpus = {MOST_TCG_VCPUS}",
         )
     if vcpus > online:
         yield warning(
@@ -171,16 +182,17 @@ def plan_pins(definition: Definition, host: HostFacts) -> Choice[tuple[int, ...]
 def check_pins(definition: Definition, host: HostFacts) -> Iterator[Finding]:
     """Check pinning: every CPU online (`def.value.range`); auto that could not pin is a warning."""
     pins = plan_pins(definition, host)
-    wanted = (*pins.value, *plan_iothread_pins(definition, host).value)
-    absent = tuple(cpu for cpu in wanted if cpu not in host.cpus.online)
-    if absent:
-        yield error(
-            code="def.value.range",
-            message=f"host CPU {render_cpus(absent)} is not online",
-            key="cpu.pin",
-            why=f"online: {render_cpus(host.cpus.online)}",
-            hint=f'pin = "{render_cpus(host.cpus.online)}"',
-        )
+    for key, wanted in (("cpu.pin", pins.value), ("iothreads.pin", plan_iothread_pins(definition, host).value)):
+        absent = tuple(cpu for cpu in wanted if cpu not in host.cpus.online)
+        enough = host.cpus.online[: len(wanted)]
+        if absent:
+            yield error(
+                code="def.value.range",
+                message=f"host CPU {render_cpus(absent)} is not online",
+                key=key,
+                why=f"online: {render_cpus(host.cpus.online)}",
+                hint=f'pin = "{render_cpus(enough) if len(enough) == len(wanted) else "none"}"',
+            )
     if definition.cpu.pin is AUTO and not pins.value:
         yield warning(
             code="host.cpu.overcommitted",
@@ -234,7 +246,7 @@ def build_cpu(
         )
     findings = (
         *check_model(definition, caps, accelerator),
-        *check_vcpus(definition, host, caps, machine),
+        *check_vcpus(definition, host, caps, machine, accelerator),
         *check_pins(definition, host),
     )
     return Part(options=tuple(options), findings=findings)

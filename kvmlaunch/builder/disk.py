@@ -89,7 +89,7 @@ def plan_bus(definition: Definition, name: str, disk: Disk) -> Choice[str]:
     )
 
 
-def plan_cache(definition: Definition, name: str, disk: Disk, facts: PathFacts) -> Choice[CacheMode]:
+def plan_cache(definition: Definition, name: str, disk: Disk, facts: PathFacts, format_: str) -> Choice[CacheMode]:
     """Choose the cache mode: none where O_DIRECT works on this very path, else writeback; both honour a flush."""
     key = f"disk.{name}.cache"
     if disk.cache is not AUTO:
@@ -99,6 +99,9 @@ def plan_cache(definition: Definition, name: str, disk: Disk, facts: PathFacts) 
     where = f"{disk.path}" + (f" ({facts.filesystem})" if facts.filesystem else "")
     fact = Origin(kind="host", place=f"O_DIRECT on {disk.path}", key=key)
     source = "RHEL 10, virtualization guide (disk caching); kvmlaunch docs, performance"
+    if format_ == "raw" and facts.ends_within_block and not disk.readonly:
+        reason = f"its {facts.size} bytes end within a block; a guest's flush is honoured"
+        return Choice(value="writeback", reason=reason, source="QEMU block/file-posix.c", origin=fact)
     if facts.o_direct:
         return Choice(
             value="none", reason=f"O_DIRECT works on {where}; a guest's flush is honoured", source=source, origin=fact
@@ -173,7 +176,7 @@ def plan_disk(definition: Definition, name: str, host: HostFacts, caps: QemuCaps
         format_ = evolve(format_, value="qcow2", reason="what was written since a snapshot", source=SNAPSHOTS)
         disk = evolve(disk, path=PurePosixPath(snapshots[-1]))
         facts = host.paths.get(disk.path) or PathFacts(path=disk.path, kind="missing")
-    cache = plan_cache(definition, name, disk, facts)
+    cache = plan_cache(definition, name, disk, facts, format_.value)
     return DiskPlan(
         name=name,
         disk=disk,
@@ -233,6 +236,10 @@ def check_direct(plan: DiskPlan) -> Iterator[Finding]:
             why=f"{plan.facts.filesystem or 'its store'}: {plan.facts.refusal}",
             hint='cache = "writeback"',
         )
+    elif cache in DIRECT and plan.format.value == "raw" and plan.facts.ends_within_block and not plan.disk.readonly:
+        message = f"cache={cache} cannot be had for {plan.disk.path.name}, which ends within a block"
+        why, hint = f"it has {plan.facts.size} bytes", f'cache = "writeback"   # or: truncate -s %4096 {plan.disk.path}'
+        yield error(code="disk.direct", message=message, key=key, why=why, hint=hint)
     if plan.aio.value == "native" and cache not in DIRECT:
         yield error(
             code="def.disk.aio",

@@ -13,6 +13,7 @@ from kvmlaunch.model.plan import AcceleratorPromise, Field, Option
 from kvmlaunch.model.qemu import QemuCaps
 
 Q35 = re.compile(r"pc-q35-(\d+)\.(\d+)(?:\.(\d+))?")
+PC = re.compile(r"(?:pc-)?(?:q35|i440fx)(?:-.+)?|pc")
 Accelerator = Literal["kvm", "tcg"]
 
 
@@ -59,6 +60,16 @@ def check_machine(definition: Definition, caps: QemuCaps) -> tuple[Finding, ...]
                 key="machine",
                 why=f"QEMU {caps.version_text} ({caps.binary}) has {len(caps.machines)} machine types",
                 hint=hint,
+            ),
+        )
+    if not PC.fullmatch(name):
+        return (
+            error(
+                code="qemu.machine.unknown",
+                message=f"machine {name} is no PC with PCI",
+                key="machine",
+                why="kvmlaunch writes the devices of a q35 or i440fx machine",
+                hint=f'machine = "{newest_q35(caps)}"',
             ),
         )
     if machine.deprecated:

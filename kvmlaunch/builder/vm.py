@@ -32,6 +32,7 @@ from kvmlaunch.model.finding import Finding, error
 from kvmlaunch.model.host import HostFacts
 from kvmlaunch.model.plan import Field, IdentityPromise, Places, Plan, Promise
 from kvmlaunch.model.qemu import QemuCaps
+from kvmlaunch.units import count
 
 FAST_SCHEDULERS = ("none",)
 
@@ -251,6 +252,19 @@ def build_sidecars(definition: Definition, host: HostFacts, places: Places) -> d
     return {**share.daemons(definition, host, places), **tpm.emulators(definition, host, places)}
 
 
+def check_thread_pins(definition: Definition, threads: int) -> Iterator[Finding]:
+    """Refuse host CPUs by hand for I/O threads that are not there, or fewer than the threads (`def.value.choice`)."""
+    pins = definition.iothreads.pin
+    if isinstance(pins, tuple) and len(pins) != threads:
+        yield error(
+            code="def.value.choice",
+            message=f"{count(len(pins), 'host CPU')} for {count(threads, 'I/O thread')}",
+            key="iothreads.pin",
+            why="each thread is pinned to one of them, in their order",
+            hint=f"iothreads.count = {len(pins)}" if threads else 'pin = "none"   # in [iothreads]',
+        )
+
+
 def build_vm(
     definition: Definition, host: HostFacts, caps: QemuCaps, *, boot_from: str = "", paused: bool = False
 ) -> Plan:
@@ -272,6 +286,7 @@ def build_vm(
         *check_allocations(definition, plans),
         *cdrom.check_drivers(definition, host),
         *check_boot_from(definition, boot_from),
+        *check_thread_pins(definition, len(threads.ids.value)),
     )
     return Plan(
         name=definition.name,

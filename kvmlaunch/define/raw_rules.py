@@ -44,7 +44,7 @@ CLASHES: Final = {
     "-readconfig": "what it reads could not be checked; write the options out",
 }
 STREAMS: Final = {"-gdb", "-serial", "-parallel", "-debugcon", "-chardev"}
-MACHINE_TYPE: Final = r"[^=,]*(?:,|$)|(?:.*,)?(?:type|accel)="
+MACHINE_TYPE: Final = r"[^=,]*(?:,|$)|(?:.*,)?(?:type|accel|memory-backend)="
 SECRET_IN: Final = {
     "-object": r"""(?:^|,)data=|["']data["']\s*:|tls-creds.*password=""",
     "-spice": r"(?:^|,)password=",
@@ -54,6 +54,7 @@ LOGIN_IN_URL: Final = r"[a-z]://[^/@\s,]*[:%][^/@\s,]+@"
 ESCAPED: Final = r"\\u([0-9a-fA-F]{4})"
 HIDDEN_FORWARD: Final = r"hostfwd=(?:tcp|udp)?::|hostfwd=:"
 RUNS_A_PROGRAM: Final = r"guestfwd=.*-cmd:|(?:^|,)helper=|(?:^|,)(?:down)?script=(?!no(?:,|$))"
+SOCKET_LISTENS: Final = r"(?:^|,)listen=(\[[^\]]*\]|[^:,]*):"
 LISTENS: Final = r"(?:tcp|telnet|websocket):(\[[^\]]*\]|[^:,]*):[0-9]"
 
 
@@ -81,8 +82,8 @@ def check_option(option: str, value: str) -> Iterator[Mistake]:
         message = f"{option} clashes with what kvmlaunch writes"
         yield Mistake(code="def.raw.option", message=message, hint=f"remove it: {CLASHES[option]}")
     elif option == "-machine" and re.match(MACHINE_TYPE, value):
-        message = "-machine with a type or an accelerator clashes with what kvmlaunch writes"
-        yield Mistake(code="def.raw.option", message=message, hint='remove it: machine = "…" and accel = "…" say it')
+        message = "-machine with a type, an accelerator or the memory clashes with what kvmlaunch writes"
+        yield Mistake(code="def.raw.option", message=message, hint="remove it: machine, accel and [memory] say it")
     elif option == "-run-with" and "user=" in value:
         message = "-run-with user= clashes with security.user"
         yield Mistake(code="def.raw.option", message=message, hint="remove it: security.user says it")
@@ -129,7 +130,7 @@ def check_incoming(value: str) -> Iterator[Mistake]:
 
 def check_listener(option: str, value: str) -> Iterator[Mistake]:
     """Give a character device, a debugger's or a screen that the network reaches; none of them asks for a password."""
-    serves = option == "-gdb" or re.search(r"(?:^|,)server(?:=on|=yes)?(?:,|$)", value)
+    serves = option == "-gdb" or re.search(r"(?:^|,)server(?:=(?:on|yes|true|y))?(?:,|$)", value)
     found = re.match(LISTENS, value)
     host = found[1] if found else option_value(value, "host") if value.startswith("socket,") else None
     if option == "-s":
@@ -154,6 +155,9 @@ def check_netdev(option: str, value: str) -> Iterator[Mistake]:
     if re.search(HIDDEN_FORWARD, value):
         message = f"{option} has a forward without a host address, so it would listen on all of them"
         hint = 'in a [network.NAME]: forwards = ["tcp:127.0.0.1:8080:80"]'
+        yield Mistake(code="def.net.exposed", message=message, hint=hint)
+    if (found := re.search(SOCKET_LISTENS, value)) and not is_loopback(found[1]):
+        message, hint = f"{option} listens to the network", "listen=127.0.0.1:PORT, or type bridge"
         yield Mistake(code="def.net.exposed", message=message, hint=hint)
     if re.search(RUNS_A_PROGRAM, value):
         message = f"{option} runs a program, and the sandbox kills QEMU for it"

@@ -27,6 +27,7 @@ KNOWN_SUFFIXES: Final = {*RAW_SUFFIXES, ".qcow2"}
 DIRECT: Final = ("none", "directsync")
 LONGEST_SERIAL: Final = 20
 LONGEST_TAG: Final = 36  # bytes, of virtiofs; virtio 1.3, section 5.11.4
+MOST_SCSI_QUEUES: Final = 1022  # of virtio's 1024 two are for control and events
 BLOCK: Final = 4096  # bytes; QEMU opens no image past the page cache that ends within one
 FIRST_VNC_PORT: Final = 5900
 
@@ -265,6 +266,14 @@ def check_bus(name: str, disk: Disk, bus: str) -> Broke:
             hint = 'bus = "virtio-blk"' if disk.bus != AUTO else 'bus = "virtio-blk" (for Windows, sata is the default)'
             needs = (("os",), ("disk", name, "bus"))
             yield Broken(("disk", name, key), choice(message, hint=hint), needs=needs)
+    if bus == "nvme" and disk.on_error is not AUTO:
+        message = 'on_error does not go with bus = "nvme"'
+        mistake = choice(message, why="QEMU's nvme has no rerror and werror", hint='bus = "virtio-blk"')
+        yield Broken(("disk", name, "on_error"), mistake, needs=(("disk", name, "bus"),))
+    if bus == "virtio-scsi" and isinstance(disk.queues, int) and disk.queues > MOST_SCSI_QUEUES:
+        message = f"a virtio-scsi controller has at most {MOST_SCSI_QUEUES} queues, {disk.queues} are asked for"
+        mistake = Mistake(code="def.value.range", message=message, right=str(MOST_SCSI_QUEUES))
+        yield Broken(("disk", name, "queues"), mistake)
     if isinstance(disk.serial, str) and bus != "virtio-scsi" and len(disk.serial.encode()) > LONGEST_SERIAL:
         message = f"the serial number has {len(disk.serial.encode())} bytes, the guest sees {LONGEST_SERIAL}"
         right = quote(disk.serial.encode()[:LONGEST_SERIAL].decode(errors="ignore"))
@@ -346,10 +355,12 @@ def check_forwards(definition: Definition) -> Broke:
 
 def check_display(definition: Definition) -> Broke:
     """Give an address of the screen that others reach: VNC has no password."""
-    address = definition.display.address
+    address, key = definition.display.address, ("display", "address")
+    if address is not None and definition.display.type != "vnc":
+        message = "address is of a VNC screen, and this VM has none"
+        yield Broken(key, choice(message, hint='type = "vnc"'), needs=(("display", "type"),))
     if address is None or definition.display.type != "vnc":
         return
-    key = ("display", "address")
     try:
         host, port = parse_host_port(address)
     except Mistake as mistake:

@@ -36,6 +36,7 @@ from kvmlaunch.units import (
 )
 
 LARGEST_PORT: Final = 65535
+MOST_BANDWIDTH: Final = 900 << 40  # bytes a second; QEMU's include/qemu/throttle.h has 10^15
 LARGEST_INTEGER: Final = (1 << 63) - 1
 MAC = r"[0-9a-f]{2}(:[0-9a-f]{2}){5}"
 IPV4 = r"(?:(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)(?:\.(?!$)|$)){4}"
@@ -122,7 +123,11 @@ def parse_bandwidth_value(value: object) -> Bandwidth:
         raise Mistake(
             code="def.size.unit", message=message, right=f'"{abs(value)}MiB/s"' if 0 < abs(value) < 1 << 20 else ""
         )
-    return Bandwidth(in_size_words(parse_bandwidth, parse_text(value, WANTED[Bandwidth]), suffix="/s"))
+    rate = Bandwidth(in_size_words(parse_bandwidth, parse_text(value, WANTED[Bandwidth]), suffix="/s"))
+    if rate > MOST_BANDWIDTH:
+        message = f"{shown(value)} is more than QEMU takes, {render_bandwidth(MOST_BANDWIDTH)}"
+        raise Mistake(code="def.value.range", message=message)
+    return rate
 
 
 def in_size_words(parse: Callable[[str], int], text: str, suffix: str) -> int:

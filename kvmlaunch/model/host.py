@@ -204,6 +204,11 @@ class PathFacts:
     mode: int = 0
 
     @property
+    def ends_within_block(self) -> bool:
+        """Is a file's size no multiple of 4096: QEMU writes to no such raw image past the page cache (7.2.22)."""
+        return self.kind == "file" and self.size % 4096 != 0
+
+    @property
     def fully_allocated(self) -> bool:
         """Does every block of a regular file have its place on the store; true for a block device."""
         return self.kind == "block" or (self.kind == "file" and self.size > 0 and self.allocated >= self.size)

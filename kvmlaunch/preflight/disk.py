@@ -16,6 +16,11 @@ SMALLEST_QCOW2 = 104  # bytes: the header of version 3; docs/interop/qcow2.txt
 KINDS = {"directory": "a directory", "fifo": "a FIFO", "character": "a character device", "socket": "a socket"}
 
 
+def quoted(path: PurePosixPath) -> str:
+    """Give a path as a shell takes it."""
+    return shlex.quote(str(path))
+
+
 def user_of(host: HostFacts) -> str:
     """Give whom QEMU runs as, for a message."""
     return host.user.name or str(host.user.uid)
@@ -56,7 +61,7 @@ def check_kind(disk: PlannedDisk, facts: PathFacts, host: HostFacts, vm: str) ->
             message=f"{path} is out of reach of {user_of(host)}",
             key=key,
             why=facts.refusal or "a directory above it may not be searched",
-            hint=f"namei -l {path}   # shows which directory; then: setfacl -m u:{user_of(host)}:x THAT",
+            hint=f"namei -l {quoted(path)}   # shows which directory; then: setfacl -m u:{user_of(host)}:x THAT",
         )
     elif facts.kind in KINDS:
         yield error(
@@ -80,7 +85,7 @@ def check_permission(disk: PlannedDisk, facts: PathFacts, host: HostFacts) -> It
             message=f"{user_of(host)} may not {' or '.join(lacking)} {disk.path}",
             key=f"{disk.table}.path",
             why=f"it belongs to {facts.owner}, mode {facts.mode & 0o7777:04o}",
-            hint=f"setfacl -m u:{user_of(host)}:{rights} {disk.path}",
+            hint=f"setfacl -m u:{user_of(host)}:{rights} {quoted(disk.path)}",
         )
 
 
@@ -115,7 +120,7 @@ def check_format(disk: PlannedDisk, facts: PathFacts, vm: str) -> Iterator[Findi
             message=f"{disk.path} is no {disk.format} image",
             key=key,
             why=f"its header is {header or 'of no known format'}",
-            hint=f"qemu-img info {disk.path}   # says what it is; a damaged image must not be opened raw",
+            hint=f"qemu-img info {quoted(disk.path)}   # says what it is; a damaged image must not be opened raw",
         )
 
 
@@ -131,7 +136,7 @@ def check_header(disk: PlannedDisk, facts: PathFacts, vm: str) -> Iterator[Findi
         )
     elif facts.damaged and not disk.readonly:
         word = f"{vm}:{disk.table.removeprefix('disk.')}"
-        copy = f"cp {shlex.quote(str(disk.path))} {shlex.quote(f'{disk.path}.before')}"
+        copy = f"cp {quoted(disk.path)} {quoted(disk.path.with_name(f'{disk.path.name}.before'))}"
         yield error(
             code="disk.corrupt",
             message=f"{disk.path} is marked as damaged",
@@ -165,7 +170,7 @@ def check_backing(disk: PlannedDisk, facts: PathFacts) -> Iterator[Finding]:
             message=f"the backing file of {disk.path.name} lies elsewhere: {elsewhere}",
             key=f"{disk.table}.path",
             why="who can write the image can make QEMU open any file",
-            hint=f"qemu-img rebase -u -b NAME -F FORMAT {disk.path}   # with a name in {disk.path.parent}",
+            hint=f"qemu-img rebase -u -b NAME -F FORMAT {quoted(disk.path)}   # with a name in {disk.path.parent}",
         )
     if facts.backing and disk.path.suffix in RAW_SUFFIXES:
         yield error(
@@ -173,7 +178,7 @@ def check_backing(disk: PlannedDisk, facts: PathFacts) -> Iterator[Finding]:
             message=f"{disk.path.name} is an overlay, and its name says raw",
             key=f"{disk.table}.path",
             why="what rests on an image is not sought among files that are raw by their name",
-            hint=f"mv {disk.path} {disk.path.with_suffix('.qcow2')}   # and write that into the definition",
+            hint=f"mv {quoted(disk.path)} {quoted(disk.path.with_suffix('.qcow2'))}   # and so in the definition",
         )
     if facts.broken and not elsewhere:
         yield error(
@@ -181,7 +186,7 @@ def check_backing(disk: PlannedDisk, facts: PathFacts) -> Iterator[Finding]:
             message=f"what {disk.path.name} rests on cannot be opened",
             key=f"{disk.table}.path",
             why=facts.broken,
-            hint=f"put it back; or, where it was moved: qemu-img rebase -u -b NAME -F FORMAT {disk.path}",
+            hint=f"put it back; or, where it was moved: qemu-img rebase -u -b NAME -F FORMAT {quoted(disk.path)}",
         )
     if facts.external_data:
         yield error(
@@ -189,7 +194,7 @@ def check_backing(disk: PlannedDisk, facts: PathFacts) -> Iterator[Finding]:
             message=f"{disk.path.name} keeps its data in another file",
             key=f"{disk.table}.path",
             why="who can write the image can make QEMU open any file",
-            hint=f"qemu-img convert -O qcow2 {disk.path} NEW.qcow2",
+            hint=f"qemu-img convert -O qcow2 {quoted(disk.path)} NEW.qcow2",
         )
 
 
@@ -198,7 +203,7 @@ def holder_hint(disk: PlannedDisk, others: list[Holder]) -> str:
     vm = next((holder.vm for holder in others if holder.vm), "")
     if vm:
         return f"kvmlaunch down {vm}   # or give this VM an image of its own"
-    return f"fuser -v {shlex.quote(str(disk.path))}   # shows who has it; or give this VM an image of its own"
+    return f"fuser -v {quoted(disk.path)}   # shows who has it; or give this VM an image of its own"
 
 
 def check_holders(disk: PlannedDisk, facts: PathFacts, host: HostFacts) -> Iterator[Finding]:
@@ -251,7 +256,7 @@ def check_snapshots(path: PurePosixPath, facts: PathFacts, table: str, vm: str) 
             message=f"a snapshot of {path.name} cannot be read",
             key=f"{table}.path",
             why=f"what the disk is cannot be told without {PurePosixPath(facts.unread[0]).name}",
-            hint=f"ls -l {facts.unread[0]}; getfacl {path}   # give the user of QEMU the same rights to both",
+            hint=f"ls -l {shlex.quote(facts.unread[0])}; getfacl {quoted(path)}   # give QEMU's user both",
         )
     elif facts.stray:
         names = ", ".join(PurePosixPath(each).name for each in facts.stray)
@@ -330,5 +335,5 @@ def check_files(plan: Plan, host: HostFacts) -> Iterator[Finding]:
                 key=planned.key,
                 why=facts.refusal
                 or f"it is of kind {facts.kind}, belongs to {facts.owner}, mode {facts.mode & 0o7777:04o}",
-                hint=f"setfacl -m u:{user_of(host)}:r {planned.path}",
+                hint=f"setfacl -m u:{user_of(host)}:r {quoted(planned.path)}",
             )

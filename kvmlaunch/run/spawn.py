@@ -25,7 +25,7 @@ class Owner:
 
 
 @contextlib.contextmanager
-def raised_memlock(size: int) -> Iterator[None]:
+def raised_memlock(size: int, *, stays_root: bool) -> Iterator[None]:
     """Raise our own limit of locked memory around a spawn, so that the child inherits it; 0 leaves it alone."""
     if not size:
         yield
@@ -35,6 +35,9 @@ def raised_memlock(size: int) -> Iterator[None]:
     try:
         resource.setrlimit(resource.RLIMIT_MEMLOCK, (size if hard == resource.RLIM_INFINITY else min(size, hard), hard))
     except ValueError as error:  # root without CAP_SYS_RESOURCE, as in a container
+        if stays_root:  # with CAP_IPC_LOCK the limit does not count: mlock(2); without it QEMU says so
+            yield
+            return
         message = f"the limit of locked memory is {before[1]} bytes and cannot be raised (CAP_SYS_RESOURCE)"
         raise OSError(errno.EPERM, message) from error
     try:
@@ -50,7 +53,7 @@ def spawn(argv: tuple[str, ...], owner: Owner, *, lock_fd: int, log_fd: int, mem
     Raises QemuFailed `qemu.exit` when it cannot be executed.
     """
     try:
-        with raised_memlock(memlock):
+        with raised_memlock(memlock, stays_root=owner.uid == 0):
             return spawn_child(
                 argv, owner, out_fd=log_fd, err_fd=log_fd, fds=(lock_fd,) if lock_fd >= 0 else (), session=True
             )
@@ -61,6 +64,7 @@ def spawn(argv: tuple[str, ...], owner: Owner, *, lock_fd: int, log_fd: int, mem
                 message=f"{argv[0]} could not be started",
                 where=argv[0],
                 why=error.strerror or str(error),
+                hint=f"give the container --ulimit memlock={memlock}, or memory.lock = false" if memlock else "",
             )
         ) from error
 

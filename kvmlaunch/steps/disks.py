@@ -1,6 +1,7 @@
 """The disks that a word of the command line means, `VM` or `VM:DISK`, as they lie on this host."""
 
 import os
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import PurePosixPath
@@ -335,9 +336,10 @@ def unreadable(target: Target, why: str) -> PreflightFailed:
     code = "disk.corrupt" if target.facts.readable else "disk.permission"
     if broken:
         code, message, why = "disk.backing", f"what {path.name} rests on cannot be opened", broken
-        hint = f"put it back; or, where it was moved: qemu-img rebase -u -b NAME -F FORMAT {path}"
+        hint = f"put it back; or, where it was moved: qemu-img rebase -u -b NAME -F FORMAT {shlex.quote(str(path))}"
     elif target.facts.readable:
-        hint = f"cp {path} {path}.before && kvmlaunch disk check {target.word} --repair   # or go back to a backup"
+        copy = f"cp {shlex.quote(str(path))} {shlex.quote(f'{path}.before')}"
+        hint = f"{copy} && kvmlaunch disk check {target.word} --repair   # or go back to a backup"
     return PreflightFailed(Report(code=code, message=message, where=str(path), why=why, hint=hint))
 
 

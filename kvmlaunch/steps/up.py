@@ -130,13 +130,25 @@ def check_paused(seen: Seen) -> tuple[Finding, ...]:
     return ()
 
 
+def runs_already(seen: Seen) -> Busy:
+    """Give the refusal to say of a guest that runs that it is paused (`vm.state`)."""
+    return Busy(
+        Report(
+            code="vm.state",
+            message=f"{seen.name} runs already, and is not paused",
+            where=f"pid {seen.pid}",
+            hint=f"kvmlaunch pause {seen.name}",
+        )
+    )
+
+
 def check_restart(caller: Caller, word: str) -> None:
     """Refuse a restart before anything is ended: a definition with mistakes, or a VM that runs from another file."""
     subject = load_subject(caller, word)
     check_running(caller, observe(caller, subject.definition.name), subject)
 
 
-def settle(caller: Caller, seen: Seen, subject: Subject, tell: Tell) -> Started | None:
+def settle(caller: Caller, seen: Seen, subject: Subject, wishes: Wishes, tell: Tell) -> Started | None:
     """Deal with what is there already: running is fine, starting is busy, leftovers are cleaned up; None to go on."""
     match plan_transition(seen.state, Verb.UP):
         case Answer.ALREADY:
@@ -146,6 +158,8 @@ def settle(caller: Caller, seen: Seen, subject: Subject, tell: Tell) -> Started 
                 as_planned(caller, seen, subject)
                 tell("verified", f"pid {seen.pid}, which kvmlaunch did not start, is as planned")
             findings = (*check_running(caller, seen, subject), *check_paused(seen))
+            if wishes.paused and not any(finding.report.code == "vm.paused" for finding in findings):
+                raise runs_already(seen)
             return Started(name=seen.name, pid=seen.pid, already=True, seconds=age(seen.record), findings=findings)
         case Answer.BUSY:
             who = f"pid {seen.pid}" if seen.pid else f"pid {seen.record.launcher}" if seen.record else "another command"
@@ -404,7 +418,7 @@ def up(
     tell("definition", str(subject.definition.file))
     seen = observe(caller, name)
     if not wishes.dry_run or seen.lives:
-        settled = settle(caller, seen, subject, tell)
+        settled = settle(caller, seen, subject, wishes, tell)
         if settled:
             return settled
     resolved = resolve(caller, subject, everything=True, boot_from=wishes.boot_from, paused=wishes.paused)

@@ -15,6 +15,7 @@ from kvmlaunch.define.load import Surroundings, load_definition
 from kvmlaunch.define.positions import locate
 from kvmlaunch.define.tree import Path, Tree, join_path, leaves, merge, plain, quote, split_path, tree_of, without
 from kvmlaunch.define.values import (
+    MOST_BANDWIDTH,
     parse_bandwidth_value,
     parse_cpu_list,
     parse_duration_value,
@@ -135,7 +136,8 @@ def test_no_override_whatever_raises(overrides: list[str]) -> None:
 @given(st.integers(1, (1 << 63) - 1))
 def test_every_size_and_bandwidth_in_bytes_reads_back(size: int) -> None:
     assert parse_size_value(render_exact_size(size)) == size
-    assert parse_bandwidth_value(render_exact_bandwidth(Bandwidth(size))) == size
+    rate = min(size, MOST_BANDWIDTH)
+    assert parse_bandwidth_value(render_exact_bandwidth(Bandwidth(rate))) == rate
 
 
 @given(st.integers(1, 10_000_000), st.sets(st.integers(0, 99), min_size=1))

@@ -292,3 +292,26 @@ def test_no_message_lets_a_terminal_sequence_through() -> None:
     texts = [field for finding in found for field in astuple(finding.report)]
     assert [text for text in texts if "\\u001b" in text]
     assert not [text for text in texts if "\x1b" in text]
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ('[disk.a]\npath = "a.img"\nbus = "nvme"\non_error = "stop"\n', "disk.a.on_error"),
+        ('[disk.a]\npath = "a.img"\nbus = "virtio-scsi"\nqueues = 1023\n', "disk.a.queues"),
+        ('[disk.a]\npath = "a.img"\n[disk.a.limits]\nbandwidth = "2000TiB/s"\n', "disk.a.limits.bandwidth"),
+        ('[display]\naddress = "127.0.0.1:5901"\n', "display.address"),
+        ('[disk.a]\npath = "a.qcow2"\nbacking = "x/y/b.img"\n', "disk.a.backing"),
+        ('[disk.a]\npath = "a.img"\nformat = "qcow2"\nbacking = "b.img"\n', "disk.a.path"),
+        ('[raw]\nargs = ["-serial", "tcp::14445,server=true,wait=off"]\n', "raw.args"),
+        ('[raw]\nargs = ["-chardev", "socket,id=c,host=0.0.0.0,port=1,server=y"]\n', "raw.args"),
+        ('[raw]\nargs = ["-netdev", "socket,id=n,listen=:5000"]\n', "raw.args"),
+        ('[raw]\nargs = ["-machine", "memory-backend=x"]\n', "raw.args"),
+    ],
+)
+def test_what_qemu_would_refuse_or_open_to_all_is_refused_with_its_place(text: str, place: str) -> None:
+    assert place in only(text).report.where
+
+
+def test_a_socket_of_this_host_alone_is_taken() -> None:
+    assert codes('[raw]\nargs = ["-netdev", "socket,id=n,listen=127.0.0.1:5000"]\n') == []

@@ -401,3 +401,41 @@ def test_several_vms_are_answered_by_one_document_the_failed_ones_in_it(machine:
     assert web["pid"] != database["pid"]
     assert nobody["error"]["code"] == started.error["code"] == "vm.unknown"
     assert [each["forced"] for each in ended.json["vms"]] == ["SIGTERM", "SIGTERM"]
+
+
+def test_up_paused_is_refused_where_the_guest_runs(machine: Machine) -> None:
+    machine.define("web")
+    machine.ok("up", "web")
+
+    running = machine.run("up", "web", "--paused")
+    machine.ok("pause", "web")
+    paused = machine.run("up", "web", "--paused")
+
+    assert (running.code, running.codes) == (7, {"vm.state"})
+    assert "fix: kvmlaunch pause web" in running.err
+    assert paused.code == 0, paused.err
+
+
+def test_an_image_that_ends_within_a_block_is_opened_through_the_page_cache(machine: Machine) -> None:
+    path = machine.define("web", image=True).with_name("web.img")
+    with path.open("ab") as file:
+        file.write(bytes(512))
+
+    explained, started = machine.ok("explain", "web"), machine.run("up", "web", "--paused")
+    by_hand = machine.run("print-cmd", "web", "--set", "disk.root.cache=none")
+
+    assert "1049088 bytes end within a block" in explained.out
+    assert started.code == 0, started.err
+    assert by_hand.codes == {"disk.direct"}
+
+
+def test_two_drives_with_one_file_are_each_as_planned(machine: Machine) -> None:
+    base = '[disk.base]\npath = "base.qcow2"\nreadonly = true\ncache = "writeback"\n'
+    place = machine.define("web", f'{TINY}{base}[disk.over]\npath = "over.qcow2"\n').parent
+    for words in (("base.qcow2", "8M"), ("-b", "base.qcow2", "-F", "qcow2", "over.qcow2")):
+        made = machine.execute("sh", "-euc", f"cd {place}; qemu-img create -q -f qcow2 {' '.join(words)}")
+        assert made.code == 0, made.err
+
+    started = machine.run("up", "web", "--paused")
+
+    assert started.code == 0, started.err
