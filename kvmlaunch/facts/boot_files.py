@@ -20,7 +20,7 @@ UDEV_DIRECTORIES = (
     "/lib/udev/rules.d",
 )
 TMPFILES_DIRECTORIES = ("/etc/tmpfiles.d", "/run/tmpfiles.d", "/usr/local/lib/tmpfiles.d", "/usr/lib/tmpfiles.d")
-SYSCTL_CONF = "/etc/sysctl.conf"
+SYSCTL_CONF, INIT = "/etc/sysctl.conf", "/proc/1/comm"
 FILES = (
     SYSCTL_CONF,
     *(f"{directory}/*.conf" for directory in (*SYSCTL_DIRECTORIES, *TMPFILES_DIRECTORIES)),
@@ -34,7 +34,9 @@ UDEV_TERM = r'([A-Z_]+)(?:\{([^}]*)\})?[ \t]*(==|!=|\+=|-=|:=|=)[ \t]*"([^"]*)"'
 
 def parse_boot_lines(files: Mapping[str, str], devices: Sequence[BlockDevice]) -> Iterator[BootLine]:
     """Give every setting of the files that are read at boot, in the order of reading."""
-    for path in [*in_order(files, SYSCTL_DIRECTORIES, ".conf"), *([SYSCTL_CONF] if SYSCTL_CONF in files else [])]:
+    # systemd reads /etc/sysctl.conf by a link in sysctl.d alone, which is among the others.
+    last = [SYSCTL_CONF] if SYSCTL_CONF in files and files.get(INIT, "").strip() != "systemd" else []
+    for path in [*in_order(files, SYSCTL_DIRECTORIES, ".conf"), *last]:
         for name, value in re.findall(SYSCTL_LINE, files[path]):
             yield BootLine(keeper="sysctl", file=path, name=name.replace("/", "."), value=value)
     for path in in_order(files, UDEV_DIRECTORIES, ".rules"):

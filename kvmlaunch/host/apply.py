@@ -37,7 +37,7 @@ from kvmlaunch.model.change import (
 from kvmlaunch.model.finding import Finding, warning
 from kvmlaunch.model.host import Mount, UserFacts
 from kvmlaunch.model.run_files import PREPARED
-from kvmlaunch.units import MIB, count, render_size
+from kvmlaunch.units import GIB, MIB, count, render_size
 
 Tell = Callable[[str, str], None]
 MOST_READINGS = 100
@@ -137,7 +137,8 @@ def apply_pool(change: PoolChange, before: int, surplus: int = 0, root: Path = P
     if change.compact:
         why += f"\n{shortage((change.pages - gained) * change.page_size, by_compaction, root)}"
     pages = f"{count(change.pages, 'more huge page')} of {render_size(change.page_size)}"
-    lasting = f"put hugepages={wanted} on the host's kernel command line"
+    size = "1G" if change.page_size >= GIB else "2M"
+    lasting = f"put hugepagesz={size} hugepages={wanted} on the host's kernel command line"
     raise PreflightFailed(
         Report(
             code="host.hugepages.partial" if gained else "host.hugepages.short",

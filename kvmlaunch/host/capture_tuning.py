@@ -40,9 +40,15 @@ def capture_tuning(
             "page_holders": capture_page_holders(base, processes),
             "udev": os.path.exists(base + UDEV),
             "grub": capture_grub(base),
-            "hidden": len(names_in(base + shared)) if shared and not os.path.ismount(base + shared) else 0,
+            "hidden": hidden_files(base, files, shared),
         },
     )
+
+
+def hidden_files(base: str, files: Mapping[str, str], shared: str) -> int:
+    """Give how many files a shared hugetlbfs would hide at its place; none where one is mounted already."""
+    there = [mount for mount in mounts.parse_mounts(files) if str(mount.path) == shared]
+    return len(names_in(base + shared)) if shared and not (there and there[-1].type == "hugetlbfs") else 0
 
 
 def capture_devices(

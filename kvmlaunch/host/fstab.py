@@ -250,6 +250,14 @@ def refuse_broken_markers(real: Path, text: str) -> None:
         raise PreflightFailed(report) from error
 
 
+def read_region(path: Path) -> str | None:
+    """Give our lines in fstab, None without markers; raises OSError, PreflightFailed `host.fstab.invalid`."""
+    text = path.read_text(encoding="utf-8", errors="surrogateescape")
+    refuse_broken_markers(path, text)
+    lines = parse_region(text)
+    return None if lines is None else "\n".join(lines)
+
+
 def refuse_duplicates(real: Path, text: str, lines: Sequence[str]) -> None:
     """Refuse a line of ours for a mount point that another line has."""
     found = duplicate_targets(text, lines)

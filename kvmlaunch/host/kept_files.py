@@ -10,23 +10,25 @@ from attrs import evolve
 from kvmlaunch.errors import KvmlaunchError
 from kvmlaunch.host.apply import mounts_on, release_mount
 from kvmlaunch.host.files import remove_if_there, temporary_name, write_atomically
-from kvmlaunch.host.fstab import remove_region, set_region
+from kvmlaunch.host.fstab import read_region, remove_region, set_region
 from kvmlaunch.host.mount import mount_at
 from kvmlaunch.host.settings import Ledger
 from kvmlaunch.host.tree import entered, failed, remove_empty
 from kvmlaunch.model.finding import Finding, warning
+from kvmlaunch.model.host import Mount
 from kvmlaunch.model.tuning import FileEntry, KeptFile, MountEntry, VmEntry
-from kvmlaunch.tune.fstab import parse_region
 
 DIRECTORY_MODE = 0o755
 SHARED_OPTIONS = "pagesize=2M,mode=0755"
 
 
 def read_kept(path: str, kind: str) -> str | None:
-    """Give what stands in a file of ours, or what a link says; None where there is nothing."""
+    """Give what stands in a file of ours, in our part of fstab, or what a link says; None where there is nothing."""
     try:
         if kind == "link":
             return os.readlink(path)
+        if kind == "fstab":
+            return read_region(Path(path))
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         with open(fd, encoding="utf-8", errors="surrogateescape", newline="") as file:
             return file.read()
@@ -37,21 +39,20 @@ def read_kept(path: str, kind: str) -> str | None:
 
 
 def is_kept(kept: KeptFile) -> bool:
-    """Stands in a file what should stand there."""
+    """Stands in a file what should stand there, with its mode."""
     try:
-        if kept.kind == "fstab":
-            return parse_region(Path(kept.path).read_text(errors="surrogateescape")) == (kept.text,)
-        return read_kept(kept.path, kept.kind) == kept.text
-    except (OSError, ValueError, KvmlaunchError):
+        as_text = read_kept(kept.path, kept.kind) == kept.text
+    except KvmlaunchError:
         return False
+    return as_text and (kept.kind != "file" or mode_of(kept.path) == kept.mode)
 
 
 def apply_file(ledger: Ledger, kept: KeptFile) -> Finding | None:
     """Write one file; gives why it could not be."""
     earlier, made = ledger.find(kept.path), ""
     try:
-        before = None if kept.kind == "fstab" else read_kept(kept.path, kept.kind)
-        if isinstance(earlier, FileEntry) and kept.kind != "fstab" and before not in known_texts(earlier):
+        before = read_kept(kept.path, kept.kind)
+        if isinstance(earlier, FileEntry) and before not in known_texts(earlier):
             return foreign(kept.path, "it is not as it was written")
         last = before if isinstance(earlier, FileEntry) and before in {earlier.wanted, earlier.last} else None
         if isinstance(earlier, FileEntry) and (last is not None or before == earlier.before):
@@ -130,12 +131,17 @@ def write_kept(path: str, kind: str, text: str, mode: int) -> None:
             write_atomically(fd, place.name, text, mode=mode)
 
 
-def undo_other(ledger: Ledger, entry: FileEntry | MountEntry | VmEntry, *, force: bool) -> Iterator[Finding]:
-    """Take a file or the shared mount back, or forget that a VM was named."""
+def undo_other(
+    ledger: Ledger, entry: FileEntry | MountEntry | VmEntry, *, force: bool, files: bool = True
+) -> Iterator[Finding]:
+    """Take a file or the shared mount back, or forget that a VM was named.
+
+    Without `files` a mount that a file of ours makes at boot keeps its place, and is not forgotten.
+    """
     if isinstance(entry, VmEntry):
         ledger.drop(entry.path)
     elif isinstance(entry, MountEntry):
-        yield from undo_shared_mount(ledger, entry)
+        yield from undo_shared_mount(ledger, entry, stays=not files and entry.lasting)
     else:
         yield from undo_file(ledger, entry, force=force)
 
@@ -143,13 +149,13 @@ def undo_other(ledger: Ledger, entry: FileEntry | MountEntry | VmEntry, *, force
 def undo_file(ledger: Ledger, entry: FileEntry, *, force: bool) -> Iterator[Finding]:
     """Put back what stood in a file, or remove it; one that somebody else has written since is left unless forced."""
     place = PurePosixPath(entry.path)
-    if entry.kind == "fstab":
-        remove_region(Path(entry.path))
-        ledger.drop(entry.path)
-        return
     live = read_kept(entry.path, entry.kind)
     if live not in known_texts(entry) and not force:
         yield foreign(entry.path, "it is not as it was written" if live is not None else "it was removed")
+        return
+    if entry.kind == "fstab":
+        remove_region(Path(entry.path))
+        ledger.drop(entry.path)
         return
     if live != entry.before:
         if entry.before is not None:
@@ -175,10 +181,19 @@ def apply_shared_mount(ledger: Ledger, path: str, *, lasting: bool) -> Finding |
     earlier = ledger.find(path)
     ours = earlier if isinstance(earlier, MountEntry) else None
     lasting = lasting or bool(ours and ours.lasting)
-    if any(mount.type == "hugetlbfs" for mount in mounts_on(path)):
+    there = mounts_on(path)
+    if there and is_shared_mount(there[-1]):
         if ours and lasting != ours.lasting:
             ledger.put(evolve(ours, lasting=lasting))
         return None
+    if there:
+        return warning(
+            code="host.hugetlbfs.place",
+            message=f"{there[-1].type} of somebody else is mounted on {path}: skipped",
+            where=path,
+            why="a mount of ours would hide it",
+            hint=f"findmnt {path}   # or another place for hugetlbfs in /etc/kvmlaunch/host.toml",
+        )
     made = ours.made if ours and ours.made else missing_directory(place)
     ledger.put(MountEntry(path=path, made=made, lasting=lasting, boot_id=ledger.boot_id, time=ledger.time))
     try:
@@ -204,17 +219,33 @@ def remove_made(ledger: Ledger, place: PurePosixPath) -> None:
     ledger.drop(str(place))
 
 
-def undo_shared_mount(ledger: Ledger, entry: MountEntry) -> Iterator[Finding]:
-    """Unmount the shared hugetlbfs, unless a process uses it."""
+def is_shared_mount(mount: Mount) -> bool:
+    """Is a mount as we make the shared one: the kernel leaves out a mode of 0755."""
+    return mount.type == "hugetlbfs" and mount.option("pagesize") == "2M" and not mount.option("mode")
+
+
+def undo_shared_mount(ledger: Ledger, entry: MountEntry, *, stays: bool) -> Iterator[Finding]:
+    """Unmount the shared hugetlbfs, unless a process uses it, or something of somebody else lies there."""
     place = PurePosixPath(entry.path)
     if entry.boot_id != ledger.boot_id and not entry.lasting:  # what is mounted there now is none of ours
         remove_made(ledger, place)
         return
+    there = mounts_on(entry.path)
+    if there and not is_shared_mount(there[-1]):
+        yield warning(
+            code="host.change.conflict",
+            message=f"{there[-1].type} of somebody else is mounted on {entry.path}, and is left alone",
+            where=entry.path,
+            why="ours was mounted there, and may lie beneath it",
+            hint=f"findmnt {entry.path}   # umount what lies there, then run the command again",
+        )
+        return
     try:
-        if any(mount.type == "hugetlbfs" for mount in mounts_on(entry.path)):
+        if there:
             release_mount(place)
     except KvmlaunchError as error:
         report = error.report
         yield warning(code=report.code, message=report.message, where=entry.path, why=report.why, hint=report.hint)
         return
-    remove_made(ledger, place)
+    if not stays:
+        remove_made(ledger, place)

@@ -15,16 +15,20 @@ from kvmlaunch.facts.memory import parse_meminfo
 from kvmlaunch.facts.tuning import parse_knob
 from kvmlaunch.host.apply import apply_pool, undo_pool
 from kvmlaunch.host.files import write_control
-from kvmlaunch.host.readers import read_text
+from kvmlaunch.host.readers import names_in, read_text
 from kvmlaunch.host.tune_journal import write_entries
 from kvmlaunch.model.change import Entry, PoolChange
 from kvmlaunch.model.finding import Finding, warning
-from kvmlaunch.model.tuning import FileEntry, MountEntry, Setting, SettingEntry, TuneEntry, VmEntry
+from kvmlaunch.model.tuning import SMALL_PAGE, FileEntry, MountEntry, Setting, SettingEntry, TuneEntry, VmEntry
 from kvmlaunch.tune.keep import boot_pages
+from kvmlaunch.units import GIB, render_size
 
-# What the kernel resets when the first is written (measured with Linux 6.18).
+# What the kernel resets when the first is written (measured with Linux 6.18); a scheduler's own knobs begin anew.
 COMPANIONS = {"advisor_mode": "pages_to_scan", "scheduler": "nr_requests"}
+ADVISOR, ADVISED, OWN_KNOBS = "advisor_mode", "pages_to_scan", "iosched"
 RUN, ACROSS = "/sys/kernel/mm/ksm/run", "merge_across_nodes"
+SHARED, SHARING = "/sys/kernel/mm/ksm/pages_shared", "/sys/kernel/mm/ksm/pages_sharing"
+TAKEN_APART = "2"  # of KSM's run
 DROP_CACHES = "/proc/sys/vm/drop_caches"
 
 
@@ -87,6 +91,9 @@ def settle(ledger: Ledger, root: Path = Path("/")) -> None:
             ledger.put(counted_anew(entry, int(read_value(entry.path, root) or 0), ledger.boot_id, root))
         elif isinstance(entry, SettingEntry) and not entry.done:
             settle_one(ledger, entry, read_value(entry.path, root))
+        elif isinstance(entry, SettingEntry) and entry.boot_id != ledger.boot_id:
+            before = entry.before if entry.default is None else entry.default
+            ledger.put(evolve(entry, before=before, boot_id=ledger.boot_id))
 
 
 def counted_anew(entry: SettingEntry, live: int, boot_id: str, root: Path) -> SettingEntry:
@@ -96,7 +103,7 @@ def counted_anew(entry: SettingEntry, live: int, boot_id: str, root: Path) -> Se
     booted = boot_pages(cmdline, default, page_size_of(entry.path))
     before = min(live, max(int(entry.before), booted))
     after = min(live, max(int(entry.wanted), before))
-    return evolve(entry, before=str(before), after=str(after), undo_from=None, done=True, boot_id=boot_id)
+    return evolve(entry, before=str(before), after=str(after), undo_from=None, borrowed="0", done=True, boot_id=boot_id)
 
 
 def settle_one(ledger: Ledger, entry: SettingEntry, live: str | None) -> None:
@@ -104,7 +111,9 @@ def settle_one(ledger: Ledger, entry: SettingEntry, live: str | None) -> None:
     if live is None or (live == entry.before and entry.after is None):
         ledger.drop(entry.path)
     elif entry.counted:
-        ledger.put(evolve(entry, after=str(min(int(live), int(entry.wanted))), done=True))
+        others = int(entry.before) + int(entry.borrowed)
+        gained = max(0, min(int(live), int(entry.wanted)) - others)
+        ledger.put(evolve(entry, after=str(int(entry.before) + gained), done=True))
     elif live == entry.after:
         ledger.put(evolve(entry, wanted=live, done=True))
     else:
@@ -118,6 +127,11 @@ def skipped(setting_key: str, path: str, why: str, hint: str = "") -> Finding:
     )
 
 
+def is_ours(entry: SettingEntry, live: str) -> bool:
+    """Is a knob as we left it, or as a file of ours sets it; taking pages apart is a passing step of ours."""
+    return live in {entry.after, entry.kept} or (entry.path == RUN and live == TAKEN_APART)
+
+
 def apply_setting(ledger: Ledger, setting: Setting, root: Path = Path("/"), *, lasting: bool) -> Finding | None:
     """Turn one knob; gives why it could not be.  What was there before the first time is what is put back later."""
     path, wanted = setting.knob.path, setting.wanted.value
@@ -125,18 +139,24 @@ def apply_setting(ledger: Ledger, setting: Setting, root: Path = Path("/"), *, l
     if live is None:
         return skipped(setting.key, path, "it is not there any more")
     earlier = ledger.find(path)
-    ours = earlier if isinstance(earlier, SettingEntry) and earlier.after == live else None
+    known = earlier if isinstance(earlier, SettingEntry) else None
+    # What somebody else set since is what was there before; what the kernel reset is not.
+    before = known.before if known and (is_ours(known, live) or known.companion) else live
+    default = known.default if known else None
     entry = SettingEntry(
         key=setting.key,
         path=path,
-        before=ours.before if ours else live,
+        before=before,
         wanted=wanted,
-        after=ours.after if ours else None,
-        lasting=lasting or bool(ours and ours.lasting),
+        after=known.after if known and is_ours(known, live) else None,
+        lasting=lasting or bool(known and known.lasting),
+        kept=wanted if lasting else known.kept if known else None,
+        default=before if lasting and default is None else default,
+        unmerged=known.unmerged if known else path == RUN and read_value(SHARED, root) == "0",
         boot_id=ledger.boot_id,
         time=ledger.time,
     )
-    keep_companion(ledger, setting, root, lasting=entry.lasting)
+    keep_companions(ledger, setting, root, lasting=entry.lasting)
     ledger.put(entry)
     try:
         after = write_value(path, wanted, root)
@@ -152,26 +172,35 @@ def apply_setting(ledger: Ledger, setting: Setting, root: Path = Path("/"), *, l
     return None
 
 
-def keep_companion(ledger: Ledger, setting: Setting, root: Path, *, lasting: bool) -> None:
+def companions_of(path: str, root: Path) -> list[str]:
+    """Give the knobs that the kernel sets anew when one is written."""
+    directory, _, name = path.rpartition("/")
+    found = [f"{directory}/{COMPANIONS[name]}"] if name in COMPANIONS else []
+    if name == "scheduler":
+        own = f"{directory}/{OWN_KNOBS}"
+        found += [f"{own}/{each}" for each in sorted(names_in(str(root / own.lstrip("/"))))]
+    return found
+
+
+def keep_companions(ledger: Ledger, setting: Setting, root: Path, *, lasting: bool) -> None:
     """Write down what the kernel resets beside a knob: it is put back after that knob is."""
-    directory, _, name = setting.knob.path.rpartition("/")
-    path = f"{directory}/{COMPANIONS.get(name, '')}"
-    live = read_value(path, root) if name in COMPANIONS else None
-    if live is not None and ledger.find(path) is None:
-        ledger.put(
-            SettingEntry(
-                key=f"{setting.key.rpartition('.')[0]}.{COMPANIONS[name]}",
-                path=path,
-                before=live,
-                wanted=live,
-                after=live,
-                done=True,
-                lasting=lasting,
-                companion=True,
-                boot_id=ledger.boot_id,
-                time=ledger.time,
+    for path in companions_of(setting.knob.path, root):
+        live = read_value(path, root)
+        if live is not None and ledger.find(path) is None:
+            ledger.put(
+                SettingEntry(
+                    key=f"{setting.key.rpartition('.')[0]}.{path.rpartition('/')[2]}",
+                    path=path,
+                    before=live,
+                    wanted=live,
+                    after=live,
+                    done=True,
+                    lasting=lasting,
+                    companion=True,
+                    boot_id=ledger.boot_id,
+                    time=ledger.time,
+                )
             )
-        )
 
 
 def page_size_of(path: str) -> int:
@@ -179,39 +208,67 @@ def page_size_of(path: str) -> int:
     return int(path.partition("hugepages-")[2].partition("kB")[0]) << 10
 
 
-def apply_counted(ledger: Ledger, setting: Setting, *, lasting: bool, drop_caches: bool) -> Finding | None:
-    """Raise a pool by what it lacks; gives why it could not be, with what compaction gained."""
+def apply_counted(
+    ledger: Ledger, setting: Setting, *, lasting: bool, drop_caches: bool, borrowed: int, again: str
+) -> Finding | None:
+    """Raise a pool by what it lacks; gives why it could not be, with what compaction gained.
+
+    `borrowed` are the pages of running VMs in it, which go with them; `again` is this command, for a hint.
+    """
     path = setting.knob.path
     live = int(read_value(path) or 0)
     missing = int(setting.wanted.value) - live
     earlier = ledger.find(path)
-    ours = earlier if isinstance(earlier, SettingEntry) else None
-    gained = still_gained(ours, live) if ours else 0
-    entry = SettingEntry(
-        key=setting.key,
-        path=path,
-        before=str(live - gained),
-        wanted=setting.wanted.value,
-        after=str(live) if gained else None,
-        counted=True,
-        lasting=lasting or bool(ours and ours.lasting),
-        boot_id=ledger.boot_id,
-        time=ledger.time,
-    )
+    entry = counted_entry(ledger, setting, live, borrowed, lasting=lasting)
     if missing <= 0:
         return None
     ledger.put(entry)
     change = PoolChange(page_size=page_size_of(path), pages=missing, compact=True)
     try:
-        after = raise_pool(change, live, drop_caches=drop_caches)
+        raise_pool(change, live, drop_caches=drop_caches)
     except KvmlaunchError as error:
         ledger.restore(path, earlier)
         report = error.report
-        ladder = f"{report.hint.splitlines()[0]}   # or: kvmlaunch tune apply --boot"
-        first = "" if drop_caches else "kvmlaunch tune apply --drop-caches   # gives the page cache's memory as well\n"
+        ladder = f"{report.hint.splitlines()[0]}   # or: {again} --boot"
+        first = "" if drop_caches else f"{again} --drop-caches   # gives the page cache's memory as well\n"
         return warning(code=report.code, message=report.message, where=path, why=report.why, hint=f"{first}{ladder}")
-    ledger.put(evolve(entry, after=str(after), done=True))
+    ledger.put(evolve(entry, after=str(int(entry.after or 0) + missing), done=True))
     return None
+
+
+def counted_entry(ledger: Ledger, setting: Setting, live: int, borrowed: int, *, lasting: bool) -> SettingEntry:
+    """Give the entry of a pool as it is now: what is ours in it, what running VMs have, what was there before."""
+    earlier = ledger.find(setting.knob.path)
+    ours = earlier if isinstance(earlier, SettingEntry) else None
+    gained = still_gained(ours, live - borrowed) if ours else 0
+    before = max(0, live - gained - borrowed)
+    return SettingEntry(
+        key=setting.key,
+        path=setting.knob.path,
+        before=str(before),
+        wanted=setting.wanted.value,
+        after=str(before + gained),
+        counted=True,
+        lasting=lasting or bool(ours and ours.lasting),
+        kept=setting.wanted.value if lasting else ours.kept if ours else None,
+        borrowed=str(borrowed),
+        boot_id=ledger.boot_id,
+        time=ledger.time,
+    )
+
+
+def make_lasting(ledger: Ledger, setting: Setting, borrowed: int) -> None:
+    """Write down that a file of ours sets a knob from now on, which holds that value already.
+
+    Of a pool that is filled by the pages of running VMs the file will make ours.
+    """
+    entry = ledger.find(setting.knob.path)
+    if isinstance(entry, SettingEntry):
+        default = entry.before if entry.default is None else entry.default
+        ledger.put(evolve(entry, lasting=True, kept=setting.wanted.value, default=default))
+    elif setting.counted:
+        live = int(setting.knob.value)
+        ledger.put(evolve(counted_entry(ledger, setting, live, borrowed, lasting=True), done=True))
 
 
 def raise_pool(change: PoolChange, before: int, *, drop_caches: bool) -> int:
@@ -236,32 +293,66 @@ def still_gained(entry: SettingEntry, total: int) -> int:
     return max(0, min(gain_of(entry), total - int(entry.before)))
 
 
-def undo_setting(ledger: Ledger, entry: SettingEntry, root: Path = Path("/"), *, force: bool) -> Iterator[Finding]:
-    """Put one knob back where it is as we left it; says what is not, which `force` overwrites."""
+def undo_setting(
+    ledger: Ledger, entry: SettingEntry, root: Path = Path("/"), *, force: bool, stays: bool = False
+) -> Iterator[Finding]:
+    """Put one knob back where it is as we left it; says what is not, which `force` overwrites.
+
+    `stays` is for one that a file of ours sets at the next boot again: it is not forgotten.
+    """
     live = read_value(entry.path, root)
-    if live is None:
+    if live is None or is_advised(entry, root):
         ledger.drop(entry.path)
-        yield skipped(entry.key, entry.path, "it is not there any more")
+        if live is None and not entry.companion:
+            yield skipped(entry.key, entry.path, "it is not there any more")
         return
     if entry.counted:
-        yield from undo_counted(ledger, evolve(entry, undo_from=entry.undo_from or live), root)
+        yield from undo_counted(ledger, evolve(entry, undo_from=entry.undo_from or live), root, stays=stays)
         return
     if live != entry.before:
-        if live != entry.after and not force and not entry.companion:
+        if not is_ours(entry, live) and not force and not entry.companion:
             yield conflict(entry, live)
             return
         try:
-            back = write_back(entry, root)
+            yield from take_apart(entry, root)
+            back = write_back(ledger, entry, root)
         except OSError as error:
             yield skipped(entry.key, entry.path, f"the kernel refused {entry.before}: {error.strerror}")
             return
         if back != entry.before:
             yield skipped(entry.key, entry.path, f"{entry.before} was written, {back} is what the kernel made of it")
             return
-    ledger.drop(entry.path)
+    if stays:
+        ledger.put(evolve(entry, after=entry.before, done=True))
+    else:
+        ledger.drop(entry.path)
 
 
-def write_back(entry: SettingEntry, root: Path) -> str:
+def is_advised(entry: SettingEntry, root: Path) -> bool:
+    """Is it KSM's number of pages while the kernel's advisor chooses that, which then nobody can write."""
+    directory, _, name = entry.path.rpartition("/")
+    return name == ADVISED and read_value(f"{directory}/{ADVISOR}", root) not in {None, "none"}
+
+
+def take_apart(entry: SettingEntry, root: Path) -> Iterator[Finding]:
+    """Take merged pages apart before KSM is stopped again, where none were merged before and there is room for it."""
+    sharing = read_value(SHARING, root) or "0"
+    if entry.path != RUN or entry.before != "0" or not entry.unmerged or sharing == "0":
+        return
+    size = int(sharing) * SMALL_PAGE
+    room = parse_meminfo(read_text(str(root / "proc/meminfo")) or "")
+    if size > room.get("MemAvailable", 0) - max(GIB, room.get("MemTotal", 0) // 10):
+        yield skipped(
+            entry.key,
+            entry.path,
+            f"taking what is merged apart needs {render_size(size)}: it stays merged",
+            hint=f"echo 2 > {RUN}   # once there is room",
+        )
+        return
+    write_value(RUN, TAKEN_APART, root)
+
+
+def write_back(ledger: Ledger, entry: SettingEntry, root: Path) -> str:
     """Write what a knob held before and give what is read back; raises OSError.
 
     merge_across_nodes is refused while pages are merged, so they are taken apart first: ksm.rst.
@@ -272,25 +363,42 @@ def write_back(entry: SettingEntry, root: Path) -> str:
         run = read_value(RUN, root)
         if error.errno != errno.EBUSY or not entry.path.endswith(ACROSS) or run is None:
             raise
-        write_value(RUN, "2", root)
+        passing = SettingEntry(
+            key="ksm.run", path=RUN, before=run, wanted=TAKEN_APART, boot_id=ledger.boot_id, time=ledger.time
+        )
+        ledger.put(passing)  # a crash at this leaves KSM as it should not be
+        write_value(RUN, TAKEN_APART, root)
         try:
             return write_value(entry.path, entry.before, root)
         finally:
             write_value(RUN, run, root)
+            ledger.drop(RUN)
 
 
-def undo_counted(ledger: Ledger, entry: SettingEntry, root: Path) -> Iterator[Finding]:
+def undo_counted(ledger: Ledger, entry: SettingEntry, root: Path, *, stays: bool) -> Iterator[Finding]:
     """Lower a pool by what it was raised; from where that began is written down first, so that it may be repeated."""
     ledger.put(entry)
     change = PoolChange(page_size=page_size_of(entry.path), pages=gain_of(entry))
     before, after, undo_from = (int(number or 0) for number in (entry.before, entry.after, entry.undo_from))
     yield from undo_pool(Entry(change=change, before=before, after=after, undo_from=undo_from), change, root)
     total = int(read_value(entry.path, root) or 0)
-    left = min(gain_of(entry) - max(0, undo_from - total), still_gained(entry, total))
-    if left > 0:  # in use now: they go back when they are free
-        ledger.put(evolve(entry, before=str(total - left), after=str(total), undo_from=None))
+    left = max(0, min(gain_of(entry) - max(0, undo_from - total), still_gained(entry, total)))
+    if left or stays:  # in use now: they go back when they are free
+        ledger.put(evolve(entry, after=str(before + left), undo_from=None, done=True))
     else:
         ledger.drop(entry.path)
+
+
+def lower_counted(ledger: Ledger, entry: SettingEntry, wanted: int, root: Path = Path("/")) -> Iterator[Finding]:
+    """Lower a pool that holds more of ours than is wished now, as far as its pages are idle."""
+    live = int(read_value(entry.path, root) or 0)
+    excess = min(gain_of(entry), max(0, live - wanted))
+    change = PoolChange(page_size=page_size_of(entry.path), pages=excess)
+    if excess:
+        yield from undo_pool(Entry(change=change, before=live - excess, after=live, undo_from=live), change, root)
+    given = live - int(read_value(entry.path, root) or 0)
+    after = max(int(entry.before), int(entry.after or entry.before) - given)
+    ledger.put(evolve(entry, after=str(after), wanted=str(wanted), undo_from=None))
 
 
 def conflict(entry: SettingEntry, live: str) -> Finding:
@@ -310,12 +418,17 @@ def undo_all(
     entries: Sequence[TuneEntry],
     *,
     force: bool,
+    files: bool = True,
 ) -> Iterator[Finding]:
-    """Take entries of the journal back, the last first; what cannot be stays written down."""
+    """Take entries of the journal back, the last first; what cannot be stays written down.
+
+    Without `files` ours stay, and what they set at boot is not forgotten.
+    """
     for entry in reversed(entries):
         try:
             if isinstance(entry, SettingEntry):
-                yield from undo_setting(ledger, entry, force=force)
+                stays = not files and entry.kept is not None
+                yield from undo_setting(ledger, entry, force=force, stays=stays)
             else:
                 yield from undo_other(entry)
         except KvmlaunchError as error:

@@ -4,10 +4,11 @@ What cannot be read is an error until somebody has looked at it; nothing is ever
 """
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from attrs import asdict, fields
+from attrs import NOTHING, asdict, fields
 
 from kvmlaunch.errors import PreflightFailed, Report
 from kvmlaunch.host.files import read_text_at, remove_if_there, write_atomically
@@ -25,7 +26,7 @@ KINDS: Final[Mapping[str, type[TuneEntry]]] = {
     "vm": VmEntry,
 }
 WORDS: Final = {kind: word for word, kind in KINDS.items()}
-MAY_BE_NONE: Final = ("before", "after", "undo_from", "last")
+MAY_BE_NONE: Final = ("before", "after", "undo_from", "last", "kept", "default")
 
 
 def render_entries(entries: Iterable[TuneEntry]) -> str:
@@ -59,6 +60,8 @@ def parse_entry(document: Mapping[str, Any]) -> TuneEntry:
     kind = KINDS[document["kind"]]
     named = {("kind" if name == "file_kind" else name): value for name, value in document.items() if name != "kind"}
     for field in fields(kind):
+        if field.name not in named and field.default is not NOTHING:
+            continue  # of a release that did not have it
         value = named[field.name]
         wanted: object = int if field.name in {"mode", "before_mode"} else bool if field.type is bool else str
         if type(value) is not wanted and not (value is None and field.name in MAY_BE_NONE):
@@ -80,13 +83,13 @@ def read_entries() -> tuple[TuneEntry, ...]:
     """Give the journal; raises PreflightFailed `host.journal.unreadable`, as what was before stands in it alone."""
     try:
         with entered(STATE, 0) as fd:
-            text = read_text_at(fd, NAME, LARGEST)
+            text, there = read_text_at(fd, NAME, LARGEST), NAME in os.listdir(fd)
     except FileNotFoundError:
         return ()
-    if text is None:
+    if text is None and not there:
         return ()
     try:
-        return parse_entries(text)
+        return parse_entries(text or "")
     except ValueError as error:
         place = STATE / NAME
         raise PreflightFailed(

@@ -164,6 +164,11 @@ class SettingEntry:
     Until it is `done` a crash may have come between; `after` is then that of an earlier time, None where there was
     none.  `undo_from` is what a counted one held when taking it back began.  A setting that is not `lasting` died with
     the boot in which it was made.  A `companion` is what the kernel resets beside another one: it was never wished.
+
+    `kept` is the value that a file of ours sets at boot, None where none does, and `default` what would be there
+    then without it.  Of a counted one `before` are the pages
+    that are neither ours nor those of running VMs, which were `borrowed`; what we gained is `after` less `before`.
+    `unmerged` tells of KSM that nothing was merged before.
     """
 
     key: str
@@ -176,6 +181,10 @@ class SettingEntry:
     counted: bool = False
     lasting: bool = False
     companion: bool = False
+    kept: str | None = None
+    default: str | None = None
+    borrowed: str = "0"
+    unmerged: bool = False
     boot_id: str = ""
     time: str = ""
 

@@ -1,11 +1,12 @@
 """`tune`: the host as the definitions and host.toml want it, planned, made, verified, taken back."""
 
 import os
-from collections.abc import Iterator, Sequence
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 
-from attrs import evolve
+from attrs import evolve, field
 
 from kvmlaunch.define.host_file import load_wishes
 from kvmlaunch.define.positions import locate
@@ -17,9 +18,19 @@ from kvmlaunch.host.capture import capture_host
 from kvmlaunch.host.capture_tuning import capture_tuning
 from kvmlaunch.host.definitions import definition_files, read_file
 from kvmlaunch.host.journal import read_all_journals
-from kvmlaunch.host.kept_files import apply_file, apply_shared_mount, is_kept, undo_other
+from kvmlaunch.host.kept_files import apply_file, apply_shared_mount, is_kept, is_shared_mount, undo_other
 from kvmlaunch.host.lock import host_lock
-from kvmlaunch.host.settings import COMPANIONS, Ledger, apply_counted, apply_setting, settle, undo_all
+from kvmlaunch.host.settings import (
+    COMPANIONS,
+    OWN_KNOBS,
+    Ledger,
+    apply_counted,
+    apply_setting,
+    lower_counted,
+    make_lasting,
+    settle,
+    undo_all,
+)
 from kvmlaunch.host.tune_journal import read_entries
 from kvmlaunch.model.change import PoolChange
 from kvmlaunch.model.definition import Definition
@@ -44,6 +55,7 @@ class Planned:
     `written` are the paths of those of its files in which already stands what should.  `returning` is what an
     earlier `apply` did and nobody wishes any more: it is put back.  Root alone can know.  `unmounted` is the place of
     the shared hugetlbfs that is wished and not there, `named` are the files of VMs that do not start with the host.
+    `raised` are the pages that running VMs have in each pool by themselves; `again` is the command that applies it.
     """
 
     plan: TunePlan
@@ -55,6 +67,8 @@ class Planned:
     wishes: HostWishes
     host: HostFacts
     tuning: HostTuning
+    raised: Mapping[str, Mapping[str, int]] = field(factory=dict)
+    again: str = ""
 
 
 @frozen(kw_only=True)
@@ -142,7 +156,9 @@ def plan(caller: Caller, words: Sequence[str], *, every: bool, boot: bool = Fals
     vms = tuple(vm_wish(each) for each in definitions)
     boot = boot or any(entry.path == GRUB_FILE for entry in entries)
     made = plan_tuning(host, tuning, wishes, vms, boot=boot)
-    borrowed = check_borrowed(made.settings, raised_by_vms()) if caller.uid == 0 else ()
+    again = apply_line(words, every=every)
+    raised = raised_by_vms() if caller.uid == 0 else {}
+    borrowed = check_borrowed(made.settings, raised, again)
     made = evolve(made, findings=tuple(placed(finding) for finding in (*made.findings, *borrowed)))
     return Planned(
         plan=made,
@@ -154,12 +170,19 @@ def plan(caller: Caller, words: Sequence[str], *, every: bool, boot: bool = Fals
         wishes=wishes,
         host=host,
         tuning=tuning,
+        raised=raised,
+        again=again,
     )
+
+
+def apply_line(words: Sequence[str], *, every: bool) -> str:
+    """Give the command that applies what is planned here."""
+    return shlex.join(["kvmlaunch", "tune", "apply", *words, *(["--all"] if every else [])])
 
 
 def unmounted(host: HostFacts, wishes: HostWishes) -> str:
     """Give the place of the shared hugetlbfs that is wished and not mounted, "" for none."""
-    there = any(str(mount.path) == wishes.hugetlbfs and mount.type == "hugetlbfs" for mount in host.mounts)
+    there = any(str(mount.path) == wishes.hugetlbfs and is_shared_mount(mount) for mount in host.mounts)
     return "" if there else wishes.hugetlbfs or ""
 
 
@@ -183,10 +206,21 @@ def raised_by_vms() -> dict[str, dict[str, int]]:
 def unwished(entries: Sequence[TuneEntry], made: TunePlan, wishes: HostWishes) -> tuple[TuneEntry, ...]:
     """Give what was made and is in the plan no more, or counted for more than is wished now."""
     settings = {setting.knob.path: setting for setting in made.settings}
-    beside = {f"{path.rpartition('/')[0]}/{COMPANIONS.get(path.rpartition('/')[2])}" for path in settings}
-    kept = {*settings, *beside, *(each.path for each in made.files), wishes.hugetlbfs}
-    changes = (entry for entry in entries if not isinstance(entry, VmEntry))
+    kept = {*settings, *(each.path for each in made.files), wishes.hugetlbfs}
+    changes = [
+        entry
+        for entry in entries
+        if not isinstance(entry, VmEntry) and not (isinstance(entry, SettingEntry) and is_beside(entry, settings))
+    ]
     return tuple(entry for entry in changes if entry.path not in kept or is_more(entry, settings.get(entry.path)))
+
+
+def is_beside(entry: SettingEntry, settings: Mapping[str, Setting]) -> bool:
+    """Is a knob what the kernel resets beside another one that is wished still."""
+    directory, _, name = entry.path.rpartition("/")
+    if directory.endswith(f"/{OWN_KNOBS}"):
+        return f"{directory.removesuffix(OWN_KNOBS)}scheduler" in settings
+    return entry.companion and any(f"{directory}/{each}" in settings for each, its in COMPANIONS.items() if its == name)
 
 
 def is_more(entry: TuneEntry, setting: Setting | None) -> bool:
@@ -243,7 +277,7 @@ def apply(
         remember(ledger, planned.named, lasting=persist)
         found: list[Finding | None] = [*put_back(ledger, planned, tell, files=persist)]
         planned = plan(caller, words, every=every, boot=boot)  # a pool that was lowered may have to be raised again
-        found += apply_settings(ledger, planned.plan, tell, lasting=persist, drop_caches=drop_caches)
+        found += apply_settings(ledger, planned, tell, lasting=persist, drop_caches=drop_caches)
         if planned.wishes.hugetlbfs:
             found.append(apply_shared_mount(ledger, planned.wishes.hugetlbfs, lasting=persist))
             if planned.unmounted and found[-1] is None:
@@ -271,13 +305,22 @@ def remember(ledger: Ledger, named: Sequence[str], *, lasting: bool) -> None:
 
 def put_back(ledger: Ledger, planned: Planned, tell: Tell, *, files: bool) -> list[Finding]:
     """Put back what nobody wishes any more; files only where files are written."""
+    settings = {setting.knob.path: setting for setting in planned.plan.settings}
     returning = [entry for entry in planned.returning if files or not isinstance(entry, FileEntry)]
-    found = undo_all(ledger, lambda entry: undo_other(ledger, entry, force=False), returning, force=False)
-    listed = list(found)
-    left = {entry.path for entry in ledger.entries}
-    for entry in returning:
-        if entry.path not in left:
-            tell("restored", entry.key if isinstance(entry, SettingEntry) else entry.path)
+    fewer = [entry for entry in returning if isinstance(entry, SettingEntry) and entry.path in settings]
+    gone = [entry for entry in returning if entry not in fewer]
+    listed: list[Finding] = []
+    for entry in fewer:
+        listed += lower_counted(ledger, entry, int(settings[entry.path].wanted.value))
+        tell("lowered", f"{entry.key}  {entry.wanted} → {settings[entry.path].wanted.value} are wished")
+    found = undo_all(
+        ledger, lambda entry: undo_other(ledger, entry, force=False, files=files), gone, force=False, files=files
+    )
+    listed += found
+    left = {entry.path: entry for entry in ledger.entries}
+    for each in gone:
+        if left.get(each.path) != each:
+            tell("restored", each.key if isinstance(each, SettingEntry) else each.path)
     return listed
 
 
@@ -289,33 +332,25 @@ def refuse_errors(planned: Planned) -> None:
 
 
 def apply_settings(
-    ledger: Ledger, wanted: TunePlan, tell: Tell, *, lasting: bool, drop_caches: bool
+    ledger: Ledger, planned: Planned, tell: Tell, *, lasting: bool, drop_caches: bool
 ) -> list[Finding | None]:
     """Turn every knob that differs; one that cannot be turned does not stop the others."""
     found = []
-    for setting in wanted.settings:
+    for setting in planned.plan.settings:
+        borrowed = sum(planned.raised.get(setting.knob.path, {}).values())
+        if setting.differs and setting.counted:
+            finding = apply_counted(
+                ledger, setting, lasting=lasting, drop_caches=drop_caches, borrowed=borrowed, again=planned.again
+            )
+        elif setting.differs:
+            finding = apply_setting(ledger, setting, lasting=lasting)
         if setting.differs:
-            finding = turn(ledger, setting, lasting=lasting, drop_caches=drop_caches)
             found.append(finding)
             if finding is None:
                 tell("set", f"{setting.key}  {setting.knob.value} → {setting.wanted.value}")
         elif lasting:
-            make_lasting(ledger, setting)
+            make_lasting(ledger, setting, borrowed)
     return found
-
-
-def turn(ledger: Ledger, setting: Setting, *, lasting: bool, drop_caches: bool) -> Finding | None:
-    """Turn one knob."""
-    if not setting.counted:
-        return apply_setting(ledger, setting, lasting=lasting)
-    return apply_counted(ledger, setting, lasting=lasting, drop_caches=drop_caches)
-
-
-def make_lasting(ledger: Ledger, setting: Setting) -> None:
-    """Write down that a setting made earlier now outlives a reboot."""
-    entry = ledger.find(setting.knob.path)
-    if isinstance(entry, SettingEntry) and not entry.lasting:
-        ledger.put(evolve(entry, lasting=True))
 
 
 def verify(caller: Caller, words: Sequence[str], *, every: bool) -> tuple[Planned, tuple[Difference, ...]]:
@@ -366,13 +401,13 @@ def knob_difference(planned: Planned, setting: Setting) -> Difference:
 
 def is_changed(entry: FileEntry, kept: KeptFile | None) -> bool:
     """Is a file of ours not as it was written, or not as it would be written now."""
-    as_written = KeptFile(path=entry.path, text=entry.wanted, kind=entry.kind)
+    as_written = KeptFile(path=entry.path, text=entry.wanted, kind=entry.kind, mode=entry.mode)
     return not is_kept(as_written) or (kept is not None and kept.text != entry.wanted)
 
 
 def file_difference(entry: FileEntry) -> Difference:
     """Give the difference of a file."""
-    as_written = is_kept(KeptFile(path=entry.path, text=entry.wanted, kind=entry.kind))
+    as_written = is_kept(KeptFile(path=entry.path, text=entry.wanted, kind=entry.kind, mode=entry.mode))
     found = "not what the definitions and host.toml say now" if as_written else "changed or removed by somebody else"
     return Difference(key=entry.path, place=entry.path, wanted="as written", found=found)
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Final
 
+from kvmlaunch.model.definition import AUTO
 from kvmlaunch.model.diagnosis import Diagnosis, Trial
 from kvmlaunch.model.host import HostFacts, HugepagePool
 from kvmlaunch.model.tuning import SMALL_PAGE, BlockDevice, HostTuning
@@ -169,7 +170,8 @@ def check_thp(tuning: HostTuning, wishes: HostWishes, vms: Sequence[VmWish]) -> 
     yield Diagnosis(
         subject="thp", verdict="warn" if never and ordinary else "ok", found=f"{tuning.thp.value}{defrag}", gain=5,
         why=f"{names_text(ordinary)} has ordinary memory, in pages of 4 KiB" if never and ordinary else "",
-        fix=APPLY if never and ordinary else "", source=THP_SOURCE, numbers={"enabled": tuning.thp.value},
+        fix=APPLY if never and ordinary and wishes.thp is AUTO else "", source=THP_SOURCE,
+        numbers={"enabled": tuning.thp.value},
     )  # fmt: skip
 
 
@@ -217,7 +219,8 @@ def check_device(device: BlockDevice, wishes: HostWishes) -> Iterator[Diagnosis]
     kind = {True: "rotating", False: "SSD", None: "unknown"}[device.rotational]
     found = f"{scheduler}{ahead}, {kind}, {count(device.queues, 'hardware queue')}, beneath {names_text(device.vms)}"
     plan = plan_scheduler(device, wishes)
-    differs = bool(plan and device.scheduler and plan[0].value != device.scheduler.value)
+    knob = device.scheduler  # a device without words to choose from has none
+    differs = bool(plan and knob and knob.offered and plan[0].value != knob.value)
     numbers = {
         "scheduler": scheduler, "read_ahead_kb": device.read_ahead.value if device.read_ahead else None,
         "queues": device.queues, "rotational": device.rotational, "vms": list(device.vms),

@@ -1,5 +1,6 @@
 """The files that make settings last: which ones this host reads at boot, and what stands in them."""
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import Final
@@ -18,6 +19,7 @@ GRUB_FILE: Final = "/etc/default/grub.d/kvmlaunch.cfg"
 FSTAB: Final = "/etc/fstab"
 SHARED_OPTIONS: Final = ("pagesize=2M", "mode=0755", "nosuid", "nodev")
 HEAD: Final = "# Written by kvmlaunch tune apply --persist; kvmlaunch tune off removes it.\n"
+UNITS: Final = {"K": 1 << 10, "M": MIB, "G": GIB}
 SYSTEMD: Final = "systemd"
 CLASSIC: Final = ("init", "openrc-init", "runit")  # names of process 1 that run /etc/init.d and /etc/rc.local
 
@@ -98,9 +100,11 @@ def boot_pages(cmdline: Sequence[str], default_page: int, page_size: int) -> int
     for word in cmdline:
         key, _, value = word.partition("=")
         if key == "hugepagesz":
-            size = {"2M": 2 * MIB, "1G": GIB}.get(value.upper(), 0)
-        elif key == "hugepages" and size == page_size and value.isdecimal():
-            pages = int(value)
+            number, unit = value[:-1], value[-1:].upper()
+            size = int(number) * UNITS.get(unit, 0) if number.isdecimal() else 0
+        elif key == "hugepages" and size == page_size and not pages:  # the kernel ignores a second one
+            counts = [each.rpartition(":")[2] for each in value.split(",")]  # 64, or by node 0:32,1:32
+            pages = sum(int(each) for each in counts if each.isdecimal())
     return pages
 
 
@@ -112,7 +116,9 @@ def render_udev(settings: Sequence[Setting]) -> KeptFile:
         device = name.replace("!", "/")  # as udev has it
         match = f'ACTION=="add|change", SUBSYSTEM=="{kind}", KERNEL=="{device}"'
         lines.append(f'{match}, ATTR{{{"/".join(rest)}}}="{setting.wanted.value}"\n')
-    command = "udevadm control --reload && udevadm trigger --subsystem-match=block --subsystem-match=module"
+    command = "udevadm control --reload && udevadm trigger --subsystem-match=block"
+    if any(setting.knob.path.startswith("/sys/module/") for setting in settings):
+        command += " && udevadm trigger --type=subsystems"  # modules are among those: udevadm(8)
     return KeptFile(path=UDEV_FILE, text=HEAD + "".join(lines), command=command)
 
 
@@ -181,11 +187,11 @@ raise_pool() {{
 }}
 
 {"".join(lines)}"""
-    lines_of_local = [line.strip() for line in (tuning.local_script or "").splitlines()]
+    run = re.split(r"(?m)^\s*exit\b", tuning.local_script or "")[0].splitlines()
     why = ""
     if tuning.init not in CLASSIC:
         why = f"process 1 is {tuning.init or 'unknown'}, which is not known to run /etc/rc.local"
-    elif not any(line.startswith(SCRIPT_FILE) for line in lines_of_local):
+    elif not any(SCRIPT_FILE in line.partition("#")[0] for line in run):
         why = "/etc/rc.local does not run it"
     yield KeptFile(path=SCRIPT_FILE, text=text, mode=0o755, command=SCRIPT_FILE, inactive=why)
 

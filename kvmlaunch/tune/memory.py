@@ -103,10 +103,12 @@ def check_pools(host: HostFacts, tuning: HostTuning, wishes: HostWishes, vms: Se
         )
 
 
-def check_borrowed(settings: Sequence[Setting], raised: Mapping[str, Mapping[str, int]]) -> Iterator[Finding]:
+def check_borrowed(
+    settings: Sequence[Setting], raised: Mapping[str, Mapping[str, int]], again: str
+) -> Iterator[Finding]:
     """Say of pages that fill a pool and are not there for good: a VM reserved them at its start.
 
-    `raised` gives by a pool's control file the pages that each VM has in it by itself.
+    `raised` gives by a pool's control file the pages that each VM has in it by itself, `again` is what applies it.
     """
     for setting in settings:
         vms = raised.get(setting.knob.path, {})
@@ -116,7 +118,7 @@ def check_borrowed(settings: Sequence[Setting], raised: Mapping[str, Mapping[str
                 message=f"{count(sum(vms.values()), 'page')} of the pool will go when {names_text(list(vms))} stops",
                 where=setting.knob.path,
                 why=f"they were reserved at the start, and are given back then; {setting.wanted.value} are wished",
-                hint=f"kvmlaunch down {' '.join(vms)} && kvmlaunch tune apply",
+                hint=f"kvmlaunch down {' '.join(vms)} && {again}",
             )
 
 

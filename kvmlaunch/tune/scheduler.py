@@ -77,8 +77,8 @@ def check_schedulers(tuning: HostTuning, wishes: HostWishes) -> Iterator[Finding
     """Say which scheduler cannot be had, which device of host.toml is not there, and which words are of old kernels."""
     for device in tuning.devices:
         plan = plan_scheduler(device, wishes)
-        if plan and device.scheduler and plan[0].value not in device.scheduler.offered:
-            offered = ", ".join(device.scheduler.offered) or "none at all"
+        if plan and device.scheduler and device.scheduler.offered and plan[0].value not in device.scheduler.offered:
+            offered = ", ".join(device.scheduler.offered)
             yield warning(
                 code="host.scheduler.unknown",
                 message=f"{device.name} has no scheduler {plan[0].value}: skipped",

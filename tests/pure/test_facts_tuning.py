@@ -43,6 +43,7 @@ def test_free_memory_is_counted_by_blocks_and_by_node() -> None:
 
 def test_sysctl_files_are_read_in_the_order_of_sysctl_system() -> None:
     files = {
+        "/proc/1/comm": "init\n",
         "/usr/lib/sysctl.d/50-default.conf": "vm.swappiness = 60\n",
         "/etc/sysctl.d/80-kvmlaunch.conf": "vm.swappiness = 10\nvm/nr_hugepages = 512\n# vm.swappiness = 7\n",
         "/usr/lib/sysctl.d/80-kvmlaunch.conf": "vm.swappiness = 99\n",

@@ -220,6 +220,136 @@ def test_a_crash_between_is_put_right_by_what_the_knob_holds(knob: Host, turned:
     assert ledger.entries == ()
 
 
+def reboot(knob: Host, value: str) -> None:
+    """Begin another boot, at which the knob holds a value."""
+    knob.value = value
+    knob.ledger.boot_id += "+"
+    settle(knob.ledger, knob.root)
+
+
+def test_what_a_file_sets_at_boot_is_put_back_whatever_was_done_in_between(knob: Host) -> None:
+    """The default is 20, and a file of ours says 30."""
+    unread, foreign, other, dropped = (Host(knob.root / name, "20") for name in "abcd")
+    for each in (unread, foreign, other, dropped):
+        each.apply("30", lasting=True)
+    reboot(unread, "20")  # nothing read the file
+    unread.apply("30")
+    foreign.value = "45"
+    foreign.apply("30")
+    other.apply("25")  # host.toml says another value now, and the file was not written again
+    entry = dropped.ledger.find(PATH)
+    assert isinstance(entry, SettingEntry)
+    list(undo_setting(dropped.ledger, entry, dropped.root, force=False, stays=True))
+    values = dropped.value
+
+    for each in (unread, foreign, other, dropped):
+        reboot(each, "30")
+    found = [each.undo() for each in (unread, foreign, other, dropped)]
+
+    assert values == "20"
+    assert found == [[], [], [], []]
+    assert [each.value for each in (unread, foreign, other, dropped)] == ["20"] * 4
+
+
+def test_a_runtime_value_over_that_of_a_file_is_put_back_after_a_reboot_too(knob: Host) -> None:
+    knob.apply("30", lasting=True)
+    knob.apply("25")
+    reboot(knob, "30")
+    knob.apply("25")
+
+    assert knob.undo() == []
+    assert knob.value == "20"
+
+
+def files_of(root: Path, **values: str) -> None:
+    """Write knobs of KSM."""
+    for name, value in values.items():
+        place = root / "sys/kernel/mm/ksm" / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(f"{value}\n")
+
+
+def setting_of(name: str, value: str, wanted: str) -> Setting:
+    """Give the setting of a knob of KSM."""
+    knob = Knob(path=f"/sys/kernel/mm/ksm/{name}", value=value)
+    return Setting(key=f"ksm.{name}", knob=knob, wanted=chosen(wanted, "why", "source"), keeper="tmpfiles")
+
+
+def undone(ledger: Ledger, root: Path) -> list[str]:
+    """Put all back, the last first; gives the codes of what was found."""
+    return [
+        finding.report.code
+        for entry in reversed(ledger.entries)
+        if isinstance(entry, SettingEntry)
+        for finding in undo_setting(ledger, entry, root, force=False)
+    ]
+
+
+def test_what_the_kernel_reset_is_put_back_though_it_was_wished_later(tmp_path: Path) -> None:
+    files_of(tmp_path, advisor_mode="[none] scan-time", pages_to_scan="250")
+    ledger = Ledger(entries=(), boot_id="b", time="t", write=lambda _: None)
+    (tmp_path / "sys/kernel/mm/ksm/advisor_mode").write_text("none\n")
+
+    apply_setting(ledger, setting_of("advisor_mode", "none", "scan-time"), tmp_path, lasting=False)
+    files_of(tmp_path, pages_to_scan="100")  # as the kernel does
+    apply_setting(ledger, setting_of("advisor_mode", "scan-time", "none"), tmp_path, lasting=False)
+    apply_setting(ledger, setting_of("pages_to_scan", "100", "700"), tmp_path, lasting=False)
+
+    assert undone(ledger, tmp_path) == []
+    assert (tmp_path / "sys/kernel/mm/ksm/pages_to_scan").read_text().strip() == "250"
+    assert ledger.entries == ()
+
+
+def test_a_number_that_the_advisor_chooses_again_is_left_to_it(tmp_path: Path) -> None:
+    files_of(tmp_path, advisor_mode="scan-time", pages_to_scan="100")
+    ledger = Ledger(entries=(), boot_id="b", time="t", write=lambda _: None)
+
+    apply_setting(ledger, setting_of("advisor_mode", "scan-time", "none"), tmp_path, lasting=False)
+    apply_setting(ledger, setting_of("pages_to_scan", "100", "700"), tmp_path, lasting=False)
+
+    assert undone(ledger, tmp_path) == []
+    assert ledger.entries == ()
+
+
+def test_a_scheduler_brings_its_own_knobs_back(tmp_path: Path) -> None:
+    queue = tmp_path / "sys/block/vda/queue"
+    (queue / "iosched").mkdir(parents=True)
+    (queue / "scheduler").write_text("mq-deadline\n")
+    (queue / "iosched/read_expire").write_text("123\n")
+    ledger = Ledger(entries=(), boot_id="b", time="t", write=lambda _: None)
+    knob = Knob(path="/sys/block/vda/queue/scheduler", value="mq-deadline")
+    setting = Setting(key="scheduler.vda", knob=knob, wanted=chosen("none", "why", "source"), keeper="udev")
+
+    apply_setting(ledger, setting, tmp_path, lasting=False)
+    (queue / "iosched/read_expire").write_text("500\n")  # as the kernel does
+
+    assert undone(ledger, tmp_path) == []
+    assert (queue / "iosched/read_expire").read_text().strip() == "123"
+
+
+@pytest.mark.parametrize(
+    ("before", "available", "last", "codes"),
+    [
+        ("0", 64 << 20, "0", []),
+        ("5", 64 << 20, "0", []),
+        ("0", 1 << 20, "0", ["host.setting.refused"]),
+    ],
+)
+def test_what_was_merged_since_is_taken_apart_where_there_is_room(
+    tmp_path: Path, before: str, available: int, last: str, codes: list[str]
+) -> None:
+    files_of(tmp_path, run="0", pages_shared=before, pages_sharing=before)
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/meminfo").write_text(f"MemTotal: {64 << 20} kB\nMemAvailable: {available} kB\n")
+    ledger = Ledger(entries=(), boot_id="b", time="t", write=lambda _: None)
+
+    apply_setting(ledger, setting_of("run", "0", "1"), tmp_path, lasting=False)
+    files_of(tmp_path, pages_sharing="16320")
+
+    assert undone(ledger, tmp_path) == codes
+    assert (tmp_path / "sys/kernel/mm/ksm/run").read_text().strip() == last
+
+
 @pytest.mark.parametrize(("lasting", "kept"), [(False, 0), (True, 1)])
 def test_what_does_not_last_is_void_after_a_reboot(knob: Host, lasting: bool, kept: int) -> None:  # noqa: FBT001 - a row
     knob.apply("500", lasting=lasting)

@@ -12,7 +12,7 @@ from kvmlaunch.model.definition import Size
 from kvmlaunch.model.tuning import TunePlan
 from kvmlaunch.model.wishes import HostWishes, KsmWishes
 from kvmlaunch.tune.fleet import VmWish
-from kvmlaunch.tune.keep import escape_unit, overriding
+from kvmlaunch.tune.keep import boot_pages, escape_unit, overriding
 from kvmlaunch.tune.plan import plan_tuning
 from kvmlaunch.units import GIB, MIB
 from tests.tuningbook import host, queue, tuning, without_systemd
@@ -348,7 +348,8 @@ WRITE = "w /sys/kernel/mm/ksm/run - - - - {}\n"
     ("files", "by"),
     [
         ({"/etc/sysctl.d/99-local.conf": "vm.swappiness = 60\n"}, "/etc/sysctl.d/99-local.conf"),
-        ({"/etc/sysctl.conf": "vm.swappiness = 60\n"}, "/etc/sysctl.conf"),
+        ({"/etc/sysctl.conf": "vm.swappiness = 60\n"}, ""),  # systemd does not read it but by a link
+        ({"/etc/sysctl.d/99-sysctl.conf": "vm.swappiness = 60\n"}, "/etc/sysctl.d/99-sysctl.conf"),
         ({"/etc/sysctl.d/99-local.conf": "vm.swappiness = 10\n"}, ""),
         ({"/etc/sysctl.d/10-early.conf": "vm.swappiness = 60\n"}, ""),
         ({"/etc/udev/rules.d/99-disks.rules": RULE.format("bfq")}, "/etc/udev/rules.d/99-disks.rules"),
@@ -503,3 +504,45 @@ def test_what_auto_has_made_already_stays_in_the_plan_and_so_is_kept() -> None:
 
     assert [setting.key for setting in plan.settings] == ["thp.enabled"]
     assert changes(plan) == {}
+
+
+@pytest.mark.parametrize(
+    ("cmdline", "pages"),
+    [
+        ("hugepages=48", 48),
+        ("hugepages=0:16,1:32", 48),
+        ("hugepagesz=2048K hugepages=48", 48),
+        ("hugepagesz=1G hugepages=4", 0),
+        ("hugepagesz=1G hugepages=4 hugepagesz=2M hugepages=48 hugepages=9", 48),
+    ],
+)
+def test_pages_of_the_kernel_command_line_are_read_as_the_kernel_does(cmdline: str, pages: int) -> None:
+    assert boot_pages(cmdline.split(), 2 * MIB, 2 * MIB) == pages
+
+
+@pytest.mark.parametrize("device", ["nvme0n1", "zd0"])
+def test_a_device_without_schedulers_to_choose_from_is_left_and_not_spoken_of(device: str) -> None:
+    seen = tuning(
+        devices={device: 4}, files={**queue(device, "none"), f"/sys/block/{device}/queue/scheduler": "none\n"}
+    )
+
+    plan = plan_tuning(host(), seen, HostWishes(), ())
+
+    assert (plan.changes, codes(plan)) == ((), [])
+
+
+@pytest.mark.parametrize(
+    ("local", "run"),
+    [
+        ("#!/bin/sh\n/etc/kvmlaunch/boot.sh\n", True),
+        ("#!/bin/sh\n[ -x /etc/kvmlaunch/boot.sh ] && sh /etc/kvmlaunch/boot.sh\nexit 0\n", True),
+        ("#!/bin/sh\nexit 0\n/etc/kvmlaunch/boot.sh\n", False),
+        ("#!/bin/sh\n# /etc/kvmlaunch/boot.sh\n", False),
+    ],
+)
+def test_whether_rc_local_runs_our_script_is_seen(local: str, run: bool) -> None:  # noqa: FBT001
+    seen = evolve(without_systemd(tuning()), local_script=local)
+
+    plan = plan_tuning(host(systemd=False), seen, HostWishes(swappiness=10), ())
+
+    assert [kept.inactive == "" for kept in plan.files if kept.path.endswith("boot.sh")] == [run]

@@ -278,6 +278,124 @@ def test_a_shared_mount_that_is_gone_is_a_difference_and_a_change(machine: Machi
     del etc
 
 
+@pytest.mark.parametrize("words", [("tmpfs", "size=1M"), ("hugetlbfs", "pagesize=2M,mode=1777")])
+def test_what_somebody_else_mounts_over_the_shared_mount_is_left_to_him(
+    machine: Machine, etc: Path, words: tuple[str, str]
+) -> None:
+    del etc
+    machine.ok("tune", "apply")
+    machine.execute("mount", "-t", words[0], "-o", words[1], "theirs", "/mnt/huge")
+
+    refused = machine.run("tune", "off")
+    there = mountinfo(machine)
+    machine.execute("umount", "/mnt/huge")
+    again = machine.run("tune", "off")
+
+    assert (refused.code, refused.codes) == (10, {"host.change.conflict"})
+    assert there.count(" /mnt/huge ") == 2
+    assert again.code == 0, again.err
+    assert " /mnt/huge " not in mountinfo(machine)
+
+
+def test_nothing_is_mounted_over_a_mount_of_somebody_else(machine: Machine, etc: Path) -> None:
+    del etc
+    machine.execute("sh", "-euc", "mkdir -p /mnt/huge; mount -t tmpfs theirs /mnt/huge; echo precious >/mnt/huge/f")
+
+    full = machine.run("tune", "apply")
+    machine.execute("rm", "/mnt/huge/f")
+    empty = machine.run("tune", "apply")
+    there = mountinfo(machine)
+    machine.ok("tune", "off")
+
+    assert (full.code, full.codes) == (6, {"host.hugetlbfs.place"})
+    assert "host.hugetlbfs.place" in empty.codes
+    assert there.count(" /mnt/huge ") == 1
+
+
+def test_a_mount_that_fstab_still_makes_at_boot_keeps_its_place(machine: Machine, etc: Path) -> None:
+    before = state(etc)
+    machine.ok("tune", "apply", "--persist")
+    wishes = etc / "kvmlaunch/host.toml"
+    text = wishes.read_text()
+    wishes.write_text(text.replace('hugetlbfs = "/mnt/huge"\n', "").replace("swappiness = 7\n", ""))
+
+    machine.ok("tune", "apply")
+    mounted, place = " /mnt/huge " in mountinfo(machine), machine.outside("/mnt/huge").is_dir()
+    verified = machine.run("tune", "verify", "--json").json["differences"]
+    machine.ok("tune", "off")
+    wishes.write_text(text)
+
+    assert (mounted, place) == (False, True)
+    assert {"/mnt/huge", "vm.swappiness"} <= {each["key"] for each in verified}
+    assert state(etc) == before
+
+
+def test_lines_of_somebody_else_between_our_markers_stay(machine: Machine, etc: Path) -> None:
+    machine.ok("tune", "apply", "--persist")
+    fstab = etc / "fstab"
+    text = fstab.read_text().replace("hugetlbfs /mnt/huge", "tmpfs /srv tmpfs defaults 0 0\nhugetlbfs /mnt/huge")
+    fstab.write_text(text)
+
+    again, off = machine.run("tune", "apply", "--persist"), machine.run("tune", "off")
+    left = fstab.read_text()
+    machine.ok("tune", "off", "--force")
+
+    assert (again.code, again.codes & {"host.change.conflict"}) == (10, {"host.change.conflict"})
+    assert (off.code, off.codes) == (10, {"host.change.conflict"})
+    assert left == text
+
+
+def test_pages_of_a_vm_that_ran_meanwhile_do_not_stay(machine: Machine, pool: Pool, etc: Path) -> None:
+    del etc
+    pool.set(0)
+    machine.define("db", GUEST)
+    machine.ok("up", "web", "--paused")
+
+    machine.ok("tune", "apply")
+    machine.end("web")
+    machine.ok("tune", "apply")
+    both = pool.total()
+    machine.ok("tune", "off")
+
+    assert both == 2 * PAGES
+    assert pool.total() == 0
+
+
+def test_pages_that_a_file_sets_at_the_next_boot_are_taken_back(machine: Machine, pool: Pool, etc: Path) -> None:
+    pool.set(0)
+    machine.ok("up", "web", "--paused")
+    machine.ok("tune", "apply", "--persist")
+    machine.end("web")
+    (machine.directory / "boot").write_text("11111111-2222-3333-4444-555555555555\n")
+    machine.execute("mount", "--bind", str(machine.directory / "boot"), "/proc/sys/kernel/random/boot_id")
+    machine.execute("sysctl", "-p", SYSCTL)
+    booted = pool.total()
+    machine.ok("tune", "off")
+
+    assert booted == PAGES
+    assert pool.total() == 0
+    assert not (etc / "sysctl.d/80-kvmlaunch.conf").exists()
+
+
+def test_a_pool_shrinks_beside_a_vm_that_uses_it_and_is_settled(machine: Machine, pool: Pool, etc: Path) -> None:
+    del etc
+    pool.set(0)
+    machine.define("db", GUEST)
+    machine.ok("tune", "apply")
+    machine.ok("up", "web", "--paused")
+    machine.define("db", TINY)
+
+    shrunk = machine.run("tune", "apply")
+    total, planned = pool.total(), machine.run("tune", "plan", "--exit-code")
+    verified = machine.run("tune", "verify")
+    machine.end("web")
+    machine.ok("tune", "off")
+
+    assert (shrunk.code, planned.code, verified.code) == (0, 0, 0), shrunk.err + planned.out + verified.out
+    assert total == PAGES
+    assert pool.total() == 0
+
+
 def test_the_shared_mount_of_a_later_boot_is_taken_back_too(machine: Machine, etc: Path) -> None:
     del etc
     mounts = mountinfo(machine)
