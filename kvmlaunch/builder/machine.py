@@ -148,7 +148,7 @@ def check_accelerator(definition: Definition, host: HostFacts) -> tuple[Finding,
                 hint=fix,
             ),
         )
-    hint = f"kvmlaunch up {definition.name} --set accel=any   # slow where there is no KVM\n{fix}"
+    hint = f"the same command with --set accel=any   # slow where there is no KVM; to last: in the definition\n{fix}"
     return (error(code=code, message="KVM cannot be used", key="accel", why=problem, hint=hint),)
 
 

@@ -130,7 +130,7 @@ def info_rows(each: "Info") -> list[tuple[str, str, str]]:
         return [(target.name, path, f"{facts.kind}{wanted}")]
     top = each.chain[0] if each.chain else None
     size, allocated = (top.size, top.allocated) if top else (facts.size, facts.allocated)
-    parts = [target.format or "format unknown", render_rounded(size)]
+    parts = [(top.format if top else target.format) or "format unknown", render_rounded(size)]
     if facts.kind == "file":
         parts.append(
             "fully allocated"
@@ -142,18 +142,19 @@ def info_rows(each: "Info") -> list[tuple[str, str, str]]:
     parts += [word for word in (facts.filesystem, facts.device and f"on {facts.device}") if word]
     if target.disk.size and target.disk.size > size:
         parts.append(f"the definition says {render_rounded(target.disk.size)}")
-    parts += [f"in use by pid {holder.pid}" for holder in facts.lock_holders]
+    parts += [f"in use by pid {pid}" for pid in dict.fromkeys(holder.pid for holder in facts.lock_holders)]
     if top and (top.corrupt or top.dirty):
         parts.append("marked corrupt" if top.corrupt else "not closed cleanly")
+    if facts.since:
+        path = short_path(facts.since[-1])  # what QEMU opens
     rows = [(target.name, path, ", ".join(parts))]
-    beneath = each.chain[1:] if not facts.since else each.chain
     return rows + [
         (
             "",
             f"└ {short_path(image.path)}",
             f"{image.format}, {render_rounded(image.size)}, {render_rounded(image.allocated)} allocated",
         )
-        for image in beneath
+        for image in each.chain[1:]
     ]
 
 

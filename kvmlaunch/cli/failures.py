@@ -31,6 +31,8 @@ def output_failure(error: Exception) -> KvmlaunchError | None:
     """
     if not isinstance(error, OSError):
         return None
+    if error.errno in FULL and error.filename is None:  # without a buffer nothing is left to be written again
+        return PreflightFailed(Report(code="host.space", message=f"standard output: {os.strerror(error.errno or 0)}"))
     try:
         sys.stdout.flush()
     except OSError as again:

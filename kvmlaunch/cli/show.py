@@ -4,7 +4,6 @@ import contextlib
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import PurePosixPath
 from typing import Any
 
 import click
@@ -29,7 +28,10 @@ def short_path(text: str) -> str:
     """Give a text with the working directory taken out of a path that it begins with."""
     import os  # noqa: PLC0415 - one call
 
-    here = PurePosixPath(os.getcwd())
+    try:
+        here = os.getcwd()
+    except OSError:  # it was removed
+        return text
     return text.removeprefix(f"{here}/")
 
 

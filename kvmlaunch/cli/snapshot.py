@@ -43,9 +43,9 @@ def create(session: Session, disk: str, name: str) -> None:
         show_document("disk-snapshot", {"name": name, "disks": names, **flags, "zeroes": list(taken.zeroes)})
         return
     for target in taken.targets:
-        status, word = ("warn", "already") if taken.already else ("ok", "kept")
-        note = " was taken before: nothing was kept now; give another name" if taken.already else ""
-        say(session, vm_name(target), status, word, f"{target.name}: {name}{note}")
+        word = "already" if taken.already else "kept"
+        note = " was taken before, and nothing was written since" if taken.already else ""
+        say(session, vm_name(target), "ok", word, f"{target.name}: {name}{note}")
     if not taken.targets:
         say(session, disk, "skip", "kept", "there is no disk that can be written")
     if taken.stuck:

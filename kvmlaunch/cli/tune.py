@@ -224,11 +224,11 @@ def verify(session: Session, vms: tuple[str, ...], every: bool) -> int:
         show_findings(session, planned.plan.findings)
         if not differences and planned.plan.settings:
             say(session, HOST, "ok", "verified", f"{count(len(planned.plan.settings), 'setting')} as they should be")
-        elif not differences:
+        elif not differences and not errors_of(planned.plan.findings):
             say(session, HOST, "skip", "verified", f"nothing is wished; {whom(planned)}")
         if session.caller().uid != 0:
             say(session, HOST, "skip", "files", f"only root knows which were written: sudo {session.caller().line}")
-    return DIFFERENT if differences else 0
+    return DIFFERENT if differences else FAILED if errors_of(planned.plan.findings) else 0
 
 
 def place_text(difference: "Difference") -> str:

@@ -68,7 +68,8 @@ def definition_files(places: tuple[Path, ...]) -> dict[str, Path]:
         for path in (
             sorted(place.glob(f"*{SUFFIX}")) if os.path.isdir(place) and os.access(place, os.R_OK | os.X_OK) else ()
         ):
-            found.setdefault(path.stem, path)
+            if not path.name.startswith(".") and path.is_file():  # an editor's lock, a link to nothing, a directory
+                found.setdefault(path.stem, path)
     return found
 
 

@@ -53,6 +53,18 @@ def remove_if_there(directory_fd: int, name: str) -> None:
         raise unsafe(name, f"it cannot be removed: {error.strerror}") from error
 
 
+def write_new(path: Path, text: str) -> None:
+    """Write a file that is not there yet, whole or not at all; raises OSError."""
+    with path.open("x", encoding="utf-8") as file:
+        try:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        except OSError:
+            path.unlink(missing_ok=True)
+            raise
+
+
 def read_text_at(directory_fd: int, name: str, most: int = 1 << 20) -> str | None:
     """Give the text of a regular file in an opened directory, None when it is not there or no such file."""
     try:

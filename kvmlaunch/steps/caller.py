@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from attrs import field
 
-from kvmlaunch.errors import Report, UnknownVm
+from kvmlaunch.errors import HostFailed, Report, UnknownVm
 from kvmlaunch.host.definitions import Trust, search_path
 from kvmlaunch.host.places import cache_directory, places_for, prepared_places
 from kvmlaunch.host.rights import capture_user, user_name
@@ -86,6 +86,21 @@ class Caller:
         return places_for(self.uid, vm, self.environment)
 
 
+def working_directory() -> PurePosixPath:
+    """Give the directory that this process is in; raises HostFailed where it was removed."""
+    try:
+        return PurePosixPath(os.getcwd())
+    except OSError as error:
+        report = Report(
+            code="host.failed",
+            message="the working directory is not there any more",
+            where=os.environ.get("PWD", "."),
+            why=error.strerror or "",
+            hint="cd /",
+        )
+        raise HostFailed(report) from error
+
+
 def current_caller(
     *,
     directories: tuple[str, ...] = (),
@@ -105,7 +120,7 @@ def current_caller(
         uid=os.geteuid(),
         gid=os.getegid(),
         environment=environment,
-        here=PurePosixPath(os.getcwd()),
+        here=working_directory(),
         home=PurePosixPath(home),
         directories=directories,
         file=file,

@@ -9,8 +9,10 @@ from attrs import evolve
 
 from kvmlaunch.define.clone import clone_paths, render_clone, shared_keys
 from kvmlaunch.define.rules import check_vm_name
-from kvmlaunch.errors import Busy, DefinitionInvalid, HostFailed, PreflightFailed, Report
+from kvmlaunch.errors import Busy, DefinitionInvalid, PreflightFailed, Report
+from kvmlaunch.host.files import write_new
 from kvmlaunch.host.images import exists_already, remove_image
+from kvmlaunch.host.tree import failed
 from kvmlaunch.host.volumes import drop_volume
 from kvmlaunch.model.value import frozen
 from kvmlaunch.model.volume import parse_volume_name
@@ -180,12 +182,8 @@ def copy(
 def write(file: Path, text: str) -> None:
     """Write a definition that is not there yet; raises Busy `vm.exists`, HostFailed."""
     try:
-        with file.open("x", encoding="utf-8") as stream:
-            stream.write(text)
+        write_new(file, text)
     except FileExistsError as error:
         raise Busy(Report(code="vm.exists", message=f"{file} is there already", where=str(file))) from error
     except OSError as error:
-        why = error.strerror or ""
-        raise HostFailed(
-            Report(code="host.failed", message=f"{file} could not be written", where=str(file), why=why)
-        ) from error
+        raise failed(str(file), error) from error

@@ -156,6 +156,7 @@ def remove_at_rest(target: Target) -> Target:
                 message=f"{target.disk.path} is no LVM volume",
                 where=target.table,
                 why="a device is not kvmlaunch's to remove",
+                hint=f"take [{target.table}] out of the definition; the device stays",
             )
         )
     drop_volume(name)

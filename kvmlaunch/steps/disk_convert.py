@@ -1,6 +1,7 @@
 """`disk convert`: a disk becomes another image, volume or device, and counts as that only once both compare equal."""
 
 import os
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import PurePosixPath
@@ -294,6 +295,12 @@ def make(target: Target, goal: Goal, image: Image, progress: Progress) -> None:
     if goal.is_device:
         fill_device(target, goal, image, progress)
         return
+    if not os.path.isdir(goal.path.parent):
+        message, hint = (
+            f"{goal.path.parent} does not exist",
+            f"mkdir -p {shlex.quote(str(goal.path.parent))}   # or mount it",
+        )
+        raise PreflightFailed(Report(code="disk.missing", message=message, where=str(goal.path), hint=hint))
     refuse_space(goal, image)
     maker = owner_of(goal.path.parent)
     with new_image(goal.path, maker, keeper_of(target.subject.definition, goal.path, maker)) as making:

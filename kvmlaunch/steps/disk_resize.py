@@ -132,6 +132,7 @@ def refuse_device(target: Target, before: int, wanted: int) -> int:
                 message=f"{target.disk.path} is a block device of {render_size(before)}",
                 where=target.table,
                 why="kvmlaunch grows images and LVM volumes; a partition or a device is grown by its own tools",
+                hint=f"grow it by those, then: kvmlaunch disk resize {target.word}   # tells a running VM",
             )
         )
     return before

@@ -83,7 +83,8 @@ def need_image(target: Target) -> None:
                 code="disk.type",
                 message=f"{target.disk.path} is a device",
                 where=target.table,
-                why="an overlay lies beside an image; a volume has snapshots of LVM's: lvcreate --snapshot",
+                why="an overlay lies beside an image; a volume has snapshots of LVM's",
+                hint=f"lvcreate --snapshot --size 1G {target.disk.path}   # where it is a volume",
             )
         )
 
@@ -108,7 +109,8 @@ def take_held(caller: Caller, targets: tuple[Target, ...], name: str) -> Taken:
         for target in targets:
             refuse_locked(target)
         left = tuple(target for target in targets if not is_begun(target, name))
-        if is_taken(left, name) or not left:
+        refuse_taken(left, name)
+        if not left:
             for target in targets:
                 forget_making(overlay_path(target.image, name))
             return Taken(name=name, targets=targets, already=True)
@@ -133,21 +135,21 @@ def is_begun(target: Target, name: str) -> bool:
     return False
 
 
-def is_taken(targets: Sequence[Target], name: str) -> bool:
-    """Is a snapshot there, of all of these disks; raises PreflightFailed `disk.exists` where it is of some."""
+def refuse_taken(targets: Sequence[Target], name: str) -> None:
+    """Refuse a snapshot that is there, of these disks or of some (`disk.exists`): nothing would be kept now."""
     there = [target for target in targets if str(overlay_path(target.image, name)) in target.facts.since]
-    if there and len(there) < len(targets):
+    if there:
+        lacking = [target for target in targets if target not in there]
+        others = [f"kvmlaunch disk snapshot create {target.word} {name}" for target in lacking]
         raise PreflightFailed(
             Report(
                 code="disk.exists",
-                message=f"{there[0].word} has a snapshot {name} already, another disk has not",
+                message=f"{there[0].word} has a snapshot {name} already{', another disk has not' if lacking else ''}",
                 where=there[0].table,
-                hint="\n".join(
-                    f"kvmlaunch disk snapshot create {target.word} {name}" for target in targets if target not in there
-                ),
+                why="it keeps what was before something was written since",
+                hint="\n".join(others) or f"another name; kvmlaunch disk snapshot list {there[0].word}",
             )
         )
-    return bool(there)
 
 
 def forget_unused(caller: Caller, seen: Seen, target: Target, name: str) -> Target:
@@ -167,8 +169,9 @@ def take_live(seen: Seen, targets: tuple[Target, ...], name: str) -> Taken:
     """Keep disks of a VM that runs, all at one moment; raises Busy `vm.state` where it runs with another disk."""
     for target in targets:
         file_in_chain(seen, target, top_of(target))
-    if is_taken(targets, name):
+    if all(is_begun(target, name) for target in targets):
         return Taken(name=name, targets=targets, already=True, live=True)
+    refuse_taken(targets, name)
     made: list[PurePosixPath] = []
     try:
         made.extend(make_overlay(target, name) for target in targets)

@@ -147,10 +147,26 @@ def refuse_led(target: Target) -> None:
         )
 
 
+def refuse_container(target: Target) -> None:
+    """Refuse an image that is raw by its name and has another format's header (`disk.header`), as a start does."""
+    header = target.facts.header
+    if target.format == "raw" and target.disk.format is AUTO and header not in {"", "raw"}:
+        raise PreflightFailed(
+            Report(
+                code="disk.header",
+                message=f"{target.disk.path} has a {header} header, and its name says raw",
+                where=target.table,
+                why="as raw it would be its container that is worked on",
+                hint=f'format = "{header}"   # or, to work on it raw all the same, format = "raw"',
+            )
+        )
+
+
 def need_file(target: Target) -> None:
     """Refuse a disk that is not there, or is neither file nor block device, or that a user leads root to."""
     refuse_led(target)
     if target.facts.kind in {"file", "block"}:
+        refuse_container(target)
         return
     missing = target.facts.kind in {"missing", "denied"}
     raise PreflightFailed(
@@ -159,9 +175,16 @@ def need_file(target: Target) -> None:
             message=f"{target.disk.path} {'does not exist' if missing else f'is of kind {target.facts.kind}'}",
             where=target.table,
             why=target.facts.refusal,
-            hint=f"kvmlaunch disk create {target.word}" if missing and target.disk.size else "",
+            hint=missing_hint(target) if missing else "",
         )
     )
+
+
+def missing_hint(target: Target) -> str:
+    """Give how a disk that is not there comes to be: kvmlaunch makes images and LVM volumes."""
+    if target.disk.path.is_relative_to("/dev") and parse_volume_name(target.disk.path) is None:
+        return f"ls -l {target.disk.path.parent}   # a device is made by its driver"
+    return f"kvmlaunch disk create {target.word}" if target.disk.size else ""
 
 
 def need_format(target: Target) -> str:

@@ -129,6 +129,12 @@ def end_process(seen: Seen, process: Process, timeout: float, tell: Tell, *, for
     if force:
         return end_by_force(process, tell)
     unmark_stopping(seen.places.run, owner_of(seen.places.run))
+    if met.deed == "let run":
+        from kvmlaunch.steps.control import query  # noqa: PLC0415 - on this path only
+
+        with contextlib.suppress(KvmlaunchError):
+            query(seen, ("stop", {}))
+            tell("paused", "as it was before")
     raise TimedOut(
         Report(
             code="vm.stop.timeout",

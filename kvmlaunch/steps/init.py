@@ -5,7 +5,9 @@ import os
 from pathlib import Path
 
 from kvmlaunch.define.rules import check_vm_name
-from kvmlaunch.errors import Busy, DefinitionInvalid, HostFailed, Report
+from kvmlaunch.errors import Busy, DefinitionInvalid, Report
+from kvmlaunch.host.files import write_new
+from kvmlaunch.host.tree import failed
 from kvmlaunch.steps.caller import Caller
 
 TEXT = """\
@@ -48,16 +50,11 @@ def write_definition(caller: Caller, name: str, directory: str, *, dry_run: bool
             try_writing(path)
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("x", encoding="utf-8") as file:
-                file.write(TEXT.format(name=name))
+            write_new(path, TEXT.format(name=name))
     except FileExistsError as error:
         raise Busy(
             Report(code="vm.exists", message=f"{path} is there already", where=str(path), hint=f"kvmlaunch show {name}")
         ) from error
     except OSError as error:
-        raise HostFailed(
-            Report(
-                code="host.failed", message=f"{path} could not be written", where=str(path), why=error.strerror or ""
-            )
-        ) from error
+        raise failed(str(path), error) from error
     return path

@@ -10,10 +10,12 @@ from attrs import evolve
 from kvmlaunch.define.layers import Source, wanted_files
 from kvmlaunch.define.load import Loaded, Surroundings, load_definition
 from kvmlaunch.define.positions import locate
-from kvmlaunch.errors import DefinitionInvalid, Report, UnknownVm
+from kvmlaunch.errors import DefinitionInvalid, KvmlaunchError, Report, UnknownVm
+from kvmlaunch.facts.record import parse_record
 from kvmlaunch.host.definitions import SUFFIX, find_definition, load_profiles, read_file
 from kvmlaunch.model.definition import SHORTHANDS, Definition
 from kvmlaunch.model.finding import Finding, errors_of
+from kvmlaunch.model.run_files import RECORD
 from kvmlaunch.model.value import frozen
 from kvmlaunch.steps.caller import Caller
 from kvmlaunch.steps.names import is_file
@@ -42,6 +44,15 @@ def profiles() -> Mapping[str, str]:
     return load_profiles()
 
 
+def running_hint(caller: Caller, name: str) -> str:
+    """Give the same command for the file that a VM of this name runs from; "" where none is known."""
+    try:
+        file = parse_record(Path(caller.places(name).run / RECORD).read_text(encoding="utf-8")).definition
+    except (OSError, ValueError, KvmlaunchError):
+        return ""
+    return f"{caller.command} {shlex.quote(file)}   # what {name} was started from"
+
+
 def first_source(caller: Caller, word: str) -> tuple[str, Source]:
     """Give the name of a VM and its own text; `word` is a name, a file, or `-`."""
     if word == STANDARD_INPUT:
@@ -53,7 +64,11 @@ def first_source(caller: Caller, word: str) -> tuple[str, Source]:
     if caller.file or is_file(word):
         path = Path(caller.here / (caller.file or word))
     else:
-        path = find_definition(word, caller.search)
+        try:
+            path = find_definition(word, caller.search)
+        except UnknownVm as unknown:
+            hint = running_hint(caller, word) or unknown.report.hint
+            raise UnknownVm(evolve(unknown.report, hint=hint)) from unknown
     path = path.absolute()
     return path.name.removesuffix(SUFFIX), Source(path=PurePosixPath(path), text=read_file(path, caller.trust))
 

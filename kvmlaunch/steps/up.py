@@ -143,9 +143,12 @@ def runs_already(seen: Seen) -> Busy:
 
 
 def check_restart(caller: Caller, word: str) -> None:
-    """Refuse a restart before anything is ended: a definition with mistakes, or a VM that runs from another file."""
+    """Refuse a restart before anything is ended: a VM that could not start again, or that runs from another file."""
     subject = load_subject(caller, word)
-    check_running(caller, observe(caller, subject.definition.name), subject)
+    seen = observe(caller, subject.definition.name)
+    check_running(caller, seen, subject)
+    resolved = resolve(caller, subject, everything=True, running=seen.pid)  # what it holds is free for it
+    refuse_errors(subject.definition.name, (*resolved.findings(), *seed_findings(resolved)))
 
 
 def settle(caller: Caller, seen: Seen, subject: Subject, wishes: Wishes, tell: Tell) -> Started | None:

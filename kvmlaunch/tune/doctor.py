@@ -146,7 +146,7 @@ def check_free_memory(host: HostFacts, tuning: HostTuning) -> Iterator[Diagnosis
     memory, largest, blocks = host.memory, tuning.largest_block, tuning.free_in_blocks(HUGE)
     whole, rest = (render_size(size // MIB * MIB) for size in (memory.total, memory.available))
     huge, largest_text = render_size(blocks), render_size(largest)
-    found = f"{rest} of {whole} available, {huge} free in huge pages, largest block {largest_text}"
+    found = f"{rest} of {whole} available, {huge} in blocks of a huge page or more, largest block {largest_text}"
     numbers = {
         "total": memory.total, "available": memory.available, "free": memory.free, "largest_free_block": largest,
         "free_in_huge_pages": blocks,

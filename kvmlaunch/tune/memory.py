@@ -81,7 +81,9 @@ def check_pools(host: HostFacts, tuning: HostTuning, wishes: HostWishes, vms: Se
                 message=f"the host has no room for {count(int(wanted.value), 'page')} of {word}",
                 key=f"hugepage_pools.{word}",
                 why=why,
-                hint="kvmlaunch validate --together   # names the VMs that do not fit" if wanted.reason else "",
+                hint="kvmlaunch validate --together   # names the VMs that do not fit"
+                if wanted.reason
+                else f"fewer pages in [hugepage_pools] of {HOST_FILE}",
             )
     there = {pool.page_size for pool in host.pools}
     for word, page_size in PAGE_SIZES.items():

@@ -474,3 +474,20 @@ def test_an_error_is_a_document_for_programs(machine: Machine) -> None:
 
     assert (result.code, result.error["code"]) == (6, "disk.shrink")
     assert json.loads(result.err)
+
+
+@pytest.mark.parametrize(
+    "words", [("resize", "web:root", "16MiB"), ("check", "web"), ("snapshot", "create", "web", "s")]
+)
+def test_a_container_that_is_called_raw_is_not_worked_on(machine: Machine, words: tuple[str, ...]) -> None:
+    define(machine, RAW)
+    machine.execute("qemu-img", "create", "-q", "-f", "qcow2", place(machine, "web.img"), "8M")
+
+    assert refused(machine, "disk", *words) == (6, "disk.header")
+
+
+def test_a_conversion_into_no_directory_makes_none(machine: Machine) -> None:
+    created(machine, RAW)
+
+    assert refused(machine, "disk", "convert", "web:root", "nowhere/web.qcow2") == (6, "disk.missing")
+    assert not (machine.directory / "nowhere").exists()

@@ -4,7 +4,7 @@ import signal
 
 import pytest
 
-from tests.sandbox import TINY, Machine, Result, finish, wait_for
+from tests.sandbox import KVMLAUNCH, TINY, Machine, Result, finish, wait_for
 
 ABOUT_ONE = ("pause", "resume", "reset", "console", "monitor", "logs", "status", "down", "diff")
 
@@ -334,3 +334,83 @@ def test_a_dry_run_of_undo_names_what_was_prepared_and_leaves_it(machine: Machin
 
     assert planned.err.count("would undo") == undone.err.count("undone") >= 1
     assert machine.leftovers() == []
+
+
+def test_what_cannot_be_read_beside_it_does_not_keep_a_vm_from_starting(machine: Machine) -> None:
+    place = machine.define("web", f"{TINY}[lifecycle]\nautostart = true\n").parent
+    (place / "open.toml").write_text(TINY)
+    (place / "open.toml").chmod(0o666)
+    (place / ".#web.toml").symlink_to("root@host.1:1")
+    (place / "gone.toml").symlink_to("nothing")
+    (place / "directory.toml").mkdir()
+
+    started = machine.run("up", "--all", "--paused")
+    listed = {row["name"] for row in machine.ok("ls", "--json").json["vms"]}
+
+    assert (started.code, started.codes) == (5, {"def.untrusted", "host.kvm.dead", "host.user.root"} & started.codes)
+    assert machine.status("web")["state"] == "paused"
+    assert listed == {"web", "open"}
+
+
+def test_a_restart_that_could_not_start_again_ends_nothing(machine: Machine) -> None:
+    machine.define("web")
+    machine.ok("up", "web")
+    pid = machine.pid("web")
+    machine.define("web", f'{TINY}[disk.data]\npath = "data.img"\nsize = "8MiB"\n')
+
+    dry, refused = machine.run("restart", "web", "-n"), machine.run("restart", "web", "--force", "--timeout", "10ms")
+
+    assert [(each.code, "disk.missing" in each.codes) for each in (dry, refused)] == [(6, True)] * 2
+    assert machine.pid("web") == pid
+    assert machine.status("web")["state"] == "running"
+
+
+def test_a_working_directory_that_was_removed_is_said(machine: Machine) -> None:
+    said = machine.execute("sh", "-c", f"mkdir gone; cd gone; rmdir ../gone; exec {KVMLAUNCH} ls")
+
+    assert (said.code, said.codes) == (1, {"host.failed"})
+    assert "working directory" in said.err
+
+
+@pytest.mark.parametrize("buffered", ["", "1"])
+def test_a_standard_output_that_is_full_is_said_and_is_no_bug(machine: Machine, buffered: str) -> None:
+    machine.define("web")
+
+    said = machine.execute("sh", "-c", f"PYTHONUNBUFFERED={buffered} {KVMLAUNCH} print-cmd web >/dev/full")
+
+    assert (said.code, said.codes & {"host.space", "internal.bug"}) == (6, {"host.space"})
+
+
+def test_a_first_definition_is_whole_or_not_there(machine: Machine) -> None:
+    machine.execute(
+        "sh", "-euc", "mkdir small; mount -t tmpfs -o size=4k small small; head -c 4k /dev/zero >small/full"
+    )
+
+    said = machine.run("init", "web", "--dir", "small")
+    left = machine.execute("ls", "small").out
+
+    assert (said.code, said.codes) == (6, {"host.space"})
+    assert left.split() == ["full"]
+
+
+def test_a_vm_that_runs_from_elsewhere_is_named_with_its_file(machine: Machine) -> None:
+    place = machine.directory / "far away"
+    place.mkdir()
+    (place / "web.toml").write_text(TINY)
+    machine.ok("up", place / "web.toml", "--paused")
+
+    unknown = machine.run("diff", "web")
+
+    assert unknown.code == 4
+    assert "far away/web.toml' " in unknown.err
+
+
+def test_a_paused_vm_that_does_not_power_down_is_paused_again(machine: Machine) -> None:
+    machine.define("web")
+    machine.ok("up", "web")
+    machine.ok("pause", "web")
+
+    down = machine.run("down", "web", "--timeout", "200ms")
+
+    assert down.code == 8
+    assert machine.status("web")["run_state"] == "paused"

@@ -188,9 +188,9 @@ def test_a_snapshot_that_is_there_is_said_and_stays_as_it_is(machine: Machine) -
     snapshot(machine, "s1")
     write(machine, S1, 2)
 
-    again = machine.ok("disk", "snapshot", "create", "web", "s1")
+    again = machine.run("disk", "snapshot", "create", "web", "s1")
 
-    assert "already" in again.err
+    assert (again.code, again.codes) == (6, {"disk.exists"})
     assert holds(machine, S1, 2)
 
 
