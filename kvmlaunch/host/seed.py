@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 
@@ -13,13 +14,17 @@ from kvmlaunch.model.host import UserFacts
 
 LABEL = "cidata"
 DIGEST = "seed.sha256"
-EXTRA = "pip install 'kvmlaunch[cloud-init]'"
+EXTRA = "-m pip install pycdlib PyYAML"  # what the extra `cloud-init` names
 
 
 def missing_extra(module: str) -> HostFailed:
     """Give the error for an extra that is not installed."""
     return HostFailed(
-        Report(code="host.tool.missing", message=f"cloud_init needs the Python package {module}", hint=EXTRA)
+        Report(
+            code="host.tool.missing",
+            message=f"cloud_init needs the Python package {module}",
+            hint=f"{sys.executable} {EXTRA}",
+        )
     )
 
 

@@ -4,6 +4,8 @@ import re
 from collections.abc import Iterator
 from typing import assert_never
 
+from attrs import evolve
+
 from kvmlaunch.model.evidence import DriveEvidence, Evidence
 from kvmlaunch.model.finding import Finding, error
 from kvmlaunch.model.plan import (
@@ -19,6 +21,7 @@ from kvmlaunch.units import render_size
 
 O_DIRECT = 0o40000
 ORDINARY_PAGE = 4096  # of ordinary memory, which may be swapped out again, some may be missing
+NAME = "NAME"  # of the VM, which who finds a broken promise does not know
 FELL_BACK = re.compile(r".*falling back.*", re.IGNORECASE)
 
 
@@ -29,7 +32,7 @@ def broken(what: str, planned: object, seen: object, key: str) -> Finding:
         message=f"{what} is not as planned",
         key=key,
         why=f"planned: {planned}; the live QEMU has: {seen}",
-        hint="kvmlaunch explain NAME   # shows the plan; please report it when no raw.args interferes",
+        hint=f"kvmlaunch explain {NAME}   # shows the plan; please report it when no raw.args interferes",
     )
 
 
@@ -160,4 +163,6 @@ def check_promises(
     found += check_cmdline(argv, evidence.cmdline)
     found += check_run_state(argv, evidence.run_state, later=later)
     found += [broken("an engine of QEMU's", "no fallback", line, "") for line in FELL_BACK.findall(evidence.log)]
-    return tuple(found)
+    return tuple(
+        evolve(each, report=evolve(each.report, hint=each.report.hint.replace(NAME, plan.name))) for each in found
+    )

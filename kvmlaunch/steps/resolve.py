@@ -166,13 +166,23 @@ def forwarded_ports(definition: Definition) -> tuple[int, ...]:
     return tuple(forward.host_port for network in definition.network.values() for forward in network.forwards)
 
 
+def written_user(name: str) -> UserFacts:
+    """Give the user that a definition names; raises PreflightFailed `host.user.unknown` at that key."""
+    try:
+        return capture_user(name)
+    except HostFailed as error:
+        raise PreflightFailed(error.report) from error
+
+
 def read_host_for(definition: Definition, caller: Caller, sight: Sight) -> HostFacts:
     """Give the facts as QEMU's user sees them; root gives way to `kvmlaunch` where that reaches every file."""
     written = definition.security.user
     if caller.facts or caller.uid != 0:
         return sight.host(definition, caller, None)
-    if caller.for_user or written is not AUTO:
-        return sight.host(definition, caller, capture_user(caller.for_user or str(written)))
+    if caller.for_user:
+        return sight.host(definition, caller, capture_user(caller.for_user))
+    if written is not AUTO:
+        return sight.host(definition, caller, written_user(str(written)))
     try:
         user = capture_user(SYSTEM_USER)
     except HostFailed:
