@@ -13,8 +13,8 @@ from attrs import define, evolve
 from kvmlaunch.errors import KvmlaunchError
 from kvmlaunch.facts.memory import parse_meminfo
 from kvmlaunch.facts.tuning import parse_knob
-from kvmlaunch.host.apply import apply_pool, undo_pool
 from kvmlaunch.host.files import write_control
+from kvmlaunch.host.pool import apply_pool, undo_pool
 from kvmlaunch.host.readers import names_in, read_text
 from kvmlaunch.host.tune_journal import write_entries
 from kvmlaunch.model.change import Entry, PoolChange

@@ -7,8 +7,8 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 from kvmlaunch.errors import HostFailed, PreflightFailed
-from kvmlaunch.host.apply import apply_pool, pool_path, undo_pool
 from kvmlaunch.host.files import read_text_at, temporary_name, write_all, write_atomically
+from kvmlaunch.host.pool import apply_pool, pool_path, undo_pool
 from kvmlaunch.host.tree import entered, make_owned, remove_empty
 from kvmlaunch.model.change import Entry, PoolChange
 
@@ -73,7 +73,7 @@ def test_a_kernel_that_grants_less_is_rolled_back_and_the_numbers_are_said(
             written.append(int(text))
             place.write_text(f"{min(int(text), most)}\n")
 
-    monkeypatch.setattr("kvmlaunch.host.apply.write_control", grant)
+    monkeypatch.setattr("kvmlaunch.host.pool.write_control", grant)
     with pytest.raises(PreflightFailed) as raised:
         apply_pool(COMPACTING, 5, root=tmp_path)
 
