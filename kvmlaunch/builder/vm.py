@@ -30,11 +30,13 @@ from kvmlaunch.builder.option import Part, field, fixed
 from kvmlaunch.model.definition import AUTO, Definition
 from kvmlaunch.model.finding import Finding, error
 from kvmlaunch.model.host import HostFacts
-from kvmlaunch.model.plan import Field, IdentityPromise, Places, Plan, Promise
+from kvmlaunch.model.plan import Field, IdentityPromise, Option, Places, Plan, Promise
 from kvmlaunch.model.qemu import QemuCaps
 from kvmlaunch.units import count
 
 FAST_SCHEDULERS = ("none",)
+MOST_PCI = 30  # of 32 slots two are the machine's own: q35 and i440fx (measured with 7.2.22)
+PCI_DEVICES = {"VGA", "e1000e", "nvme", "qemu-xhci"}  # beside those that say so in their name
 
 
 def wanted_paths(definition: Definition) -> tuple[PurePosixPath, ...]:
@@ -265,6 +267,20 @@ def check_thread_pins(definition: Definition, threads: int) -> Iterator[Finding]
         )
 
 
+def check_slots(options: tuple[Option, ...]) -> Iterator[Finding]:
+    """Refuse more PCI devices than the machine's bus has room for (`qemu.capability`)."""
+    drivers = [(str(option.fields[0].choice.value), option.table) for option in options if option.flag == "-device"]
+    tables = [table for driver, table in drivers if driver.endswith("-pci") or driver in PCI_DEVICES]
+    if len(tables) > MOST_PCI:
+        yield error(
+            code="qemu.capability",
+            message=f"{count(len(tables), 'PCI device')}, and the machine has room for {MOST_PCI}",
+            key=[table for table in tables if table.startswith(("disk.", "network."))][-1],
+            why="each disk on virtio-blk and each network takes one",
+            hint='bus = "virtio-scsi"   # one controller carries all disks on it',
+        )
+
+
 def build_vm(
     definition: Definition, host: HostFacts, caps: QemuCaps, *, boot_from: str = "", paused: bool = False
 ) -> Plan:
@@ -287,6 +303,7 @@ def build_vm(
         *cdrom.check_drivers(definition, host),
         *check_boot_from(definition, boot_from),
         *check_thread_pins(definition, len(threads.ids.value)),
+        *check_slots(tuple(option for part in parts for option in part.options)),
     )
     return Plan(
         name=definition.name,
