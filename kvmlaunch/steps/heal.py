@@ -14,7 +14,7 @@ from kvmlaunch.host.apply import mounts_on, undo_entries
 from kvmlaunch.host.lock import host_lock
 from kvmlaunch.host.logs import bound_events, rotate_console
 from kvmlaunch.host.places import root_places
-from kvmlaunch.host.rundir import claimed, is_locked, remove_claimed
+from kvmlaunch.host.rundir import claimed, is_locked, read_contents, remove_claimed
 from kvmlaunch.model.change import Journal, change_word
 from kvmlaunch.model.finding import Finding
 from kvmlaunch.model.plan import Places
@@ -41,7 +41,10 @@ def end_beside(run: PurePosixPath) -> None:
 
 
 def heal_one(journal: Journal) -> tuple[Finding, ...]:
-    """Take back what one dead start left: its console is kept first, and nobody may be starting it meanwhile."""
+    """Take back what one dead start left: its console is kept first, and nobody may be starting it meanwhile.
+
+    How a VM ended that had run stays there for `status`, until a command about that VM cleans up.
+    """
     places = root_places(journal.vm)
     if journal.uid != 0 or not os.path.isdir(places.run):  # what was being prepared for a user had no start yet
         return undo_entries(journal, journal.owned("up"))
@@ -50,7 +53,9 @@ def heal_one(journal: Journal) -> tuple[Finding, ...]:
         rotate_console(places.run, places.logs, uid, 0, everything=True)
         end_beside(places.run)
         found = undo_entries(journal, journal.owned("up"))
-        remove_claimed(claim)
+        record = read_contents(places.run, uid).record
+        if record is None or record.state != "running":
+            remove_claimed(claim)
     return found
 
 
@@ -71,7 +76,7 @@ def heal_journals(boot_id: str, tell: Tell, *, but: str = "") -> None:
         elif journal.run != but and journal.owned("up") and not is_locked(PurePosixPath(journal.run)):
             try:
                 found = heal_one(journal)
-                tell("healed", f"{journal.vm}: what a dead start left on the host was taken back")
+                tell("healed", f"{journal.vm}: it has ended, and what it had of the host was taken back")
                 tell_found(found, tell)
             except KvmlaunchError as error:
                 tell("warn", f"{journal.vm} could not be healed: {error.report.message}: {error.report.why}")

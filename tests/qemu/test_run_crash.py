@@ -57,6 +57,7 @@ def test_an_up_of_another_vm_gives_back_what_a_killed_qemu_left_on_the_host(mach
 
     assert machine.journals() == ["0-other.json"]
     assert not any("/vm/web/" in path for path in machine.mounts())
+    assert "killed" in machine.status("web")["last_end"]
     machine.end("other")
     machine.ok("down", "web")
     assert machine.leftovers() == []
