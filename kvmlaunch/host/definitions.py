@@ -122,7 +122,8 @@ def trust_hint(file: Path, path: Path, trust: Trust, *, foreign: bool) -> str:
     what, there = shlex.quote(str(path)), shlex.quote(f"/etc/kvmlaunch/vmdefs/{file.name}")
     if not foreign:
         return f"{sudo}chmod go-w {what}"
-    if path == file:
+    above = (each for each in file.resolve().parents if each.exists())
+    if path == file and all(each.stat().st_uid == 0 for each in above):
         return f"{sudo}chown root: {what} && {sudo}chmod go-w {what}"
     return f"{sudo}install -D -m 0644 {shlex.quote(str(file))} {there}   # then name that file: its paths begin there"
 

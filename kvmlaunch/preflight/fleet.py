@@ -79,7 +79,8 @@ class Claims:
 
     `free` are free pages by page size and host NUMA node, None for the whole host.  `available` is what can be had
     now, `outside` what lies outside the pools, whoever has it now: a VM that runs may not have touched all of its own.
-    Ports are looked up by protocol and number, then by address; `bound` are those of this host's processes.
+    Ports are looked up by protocol and number, then by address; `bound` are those of this host's processes,
+    `offered` those that a hint names already.
     """
 
     available: Budget
@@ -92,6 +93,7 @@ class Claims:
     macs: dict[str, str] = Factory(dict)
     taps: dict[str, str] = Factory(dict)
     files: dict[str, Use] = Factory(dict)
+    offered: set[tuple[str, int]] = Factory(set)
 
 
 def check_fleet(members: Sequence[Member], host: HostFacts) -> tuple[tuple[Finding, ...], ...]:
@@ -292,14 +294,15 @@ def port_hint(plan: Plan, wanted: PlannedListener, claims: Claims) -> str:
     later = (port for ports in (range(wanted.port, PORTS.stop), PORTS) for port in ports)
     places = ((wanted.protocol, port) for port in later)
     free = next((port for _, port in (each for each in places if not is_taken(each, own, claims))), wanted.port)
+    claims.offered.add((wanted.protocol, free))
     if wanted.guest_port is None:
         return f"kvmlaunch up {plan.name} --set {wanted.key}={wanted.address}:{free}"
     return f'"{wanted.protocol}:{wanted.address}:{free}:{wanted.guest_port}"   # in {wanted.key}'
 
 
 def is_taken(place: tuple[str, int], own: set[tuple[str, int]], claims: Claims) -> bool:
-    """Is a port wanted by this VM, one before it, or a process of this host."""
-    return place in own or place in claims.ports or place in claims.bound
+    """Is a port wanted by this VM or one before it, offered to one, or bound by a process of this host."""
+    return place in own or place in claims.ports or place in claims.bound or place in claims.offered
 
 
 def claim_ports(member: Member, claims: Claims) -> None:

@@ -253,6 +253,14 @@ def test_the_hint_for_a_port_is_a_forward_that_is_free() -> None:
     assert finding.report.hint == '"tcp:127.0.0.1:8083:80"   # in network.lan.forwards'
 
 
+def test_two_vms_that_do_not_fit_are_told_two_ports() -> None:
+    members = fleet(*[f'{SMALL}[network.lan]\nforwards = ["tcp:127.0.0.1:8080:80"]\n' for _ in range(3)])
+
+    hints = [finding.report.hint for its in check_fleet(members, members[0].host) for finding in its]
+
+    assert hints == [f'"tcp:127.0.0.1:{port}:80"   # in network.lan.forwards' for port in (8081, 8082)]
+
+
 def test_two_screens_on_one_port_are_told_with_the_next() -> None:
     screen = f'{SMALL}[display]\ntype = "vnc"\naddress = "127.0.0.1:5901"\n'
 
