@@ -90,7 +90,8 @@ def build(
     tree, refused = make_absolute(tree, first.path.parent, surroundings.working_directory, surroundings.home)
     wanted = {key: value for key, value in plain(tree).items() if key not in UNWRITTEN}
     definition, wrong = structure(wanted, Definition, name=name, file=first.path, origins=origins_of(tree))
-    found += refused + wrong
+    unsaid = tuple(each.path for each in found)  # a variable that is not there is no size, and is said once
+    found += refused + [each for each in wrong if each.path not in unsaid]
     if definition is not None:
         found += broken_rules(definition, tuple(each.path for each in found))
     return definition, tree, found

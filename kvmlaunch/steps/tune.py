@@ -15,7 +15,7 @@ from kvmlaunch.facts.boot_files import parse_boot_lines
 from kvmlaunch.facts.sources import Wanted, parse_captured
 from kvmlaunch.facts.tuning import parse_tuning
 from kvmlaunch.host.capture import capture_host
-from kvmlaunch.host.capture_tuning import capture_tuning
+from kvmlaunch.host.capture_tuning import capture_grub, capture_tuning
 from kvmlaunch.host.definitions import definition_files, read_file
 from kvmlaunch.host.journal import read_all_journals
 from kvmlaunch.host.kept_files import apply_file, apply_shared_mount, is_kept, is_shared_mount, undo_other
@@ -442,8 +442,8 @@ def off(caller: Caller, tell: Tell, *, force: bool = False) -> tuple[bool, bool,
 
 def commands_after(gone: set[str]) -> Iterator[str]:
     """Give what must be run once files of ours are gone: the boot loader keeps what it was told, systemd its units."""
-    if GRUB_FILE in gone:
-        yield "update-grub   # or grub2-mkconfig, grubby --remove-args: the boot loader still has the words"
+    if GRUB_FILE in gone and (renew := capture_grub("")):
+        yield f"{renew}   # or grubby --remove-args: the boot loader still has the words"
     if any(path.startswith("/etc/systemd/") for path in gone):
         yield "systemctl daemon-reload"
 

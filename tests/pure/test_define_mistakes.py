@@ -315,3 +315,7 @@ def test_what_qemu_would_refuse_or_open_to_all_is_refused_with_its_place(text: s
 
 def test_a_socket_of_this_host_alone_is_taken() -> None:
     assert codes('[raw]\nargs = ["-netdev", "socket,id=n,listen=127.0.0.1:5000"]\n') == []
+
+
+def test_a_variable_that_is_not_there_is_said_once() -> None:
+    assert codes('[disk.a]\npath = "a.img"\nsize = "${undefined}"\n') == ["def.var"]

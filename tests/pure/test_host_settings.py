@@ -1,5 +1,6 @@
 """Knobs turned over a made-up /sys: written down first, put back only as we left them, whatever a crash leaves."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -362,6 +363,15 @@ def test_what_does_not_last_is_void_after_a_reboot(knob: Host, lasting: bool, ke
 
 def test_the_journal_is_read_back_as_it_was_written() -> None:
     assert parse_entries(render_entries(ENTRIES)) == ENTRIES
+
+
+def test_a_journal_of_a_release_that_knew_less_is_read() -> None:
+    document = json.loads(render_entries(ENTRIES))
+    for entry in document["entries"]:
+        for name in ("kept", "default", "borrowed", "unmerged"):
+            entry.pop(name, None)
+
+    assert parse_entries(json.dumps(document)) == ENTRIES
 
 
 @pytest.mark.parametrize(

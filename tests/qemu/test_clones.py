@@ -216,7 +216,7 @@ def test_a_directory_that_cannot_be_written_to_is_told(machine: Machine) -> None
 
     result = machine.run("clone", "new", "--from", "web")
 
-    assert (result.code, result.codes) == (1, {"host.failed"})
+    assert (result.code, result.codes) == (6, {"host.space"})
     assert (definitions(machine), names(machine)) == ({"web"}, {"web.img"})
 
 
