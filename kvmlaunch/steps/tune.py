@@ -212,7 +212,16 @@ def unwished(entries: Sequence[TuneEntry], made: TunePlan, wishes: HostWishes) -
         for entry in entries
         if not isinstance(entry, VmEntry) and not (isinstance(entry, SettingEntry) and is_beside(entry, settings))
     ]
-    return tuple(entry for entry in changes if entry.path not in kept or is_more(entry, settings.get(entry.path)))
+    return tuple(
+        entry
+        for entry in changes
+        if (entry.path not in kept and not is_back(entry)) or is_more(entry, settings.get(entry.path))
+    )
+
+
+def is_back(entry: TuneEntry) -> bool:
+    """Is a knob as it was before already, and written down only as a file of ours sets it at the next boot."""
+    return isinstance(entry, SettingEntry) and entry.kept is not None and entry.after == entry.before
 
 
 def is_beside(entry: SettingEntry, settings: Mapping[str, Setting]) -> bool:
@@ -307,6 +316,7 @@ def put_back(ledger: Ledger, planned: Planned, tell: Tell, *, files: bool) -> li
     """Put back what nobody wishes any more; files only where files are written."""
     settings = {setting.knob.path: setting for setting in planned.plan.settings}
     returning = [entry for entry in planned.returning if files or not isinstance(entry, FileEntry)]
+    returning += [entry for entry in ledger.entries if files and is_back(entry) and entry.path not in settings]
     fewer = [entry for entry in returning if isinstance(entry, SettingEntry) and entry.path in settings]
     gone = [entry for entry in returning if entry not in fewer]
     listed: list[Finding] = []
