@@ -1,10 +1,14 @@
 """LVM's volumes: looked up, made, grown and removed with LVM's own tools."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
 
 from kvmlaunch.errors import HostFailed, PreflightFailed, Report
 from kvmlaunch.host.command import run_tool
 from kvmlaunch.model.volume import VolumeName
+from kvmlaunch.storage.snapshot import MAKING
 from kvmlaunch.storage.volume import (
     Group,
     Volume,
@@ -15,10 +19,12 @@ from kvmlaunch.storage.volume import (
     parse_groups,
     parse_volumes,
     remove_volume,
+    rename_volume,
 )
 from kvmlaunch.units import render_size
 
 SECONDS = 120.0
+LONGEST_STEM: Final = 120  # of 127 characters that a volume's name may have: lvm(8)
 
 
 def run_lvm(argv: tuple[str, ...]) -> str:
@@ -102,6 +108,25 @@ def make_volume(name: VolumeName, size: int, pool: str = "") -> int:
     run_lvm(create_volume(name, size, pool))
     made = find_volume(name)
     return made.size if made else size
+
+
+@contextmanager
+def new_volume(name: VolumeName, size: int) -> Iterator[VolumeName]:
+    """Give a volume to be filled, which has its own name when the block ends; on any failure it is removed.
+
+    One that a killed command left is made anew.  Raises PreflightFailed, HostFailed.
+    """
+    making = VolumeName(group=name.group, volume=f"{name.volume[:LONGEST_STEM]}{MAKING}")
+    if find_volume(making):
+        drop_volume(making)
+    make_volume(making, size)
+    try:
+        yield making
+        run_lvm(rename_volume(making, name))
+    except BaseException:
+        if find_volume(making):
+            drop_volume(making)
+        raise
 
 
 def grow_volume(volume: Volume, size: int) -> int:

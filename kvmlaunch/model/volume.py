@@ -27,6 +27,11 @@ class VolumeName:
         """The name as LVM's tools take it."""
         return f"{self.group}/{self.volume}"
 
+    @property
+    def path(self) -> PurePosixPath:
+        """Where its device lies."""
+        return PurePosixPath("/dev", self.group, self.volume)
+
 
 def parse_volume_name(path: PurePosixPath) -> VolumeName | None:
     """Give the volume that a path /dev/GROUP/VOLUME would be; None for another path.

@@ -23,7 +23,7 @@ from kvmlaunch.host.images import (
 )
 from kvmlaunch.host.rights import rights_of
 from kvmlaunch.host.tree import failed
-from kvmlaunch.host.volumes import drop_volume, find_volume, make_volume
+from kvmlaunch.host.volumes import drop_volume, find_volume, new_volume
 from kvmlaunch.model.host import PathFacts
 from kvmlaunch.model.value import frozen
 from kvmlaunch.model.volume import parse_volume_name
@@ -46,6 +46,7 @@ from kvmlaunch.steps.disks import (
     top_of,
 )
 from kvmlaunch.steps.resolve import look_at_host
+from kvmlaunch.storage.creation import COPIES_ON_WRITE
 from kvmlaunch.storage.image import Image, parse_info, parse_progress
 from kvmlaunch.units import render_rounded, render_size
 
@@ -72,6 +73,7 @@ class Goal:
     path: PurePosixPath
     facts: PathFacts
     format: str
+    filesystem: str = ""  # that a new image would lie on
 
     @property
     def is_device(self) -> bool:
@@ -147,7 +149,8 @@ def goal_of(caller: Caller, word: str, format_: str) -> Goal:
     except Mistake as error:
         raise DefinitionInvalid(Report(code=error.code, message=error.message, where=word, why=error.why)) from error
     path = PurePosixPath(os.path.normpath(caller.here / written))
-    facts = look_at_host(caller, Wanted(paths=(path,)), None).paths[path]
+    seen = look_at_host(caller, Wanted(paths=(path, path.parent)), None).paths
+    facts = seen[path]
     found = format_ or (
         "raw" if path.is_relative_to("/dev") or facts.kind == "block" else SUFFIXES.get(path.suffix, "")
     )
@@ -164,7 +167,7 @@ def goal_of(caller: Caller, word: str, format_: str) -> Goal:
                 hint="the same command with --format raw   # or qcow2",
             )
         )
-    return Goal(path=path, facts=facts, format=found)
+    return Goal(path=path, facts=facts, format=found, filesystem=seen[path.parent].filesystem)
 
 
 def refuse_itself(target: Target, goal: Goal) -> None:
@@ -304,29 +307,32 @@ def make(target: Target, goal: Goal, image: Image, progress: Progress) -> None:
     refuse_space(goal, image)
     maker = owner_of(goal.path.parent)
     with new_image(goal.path, maker, keeper_of(target.subject.definition, goal.path, maker)) as making:
-        options = ("-o", f"preallocation={PREALLOCATION[goal.format]}") if goal.format in PREALLOCATION else ()
-        run_convert(target, goal, making.place, options, progress, (making.fd,))
+        options = [f"preallocation={PREALLOCATION[goal.format]}"] if goal.format in PREALLOCATION else []
+        options += ["nocow=on"] if goal.filesystem == COPIES_ON_WRITE else []
+        written = ("-o", ",".join(options)) if options else ()
+        run_convert(target, goal, making.place, written, progress, (making.fd,))
         prove(target, goal, making.place, image, progress)
 
 
 def fill_device(target: Target, goal: Goal, image: Image, progress: Progress) -> None:
-    """Write a disk to a device; a volume that is not there is made first, and removed again on any failure."""
+    """Write a disk to a device; a volume that is not there is made, and has its name only when it is whole."""
+    if goal.facts.kind != "missing":
+        fill(target, goal, goal.path, image, progress)
+        return
     name = parse_volume_name(goal.path)
-    made = name is not None and goal.facts.kind == "missing"
-    if goal.facts.kind == "missing" and name is None:
+    if name is None:
         raise PreflightFailed(
             Report(code="disk.missing", message=f"{goal.path} does not exist", where=str(goal.path), why="no device")
         )
-    if made and name is not None:
-        make_volume(name, image.size)
-    try:
-        run_convert(target, goal, goal.path, ("-n",) if goal.format == "raw" else (), progress, ())
-        sync(goal.path)
-        prove(target, goal, goal.path, image, progress)
-    except BaseException:
-        if made and name is not None and find_volume(name):
-            drop_volume(name)
-        raise
+    with new_volume(name, image.size) as making:
+        fill(target, goal, making.path, image, progress)
+
+
+def fill(target: Target, goal: Goal, place: PurePosixPath, image: Image, progress: Progress) -> None:
+    """Write a disk to a device that is there, and compare."""
+    run_convert(target, goal, place, ("-n",) if goal.format == "raw" else (), progress, ())
+    sync(place)
+    prove(target, goal, place, image, progress)
 
 
 def sync(path: PurePosixPath) -> None:

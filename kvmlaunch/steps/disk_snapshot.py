@@ -50,7 +50,7 @@ from kvmlaunch.steps.disks import (
 )
 from kvmlaunch.steps.observe import Seen
 from kvmlaunch.steps.resolve import look_at_host
-from kvmlaunch.storage.creation import OVERLAY_OPTIONS, as_file
+from kvmlaunch.storage.creation import COPIES_ON_WRITE, OVERLAY_OPTIONS, as_file
 from kvmlaunch.storage.image import parse_own
 from kvmlaunch.storage.snapshot import NAME, begun_path, overlay_path, snapshot_name
 
@@ -210,7 +210,8 @@ def make_overlay(target: Target, name: str, place: PurePosixPath | None = None) 
     size = read_chain(target)[0].size
     keeper = keeper_of(target.subject.definition, path, owner_of(target.image))
     with new_image(path, owner_of(path.parent), keeper) as making:
-        options = ",".join(OVERLAY_OPTIONS)
+        nocow = ("nocow=on",) if target.facts.filesystem == COPIES_ON_WRITE else ()
+        options = ",".join((*OVERLAY_OPTIONS, *nocow))
         words = ("create", "-q", "-u", "-f", "qcow2", "-b", as_file(beneath.name), "-F", format_, "-o", options)
         done = qemu_img(*words, str(making.place), str(size), paths=(path.parent,), fds=(making.fd,))
         if done.status != 0:

@@ -8,6 +8,7 @@ from kvmlaunch.model.definition import AUTO, THIN_PROFILES, Definition, Disk, Pr
 from kvmlaunch.model.value import frozen
 
 OVERLAY_CLUSTER: Final = 128 << 10
+COPIES_ON_WRITE = "btrfs"  # where an image is kept out of that: it would lie in pieces soon
 OVERLAY_OPTIONS: Final = (f"cluster_size={OVERLAY_CLUSTER}", "extended_l2=on")
 FULL: Final = ("falloc", "full")
 
@@ -68,7 +69,7 @@ def plan_creation(
         preallocation=preallocation,
         backing=disk.backing,
         backing_format=backing_format,
-        nocow=filesystem == "btrfs",
+        nocow=filesystem == COPIES_ON_WRITE,
     )
 
 

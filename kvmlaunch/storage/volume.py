@@ -1,6 +1,6 @@
 """LVM volumes: what LVM's tools are asked, and what they answer.
 
-Sources: lvm(8), lvcreate(8), lvextend(8), lvremove(8), lvmreport(7).
+Sources: lvm(8), lvcreate(8), lvextend(8), lvrename(8), lvremove(8), lvmreport(7).
 """
 
 import json
@@ -56,6 +56,11 @@ def create_volume(name: VolumeName, size: int, pool: str) -> tuple[str, ...]:
 def extend_volume(name: VolumeName, size: int) -> tuple[str, ...]:
     """Give the command that makes a volume larger."""
     return ("lvextend", "--size", f"{size}b", name.text)
+
+
+def rename_volume(name: VolumeName, new: VolumeName) -> tuple[str, ...]:
+    """Give the command that gives a volume another name in its group."""
+    return ("lvrename", name.group, name.volume, new.volume)
 
 
 def remove_volume(name: VolumeName) -> tuple[str, ...]:

@@ -91,7 +91,7 @@ def group(machine: Machine) -> Iterator[Group]:
 def node(machine: Machine, group: Group, device: str) -> str:
     """Give the path of the volume web01 in a /dev of the machine's own, where another device stands for it.
 
-    LVM's lvcreate is wrapped: it makes the path, as device-mapper would.
+    LVM's lvcreate and lvrename are wrapped: they make the path and move it, as device-mapper would.
     """
     directory = machine.directory / "dev"
     directory.mkdir()
@@ -103,14 +103,16 @@ def node(machine: Machine, group: Group, device: str) -> str:
     assert made.code == 0, made.err
     path = f"/dev/{group.name}/web01"
     (machine.directory / "tools").mkdir()
-    wrapper = machine.directory / "tools/lvcreate"
-    wrapper.write_text(f'#!/bin/sh\n/usr/sbin/lvcreate "$@" && ln -s {device} {path}\n')
-    wrapper.chmod(0o755)
+    create = f'while [ "$1" != --name ]; do shift; done; ln -sfn {device} /dev/{group.name}/$2'
+    for tool, then in (("lvcreate", create), ("lvrename", "mv /dev/$1/$2 /dev/$1/$3")):
+        wrapper = machine.directory / f"tools/{tool}"
+        wrapper.write_text(f'#!/bin/sh\n/usr/sbin/{tool} "$@" || exit\n{then}\n')
+        wrapper.chmod(0o755)
     return path
 
 
 def with_nodes(machine: Machine, *words: str) -> Result:
-    """Run kvmlaunch with the lvcreate that makes the volume's path."""
+    """Run kvmlaunch with the tools that make the volume's path."""
     return machine.run(*words, env={"PATH": f"{machine.directory}/tools:{PATH}"})
 
 
@@ -392,6 +394,19 @@ def test_a_disk_becomes_a_volume_that_is_made_for_it(machine: Machine, group: Gr
     assert group.volumes() == {"web01": 16 * MIB}
     assert Path(device).read_bytes().startswith(b"guest" * 1000)
     assert not path.exists()
+
+
+@pytest.mark.usefixtures("node")
+def test_a_volume_that_a_killed_conversion_left_is_made_anew(machine: Machine, group: Group) -> None:
+    path = image(machine, 8 * MIB)
+    left = machine.execute("lvcreate", "--yes", "--size", "4M", "--name", "web01.making", group.name)
+
+    done = with_nodes(machine, "disk", "convert", "web:root", f"lvm:{group.name}/web01")
+
+    assert left.code == 0, left.err
+    assert done.code == 0, done.err
+    assert group.volumes() == {"web01": 8 * MIB}
+    assert path.exists()
 
 
 @pytest.mark.usefixtures("node")
