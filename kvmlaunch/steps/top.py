@@ -3,10 +3,14 @@
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+
+from attrs import define, field
 
 from kvmlaunch.facts.qmp import Query
 from kvmlaunch.facts.usage import Counters, Usage, build_counters, build_usage
 from kvmlaunch.host.readers import read_text
+from kvmlaunch.run.process import read_cmdline, read_start_time
 from kvmlaunch.run.qmp import Target, ask_all
 from kvmlaunch.steps.caller import Caller
 from kvmlaunch.steps.look import known_names
@@ -50,9 +54,40 @@ def read_counters(seen: Seen, blocks: object) -> Counters:
     )
 
 
-def look(caller: Caller, names: Sequence[str]) -> dict[tuple[str, int], Counters]:
-    """Give the counters of VMs, of all where none is named, by name and pid; all monitors are asked at once."""
-    seen = [each for each in (observe(caller, name) for name in names or known_names(caller)) if each.pid is not None]
+def started(pid: int | None) -> int | None:
+    """Give when a process started, in clock ticks since boot; None for none, and for one that is gone or a zombie."""
+    with suppress(OSError, ValueError):
+        return read_start_time(pid) if pid and read_cmdline(pid) else None
+    return None
+
+
+@define(kw_only=True)
+class Watch:
+    """VMs that are looked at again and again, all where none is named.
+
+    One whose process still runs is not looked up anew: that is most of what a look costs.
+    """
+
+    caller: Caller
+    names: Sequence[str]
+    known: dict[str, tuple[Seen, int]] = field(factory=dict)
+
+    def live(self) -> list[Seen]:
+        """Give those that run."""
+        before, self.known = self.known, {}
+        for name in self.names or known_names(self.caller):
+            seen, start = before.get(name, (None, None))
+            if seen is None or started(seen.pid) != start:
+                seen = observe(self.caller, name)
+                start = started(seen.pid)
+            if start is not None:
+                self.known[name] = (seen, start)
+        return [seen for seen, _ in self.known.values()]
+
+
+def look(watch: Watch) -> dict[tuple[str, int], Counters]:
+    """Give the counters of VMs by name and pid; all monitors are asked at once."""
+    seen = watch.live()
     targets = [Target(path=monitor_path(each), pid=each.pid) for each in seen]
     answers = ask_all(targets, BLOCKS) if targets else []
     return {
@@ -64,10 +99,11 @@ def look(caller: Caller, names: Sequence[str]) -> dict[tuple[str, int], Counters
 def usages(caller: Caller, words: Sequence[str], seconds: float) -> Iterator[Mapping[str, Usage]]:
     """Give what VMs use, all that run where none is named, every so many seconds; the first time after as long."""
     ticks = os.sysconf("SC_CLK_TCK")
-    before, begun = look(caller, words), time.monotonic()
+    watch = Watch(caller=caller, names=words)
+    before, begun = look(watch), time.monotonic()
     while True:
         time.sleep(seconds)
-        after, now = look(caller, words), time.monotonic()
+        after, now = look(watch), time.monotonic()
         yield {
             name: build_usage(before[name, pid], counters, now - begun, ticks)
             for (name, pid), counters in after.items()
