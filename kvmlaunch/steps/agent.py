@@ -15,6 +15,7 @@ from kvmlaunch.facts.agent import Execution, Interface, NoAgent, Query, is_open,
 from kvmlaunch.facts.console import plain_text
 from kvmlaunch.model.run_files import AGENT
 from kvmlaunch.run.agent import ask_agent
+from kvmlaunch.run.guardian import guarded
 from kvmlaunch.run.qmp import Target
 from kvmlaunch.steps.caller import Caller
 from kvmlaunch.steps.control import live, query
@@ -160,8 +161,8 @@ class Rest:
 def frozen_guest(seen: Seen) -> Iterator[Rest]:
     """Hold a guest's file systems still for a while, where an agent listens.
 
-    They are let go again whatever happens; where the agent does not, that is told in what is given, as what was done
-    meanwhile stands.  Raises HostFailed, TimedOut when it refuses to hold them.
+    They are let go again whatever happens, by a child where this process is killed; where the agent does not, that is
+    told in what is given, as what was done meanwhile stands.  Raises HostFailed, TimedOut when it refuses to hold them.
     """
     rest = Rest()
     try:
@@ -172,12 +173,13 @@ def frozen_guest(seen: Seen) -> Iterator[Rest]:
         yield rest
         return
     target = channel(seen)
-    try:
-        answers = freeze(target)
-        rest.count = answers[0] if answers and type(answers[0]) is int else 0
-        yield rest
-    finally:
-        rest.stuck = thaw(target)
+    with guarded(lambda: thaw(target)):
+        try:
+            answers = freeze(target)
+            rest.count = answers[0] if answers and type(answers[0]) is int else 0
+            yield rest
+        finally:
+            rest.stuck = thaw(target)
 
 
 def freeze(target: Target) -> list[Any]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +22,7 @@ from kvmlaunch.run.agent import ask_agent
 from kvmlaunch.run.qmp import Target
 from kvmlaunch.steps.agent import addresses, ask_shutdown, follow, frozen_guest
 from kvmlaunch.steps.observe import Seen
-from tests.sandbox import RUN, SECONDS, TINY, Machine
+from tests.sandbox import RUN, SECONDS, TINY, Machine, wait_for
 
 AGENT: Final = "[guest_agent]\nenabled = true\n"
 # A channel that counts as opened by the guest from the start, as a serial port's does: nobody will ever answer on it.
@@ -465,6 +466,20 @@ def test_file_systems_are_held_still_for_a_while_and_let_go(tmp_path: Path) -> N
     assert count.count == 2
     assert meanwhile == ["guest-fsfreeze-freeze"]
     assert heard == ["guest-fsfreeze-freeze", "guest-fsfreeze-thaw"]
+
+
+def test_file_systems_are_let_go_though_the_command_is_killed(tmp_path: Path) -> None:
+    heard: list[object] = []
+
+    with guest(tmp_path, answering(b'{"return": 2}\n', heard=heard)) as seen:
+        child = os.fork()
+        if child == 0:
+            with frozen_guest(seen):
+                os.kill(os.getpid(), signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        wait_for("they are let go", lambda: heard == ["guest-fsfreeze-freeze", "guest-fsfreeze-thaw"])
+
+    assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL
 
 
 def test_file_systems_are_let_go_whatever_was_done_meanwhile(tmp_path: Path) -> None:

@@ -1,0 +1,43 @@
+"""A child that does one thing should this process be killed: what must not stay as it is then."""
+
+import contextlib
+import os
+import signal
+from collections.abc import Callable, Iterator
+from typing import NoReturn
+
+DONE = b"."
+IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # of a terminal, or of a whole group: it waits for our end
+
+
+@contextlib.contextmanager
+def guarded(deed: Callable[[], object]) -> Iterator[None]:
+    """Have something done by a child where this process is killed within; the child is gone when the block ends.
+
+    It notices by a pipe, whose other end is ours alone: the kernel closes that whatever ends us.
+    """
+    read_end, write_end = os.pipe2(os.O_CLOEXEC)
+    child = os.fork()
+    if child == 0:
+        os.close(write_end)
+        stand_by(read_end, deed)
+    os.close(read_end)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(BrokenPipeError):
+            os.write(write_end, DONE)
+        os.close(write_end)
+        os.waitpid(child, 0)
+
+
+def stand_by(read_end: int, deed: Callable[[], object]) -> NoReturn:
+    """Wait for the word that all is done, or for the end of who would say it; ends this process."""
+    try:
+        os.setsid()
+        for number in IGNORED:
+            signal.signal(number, signal.SIG_IGN)
+        if os.read(read_end, 1) != DONE:
+            deed()
+    finally:
+        os._exit(0)
