@@ -36,6 +36,7 @@ from kvmlaunch.units import count
 
 FAST_SCHEDULERS = ("none",)
 MOST_PCI = 30  # of 32 slots two are the machine's own: q35 and i440fx (measured with 7.2.22)
+MANY = ("disk.", "network.", "share.")
 PCI_DEVICES = {"VGA", "e1000e", "nvme", "qemu-xhci"}  # beside those that say so in their name
 
 
@@ -255,11 +256,11 @@ def build_sidecars(definition: Definition, host: HostFacts, places: Places) -> d
 
 
 def check_thread_pins(definition: Definition, threads: int) -> Iterator[Finding]:
-    """Refuse host CPUs by hand for I/O threads that are not there, or fewer than the threads (`def.value.choice`)."""
+    """Refuse host CPUs by hand for I/O threads that are not there, or fewer than the threads (`def.value.range`)."""
     pins = definition.iothreads.pin
-    if isinstance(pins, tuple) and len(pins) != threads:
+    if isinstance(pins, tuple) and definition.iothreads.count is AUTO and len(pins) != threads:
         yield error(
-            code="def.value.choice",
+            code="def.value.range",
             message=f"{count(len(pins), 'host CPU')} for {count(threads, 'I/O thread')}",
             key="iothreads.pin",
             why="each thread is pinned to one of them, in their order",
@@ -271,13 +272,14 @@ def check_slots(options: tuple[Option, ...]) -> Iterator[Finding]:
     """Refuse more PCI devices than the machine's bus has room for (`qemu.capability`)."""
     drivers = [(str(option.fields[0].choice.value), option.table) for option in options if option.flag == "-device"]
     tables = [table for driver, table in drivers if driver.endswith("-pci") or driver in PCI_DEVICES]
+    tables.sort(key=lambda table: table.startswith(MANY))  # what a definition has many of comes last
     if len(tables) > MOST_PCI:
         yield error(
             code="qemu.capability",
             message=f"{count(len(tables), 'PCI device')}, and the machine has room for {MOST_PCI}",
-            key=[table for table in tables if table.startswith(("disk.", "network."))][-1],
-            why="each disk on virtio-blk and each network takes one",
-            hint='bus = "virtio-scsi"   # one controller carries all disks on it',
+            key=tables[-1],
+            why="each disk on virtio-blk, each network and each share takes one",
+            hint='bus = "virtio-scsi"   # for disks: one controller carries them all',
         )
 
 

@@ -31,7 +31,9 @@ def output_failure(error: Exception) -> KvmlaunchError | None:
     """
     if not isinstance(error, OSError):
         return None
-    if error.errno in FULL and error.filename is None:  # without a buffer nothing is left to be written again
+    # Without a buffer nothing is left to be written again: then it is where click wrote.
+    writing = any(frame.name == "echo" for frame in traceback.extract_tb(error.__traceback__))
+    if error.errno in FULL and writing:
         return PreflightFailed(Report(code="host.space", message=f"standard output: {os.strerror(error.errno or 0)}"))
     try:
         sys.stdout.flush()

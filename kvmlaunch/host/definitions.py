@@ -68,7 +68,8 @@ def definition_files(places: tuple[Path, ...]) -> dict[str, Path]:
         for path in (
             sorted(place.glob(f"*{SUFFIX}")) if os.path.isdir(place) and os.access(place, os.R_OK | os.X_OK) else ()
         ):
-            if not path.name.startswith(".") and path.is_file():  # an editor's lock, a link to nothing, a directory
+            # No editor's lock, no link to nothing, no directory.
+            if not path.name.startswith(".") and os.path.isfile(path):
                 found.setdefault(path.stem, path)
     return found
 

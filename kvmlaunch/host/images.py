@@ -8,6 +8,7 @@ import errno
 import fcntl
 import os
 import stat
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import PurePosixPath
@@ -22,6 +23,7 @@ from kvmlaunch.model.value import frozen
 from kvmlaunch.storage.snapshot import MAKING, SINCE
 
 NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+LOOKS = (0.01, 0.02, 0.05)  # seconds
 RETIRED = ".retired"
 FRESH = ".fresh"
 MODE = 0o600  # what a disk holds is its guest's own
@@ -155,7 +157,7 @@ def remove_unlocked(place: PurePosixPath) -> None:
         os.unlink(place)  # a link, or nothing that one opens
         return
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock_soon(fd)
         with suppress(FileNotFoundError):
             os.unlink(place)
     except BlockingIOError as error:
@@ -170,6 +172,16 @@ def remove_unlocked(place: PurePosixPath) -> None:
         ) from error
     finally:
         os.close(fd)
+
+
+def lock_soon(fd: int) -> None:
+    """Lock a file; who only looks whether it is locked has it for a moment.  Raises BlockingIOError."""
+    for seconds in LOOKS:
+        with suppress(BlockingIOError):
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        time.sleep(seconds)
+    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def give_name(place: PurePosixPath, path: PurePosixPath) -> None:

@@ -94,7 +94,8 @@ def foreign(path: str, why: str) -> Finding:
         message=f"{path} was changed by somebody else and is left alone",
         where=path,
         why=why,
-        hint="kvmlaunch tune off --force   # restores it all the same",
+        hint=f"mv {path} {path}.theirs && kvmlaunch tune apply --persist   # writes ours anew\n"
+        "or: kvmlaunch tune off --force   # takes all tuning back, this file included",
     )
 
 
@@ -182,7 +183,7 @@ def apply_shared_mount(ledger: Ledger, path: str, *, lasting: bool) -> Finding |
     ours = earlier if isinstance(earlier, MountEntry) else None
     lasting = lasting or bool(ours and ours.lasting)
     there = mounts_on(path)
-    if there and is_shared_mount(there[-1]):
+    if there and serves(there[-1]):
         if ours and lasting != ours.lasting:
             ledger.put(evolve(ours, lasting=lasting))
         return None
@@ -219,9 +220,14 @@ def remove_made(ledger: Ledger, place: PurePosixPath) -> None:
     ledger.drop(str(place))
 
 
-def is_shared_mount(mount: Mount) -> bool:
+def serves(mount: Mount) -> bool:
+    """Is a mount as good as the shared one, whoever made it."""
+    return mount.type == "hugetlbfs" and mount.option("pagesize") == "2M"
+
+
+def is_ours(mount: Mount) -> bool:
     """Is a mount as we make the shared one: the kernel leaves out a mode of 0755."""
-    return mount.type == "hugetlbfs" and mount.option("pagesize") == "2M" and not mount.option("mode")
+    return serves(mount) and not mount.option("mode")
 
 
 def undo_shared_mount(ledger: Ledger, entry: MountEntry, *, stays: bool) -> Iterator[Finding]:
@@ -231,7 +237,7 @@ def undo_shared_mount(ledger: Ledger, entry: MountEntry, *, stays: bool) -> Iter
         remove_made(ledger, place)
         return
     there = mounts_on(entry.path)
-    if there and not is_shared_mount(there[-1]):
+    if there and not is_ours(there[-1]):
         yield warning(
             code="host.change.conflict",
             message=f"{there[-1].type} of somebody else is mounted on {entry.path}, and is left alone",

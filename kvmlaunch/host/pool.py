@@ -154,6 +154,6 @@ def undo_pool(entry: Entry, change: PoolChange, root: Path = Path("/")) -> Itera
             code="host.change.conflict",
             message=f"{back} of the {count(own, 'page')} of {render_size(change.page_size)} added to the pool go back",
             where=str(pool_path(change, "nr_hugepages", root)),
-            why=f"somebody changed the pool or took pages since: it has {total}, {idle} of them idle",
+            why=f"others use them, or changed the pool: it has {total}, {idle} of them idle",
             hint="grep -i huge /proc/meminfo   # then set vm.nr_hugepages to what you want",
         )

@@ -93,7 +93,7 @@ def settle(ledger: Ledger, root: Path = Path("/")) -> None:
             settle_one(ledger, entry, read_value(entry.path, root))
         elif isinstance(entry, SettingEntry) and entry.boot_id != ledger.boot_id:
             before = entry.before if entry.default is None else entry.default
-            ledger.put(evolve(entry, before=before, boot_id=ledger.boot_id))
+            ledger.put(evolve(entry, before=before, after=entry.kept or entry.after, boot_id=ledger.boot_id))
 
 
 def counted_anew(entry: SettingEntry, live: int, boot_id: str, root: Path) -> SettingEntry:
@@ -102,8 +102,9 @@ def counted_anew(entry: SettingEntry, live: int, boot_id: str, root: Path) -> Se
     default = parse_meminfo(read_text(str(root / "proc/meminfo")) or "").get("Hugepagesize", 0)
     booted = boot_pages(cmdline, default, page_size_of(entry.path))
     before = min(live, max(int(entry.before), booted))
-    after = min(live, max(int(entry.wanted), before))
-    return evolve(entry, before=str(before), after=str(after), undo_from=None, borrowed="0", done=True, boot_id=boot_id)
+    after = min(live, max(int(entry.kept or entry.wanted), before))
+    counted = evolve(entry, before=str(before), after=str(after), undo_from=None, done=True, boot_id=boot_id)
+    return evolve(counted, borrowed="0", surplus="0")
 
 
 def settle_one(ledger: Ledger, entry: SettingEntry, live: str | None) -> None:
@@ -225,7 +226,7 @@ def apply_counted(
     ledger.put(entry)
     change = PoolChange(page_size=page_size_of(path), pages=missing, compact=True)
     try:
-        raise_pool(change, live, drop_caches=drop_caches)
+        raise_pool(change, live, int(entry.surplus), drop_caches=drop_caches)
     except KvmlaunchError as error:
         ledger.restore(path, earlier)
         report = error.report
@@ -252,9 +253,15 @@ def counted_entry(ledger: Ledger, setting: Setting, live: int, borrowed: int, *,
         lasting=lasting or bool(ours and ours.lasting),
         kept=setting.wanted.value if lasting else ours.kept if ours else None,
         borrowed=str(borrowed),
+        surplus=str(int(ours.surplus if ours else 0) + lent_pages(setting.knob.path)),
         boot_id=ledger.boot_id,
         time=ledger.time,
     )
+
+
+def lent_pages(path: str) -> int:
+    """Give the pages that the kernel lends beyond a pool now; raising the pool makes them its own."""
+    return int(read_value(path.replace("nr_hugepages", "surplus_hugepages")) or 0)
 
 
 def make_lasting(ledger: Ledger, setting: Setting, borrowed: int) -> None:
@@ -271,16 +278,16 @@ def make_lasting(ledger: Ledger, setting: Setting, borrowed: int) -> None:
         ledger.put(evolve(counted_entry(ledger, setting, live, borrowed, lasting=True), done=True))
 
 
-def raise_pool(change: PoolChange, before: int, *, drop_caches: bool) -> int:
+def raise_pool(change: PoolChange, before: int, surplus: int, *, drop_caches: bool) -> int:
     """Raise a pool, and where it stays short once more after the page cache was dropped."""
     try:
-        return apply_pool(change, before)
+        return apply_pool(change, before, surplus)
     except KvmlaunchError:
         if not drop_caches:
             raise
         with contextlib.suppress(OSError):
             write_control(Path(DROP_CACHES), "3")
-        return apply_pool(change, before)
+        return apply_pool(change, before, surplus)
 
 
 def gain_of(entry: SettingEntry) -> int:
@@ -302,9 +309,7 @@ def undo_setting(
     """
     live = read_value(entry.path, root)
     if live is None or is_advised(entry, root):
-        ledger.drop(entry.path)
-        if live is None and not entry.companion:
-            yield skipped(entry.key, entry.path, "it is not there any more")
+        yield from forget_setting(ledger, entry, live)
         return
     if entry.counted:
         yield from undo_counted(ledger, evolve(entry, undo_from=entry.undo_from or live), root, stays=stays)
@@ -328,6 +333,17 @@ def undo_setting(
         ledger.drop(entry.path)
 
 
+def forget_setting(ledger: Ledger, entry: SettingEntry, live: str | None) -> Iterator[Finding]:
+    """Forget a knob that is gone, or that KSM's advisor has again; while that was not put back itself, it waits."""
+    advisor = ledger.find(f"{entry.path.rpartition('/')[0]}/{ADVISOR}")
+    if live is not None and advisor is not None:
+        yield skipped(entry.key, entry.path, "the kernel's advisor chooses it, and was not put back")
+        return
+    ledger.drop(entry.path)
+    if live is None and not entry.companion:
+        yield skipped(entry.key, entry.path, "it is not there any more")
+
+
 def is_advised(entry: SettingEntry, root: Path) -> bool:
     """Is it KSM's number of pages while the kernel's advisor chooses that, which then nobody can write."""
     directory, _, name = entry.path.rpartition("/")
@@ -339,17 +355,19 @@ def take_apart(entry: SettingEntry, root: Path) -> Iterator[Finding]:
     sharing = read_value(SHARING, root) or "0"
     if entry.path != RUN or entry.before != "0" or not entry.unmerged or sharing == "0":
         return
-    size = int(sharing) * SMALL_PAGE
-    room = parse_meminfo(read_text(str(root / "proc/meminfo")) or "")
-    if size > room.get("MemAvailable", 0) - max(GIB, room.get("MemTotal", 0) // 10):
-        yield skipped(
-            entry.key,
-            entry.path,
-            f"taking what is merged apart needs {render_size(size)}: it stays merged",
-            hint=f"echo 2 > {RUN}   # once there is room",
-        )
+    if missing := lacking_room(root):
+        yield skipped(entry.key, entry.path, missing, hint=f"echo 2 > {RUN}   # once there is room")
         return
     write_value(RUN, TAKEN_APART, root)
+
+
+def lacking_room(root: Path) -> str:
+    """Give why pages that are merged are not taken apart: the memory that this takes; "" where it is there."""
+    size = int(read_value(SHARING, root) or 0) * SMALL_PAGE
+    room = parse_meminfo(read_text(str(root / "proc/meminfo")) or "")
+    if size <= max(0, room.get("MemAvailable", 0) - max(GIB, room.get("MemTotal", 0) // 10)):
+        return ""
+    return f"taking what is merged apart needs {render_size(size)}: it stays merged"
 
 
 def write_back(ledger: Ledger, entry: SettingEntry, root: Path) -> str:
@@ -363,28 +381,34 @@ def write_back(ledger: Ledger, entry: SettingEntry, root: Path) -> str:
         run = read_value(RUN, root)
         if error.errno != errno.EBUSY or not entry.path.endswith(ACROSS) or run is None:
             raise
+        if missing := lacking_room(root):
+            raise OSError(errno.ENOMEM, missing) from error
+        earlier = ledger.find(RUN)
         passing = SettingEntry(
             key="ksm.run", path=RUN, before=run, wanted=TAKEN_APART, boot_id=ledger.boot_id, time=ledger.time
         )
-        ledger.put(passing)  # a crash at this leaves KSM as it should not be
+        # A crash at this leaves KSM as it should not be.
+        ledger.put(evolve(earlier, done=False, wanted=TAKEN_APART) if isinstance(earlier, SettingEntry) else passing)
         write_value(RUN, TAKEN_APART, root)
         try:
             return write_value(entry.path, entry.before, root)
         finally:
             write_value(RUN, run, root)
-            ledger.drop(RUN)
+            ledger.restore(RUN, earlier)
 
 
 def undo_counted(ledger: Ledger, entry: SettingEntry, root: Path, *, stays: bool) -> Iterator[Finding]:
     """Lower a pool by what it was raised; from where that began is written down first, so that it may be repeated."""
     ledger.put(entry)
-    change = PoolChange(page_size=page_size_of(entry.path), pages=gain_of(entry))
-    before, after, undo_from = (int(number or 0) for number in (entry.before, entry.after, entry.undo_from))
-    yield from undo_pool(Entry(change=change, before=before, after=after, undo_from=undo_from), change, root)
+    before, undo_from = int(entry.before), int(entry.undo_from or 0)
+    gained = still_gained(entry, undo_from)  # what others took out since is not ours to take again
+    change = PoolChange(page_size=page_size_of(entry.path), pages=gained)
+    noted = Entry(change=change, before=before, after=before + gained, undo_from=undo_from, surplus=int(entry.surplus))
+    yield from undo_pool(noted, change, root)
     total = int(read_value(entry.path, root) or 0)
-    left = max(0, min(gain_of(entry) - max(0, undo_from - total), still_gained(entry, total)))
+    left = max(0, min(gained - max(0, undo_from - total), still_gained(entry, total)))
     if left or stays:  # in use now: they go back when they are free
-        ledger.put(evolve(entry, after=str(before + left), undo_from=None, done=True))
+        ledger.put(evolve(entry, after=str(before + left), undo_from=None, surplus="0", done=True))
     else:
         ledger.drop(entry.path)
 
@@ -394,6 +418,7 @@ def lower_counted(ledger: Ledger, entry: SettingEntry, wanted: int, root: Path =
     live = int(read_value(entry.path, root) or 0)
     excess = min(gain_of(entry), max(0, live - wanted))
     change = PoolChange(page_size=page_size_of(entry.path), pages=excess)
+    ledger.put(evolve(entry, undo_from=str(live)))
     if excess:
         yield from undo_pool(Entry(change=change, before=live - excess, after=live, undo_from=live), change, root)
     given = live - int(read_value(entry.path, root) or 0)

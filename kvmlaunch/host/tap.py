@@ -25,6 +25,12 @@ def is_made_otherwise(change: TapChange) -> bool:
     return (multi_queue, int(owner)) != (change.multi_queue, change.uid)
 
 
+def delete_tap(ifname: str) -> None:
+    """Delete a tap as it was made; the kernel refuses one that a process has open, and what is no tap."""
+    flags = int(read_text(f"/sys/class/net/{ifname}/tun_flags") or "0", 16)
+    run_ip("tuntap", "del", "dev", ifname, "mode", "tap", *(("multi_queue",) if flags & MULTI_QUEUE else ()))
+
+
 def run_ip(*arguments: str) -> None:
     """Run `ip`; raises HostFailed with its own text."""
     result = run_tool(("ip", *arguments))
@@ -45,7 +51,7 @@ def make_tap(change: TapChange) -> None:
     One of ours that is there with other queues or another owner, which cannot be changed, is made anew.
     """
     if is_made_otherwise(change):
-        run_ip("link", "delete", "dev", change.ifname)
+        delete_tap(change.ifname)
     if not tap_exists(change.ifname):
         queues = ("multi_queue",) if change.multi_queue else ()
         run_ip("tuntap", "add", "dev", change.ifname, "mode", "tap", "user", str(change.uid), *queues)
@@ -64,4 +70,4 @@ def remove_tap(change: TapChange) -> None:
     master = os.path.realpath(f"/sys/class/net/{change.ifname}/master").rpartition("/")[2]
     joined_elsewhere = os.path.exists(f"/sys/class/net/{change.ifname}/master") and master != change.bridge
     if not joined_elsewhere:
-        run_ip("link", "delete", "dev", change.ifname)
+        delete_tap(change.ifname)

@@ -168,6 +168,7 @@ class SettingEntry:
     `kept` is the value that a file of ours sets at boot, None where none does, and `default` what would be there
     then without it.  Of a counted one `before` are the pages
     that are neither ours nor those of running VMs, which were `borrowed`; what we gained is `after` less `before`.
+    `surplus` are pages that the kernel had lent beyond the pool, and that raising it made the pool's own.
     `unmerged` tells of KSM that nothing was merged before.
     """
 
@@ -184,6 +185,7 @@ class SettingEntry:
     kept: str | None = None
     default: str | None = None
     borrowed: str = "0"
+    surplus: str = "0"
     unmerged: bool = False
     boot_id: str = ""
     time: str = ""

@@ -378,6 +378,9 @@ def disk_hint(use: Use, disk: PlannedDisk) -> str:
     if disk.path.is_relative_to("/dev"):
         return f"readonly = true   # in [{disk.table}] of both VMs"
     own = disk.path.with_name(f"{use.vm}-{disk.table.partition('.')[2]}{disk.path.suffix}")
+    if own == disk.path or disk.format == "qcow2":  # a copy of an overlay would rest on the same image
+        word = f"{use.vm}:{disk.table.partition('.')[2]}"
+        return f"kvmlaunch disk convert {word} NEW.qcow2   # an image of its own; then path = in [{disk.table}]"
     return f'cp --sparse=always {disk.path} {own}   # then path = "{own}" in [{disk.table}]'
 
 

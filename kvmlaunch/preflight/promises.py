@@ -78,13 +78,15 @@ def check_drive(promise: DrivePromise, evidence: Evidence) -> Iterator[Finding]:
         )
     if not promise.is_at(seen.path):
         yield broken(f"the file of drive {promise.id}", str(promise.path), seen.path, f"{table}.path")
-    yield from check_descriptors(promise, seen, table, alone=len(evidence.drives) == 1)
+    others = [drive for drive in evidence.drives if drive.id != promise.id]
+    alone = not any(drive.path == seen.path or drive.format == "qcow2" for drive in others)
+    yield from check_descriptors(promise, seen, table, alone=alone)
 
 
 def check_descriptors(promise: DrivePromise, seen: DriveEvidence, table: str, *, alone: bool) -> Iterator[Finding]:
     """Check O_DIRECT in fdinfo: on every descriptor of the image when it is promised, on none when not.
 
-    Where the drive is not `alone` one such descriptor is enough.
+    Where the drive is not `alone`, as another has its file or may rest on it, one such descriptor is enough.
     """
     if not seen.open_flags:
         yield broken(f"the descriptor of drive {promise.id}", "open", "not open", f"{table}.path")

@@ -64,7 +64,9 @@ def spawn(argv: tuple[str, ...], owner: Owner, *, lock_fd: int, log_fd: int, mem
                 message=f"{argv[0]} could not be started",
                 where=argv[0],
                 why=error.strerror or str(error),
-                hint=f"give the container --ulimit memlock={memlock}, or memory.lock = false" if memlock else "",
+                hint=f"give the container --ulimit memlock={memlock}, or memory.lock = false"
+                if error.errno == errno.EPERM
+                else "",
             )
         ) from error
 

@@ -33,9 +33,9 @@ def guest_has_run(seen: Seen) -> bool:
 
 
 def as_planned(caller: Caller, seen: Seen, subject: Subject) -> tuple[Resolved, tuple[str, ...]]:
-    """Read every promise of a definition back from a QEMU that this command did not start; gives the plan and argv.
+    """Make a QEMU that this command did not start one of its definition: gives the plan and argv.
 
-    Threads are pinned as the definition has it: nobody else does that.
+    Every promise is read back, and then threads are pinned as the definition has it: nobody else does that.
 
     Raises Busy `vm.state` for one that is not as its definition says, or that cannot be asked.
     """

@@ -38,7 +38,9 @@ def unsettled(resolved: Resolved) -> tuple[Finding, ...]:
     """Give the disks of which it cannot be told what QEMU is to open: a pasted command would write to a wrong one."""
     paths = resolved.host.paths
     images = {disk.image or disk.path: disk.table for disk in resolved.plan.disks}
-    doubtful = [each for each in images if (facts := paths.get(each)) and (facts.committing or facts.stray)]
+    doubtful = [
+        each for each in images if (facts := paths.get(each)) and (facts.committing or facts.stray or facts.unread)
+    ]
     if not doubtful:
         return ()
     from kvmlaunch.preflight.disk import check_snapshots  # noqa: PLC0415 - where there is one

@@ -42,7 +42,7 @@ def live(caller: Caller, word: str) -> Seen:
                 code="vm.state",
                 message=f"{name} is starting",
                 where=str(seen.places.run),
-                why="another command starts it",
+                why="another command starts it, or works on its disks",
                 hint=f"kvmlaunch status {name}",
             )
         )

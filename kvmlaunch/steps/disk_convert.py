@@ -48,6 +48,7 @@ from kvmlaunch.steps.disks import (
 from kvmlaunch.steps.resolve import look_at_host
 from kvmlaunch.storage.creation import COPIES_ON_WRITE
 from kvmlaunch.storage.image import Image, parse_info, parse_progress
+from kvmlaunch.storage.snapshot import SINCE
 from kvmlaunch.units import render_rounded, render_size
 
 SHARE = {"convert": (0.0, 0.7), "compare": (0.7, 0.3)}  # of the whole, for its progress
@@ -204,6 +205,16 @@ def refuse_others(target: Target, goal: Goal) -> None:
     The header of a qcow2 image names files that are opened with it: read with root's rights they could be anybody's.
     What root writes by name into a user's directory may land wherever he leads it.
     """
+    if SINCE in goal.path.name:
+        raise PreflightFailed(
+            Report(
+                code="disk.exists",
+                message=f"{goal.path.name} is what a snapshot's overlay is called",
+                where=str(goal.path),
+                why="the image whose name comes before that would be taken for one with a snapshot",
+                hint="a name without " + SINCE,
+            )
+        )
     for name, disk in target.subject.definition.disk.items():
         if name != target.name and os.path.realpath(disk.path) == os.path.realpath(goal.path):
             raise exists_already(goal.path)

@@ -30,6 +30,7 @@ from kvmlaunch.storage.volume import Volume
 from kvmlaunch.units import render_rounded, render_size
 
 SECTOR = 512
+METADATA_SHARE = 6553  # of a qcow2's size: 8 bytes of L2 table and 2 of refcount for each cluster of 64 KiB
 SECONDS = 60.0  # that QEMU may take
 
 
@@ -91,6 +92,8 @@ def wanted_size(target: Target, before: int, size: int | None, *, more: bool) ->
         return before + size if more else size
     if target.disk.size is not None:
         return max(before, int(target.disk.size))
+    if target.facts.kind == "block" and volume_of(target) is None:
+        return before  # it was grown by its own tools, and QEMU is told
     raise DefinitionInvalid(
         Report(
             code="def.disk.size",
@@ -140,14 +143,15 @@ def refuse_device(target: Target, before: int, wanted: int) -> int:
 
 def refuse_room(target: Target, more: int) -> None:
     """Refuse a growth that has no room, where every block is given its place (`host.space`)."""
-    free = free_space(target.disk.path)
-    if kept_allocation(target) == "falloc" and more > free:
+    free, how = free_space(target.disk.path), kept_allocation(target)
+    needed = {"falloc": more, "metadata": more // METADATA_SHARE}.get(how, 0)
+    if needed > free:
         raise PreflightFailed(
             Report(
                 code="host.space",
-                message=f"{render_size(more)} more are needed for {target.disk.path.name}",
+                message=f"{render_rounded(needed)} more are needed for {target.disk.path.name}",
                 where=str(target.disk.path.parent),
-                why=f"{render_rounded(free)} are free, and the image is fully allocated",
+                why=f"{render_rounded(free)} are free, and all of the image is given its place",
             )
         )
 

@@ -205,12 +205,14 @@ def refuse_running(caller: Caller, target: Target, deed: str) -> None:
     """Refuse what cannot be done to a disk of a VM that runs (`vm.state`)."""
     seen = seen_of(caller, target)
     if seen is not None and (seen.lives or seen.state in MOVING):
+        held = seen.state is VmState.STARTING  # by a start, or by a command about its disks
+        what = "another command has the VM in hand" if held else f"the VM is {seen.state.value}"
         raise Busy(
             Report(
                 code="vm.state",
-                message=f"{target.word} cannot be {deed} while the VM is {seen.state.value}",
+                message=f"{target.word} cannot be {deed} while {what}",
                 where=f"pid {seen.pid}" if seen.pid else str(seen.places.run),
-                hint=f"kvmlaunch down {seen.name}",
+                hint="the same command again, once that has ended" if held else f"kvmlaunch down {seen.name}",
             )
         )
 
@@ -360,6 +362,8 @@ def unreadable(target: Target, why: str) -> PreflightFailed:
     if broken:
         code, message, why = "disk.backing", f"what {path.name} rests on cannot be opened", broken
         hint = f"put it back; or, where it was moved: qemu-img rebase -u -b NAME -F FORMAT {shlex.quote(str(path))}"
+    elif target.format == "qcow2" and target.facts.header != "qcow2":
+        hint = "go back to a backup: its header is gone, and with it where everything lies"
     elif target.facts.readable:
         copy = f"cp {shlex.quote(str(path))} {shlex.quote(f'{path}.before')}"
         hint = f"{copy} && kvmlaunch disk check {target.word} --repair   # or go back to a backup"

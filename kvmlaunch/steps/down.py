@@ -214,7 +214,7 @@ def down(
                 code="vm.state",
                 message=f"{name} is {seen.state.value}",
                 where=str(places.run),
-                why="another command starts it",
+                why="another command starts it, or works on its disks",
                 hint=f"kvmlaunch down {name}   # once that has ended",
             )
         )

@@ -1,5 +1,6 @@
 """A name or a file becomes a definition, with every text that took part."""
 
+import os
 import shlex
 from collections.abc import Mapping
 from functools import cache
@@ -11,11 +12,10 @@ from kvmlaunch.define.layers import Source, wanted_files
 from kvmlaunch.define.load import Loaded, Surroundings, load_definition
 from kvmlaunch.define.positions import locate
 from kvmlaunch.errors import DefinitionInvalid, KvmlaunchError, Report, UnknownVm
-from kvmlaunch.facts.record import parse_record
 from kvmlaunch.host.definitions import SUFFIX, find_definition, load_profiles, read_file
+from kvmlaunch.host.rundir import read_contents
 from kvmlaunch.model.definition import SHORTHANDS, Definition
 from kvmlaunch.model.finding import Finding, errors_of
-from kvmlaunch.model.run_files import RECORD
 from kvmlaunch.model.value import frozen
 from kvmlaunch.steps.caller import Caller
 from kvmlaunch.steps.names import is_file
@@ -47,10 +47,11 @@ def profiles() -> Mapping[str, str]:
 def running_hint(caller: Caller, name: str) -> str:
     """Give the same command for the file that a VM of this name runs from; "" where none is known."""
     try:
-        file = parse_record(Path(caller.places(name).run / RECORD).read_text(encoding="utf-8")).definition
-    except (OSError, ValueError, KvmlaunchError):
+        run = caller.places(name).run
+        record = read_contents(run, caller.uid).record if os.stat(run).st_uid == caller.uid else None
+    except (OSError, KvmlaunchError):
         return ""
-    return f"{caller.command} {shlex.quote(file)}   # what {name} was started from"
+    return f"{caller.command} {shlex.quote(record.definition)}   # what {name} was started from" if record else ""
 
 
 def first_source(caller: Caller, word: str) -> tuple[str, Source]:

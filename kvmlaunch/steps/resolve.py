@@ -166,8 +166,8 @@ def forwarded_ports(definition: Definition) -> tuple[int, ...]:
     return tuple(forward.host_port for network in definition.network.values() for forward in network.forwards)
 
 
-def written_user(name: str) -> UserFacts:
-    """Give the user that a definition names; raises PreflightFailed `host.user.unknown` at that key."""
+def named_user(name: str) -> UserFacts:
+    """Give the user that a definition or `--user` names; raises PreflightFailed `host.user.unknown`."""
     try:
         return capture_user(name)
     except HostFailed as error:
@@ -179,10 +179,8 @@ def read_host_for(definition: Definition, caller: Caller, sight: Sight) -> HostF
     written = definition.security.user
     if caller.facts or caller.uid != 0:
         return sight.host(definition, caller, None)
-    if caller.for_user:
-        return sight.host(definition, caller, capture_user(caller.for_user))
-    if written is not AUTO:
-        return sight.host(definition, caller, written_user(str(written)))
+    if caller.for_user or written is not AUTO:
+        return sight.host(definition, caller, named_user(caller.for_user or str(written)))
     try:
         user = capture_user(SYSTEM_USER)
     except HostFailed:

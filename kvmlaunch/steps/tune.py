@@ -18,7 +18,7 @@ from kvmlaunch.host.capture import capture_host
 from kvmlaunch.host.capture_tuning import capture_grub, capture_tuning
 from kvmlaunch.host.definitions import definition_files, read_file
 from kvmlaunch.host.journal import read_all_journals
-from kvmlaunch.host.kept_files import apply_file, apply_shared_mount, is_kept, is_shared_mount, undo_other
+from kvmlaunch.host.kept_files import apply_file, apply_shared_mount, is_kept, serves, undo_other
 from kvmlaunch.host.lock import host_lock
 from kvmlaunch.host.settings import (
     COMPANIONS,
@@ -182,7 +182,7 @@ def apply_line(words: Sequence[str], *, every: bool) -> str:
 
 def unmounted(host: HostFacts, wishes: HostWishes) -> str:
     """Give the place of the shared hugetlbfs that is wished and not mounted, "" for none."""
-    there = any(str(mount.path) == wishes.hugetlbfs and is_shared_mount(mount) for mount in host.mounts)
+    there = any(str(mount.path) == wishes.hugetlbfs and serves(mount) for mount in host.mounts)
     return "" if there else wishes.hugetlbfs or ""
 
 

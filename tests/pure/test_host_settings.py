@@ -80,14 +80,15 @@ def test_the_page_cache_is_given_up_only_when_that_was_asked(
 ) -> None:
     asked, written = [], []
 
-    def refuse(change: PoolChange, before: int) -> int:
+    def refuse(change: PoolChange, before: int, surplus: int) -> int:
+        assert surplus == 0
         asked.append((change.pages, before))
         raise PreflightFailed(Report(code="host.hugepages.short", message="no"))
 
     monkeypatch.setattr("kvmlaunch.host.settings.apply_pool", refuse)
     monkeypatch.setattr("kvmlaunch.host.settings.write_control", lambda path, text: written.append((str(path), text)))
     with pytest.raises(PreflightFailed):
-        raise_pool(PoolChange(page_size=2 << 20, pages=16), 4, drop_caches=drop_caches)
+        raise_pool(PoolChange(page_size=2 << 20, pages=16), 4, 0, drop_caches=drop_caches)
 
     assert asked == [(16, 4)] * tries
     assert written == [("/proc/sys/vm/drop_caches", "3")] * (tries - 1)
