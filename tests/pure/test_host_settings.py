@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvmlaunch.errors import PreflightFailed, Report
-from kvmlaunch.host.settings import Ledger, apply_setting, raise_pool, settle, undo_setting
+from kvmlaunch.host.settings import Ledger, apply_setting, lower_counted, raise_pool, settle, undo_setting
 from kvmlaunch.host.tune_journal import parse_entries, render_entries
 from kvmlaunch.model.change import PoolChange
 from kvmlaunch.model.finding import Finding
@@ -350,6 +350,87 @@ def test_what_was_merged_since_is_taken_apart_where_there_is_room(
 
     assert undone(ledger, tmp_path) == codes
     assert (tmp_path / "sys/kernel/mm/ksm/run").read_text().strip() == last
+
+
+POOL = "/sys/kernel/mm/hugepages/hugepages-2048kB"
+
+
+def pool_at(root: Path, *, total: int, free: int, lent: int = 0) -> Path:
+    """Make a pool of 2 MiB pages; gives its control file."""
+    place = root / POOL[1:]
+    place.mkdir(parents=True, exist_ok=True)
+    for name, number in (("nr", total), ("free", free), ("resv", 0), ("surplus", lent)):
+        (place / f"{name}_hugepages").write_text(f"{number}\n")
+    return place / "nr_hugepages"
+
+
+def raised(*, before: int, after: int, **more: str) -> SettingEntry:
+    """Give the entry of a pool."""
+    return SettingEntry(
+        key="hugepages.2MiB", path=f"{POOL}/nr_hugepages", before=str(before), wanted=str(after), after=str(after),
+        done=True, counted=True, lasting=True, boot_id="b", **more,
+    )  # fmt: skip
+
+
+def test_pages_of_others_stay_though_a_lowering_was_cut_off(tmp_path: Path) -> None:
+    nr = pool_at(tmp_path, total=110, free=110)
+    ledger = Ledger(entries=(raised(before=10, after=110),), boot_id="b", time="t", write=lambda _: None)
+    noted: list[tuple[TuneEntry, ...]] = []
+    ledger.write = noted.append
+
+    list(lower_counted(ledger, raised(before=10, after=110), 60, tmp_path))
+    lowered = int(nr.read_text())
+    cut_off = Ledger(entries=noted[0], boot_id="b", time="t", write=lambda _: None)
+    pool_at(tmp_path, total=lowered, free=lowered)
+    undone(cut_off, tmp_path)
+
+    assert lowered == 60
+    assert int(nr.read_text()) == 10
+
+
+def test_an_administrator_who_lowers_a_pool_keeps_his_pages(tmp_path: Path) -> None:
+    nr = pool_at(tmp_path, total=60, free=60)
+    ledger = Ledger(entries=(raised(before=10, after=110),), boot_id="b", time="t", write=lambda _: None)
+
+    undone(ledger, tmp_path)
+
+    assert int(nr.read_text()) == 10
+
+
+def test_pages_that_were_lent_when_a_pool_was_raised_are_lent_again(tmp_path: Path) -> None:
+    nr = pool_at(tmp_path, total=7, free=3)
+    ledger = Ledger(entries=(raised(before=4, after=7, surplus="4"),), boot_id="b", time="t", write=lambda _: None)
+
+    undone(ledger, tmp_path)
+
+    assert int(nr.read_text()) == 0
+
+
+def test_a_pool_that_a_file_raises_at_boot_is_ours_whatever_is_wished_since(tmp_path: Path) -> None:
+    pool_at(tmp_path, total=100, free=100)
+    entry = evolve(raised(before=0, after=50, kept="100"), boot_id="a")
+    ledger = Ledger(entries=(entry,), boot_id="b", time="t", write=lambda _: None)
+
+    settle(ledger, tmp_path)
+    (found,) = ledger.entries
+
+    assert isinstance(found, SettingEntry)
+    assert (found.before, found.after) == ("0", "100")
+
+
+def test_a_knob_that_a_file_set_at_boot_again_is_not_back(knob: Host) -> None:
+    knob.apply("30", lasting=True)
+    entry = knob.ledger.find(PATH)
+    assert isinstance(entry, SettingEntry)
+    list(undo_setting(knob.ledger, entry, knob.root, force=False, stays=True))
+
+    reboot(knob, "30")
+    found = knob.ledger.find(PATH)
+
+    assert isinstance(found, SettingEntry)
+    assert (found.before, found.after) == ("20", "30")
+    assert knob.undo() == []
+    assert knob.value == "20"
 
 
 @pytest.mark.parametrize(("lasting", "kept"), [(False, 0), (True, 1)])
