@@ -260,9 +260,11 @@ def refuse_base(target: Target) -> None:
     """Refuse to change an image that overlays rest on (`disk.base`), those of its own snapshots too."""
     found = tuple(check_base(target.disk.path, target.facts, target.table))
     if found:
-        names = ", ".join(PurePosixPath(each).name for each in target.facts.overlays[:3])
+        own = {os.path.realpath(each) for each in target.facts.since}
+        others = [each for each in target.facts.overlays if os.path.realpath(each) not in own]
+        names = ", ".join(PurePosixPath(each).name for each in others[:3])
         ends = f"kvmlaunch disk snapshot commit {target.word}   # ends its snapshots"
-        hint = ends if target.facts.since else f"remove {names} first, or convert each to an image of its own"
+        hint = f"remove {names} first, or convert each to an image of its own" if others else ends
         message = f"{count(len(target.facts.overlays), 'overlay')} rest{'s' * (len(target.facts.overlays) == 1)} on it"
         raise PreflightFailed(evolve(found[0].report, message=f"{target.disk.path.name}: {message}", hint=hint))
 
