@@ -134,7 +134,7 @@ def info_rows(each: "Info") -> list[tuple[str, str, str]]:
     if facts.kind == "file":
         parts.append(
             "fully allocated"
-            if facts.fully_allocated and target.format == "raw"
+            if facts.fully_allocated and target.format == "raw" and not facts.since
             else f"{render_rounded(allocated)} allocated"
         )
     if each.volume:

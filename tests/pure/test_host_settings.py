@@ -364,11 +364,11 @@ def pool_at(root: Path, *, total: int, free: int, lent: int = 0) -> Path:
     return place / "nr_hugepages"
 
 
-def raised(*, before: int, after: int, **more: str) -> SettingEntry:
+def raised(*, before: int, after: int) -> SettingEntry:
     """Give the entry of a pool."""
     return SettingEntry(
         key="hugepages.2MiB", path=f"{POOL}/nr_hugepages", before=str(before), wanted=str(after), after=str(after),
-        done=True, counted=True, lasting=True, boot_id="b", **more,
+        done=True, counted=True, lasting=True, boot_id="b",
     )  # fmt: skip
 
 
@@ -399,7 +399,9 @@ def test_an_administrator_who_lowers_a_pool_keeps_his_pages(tmp_path: Path) -> N
 
 def test_pages_that_were_lent_when_a_pool_was_raised_are_lent_again(tmp_path: Path) -> None:
     nr = pool_at(tmp_path, total=7, free=3)
-    ledger = Ledger(entries=(raised(before=4, after=7, surplus="4"),), boot_id="b", time="t", write=lambda _: None)
+    ledger = Ledger(
+        entries=(evolve(raised(before=4, after=7), surplus="4"),), boot_id="b", time="t", write=lambda _: None
+    )
 
     undone(ledger, tmp_path)
 
@@ -408,7 +410,7 @@ def test_pages_that_were_lent_when_a_pool_was_raised_are_lent_again(tmp_path: Pa
 
 def test_a_pool_that_a_file_raises_at_boot_is_ours_whatever_is_wished_since(tmp_path: Path) -> None:
     pool_at(tmp_path, total=100, free=100)
-    entry = evolve(raised(before=0, after=50, kept="100"), boot_id="a")
+    entry = evolve(raised(before=0, after=50), kept="100", boot_id="a")
     ledger = Ledger(entries=(entry,), boot_id="b", time="t", write=lambda _: None)
 
     settle(ledger, tmp_path)

@@ -554,6 +554,17 @@ def test_an_overlay_of_a_disk_that_the_running_vm_does_not_have_stays(machine: M
     assert overlay.stat().st_size == size
 
 
+def test_what_a_disk_rests_on_is_shown_beneath_what_is_opened(machine: Machine) -> None:
+    define(machine)
+    snapshot(machine, "s1")
+
+    rows = machine.ok("disk", "info", "web").out.splitlines()
+
+    assert [row.split()[1] for row in rows] == [f"vmdefs/{S1}", "vmdefs/web.img"]
+    assert "qcow2, 8MiB" in rows[0]
+    assert "fully allocated" not in rows[0]
+
+
 def test_that_a_live_snapshot_ends_the_turning_of_zeros_into_holes_is_said(machine: Machine) -> None:
     define(machine, f'{ROOT}detect_zeroes = "unmap"\n')
     machine.ok("up", "web", "--paused")
