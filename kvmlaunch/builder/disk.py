@@ -11,6 +11,7 @@ from kvmlaunch.model.choice import MEASURED, Choice, Origin
 from kvmlaunch.model.definition import AUTO, Aio, CacheMode, Definition, Disk
 from kvmlaunch.model.finding import Finding, error, warning
 from kvmlaunch.model.host import HostFacts, PathFacts
+from kvmlaunch.model.image import SUFFIXES
 from kvmlaunch.model.plan import DrivePromise, Field, FieldValue, Option, PlannedDisk
 from kvmlaunch.model.qemu import QemuCaps
 from kvmlaunch.model.value import frozen
@@ -21,7 +22,6 @@ LONGEST_SERIAL = 20
 AIO_HEADROOM = 1024  # contexts that one busy QEMU may take
 URING_AVOIDS = ("zfs", "cifs", "smb3")  # hangs were reported there: Proxmox qemu-server Drive.pm, Incus ba320b8bc6
 QUEUES = {"virtio-blk": "num-queues", "nvme": "max_ioqpairs"}  # those of virtio-scsi are the controller's
-SUFFIXES = {".img": "raw", ".raw": "raw", ".qcow2": "qcow2"}
 SNAPSHOTS = "QEMU docs, interop/live-block-operations"
 DEVICES = {"virtio-blk": "virtio-blk-pci", "virtio-scsi": "scsi-hd", "nvme": "nvme", "sata": "ide-hd", "ide": "ide-hd"}
 

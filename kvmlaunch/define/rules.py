@@ -6,14 +6,14 @@ from a profile is left to the builder, which may choose otherwise.
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import PurePosixPath
 from typing import Any, Final
 
 from kvmlaunch.define.mistake import Mistake, shown
 from kvmlaunch.define.tree import Path, quote
 from kvmlaunch.define.values import is_loopback, parse_host_port, render_forward
 from kvmlaunch.model.address import EVERY_ADDRESS, collide
-from kvmlaunch.model.definition import AUTO, RAW_SUFFIXES, Definition, Disk, Network, Topology
+from kvmlaunch.model.definition import AUTO, Definition, Disk, Network, Topology
+from kvmlaunch.model.image import RAW_SUFFIXES, SUFFIXES, overlay_directories
 from kvmlaunch.model.value import frozen
 from kvmlaunch.model.volume import parse_volume_name
 from kvmlaunch.units import GIB, MIB, count, render_size
@@ -23,7 +23,6 @@ NAME_HINT: Final = "lower-case letters, digits and -, at most 40, the first no -
 WORD: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,63}")
 INTERFACE: Final = re.compile(r"[^\s/:,=\x00-\x1f]{1,15}")
 USER: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,31}\$?")
-KNOWN_SUFFIXES: Final = {*RAW_SUFFIXES, ".qcow2"}
 DIRECT: Final = ("none", "directsync")
 LONGEST_SERIAL: Final = 20
 LONGEST_TAG: Final = 36  # bytes, of virtiofs; virtio 1.3, section 5.11.4
@@ -199,11 +198,6 @@ def check_disk(name: str, disk: Disk, *, os: str) -> Broke:
     yield from check_bus(name, disk, bus)
 
 
-def is_beneath(backing: PurePosixPath, overlay: PurePosixPath) -> bool:
-    """Does a backing file lie beside its overlay or in a directory there, where overlays of it are sought."""
-    return overlay.parent in {backing.parent, backing.parent.parent}
-
-
 def check_creation(definition: Definition) -> Broke:
     """Give keys for making a disk that do not fit its format or its place."""
     for name, disk in definition.disk.items():
@@ -221,7 +215,7 @@ def check_creation(definition: Definition) -> Broke:
             message, why = f"an overlay is not called {suffix}", "what rests on an image is not sought among raw ones"
             right = quote(disk.path.with_suffix(".qcow2").name)
             yield Broken((*key, "path"), choice(message, why=why, right=right), needs=((*key, "backing"),))
-        if disk.backing is not None and not is_beneath(disk.backing, disk.path):
+        if disk.backing is not None and disk.path.parent not in overlay_directories(disk.backing):
             message = "the backing file lies neither beside the overlay nor in a directory there"
             why = "who can write the image can make QEMU open any file"
             mistake = Mistake(code="def.path", message=message, why=why, hint=f"move it to {disk.path.parent}")
@@ -246,7 +240,7 @@ def check_formats(definition: Definition) -> Broke:
     """Give disks whose format can be told neither from the name nor from /dev."""
     for name, disk in definition.disk.items():
         suffix = disk.path.suffix
-        if disk.format != AUTO or not suffix or suffix in KNOWN_SUFFIXES or disk.path.parts[1] == "dev":
+        if disk.format != AUTO or not suffix or suffix in SUFFIXES or disk.path.parts[1] == "dev":
             continue
         message = f"the format of {disk.path.name} cannot be told from its name"
         why = "*.img and *.raw are raw, *.qcow2 is qcow2; content is never probed, as the guest can write it"

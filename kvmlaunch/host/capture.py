@@ -22,8 +22,8 @@ from kvmlaunch.host.holders import capture_lock_holders, capture_socket_holders
 from kvmlaunch.host.readers import device_number, link_target, names_in, read_text
 from kvmlaunch.host.rights import capture_user, rights_of, user_name
 from kvmlaunch.host.sockets import capture_sockets
-from kvmlaunch.model.definition import RAW_SUFFIXES
 from kvmlaunch.model.host import UserFacts
+from kvmlaunch.model.image import RAW_SUFFIXES, overlay_directories
 from kvmlaunch.storage import snapshot
 
 SEARCH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -272,18 +272,21 @@ def read_chain(path: str, head: bytes, backing: str) -> dict[str, object]:
         path = os.path.realpath(os.path.join(os.path.dirname(path), backing))
         chain.append(path)
         try:
-            handle = open_image(path)
+            head, backing = read_head(path)
         except OSError as error:
             return {"chain": chain, "external": external, "broken": f"{path}: {error.strerror}"}
-        try:
-            head = os.pread(handle, BLOCK, 0)
-            backing = read_backing(handle, head)
-        except OSError as error:
-            return {"chain": chain, "external": external, "broken": f"{path}: {error.strerror}"}
-        finally:
-            os.close(handle)
         external = external or block.parse_external(head)
     return {"chain": chain, "external": external}
+
+
+def read_head(path: str) -> tuple[bytes, str]:
+    """Give the beginning of an image and the backing file that it names; raises OSError."""
+    handle = open_image(path)
+    try:
+        head = os.pread(handle, BLOCK, 0)
+        return head, read_backing(handle, head)
+    finally:
+        os.close(handle)
 
 
 def open_image(path: str) -> int:
@@ -309,10 +312,10 @@ def find_overlays(path: Mapping[str, object]) -> list[str]:
     if path.get("kind") != "file":
         return []
     real = str(path["real"])
-    home, name = os.path.split(real)
-    found = (entry for each in dict.fromkeys((home, os.path.dirname(home))) for entry in entries_of(each))
+    image = PurePosixPath(real)
+    found = (entry for each in overlay_directories(image) for entry in entries_of(str(each)))
     places = [entry for entry in found if not entry.endswith(RAW_SUFFIXES)]
-    passing = {place for place in places if snapshot.is_passing(os.path.basename(place), name) or is_left(place)}
+    passing = {place for place in places if snapshot.is_passing(os.path.basename(place), image.name) or is_left(place)}
     return sorted(place for place in places if place not in {real, *passing} and backing_of(place) == real)
 
 

@@ -40,7 +40,6 @@ DiskFormat = Literal["raw", "qcow2"]
 Bus = Literal["virtio-blk", "virtio-scsi", "nvme", "sata", "ide"]
 CacheMode = Literal["none", "writeback", "writethrough", "directsync", "unsafe"]
 Aio = Literal["native", "io_uring", "threads"]
-RAW_SUFFIXES: Final = (".img", ".raw")  # of an image that is raw by its name
 Preallocation = Literal["off", "metadata", "falloc", "full"]
 NetworkType = Literal["user", "bridge", "tap", "none"]
 

@@ -6,9 +6,9 @@ from itertools import pairwise
 from pathlib import PurePosixPath
 from posixpath import normpath
 
-from kvmlaunch.model.definition import RAW_SUFFIXES
 from kvmlaunch.model.finding import Finding, error, warning
 from kvmlaunch.model.host import Holder, HostFacts, PathFacts
+from kvmlaunch.model.image import RAW_SUFFIXES, overlay_directories
 from kvmlaunch.model.plan import Plan, PlannedDisk
 from kvmlaunch.units import count
 
@@ -150,13 +150,11 @@ def lies_elsewhere(disk: PlannedDisk, facts: PathFacts) -> str:
     """Give a file that its header makes QEMU open, neither beside the image nor in a directory there; "" for none."""
     named = PurePosixPath(normpath(facts.backing))
     protocol = ":" in facts.backing.partition("/")[0]  # ./nbd:x names a file
-    if facts.backing and (
-        protocol or disk.path.parent not in (disk.path.parent / named).parents or ".." in named.parts
-    ):
+    beneath = ".." not in named.parts and disk.path.parent in overlay_directories(disk.path.parent / named)
+    if facts.backing and (protocol or not beneath):
         return facts.backing
     chain = [PurePosixPath(each) for each in (facts.real, *facts.chain)]
-    pairs = pairwise(chain)
-    return next((str(b) for a, b in pairs if a.parent not in {b.parent, b.parent.parent}), "")
+    return next((str(b) for a, b in pairwise(chain) if a.parent not in overlay_directories(b)), "")
 
 
 def check_backing(disk: PlannedDisk, facts: PathFacts) -> Iterator[Finding]:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import PurePosixPath
 
-from kvmlaunch.builder.disk import SUFFIXES
 from kvmlaunch.define.mistake import Mistake
 from kvmlaunch.define.paths import VOLUME, volume_device
 from kvmlaunch.errors import DefinitionInvalid, HostFailed, PreflightFailed, Report
@@ -25,6 +24,7 @@ from kvmlaunch.host.rights import rights_of
 from kvmlaunch.host.tree import failed
 from kvmlaunch.host.volumes import drop_volume, find_volume, new_volume
 from kvmlaunch.model.host import PathFacts
+from kvmlaunch.model.image import SUFFIXES
 from kvmlaunch.model.value import frozen
 from kvmlaunch.model.volume import parse_volume_name
 from kvmlaunch.steps.caller import Caller
@@ -310,11 +310,10 @@ def make(target: Target, goal: Goal, image: Image, progress: Progress) -> None:
         fill_device(target, goal, image, progress)
         return
     if not os.path.isdir(goal.path.parent):
-        message, hint = (
-            f"{goal.path.parent} does not exist",
-            f"mkdir -p {shlex.quote(str(goal.path.parent))}   # or mount it",
+        message, hint = f"{goal.path.parent} does not exist", f"mkdir -p {shlex.quote(str(goal.path.parent))}"
+        raise PreflightFailed(
+            Report(code="disk.missing", message=message, where=str(goal.path), hint=f"{hint}   # or mount it")
         )
-        raise PreflightFailed(Report(code="disk.missing", message=message, where=str(goal.path), hint=hint))
     refuse_space(goal, image)
     maker = owner_of(goal.path.parent)
     with new_image(goal.path, maker, keeper_of(target.subject.definition, goal.path, maker)) as making:
