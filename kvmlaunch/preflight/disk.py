@@ -93,34 +93,39 @@ def check_format(disk: PlannedDisk, facts: PathFacts, vm: str) -> Iterator[Findi
     """Check that the image is what the definition says (`disk.header`); content never decides a format."""
     if not facts.readable or not disk.format:
         return
-    key, header = f"{disk.table}.format", facts.header
-    if disk.format == "raw" and header not in {"", "raw"}:
-        why = "as raw the guest would see the container, and could write another one into it"
-        if disk.format_written:
-            yield warning(
-                code="disk.header",
-                message=f"{disk.path} has a {header} header and is opened raw",
-                key=key,
-                why=why,
-                hint=f'format = "{header}"',
-            )
-        else:
-            yield error(
-                code="disk.header",
-                message=f"{disk.path} has a {header} header, and its name says raw",
-                key=key,
-                why=why,
-                hint=f'format = "{header}"   # or, to open it raw all the same, format = "raw"',
-            )
-    elif disk.format == header == "qcow2":
+    if disk.format == "raw":
+        yield from check_container(disk.path, facts, disk.table, written=disk.format_written)
+    elif disk.format == facts.header == "qcow2":
         yield from check_header(disk, facts, vm)
-    elif disk.format not in {"raw", header}:
+    elif disk.format != facts.header:
         yield error(
             code="disk.header",
             message=f"{disk.path} is no {disk.format} image",
-            key=key,
-            why=f"its header is {header or 'of no known format'}",
+            key=f"{disk.table}.format",
+            why=f"its header is {facts.header or 'of no known format'}",
             hint=f"qemu-img info {quoted(disk.path)}   # says what it is; a damaged image must not be opened raw",
+        )
+
+
+def check_container(path: PurePosixPath, facts: PathFacts, table: str, *, written: bool) -> Iterator[Finding]:
+    """Refuse to open another format's container raw by its name alone (`disk.header`); warn where raw is written."""
+    header, key = facts.header, f"{table}.format"
+    why = "as raw the guest would see the container, and could write another one into it"
+    if header not in {"", "raw"} and written:
+        yield warning(
+            code="disk.header",
+            message=f"{path} has a {header} header and is opened raw",
+            key=key,
+            why=why,
+            hint=f'format = "{header}"',
+        )
+    elif header not in {"", "raw"}:
+        yield error(
+            code="disk.header",
+            message=f"{path} has a {header} header, and its name says raw",
+            key=key,
+            why=why,
+            hint=f'format = "{header}"   # or, to open it raw all the same, format = "raw"',
         )
 
 
@@ -136,14 +141,19 @@ def check_header(disk: PlannedDisk, facts: PathFacts, vm: str) -> Iterator[Findi
         )
     elif facts.damaged and not disk.readonly:
         word = f"{vm}:{disk.table.removeprefix('disk.')}"
-        copy = f"cp {quoted(disk.path)} {quoted(disk.path.with_name(f'{disk.path.name}.before'))}"
         yield error(
             code="disk.corrupt",
             message=f"{disk.path} is marked as damaged",
             key=f"{disk.table}.path",
             why="QEMU found its tables wrong, and writes to it no more",
-            hint=f"{copy} && kvmlaunch disk check {word} --repair   # or go back to a backup",
+            hint=repair_hint(disk.path, word),
         )
+
+
+def repair_hint(path: PurePosixPath, word: str) -> str:
+    """Give how a damaged image is repaired, on a copy's safe side; `word` is VM:DISK."""
+    copy = f"cp {quoted(path)} {quoted(path.with_name(f'{path.name}.before'))}"
+    return f"{copy} && kvmlaunch disk check {word} --repair   # or go back to a backup"
 
 
 def lies_elsewhere(disk: PlannedDisk, facts: PathFacts) -> str:
@@ -178,14 +188,8 @@ def check_backing(disk: PlannedDisk, facts: PathFacts) -> Iterator[Finding]:
             why="what rests on an image is not sought among files that are raw by their name",
             hint=f"mv {quoted(disk.path)} {quoted(disk.path.with_suffix('.qcow2'))}   # and so in the definition",
         )
-    if facts.broken and not elsewhere:
-        yield error(
-            code="disk.backing",
-            message=f"what {disk.path.name} rests on cannot be opened",
-            key=f"{disk.table}.path",
-            why=facts.broken,
-            hint=f"put it back; or, where it was moved: qemu-img rebase -u -b NAME -F FORMAT {quoted(disk.path)}",
-        )
+    if not elsewhere:
+        yield from check_chain(disk.path, facts, disk.table)
     if facts.external_data:
         yield error(
             code="disk.backing",
@@ -193,6 +197,18 @@ def check_backing(disk: PlannedDisk, facts: PathFacts) -> Iterator[Finding]:
             key=f"{disk.table}.path",
             why="who can write the image can make QEMU open any file",
             hint=f"qemu-img convert -O qcow2 {quoted(disk.path)} NEW.qcow2",
+        )
+
+
+def check_chain(path: PurePosixPath, facts: PathFacts, table: str) -> Iterator[Finding]:
+    """Refuse an image of whose backing chain something cannot be opened (`disk.backing`)."""
+    if facts.broken:
+        yield error(
+            code="disk.backing",
+            message=f"what {path.name} rests on cannot be opened",
+            key=f"{table}.path",
+            why=facts.broken,
+            hint=f"put it back; or, where it was moved: qemu-img rebase -u -b NAME -F FORMAT {quoted(path)}",
         )
 
 

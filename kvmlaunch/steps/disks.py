@@ -1,8 +1,7 @@
 """The disks that a word of the command line means, `VM` or `VM:DISK`, as they lie on this host."""
 
 import os
-import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import PurePosixPath
 from signal import Signals
@@ -18,11 +17,12 @@ from kvmlaunch.host.rights import capture_user
 from kvmlaunch.host.rundir import claimed, remove_claimed
 from kvmlaunch.host.volumes import find_volume
 from kvmlaunch.model.definition import AUTO, Definition, Disk
+from kvmlaunch.model.finding import Finding
 from kvmlaunch.model.host import HostFacts, PathFacts, UserFacts
 from kvmlaunch.model.lifecycle import VmState
 from kvmlaunch.model.value import frozen
 from kvmlaunch.model.volume import parse_volume_name
-from kvmlaunch.preflight.disk import check_base, check_snapshots, holder_text
+from kvmlaunch.preflight.disk import check_base, check_chain, check_container, check_snapshots, holder_text, repair_hint
 from kvmlaunch.run.tool import Finished, run_long
 from kvmlaunch.steps.caller import Caller
 from kvmlaunch.steps.load import Subject, load_subject
@@ -147,19 +147,16 @@ def refuse_led(target: Target) -> None:
         )
 
 
+def refuse_found(target: Target, findings: Iterable[Finding]) -> None:
+    """Raise PreflightFailed for the first thing that a check of a start's finds, at the disk that is worked on."""
+    for finding in findings:
+        raise PreflightFailed(evolve(finding.report, where=finding.report.where or target.table))
+
+
 def refuse_container(target: Target) -> None:
     """Refuse an image that is raw by its name and has another format's header (`disk.header`), as a start does."""
-    header = target.facts.header
-    if target.format == "raw" and target.disk.format is AUTO and header not in {"", "raw"}:
-        raise PreflightFailed(
-            Report(
-                code="disk.header",
-                message=f"{target.disk.path} has a {header} header, and its name says raw",
-                where=target.table,
-                why="as raw it would be its container that is worked on",
-                hint=f'format = "{header}"   # or, to work on it raw all the same, format = "raw"',
-            )
-        )
+    if target.format == "raw" and target.disk.format is AUTO:
+        refuse_found(target, check_container(target.disk.path, target.facts, target.table, written=False))
 
 
 def need_file(target: Target) -> None:
@@ -252,8 +249,8 @@ def refuse_locked(target: Target) -> None:
 
 def refuse_disorder(target: Target) -> None:
     """Refuse an image whose snapshots are not in order (`disk.snapshot`): what the disk is cannot be told then."""
-    for finding in check_snapshots(target.disk.path, target.facts, target.table, target.subject.definition.name):
-        raise PreflightFailed(finding.report)
+    vm = target.subject.definition.name
+    refuse_found(target, check_snapshots(target.disk.path, target.facts, target.table, vm))
 
 
 def refuse_base(target: Target) -> None:
@@ -265,8 +262,9 @@ def refuse_base(target: Target) -> None:
         names = ", ".join(PurePosixPath(each).name for each in others[:3])
         ends = f"kvmlaunch disk snapshot commit {target.word}   # ends its snapshots"
         hint = f"remove {names} first, or convert each to an image of its own" if others else ends
-        message = f"{count(len(target.facts.overlays), 'overlay')} rest{'s' * (len(target.facts.overlays) == 1)} on it"
-        raise PreflightFailed(evolve(found[0].report, message=f"{target.disk.path.name}: {message}", hint=hint))
+        rest = f"{count(len(target.facts.overlays), 'overlay')} rest{'s' * (len(target.facts.overlays) == 1)} on it"
+        message = f"{target.disk.path.name}: {rest}"
+        raise PreflightFailed(evolve(found[0].report, message=message, where=target.table, hint=hint))
 
 
 def refuse_clones(caller: Caller, target: Target, places: Sequence[PurePosixPath], doing: str) -> None:
@@ -358,18 +356,22 @@ def read_chain(target: Target) -> tuple[Image, ...]:
 
 def unreadable(target: Target, why: str) -> PreflightFailed:
     """Give the refusal of an image that cannot be read: by us, without what it rests on, or by anybody."""
-    path, broken = target.disk.path, (target.top or target.facts).broken
-    message, hint = f"{path.name} cannot be read as {target.format}", ""
-    code = "disk.corrupt" if target.facts.readable else "disk.permission"
-    if broken:
-        code, message, why = "disk.backing", f"what {path.name} rests on cannot be opened", broken
-        hint = f"put it back; or, where it was moved: qemu-img rebase -u -b NAME -F FORMAT {shlex.quote(str(path))}"
-    elif target.format == "qcow2" and target.facts.header != "qcow2":
+    path, hint = target.disk.path, ""
+    for finding in check_chain(path, target.top or target.facts, target.table):
+        return PreflightFailed(evolve(finding.report, where=str(path)))
+    if target.format == "qcow2" and target.facts.header != "qcow2":
         hint = "go back to a backup: its header is gone, and with it where everything lies"
     elif target.facts.readable:
-        copy = f"cp {shlex.quote(str(path))} {shlex.quote(f'{path}.before')}"
-        hint = f"{copy} && kvmlaunch disk check {target.word} --repair   # or go back to a backup"
-    return PreflightFailed(Report(code=code, message=message, where=str(path), why=why, hint=hint))
+        hint = repair_hint(path, target.word)
+    return PreflightFailed(
+        Report(
+            code="disk.corrupt" if target.facts.readable else "disk.permission",
+            message=f"{path.name} cannot be read as {target.format}",
+            where=str(path),
+            why=why,
+            hint=hint,
+        )
+    )
 
 
 def seen_of(caller: Caller, target: Target) -> Seen | None:
