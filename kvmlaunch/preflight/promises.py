@@ -21,7 +21,6 @@ from kvmlaunch.units import render_size
 
 O_DIRECT = 0o40000
 ORDINARY_PAGE = 4096  # of ordinary memory, which may be swapped out again, some may be missing
-NAME = "NAME"  # of the VM, which who finds a broken promise does not know
 FELL_BACK = re.compile(r".*falling back.*", re.IGNORECASE)
 
 
@@ -32,7 +31,6 @@ def broken(what: str, planned: object, seen: object, key: str) -> Finding:
         message=f"{what} is not as planned",
         key=key,
         why=f"planned: {planned}; the live QEMU has: {seen}",
-        hint=f"kvmlaunch explain {NAME}   # shows the plan; please report it when no raw.args interferes",
     )
 
 
@@ -165,6 +163,5 @@ def check_promises(
     found += check_cmdline(argv, evidence.cmdline)
     found += check_run_state(argv, evidence.run_state, later=later)
     found += [broken("an engine of QEMU's", "no fallback", line, "") for line in FELL_BACK.findall(evidence.log)]
-    return tuple(
-        evolve(each, report=evolve(each.report, hint=each.report.hint.replace(NAME, plan.name))) for each in found
-    )
+    hint = f"kvmlaunch explain {plan.name}   # shows the plan; please report it when no raw.args interferes"
+    return tuple(evolve(each, report=evolve(each.report, hint=each.report.hint or hint)) for each in found)

@@ -52,10 +52,10 @@ from kvmlaunch.steps.record import record_of
 from kvmlaunch.steps.resolve import Resolved, refuse_errors, resolve
 from kvmlaunch.units import GIB
 
-LINGER = PurePosixPath("/var/lib/systemd/linger")  # of logind: a file for each user who lingers
-
 if TYPE_CHECKING:
     from kvmlaunch.run.launch import RunningVm
+
+LINGER = PurePosixPath("/var/lib/systemd/linger")  # of logind: a file for each user who lingers
 
 
 @frozen(kw_only=True)
