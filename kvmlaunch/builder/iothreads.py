@@ -1,6 +1,6 @@
 """I/O threads, and which disk works in which."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from kvmlaunch.builder.option import Part, by_hand, field, fixed, pairs
 from kvmlaunch.model.choice import Choice, Origin
@@ -10,6 +10,7 @@ from kvmlaunch.model.host import HostFacts
 from kvmlaunch.model.plan import Field, Option
 from kvmlaunch.model.qemu import QemuCaps
 from kvmlaunch.model.value import frozen
+from kvmlaunch.units import count
 
 GAIN = "qemu-devel 2025-11-04, aio_add_sqe v6 (20 % more IOPS)"
 MOST_MAPPED = 4  # threads of one disk; more was not seen to help
@@ -117,6 +118,19 @@ def plan_iothreads(
     )
 
 
+def check_thread_pins(definition: Definition, threads: int) -> Iterator[Finding]:
+    """Refuse host CPUs by hand for I/O threads that are not there, or fewer than the threads (`def.value.range`)."""
+    pins = definition.iothreads.pin
+    if isinstance(pins, tuple) and definition.iothreads.count is AUTO and len(pins) != threads:
+        yield error(
+            code="def.value.range",
+            message=f"{count(len(pins), 'host CPU')} for {count(threads, 'I/O thread')}",
+            key="iothreads.pin",
+            why="each thread is pinned to one of them, in their order",
+            hint=f"iothreads.count = {len(pins)}" if threads else 'pin = "none"   # in [iothreads]',
+        )
+
+
 def check_iothreads(plan: IothreadPlan, loads: tuple[DiskLoad, ...]) -> tuple[Finding, ...]:
     """Check threads by hand: a bus that cannot (`qemu.capability`), a thread where there are none."""
     found = []
@@ -166,7 +180,7 @@ def build_iothreads(definition: Definition, host: HostFacts, plan: IothreadPlan,
     """Give the thread objects."""
     return Part(
         options=tuple(thread_option(definition, host, plan, id_) for id_ in plan.ids.value),
-        findings=check_iothreads(plan, loads),
+        findings=(*check_iothreads(plan, loads), *check_thread_pins(definition, len(plan.ids.value))),
     )
 
 

@@ -30,14 +30,10 @@ from kvmlaunch.builder.option import Part, field, fixed
 from kvmlaunch.model.definition import AUTO, Definition
 from kvmlaunch.model.finding import Finding, error
 from kvmlaunch.model.host import HostFacts
-from kvmlaunch.model.plan import Field, IdentityPromise, Option, Places, Plan, Promise
+from kvmlaunch.model.plan import Field, IdentityPromise, Places, Plan, Promise
 from kvmlaunch.model.qemu import QemuCaps
-from kvmlaunch.units import count
 
 FAST_SCHEDULERS = ("none",)
-MOST_PCI = 30  # of 32 slots two are the machine's own: q35 and i440fx (measured with 7.2.22)
-MANY = ("disk.", "network.", "share.")
-PCI_DEVICES = {"VGA", "e1000e", "nvme", "qemu-xhci"}  # beside those that say so in their name
 
 
 def wanted_paths(definition: Definition) -> tuple[PurePosixPath, ...]:
@@ -255,34 +251,6 @@ def build_sidecars(definition: Definition, host: HostFacts, places: Places) -> d
     return {**share.daemons(definition, host, places), **tpm.emulators(definition, host, places)}
 
 
-def check_thread_pins(definition: Definition, threads: int) -> Iterator[Finding]:
-    """Refuse host CPUs by hand for I/O threads that are not there, or fewer than the threads (`def.value.range`)."""
-    pins = definition.iothreads.pin
-    if isinstance(pins, tuple) and definition.iothreads.count is AUTO and len(pins) != threads:
-        yield error(
-            code="def.value.range",
-            message=f"{count(len(pins), 'host CPU')} for {count(threads, 'I/O thread')}",
-            key="iothreads.pin",
-            why="each thread is pinned to one of them, in their order",
-            hint=f"iothreads.count = {len(pins)}" if threads else 'pin = "none"   # in [iothreads]',
-        )
-
-
-def check_slots(options: tuple[Option, ...]) -> Iterator[Finding]:
-    """Refuse more PCI devices than the machine's bus has room for (`qemu.capability`)."""
-    drivers = [(str(option.fields[0].choice.value), option.table) for option in options if option.flag == "-device"]
-    tables = [table for driver, table in drivers if driver.endswith("-pci") or driver in PCI_DEVICES]
-    tables.sort(key=lambda table: table.startswith(MANY))  # what a definition has many of comes last
-    if len(tables) > MOST_PCI:
-        yield error(
-            code="qemu.capability",
-            message=f"{count(len(tables), 'PCI device')}, and the machine has room for {MOST_PCI}",
-            key=tables[-1],
-            why="each disk on virtio-blk, each network and each share takes one",
-            hint='bus = "virtio-scsi"   # for disks: one controller carries them all',
-        )
-
-
 def build_vm(
     definition: Definition, host: HostFacts, caps: QemuCaps, *, boot_from: str = "", paused: bool = False
 ) -> Plan:
@@ -304,8 +272,7 @@ def build_vm(
         *check_allocations(definition, plans),
         *cdrom.check_drivers(definition, host),
         *check_boot_from(definition, boot_from),
-        *check_thread_pins(definition, len(threads.ids.value)),
-        *check_slots(tuple(option for part in parts for option in part.options)),
+        *controllers.check_slots(tuple(option for part in parts for option in part.options)),
     )
     return Plan(
         name=definition.name,
