@@ -13,7 +13,8 @@ from kvmlaunch.model.tuning import KeptFile, Setting, SettingEntry
 from kvmlaunch.units import count
 
 if TYPE_CHECKING:
-    from kvmlaunch.steps.tune import Difference, Planned
+    from kvmlaunch.steps.tune import Planned
+    from kvmlaunch.steps.tune_verify import Difference
 
 HOST = "host"
 DIFFERENT, FAILED = 10, 6
@@ -168,7 +169,8 @@ def apply(
     dry_run: bool,
 ) -> int:
     """Make the host as it should be, until the next boot, or with --persist beyond it; tune off takes it back."""
-    from kvmlaunch.steps import tune as steps  # noqa: PLC0415 - completion wants the options only
+    from kvmlaunch.steps import tune_apply as steps  # noqa: PLC0415 - completion wants the options only
+    from kvmlaunch.steps.tune import plan as plan_host  # noqa: PLC0415
 
     caller, told, say_step = session.caller(), [], teller(session, HOST)
 
@@ -177,7 +179,7 @@ def apply(
         say_step(step, text)
 
     if dry_run:
-        return show_planned(session, steps.plan(caller, vms, every=every, boot=boot))
+        return show_planned(session, plan_host(caller, vms, every=every, boot=boot))
     planned, failed = steps.apply(
         caller,
         vms,
@@ -213,7 +215,7 @@ def commands_left(planned: "Planned") -> Sequence[str]:
 @session_command
 def verify(session: Session, vms: tuple[str, ...], every: bool) -> int:
     """Compare the host with what it should be, and the files with what was written: 10 when they differ."""
-    from kvmlaunch.steps.tune import verify as verify_host  # noqa: PLC0415 - completion wants the options only
+    from kvmlaunch.steps.tune_verify import verify as verify_host  # noqa: PLC0415 - completion wants the options only
 
     planned, differences = verify_host(session.caller(), vms, every=every)
     if session.json:
@@ -252,16 +254,16 @@ def difference_document(difference: "Difference") -> dict[str, str]:
 @session_command
 def off(session: Session, force: bool) -> int:
     """Put everything back as it was before tune apply, files included."""
-    from kvmlaunch.steps.tune import off as put_back  # noqa: PLC0415 - completion wants the options only
+    from kvmlaunch.steps.tune_apply import off as put_back  # noqa: PLC0415 - completion wants the options only
 
-    there, left, found, commands = put_back(session.caller(), teller(session, HOST), force=force)
+    done = put_back(session.caller(), teller(session, HOST), force=force)
     if session.json:
-        document = {"undone": there, "left": left, "then": list(commands)}
-        show_document("tune-off", {**document, "findings": [finding_document(finding) for finding in found]})
+        document = {"undone": done.tuned, "left": done.left, "then": list(done.commands)}
+        show_document("tune-off", {**document, "findings": [finding_document(finding) for finding in done.found]})
     else:
-        show_findings(session, found)
-        if not there:
+        show_findings(session, done.found)
+        if not done.tuned:
             say(session, HOST, "ok", "already", "nothing is tuned")
-        for command in commands:
+        for command in done.commands:
             say(session, HOST, "ok", "then", command)
-    return DIFFERENT if left or any(each.report.code == "host.change.conflict" for each in found) else 0
+    return DIFFERENT if done.left or any(each.report.code == "host.change.conflict" for each in done.found) else 0

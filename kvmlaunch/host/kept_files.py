@@ -12,8 +12,8 @@ from kvmlaunch.host.apply import mounts_on, release_mount
 from kvmlaunch.host.files import remove_if_there, temporary_name, write_atomically
 from kvmlaunch.host.fstab import read_region, remove_region, set_region
 from kvmlaunch.host.mount import mount_at
-from kvmlaunch.host.settings import Ledger
 from kvmlaunch.host.tree import entered, failed, remove_empty
+from kvmlaunch.host.tune_journal import Ledger
 from kvmlaunch.model.finding import Finding, warning
 from kvmlaunch.model.host import Mount
 from kvmlaunch.model.tuning import FileEntry, KeptFile, MountEntry, VmEntry

@@ -5,10 +5,10 @@ What cannot be read is an error until somebody has looked at it; nothing is ever
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
-from attrs import NOTHING, asdict, fields
+from attrs import NOTHING, asdict, define, fields
 
 from kvmlaunch.errors import PreflightFailed, Report
 from kvmlaunch.host.files import read_text_at, remove_if_there, write_atomically
@@ -101,3 +101,40 @@ def read_entries() -> tuple[TuneEntry, ...]:
                 hint=f"mv {place} {place}.old   # once you have put back by hand what it names",
             )
         ) from error
+
+
+@define(kw_only=True)
+class Ledger:
+    """The journal of tuning in hand: every change of it is on disk before this process goes on.
+
+    `boot_id` and `time` are written into new entries.
+    """
+
+    entries: tuple[TuneEntry, ...]
+    boot_id: str
+    time: str
+    write: Callable[[tuple[TuneEntry, ...]], None] = write_entries
+
+    def find(self, path: str) -> TuneEntry | None:
+        """Give what is written down of a path."""
+        return next((entry for entry in self.entries if entry.path == path), None)
+
+    def put(self, entry: TuneEntry) -> None:
+        """Write an entry down, in the place of an earlier one of its path."""
+        if self.find(entry.path) is None:
+            self.entries = (*self.entries, entry)
+        else:
+            self.entries = tuple(entry if each.path == entry.path else each for each in self.entries)
+        self.write(self.entries)
+
+    def drop(self, path: str) -> None:
+        """Take an entry out."""
+        self.entries = tuple(entry for entry in self.entries if entry.path != path)
+        self.write(self.entries)
+
+    def restore(self, path: str, earlier: TuneEntry | None) -> None:
+        """Write down what stood there before a try that failed."""
+        if earlier is None:
+            self.drop(path)
+        else:
+            self.put(earlier)

@@ -1,49 +1,36 @@
-"""`tune`: the host as the definitions and host.toml want it, planned, made, verified, taken back."""
+"""`tune plan`: the host as the definitions and host.toml want it, and what of it is not so."""
 
 import os
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from attrs import evolve, field
 
 from kvmlaunch.define.host_file import load_wishes
 from kvmlaunch.define.positions import locate
-from kvmlaunch.errors import PreflightFailed, PrivilegeMissing, Report
 from kvmlaunch.facts.boot_files import parse_boot_lines
 from kvmlaunch.facts.sources import Wanted, parse_captured
 from kvmlaunch.facts.tuning import parse_tuning
 from kvmlaunch.host.capture import capture_host
-from kvmlaunch.host.capture_tuning import capture_grub, capture_tuning
+from kvmlaunch.host.capture_tuning import capture_tuning
 from kvmlaunch.host.definitions import definition_files, read_file
 from kvmlaunch.host.journal import read_all_journals
-from kvmlaunch.host.kept_files import apply_file, apply_shared_mount, is_kept, serves, undo_other
-from kvmlaunch.host.lock import host_lock
-from kvmlaunch.host.settings import (
-    COMPANIONS,
-    OWN_KNOBS,
-    Ledger,
-    apply_counted,
-    apply_setting,
-    lower_counted,
-    make_lasting,
-    settle,
-    undo_all,
-)
+from kvmlaunch.host.kept_files import is_kept, serves
+from kvmlaunch.host.settings import COMPANIONS, OWN_KNOBS
 from kvmlaunch.host.tune_journal import read_entries
 from kvmlaunch.model.change import PoolChange
 from kvmlaunch.model.definition import Definition
-from kvmlaunch.model.finding import Finding, errors_of, warning
+from kvmlaunch.model.finding import Finding
 from kvmlaunch.model.host import HostFacts
-from kvmlaunch.model.tuning import FileEntry, HostTuning, KeptFile, Setting, SettingEntry, TuneEntry, TunePlan, VmEntry
+from kvmlaunch.model.tuning import HostTuning, Setting, SettingEntry, TuneEntry, TunePlan, VmEntry
 from kvmlaunch.model.value import frozen
 from kvmlaunch.model.wishes import HOST_FILE, HostWishes
 from kvmlaunch.run.process import read_boot_id
-from kvmlaunch.steps.caller import Caller, Tell
+from kvmlaunch.steps.caller import Caller
 from kvmlaunch.steps.load import invalid, load_subject
 from kvmlaunch.tune.fleet import VmWish, vm_wish
-from kvmlaunch.tune.keep import GRUB_FILE, overriding
+from kvmlaunch.tune.keep import GRUB_FILE
 from kvmlaunch.tune.memory import check_borrowed, pool_path
 from kvmlaunch.tune.plan import plan_tuning
 
@@ -69,17 +56,6 @@ class Planned:
     tuning: HostTuning
     raised: Mapping[str, Mapping[str, int]] = field(factory=dict)
     again: str = ""
-
-
-@frozen(kw_only=True)
-class Difference:
-    """Something that is not as it should be: a knob, or a file; `by` names what makes it so, "" where nobody knows."""
-
-    key: str
-    place: str
-    wanted: str
-    found: str
-    by: str = ""
 
 
 def read_wishes(caller: Caller) -> HostWishes:
@@ -237,237 +213,3 @@ def is_more(entry: TuneEntry, setting: Setting | None) -> bool:
     if not isinstance(entry, SettingEntry) or setting is None or not setting.counted:
         return False
     return int(entry.wanted) > int(setting.wanted.value)
-
-
-def open_ledger() -> Ledger:
-    """Give the journal of tuning, put right after a crash; under the host-wide lock."""
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    ledger = Ledger(entries=read_entries(), boot_id=read_boot_id(), time=now)
-    settle(ledger)
-    return ledger
-
-
-def refuse_user(caller: Caller) -> None:
-    """Raise PrivilegeMissing for whoever is not root."""
-    if caller.uid != 0:
-        raise PrivilegeMissing(
-            Report(
-                code="host.privilege",
-                message="only root changes the host",
-                where="tune",
-                why="knobs and files of the whole host",
-                hint=f"sudo {caller.line}",
-            )
-        )
-
-
-def apply(
-    caller: Caller,
-    words: Sequence[str],
-    tell: Tell,
-    *,
-    every: bool,
-    persist: bool = False,
-    boot: bool = False,
-    drop_caches: bool = False,
-) -> tuple[Planned, tuple[Finding, ...]]:
-    """Make the host as it should be; a second time changes nothing.  Gives the plan and what could not be made.
-
-    `persist` also writes the files that keep it, `boot` the boot loader's as well.  Raises PrivilegeMissing,
-    PreflightFailed for a wish that the host has no room for, before anything is changed.
-    """
-    planned = plan(caller, words, every=every, boot=boot)
-    refuse_user(caller)
-    refuse_errors(planned)
-    with host_lock():
-        ledger = open_ledger()
-        planned = plan(caller, words, every=every, boot=boot)
-        refuse_errors(planned)
-        remember(ledger, planned.named, lasting=persist)
-        found: list[Finding | None] = [*put_back(ledger, planned, tell, files=persist)]
-        planned = plan(caller, words, every=every, boot=boot)  # a pool that was lowered may have to be raised again
-        found += apply_settings(ledger, planned, tell, lasting=persist, drop_caches=drop_caches)
-        if planned.wishes.hugetlbfs:
-            found.append(apply_shared_mount(ledger, planned.wishes.hugetlbfs, lasting=persist))
-            if planned.unmounted and found[-1] is None:
-                tell("mounted", planned.unmounted)
-        for kept in planned.plan.files:
-            if (boot if kept.option == "--boot" else persist) and not is_kept(kept):
-                finding = apply_file(ledger, kept)
-                found.append(finding)
-                if finding is None:
-                    tell("written", kept.path)
-    return evolve(planned, written=written_of(planned.plan)), tuple(finding for finding in found if finding)
-
-
-def remember(ledger: Ledger, named: Sequence[str], *, lasting: bool) -> None:
-    """Write down which VMs were named, and forget those that no longer count."""
-    for path in named:
-        earlier = ledger.find(path)
-        ours = earlier if isinstance(earlier, VmEntry) else None
-        if ours is None or (lasting and not ours.lasting):
-            ledger.put(VmEntry(path=path, lasting=lasting, boot_id=ledger.boot_id, time=ledger.time))
-    for entry in ledger.entries:
-        if isinstance(entry, VmEntry) and entry.path not in named:
-            ledger.drop(entry.path)
-
-
-def put_back(ledger: Ledger, planned: Planned, tell: Tell, *, files: bool) -> list[Finding]:
-    """Put back what nobody wishes any more; files only where files are written."""
-    settings = {setting.knob.path: setting for setting in planned.plan.settings}
-    returning = [entry for entry in planned.returning if files or not isinstance(entry, FileEntry)]
-    returning += [entry for entry in ledger.entries if files and is_back(entry) and entry.path not in settings]
-    fewer = [entry for entry in returning if isinstance(entry, SettingEntry) and entry.path in settings]
-    gone = [entry for entry in returning if entry not in fewer]
-    listed: list[Finding] = []
-    for entry in fewer:
-        listed += lower_counted(ledger, entry, int(settings[entry.path].wanted.value))
-        tell("lowered", f"{entry.key}  {entry.wanted} → {settings[entry.path].wanted.value} are wished")
-    found = undo_all(
-        ledger, lambda entry: undo_other(ledger, entry, force=False, files=files), gone, force=False, files=files
-    )
-    listed += found
-    left = {entry.path: entry for entry in ledger.entries}
-    for each in gone:
-        if left.get(each.path) != each:
-            tell("restored", each.key if isinstance(each, SettingEntry) else each.path)
-    return listed
-
-
-def refuse_errors(planned: Planned) -> None:
-    """Raise PreflightFailed for a wish that the host has no room for."""
-    errors = tuple(finding.report for finding in errors_of(planned.plan.findings))
-    if errors:
-        raise PreflightFailed(errors[0], errors)
-
-
-def apply_settings(
-    ledger: Ledger, planned: Planned, tell: Tell, *, lasting: bool, drop_caches: bool
-) -> list[Finding | None]:
-    """Turn every knob that differs; one that cannot be turned does not stop the others."""
-    found = []
-    for setting in planned.plan.settings:
-        borrowed = sum(planned.raised.get(setting.knob.path, {}).values())
-        if setting.differs and setting.counted:
-            finding = apply_counted(
-                ledger, setting, lasting=lasting, drop_caches=drop_caches, borrowed=borrowed, again=planned.again
-            )
-        elif setting.differs:
-            finding = apply_setting(ledger, setting, lasting=lasting)
-        if setting.differs:
-            found.append(finding)
-            if finding is None:
-                tell("set", f"{setting.key}  {setting.knob.value} → {setting.wanted.value}")
-        elif lasting:
-            make_lasting(ledger, setting, borrowed)
-    return found
-
-
-def verify(caller: Caller, words: Sequence[str], *, every: bool) -> tuple[Planned, tuple[Difference, ...]]:
-    """Give what of the host is not as it should be: knobs by the plan, files by the journal, and who overrides them."""
-    planned = plan(caller, words, every=every, as_applied=True)
-    entries = read_entries() if caller.uid == 0 else ()
-    kept = {kept.path: kept for kept in planned.plan.files}
-    files = [entry for entry in entries if isinstance(entry, FileEntry)]
-    written = {entry.path for entry in files}
-    lasting = any(isinstance(entry, SettingEntry) and entry.lasting for entry in entries)
-    return planned, (
-        *(knob_difference(planned, setting) for setting in planned.plan.changes),
-        *(file_difference(entry) for entry in files if is_changed(entry, kept.get(entry.path))),
-        *(missing(path) for path in kept if lasting and path not in written and kept[path].option == "--persist"),
-        *((mount_difference(planned.unmounted),) if planned.unmounted else ()),
-        *(unwished_difference(entry) for entry in planned.returning),
-        *overridden(planned),
-    )
-
-
-def mount_difference(path: str) -> Difference:
-    """Give the difference of the shared hugetlbfs that is not mounted."""
-    return Difference(key="hugetlbfs", place=path, wanted="mounted", found="not mounted")
-
-
-def missing(path: str) -> Difference:
-    """Give the difference of a file that --persist should have written, and could not."""
-    return Difference(key=path, place=path, wanted="written by --persist", found="not written")
-
-
-def unwished_difference(entry: TuneEntry) -> Difference:
-    """Give the difference of what an earlier `apply` did and nobody wishes any more."""
-    key = entry.key if isinstance(entry, SettingEntry) else entry.path
-    return Difference(key=key, place=entry.path, wanted="as it was before", found="no longer wished")
-
-
-def knob_difference(planned: Planned, setting: Setting) -> Difference:
-    """Give the difference of a knob, with a program that tunes the host as well."""
-    by = ", ".join(f"{name} (pid {pid})" for name, pid in planned.tuning.daemons.items())
-    return Difference(
-        key=setting.key,
-        place=setting.knob.path,
-        wanted=setting.wanted.value,
-        found=setting.knob.value,
-        by=f"perhaps {by}" if by else "",
-    )
-
-
-def is_changed(entry: FileEntry, kept: KeptFile | None) -> bool:
-    """Is a file of ours not as it was written, or not as it would be written now."""
-    as_written = KeptFile(path=entry.path, text=entry.wanted, kind=entry.kind, mode=entry.mode)
-    return not is_kept(as_written) or (kept is not None and kept.text != entry.wanted)
-
-
-def file_difference(entry: FileEntry) -> Difference:
-    """Give the difference of a file."""
-    as_written = is_kept(KeptFile(path=entry.path, text=entry.wanted, kind=entry.kind, mode=entry.mode))
-    found = "not what the definitions and host.toml say now" if as_written else "changed or removed by somebody else"
-    return Difference(key=entry.path, place=entry.path, wanted="as written", found=found)
-
-
-def overridden(planned: Planned) -> Iterator[Difference]:
-    """Give what another file will set otherwise at boot."""
-    for setting in planned.plan.settings:
-        line = overriding(planned.tuning, setting)
-        if line is not None:
-            by = "the file that wins at boot" if line.sure else "perhaps, it has other conditions too"
-            yield Difference(key=line.name, place=line.file, wanted=setting.wanted.value, found=line.value, by=by)
-
-
-def off(caller: Caller, tell: Tell, *, force: bool = False) -> tuple[bool, bool, tuple[Finding, ...], tuple[str, ...]]:
-    """Put the host back as it was, files included; tells whether there was anything, and is any left.
-
-    What cannot be put back stays written down for the next time.  Gives what was found as well, and the commands that
-    the removed files need.
-    """
-    refuse_user(caller)
-    with host_lock():
-        ledger = open_ledger()
-        before = ledger.entries
-        found = tuple(undo_all(ledger, lambda entry: undo_other(ledger, entry, force=force), before, force=force))
-        left = {entry.path for entry in ledger.entries}
-        for entry in reversed(before):
-            if entry.path not in left and not isinstance(entry, VmEntry):
-                tell("restored", entry.key if isinstance(entry, SettingEntry) else entry.path)
-    gone = {entry.path for entry in before if entry.path not in left}
-    return bool(before), bool(ledger.entries), found, tuple(commands_after(gone))
-
-
-def commands_after(gone: set[str]) -> Iterator[str]:
-    """Give what must be run once files of ours are gone: the boot loader keeps what it was told, systemd its units."""
-    if GRUB_FILE in gone and (renew := capture_grub("")):
-        yield f"{renew}   # or grubby --remove-args: the boot loader still has the words"
-    if any(path.startswith("/etc/systemd/") for path in gone):
-        yield "systemctl daemon-reload"
-
-
-def inactive_findings(files: Sequence[KeptFile]) -> tuple[Finding, ...]:
-    """Warn of files that nothing reads at boot (`host.notactive`)."""
-    return tuple(
-        warning(
-            code="host.notactive",
-            message=f"{kept.path} is written, and not active at boot",
-            where=kept.path,
-            why=kept.inactive,
-            hint=f"{kept.command}   # at boot, by whatever starts this host" if kept.command else "",
-        )
-        for kept in files
-        if kept.inactive and is_kept(kept)
-    )

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvmlaunch.errors import PreflightFailed, Report
-from kvmlaunch.host.settings import Ledger, apply_setting, lower_counted, raise_pool, settle, undo_setting
-from kvmlaunch.host.tune_journal import parse_entries, render_entries
+from kvmlaunch.host.pool_settings import lower_counted, raise_pool
+from kvmlaunch.host.settings import apply_setting, settle, undo_setting
+from kvmlaunch.host.tune_journal import Ledger, parse_entries, render_entries
 from kvmlaunch.model.change import PoolChange
 from kvmlaunch.model.finding import Finding
 from kvmlaunch.model.tuning import FileEntry, Knob, MountEntry, Setting, SettingEntry, TuneEntry, VmEntry
@@ -85,8 +86,10 @@ def test_the_page_cache_is_given_up_only_when_that_was_asked(
         asked.append((change.pages, before))
         raise PreflightFailed(Report(code="host.hugepages.short", message="no"))
 
-    monkeypatch.setattr("kvmlaunch.host.settings.apply_pool", refuse)
-    monkeypatch.setattr("kvmlaunch.host.settings.write_control", lambda path, text: written.append((str(path), text)))
+    monkeypatch.setattr("kvmlaunch.host.pool_settings.apply_pool", refuse)
+    monkeypatch.setattr(
+        "kvmlaunch.host.pool_settings.write_control", lambda path, text: written.append((str(path), text))
+    )
     with pytest.raises(PreflightFailed):
         raise_pool(PoolChange(page_size=2 << 20, pages=16), 4, 0, drop_caches=drop_caches)
 

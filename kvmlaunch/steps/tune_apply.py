@@ -1,0 +1,196 @@
+"""`tune apply` and `tune off`: the host is made as it is planned, and put back as it was."""
+
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+
+from attrs import evolve
+
+from kvmlaunch.errors import PreflightFailed, PrivilegeMissing, Report
+from kvmlaunch.host.capture_tuning import capture_grub
+from kvmlaunch.host.kept_files import apply_file, apply_shared_mount, is_kept, undo_other
+from kvmlaunch.host.lock import host_lock
+from kvmlaunch.host.pool_settings import apply_counted, lower_counted
+from kvmlaunch.host.settings import apply_setting, make_lasting, settle, undo_all
+from kvmlaunch.host.tune_journal import Ledger, read_entries
+from kvmlaunch.model.finding import Finding, errors_of, warning
+from kvmlaunch.model.tuning import FileEntry, KeptFile, SettingEntry, VmEntry
+from kvmlaunch.model.value import frozen
+from kvmlaunch.run.process import read_boot_id
+from kvmlaunch.steps.caller import Caller, Tell
+from kvmlaunch.steps.tune import Planned, is_back, plan, written_of
+from kvmlaunch.tune.keep import GRUB_FILE
+
+
+@frozen(kw_only=True)
+class PutBack:
+    """What `tune off` did: was anything tuned, is any of it `left`, and the `commands` that removed files need."""
+
+    tuned: bool
+    left: bool
+    found: tuple[Finding, ...]
+    commands: tuple[str, ...]
+
+
+def open_ledger() -> Ledger:
+    """Give the journal of tuning, put right after a crash; under the host-wide lock."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    ledger = Ledger(entries=read_entries(), boot_id=read_boot_id(), time=now)
+    settle(ledger)
+    return ledger
+
+
+def refuse_user(caller: Caller) -> None:
+    """Raise PrivilegeMissing for whoever is not root."""
+    if caller.uid != 0:
+        raise PrivilegeMissing(
+            Report(
+                code="host.privilege",
+                message="only root changes the host",
+                where="tune",
+                why="knobs and files of the whole host",
+                hint=f"sudo {caller.line}",
+            )
+        )
+
+
+def apply(
+    caller: Caller,
+    words: Sequence[str],
+    tell: Tell,
+    *,
+    every: bool,
+    persist: bool = False,
+    boot: bool = False,
+    drop_caches: bool = False,
+) -> tuple[Planned, tuple[Finding, ...]]:
+    """Make the host as it should be; a second time changes nothing.  Gives the plan and what could not be made.
+
+    `persist` also writes the files that keep it, `boot` the boot loader's as well.  Raises PrivilegeMissing,
+    PreflightFailed for a wish that the host has no room for, before anything is changed.
+    """
+    planned = plan(caller, words, every=every, boot=boot)
+    refuse_user(caller)
+    refuse_errors(planned)
+    with host_lock():
+        ledger = open_ledger()
+        planned = plan(caller, words, every=every, boot=boot)
+        refuse_errors(planned)
+        remember(ledger, planned.named, lasting=persist)
+        found: list[Finding | None] = [*put_back(ledger, planned, tell, files=persist)]
+        planned = plan(caller, words, every=every, boot=boot)  # a pool that was lowered may have to be raised again
+        found += apply_settings(ledger, planned, tell, lasting=persist, drop_caches=drop_caches)
+        if planned.wishes.hugetlbfs:
+            found.append(apply_shared_mount(ledger, planned.wishes.hugetlbfs, lasting=persist))
+            if planned.unmounted and found[-1] is None:
+                tell("mounted", planned.unmounted)
+        for kept in planned.plan.files:
+            if (boot if kept.option == "--boot" else persist) and not is_kept(kept):
+                finding = apply_file(ledger, kept)
+                found.append(finding)
+                if finding is None:
+                    tell("written", kept.path)
+    return evolve(planned, written=written_of(planned.plan)), tuple(finding for finding in found if finding)
+
+
+def remember(ledger: Ledger, named: Sequence[str], *, lasting: bool) -> None:
+    """Write down which VMs were named, and forget those that no longer count."""
+    for path in named:
+        earlier = ledger.find(path)
+        ours = earlier if isinstance(earlier, VmEntry) else None
+        if ours is None or (lasting and not ours.lasting):
+            ledger.put(VmEntry(path=path, lasting=lasting, boot_id=ledger.boot_id, time=ledger.time))
+    for entry in ledger.entries:
+        if isinstance(entry, VmEntry) and entry.path not in named:
+            ledger.drop(entry.path)
+
+
+def put_back(ledger: Ledger, planned: Planned, tell: Tell, *, files: bool) -> list[Finding]:
+    """Put back what nobody wishes any more; files only where files are written."""
+    settings = {setting.knob.path: setting for setting in planned.plan.settings}
+    returning = [entry for entry in planned.returning if files or not isinstance(entry, FileEntry)]
+    returning += [entry for entry in ledger.entries if files and is_back(entry) and entry.path not in settings]
+    fewer = [entry for entry in returning if isinstance(entry, SettingEntry) and entry.path in settings]
+    gone = [entry for entry in returning if entry not in fewer]
+    listed: list[Finding] = []
+    for entry in fewer:
+        listed += lower_counted(ledger, entry, int(settings[entry.path].wanted.value))
+        tell("lowered", f"{entry.key}  {entry.wanted} → {settings[entry.path].wanted.value} are wished")
+    found = undo_all(
+        ledger, lambda entry: undo_other(ledger, entry, force=False, files=files), gone, force=False, files=files
+    )
+    listed += found
+    left = {entry.path: entry for entry in ledger.entries}
+    for each in gone:
+        if left.get(each.path) != each:
+            tell("restored", each.key if isinstance(each, SettingEntry) else each.path)
+    return listed
+
+
+def refuse_errors(planned: Planned) -> None:
+    """Raise PreflightFailed for a wish that the host has no room for."""
+    errors = tuple(finding.report for finding in errors_of(planned.plan.findings))
+    if errors:
+        raise PreflightFailed(errors[0], errors)
+
+
+def apply_settings(
+    ledger: Ledger, planned: Planned, tell: Tell, *, lasting: bool, drop_caches: bool
+) -> list[Finding | None]:
+    """Turn every knob that differs; one that cannot be turned does not stop the others."""
+    found = []
+    for setting in planned.plan.settings:
+        borrowed = sum(planned.raised.get(setting.knob.path, {}).values())
+        if setting.differs and setting.counted:
+            finding = apply_counted(
+                ledger, setting, lasting=lasting, drop_caches=drop_caches, borrowed=borrowed, again=planned.again
+            )
+        elif setting.differs:
+            finding = apply_setting(ledger, setting, lasting=lasting)
+        if setting.differs:
+            found.append(finding)
+            if finding is None:
+                tell("set", f"{setting.key}  {setting.knob.value} → {setting.wanted.value}")
+        elif lasting:
+            make_lasting(ledger, setting, borrowed)
+    return found
+
+
+def off(caller: Caller, tell: Tell, *, force: bool = False) -> PutBack:
+    """Put the host back as it was, files included; what cannot be put back stays written down for the next time.
+
+    Raises PrivilegeMissing, PreflightFailed `host.journal.unreadable`.
+    """
+    refuse_user(caller)
+    with host_lock():
+        ledger = open_ledger()
+        before = ledger.entries
+        found = tuple(undo_all(ledger, lambda entry: undo_other(ledger, entry, force=force), before, force=force))
+        left = {entry.path for entry in ledger.entries}
+        for entry in reversed(before):
+            if entry.path not in left and not isinstance(entry, VmEntry):
+                tell("restored", entry.key if isinstance(entry, SettingEntry) else entry.path)
+    gone = {entry.path for entry in before if entry.path not in left}
+    return PutBack(tuned=bool(before), left=bool(left), found=found, commands=tuple(commands_after(gone)))
+
+
+def commands_after(gone: set[str]) -> Iterator[str]:
+    """Give what must be run once files of ours are gone: the boot loader keeps what it was told, systemd its units."""
+    if GRUB_FILE in gone and (renew := capture_grub("")):
+        yield f"{renew}   # or grubby --remove-args: the boot loader still has the words"
+    if any(path.startswith("/etc/systemd/") for path in gone):
+        yield "systemctl daemon-reload"
+
+
+def inactive_findings(files: Sequence[KeptFile]) -> tuple[Finding, ...]:
+    """Warn of files that nothing reads at boot (`host.notactive`)."""
+    return tuple(
+        warning(
+            code="host.notactive",
+            message=f"{kept.path} is written, and not active at boot",
+            where=kept.path,
+            why=kept.inactive,
+            hint=f"{kept.command}   # at boot, by whatever starts this host" if kept.command else "",
+        )
+        for kept in files
+        if kept.inactive and is_kept(kept)
+    )
