@@ -132,7 +132,4 @@ def planned(definition: Definition, name: str) -> PlannedDisk:
         format_written=True,
         readonly=True,
         cache="writeback",
-        cache_written=False,
-        aio="",
-        aio_written=False,
     )

@@ -1,14 +1,14 @@
 """Disks: a `-drive` and its device, with cache mode and aio chosen by where the image lies."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath
 
 from attrs import evolve
 
 from kvmlaunch.builder import names
 from kvmlaunch.builder.option import Part, by_hand, field, fixed, pairs, wiring
-from kvmlaunch.model.choice import MEASURED, Choice, Origin
-from kvmlaunch.model.definition import AUTO, Aio, CacheMode, Definition, Disk
+from kvmlaunch.model.choice import Choice, Origin
+from kvmlaunch.model.definition import AUTO, DIRECT, Aio, CacheMode, Definition, Disk
 from kvmlaunch.model.finding import Finding, error, warning
 from kvmlaunch.model.host import HostFacts, PathFacts
 from kvmlaunch.model.image import SUFFIXES
@@ -16,14 +16,14 @@ from kvmlaunch.model.plan import DrivePromise, Field, FieldValue, Option, Planne
 from kvmlaunch.model.qemu import QemuCaps
 from kvmlaunch.model.value import frozen
 
-DIRECT = ("none", "directsync")
 WRITE_THROUGH = ("writethrough", "directsync")
 LONGEST_SERIAL = 20
-AIO_HEADROOM = 1024  # contexts that one busy QEMU may take
-URING_AVOIDS = ("zfs", "cifs", "smb3")  # hangs were reported there: Proxmox qemu-server Drive.pm, Incus ba320b8bc6
 QUEUES = {"virtio-blk": "num-queues", "nvme": "max_ioqpairs"}  # those of virtio-scsi are the controller's
 SNAPSHOTS = "QEMU docs, interop/live-block-operations"
 DEVICES = {"virtio-blk": "virtio-blk-pci", "virtio-scsi": "scsi-hd", "nvme": "nvme", "sata": "ide-hd", "ide": "ide-hd"}
+
+
+Engine = Callable[[PathFacts, str, str], Choice[Aio]]  # by the image, the cache mode and the format
 
 
 @frozen(kw_only=True)
@@ -115,59 +115,8 @@ def plan_cache(definition: Definition, name: str, disk: Disk, facts: PathFacts, 
     )
 
 
-def uring_trouble(facts: PathFacts, cache: str) -> str:
-    """Give why io_uring is avoided on this store, "" when it is not."""
-    if facts.filesystem in URING_AVOIDS:
-        return f"hangs were reported on {facts.filesystem}"
-    stores = (facts.device, facts.real.rpartition("/")[2] if facts.kind == "block" else "")
-    if any(store.startswith("rbd") for store in stores):
-        return "hangs were reported on krbd"
-    if any(store.startswith("loop") for store in stores):
-        return "hangs were reported on loop devices"
-    if any(store.startswith("dm-") for store in stores) and cache == "writeback":
-        return "hangs were reported on LVM with writeback"
-    return ""
-
-
-def native_trouble(facts: PathFacts, host: HostFacts, cache: str, format_: str) -> str:
-    """Give why aio=native is not the best, "" when it is."""
-    if cache not in DIRECT:
-        return f"cache={cache} is not direct"
-    if format_ != "raw":
-        return f"{format_} allocates as it grows"
-    if not facts.fully_allocated:
-        return "the image is sparse: submitting would block while it allocates"
-    if host.aio.used + AIO_HEADROOM > host.aio.most:
-        return f"fs.aio-nr is {host.aio.used} of {host.aio.most}"
-    return ""
-
-
-def plan_aio(
-    definition: Definition, name: str, host: HostFacts, facts: PathFacts, cache: str, format_: str, caps: QemuCaps
-) -> Choice[Aio]:
-    """Choose the engine: native for direct I/O on allocated storage, io_uring where it can be used, else threads."""
-    key, written = f"disk.{name}.aio", definition.disk[name].aio
-    if written is not AUTO:
-        return by_hand(definition, key, written)
-    fact = Origin(kind="host", place=f"{definition.disk[name].path}, aio limits", key=key)
-    against_native = native_trouble(facts, host, cache, format_)
-    if not against_native:
-        what = "a block device" if facts.kind == "block" else "the image is fully allocated"
-        return Choice(value="native", reason=f"cache={cache} and {what}", source=MEASURED, origin=fact)
-    against_uring = (
-        host.aio.io_uring_refusal
-        or uring_trouble(facts, cache)
-        or ("" if "io_uring" in caps.aio else "this QEMU was built without it")
-    )
-    if not against_uring:
-        return Choice(value="io_uring", reason=against_native, source=MEASURED, origin=fact)
-    return Choice(
-        value="threads", reason=f"{against_native}; no io_uring: {against_uring}", source=MEASURED, origin=fact
-    )
-
-
-def plan_disk(definition: Definition, name: str, host: HostFacts, caps: QemuCaps) -> DiskPlan:
-    """Resolve what stands at auto."""
+def plan_disk(definition: Definition, name: str, host: HostFacts, engine: Engine) -> DiskPlan:
+    """Resolve what stands at auto; `engine` chooses aio."""
     disk = definition.disk[name]
     facts = host.paths.get(disk.path) or PathFacts(path=disk.path, kind="missing")
     format_ = plan_format(definition, name, disk, facts)
@@ -185,7 +134,7 @@ def plan_disk(definition: Definition, name: str, host: HostFacts, caps: QemuCaps
         format=format_,
         bus=plan_bus(definition, name, disk),
         cache=cache,
-        aio=plan_aio(definition, name, host, facts, cache.value, format_.value, caps),
+        aio=engine(facts, cache.value, format_.value),
     )
 
 
@@ -194,10 +143,9 @@ def is_absent_device(plan: DiskPlan) -> bool:
     return plan.facts.kind == "missing" and plan.disk.path.is_relative_to("/dev")
 
 
-def check_disk(plan: DiskPlan, host: HostFacts, caps: QemuCaps, machine: str) -> Iterator[Finding]:
-    """Check what was written by hand against the host and this QEMU, and say what is risky."""
+def check_disk(plan: DiskPlan, machine: str) -> Iterator[Finding]:
+    """Check what was written by hand against the image and the machine, and say what is risky."""
     yield from check_direct(plan)
-    yield from check_aio(plan, host, caps)
     if not plan.format.value and not is_absent_device(plan):
         yield error(
             code="def.disk.format",
@@ -247,35 +195,6 @@ def check_direct(plan: DiskPlan) -> Iterator[Finding]:
             key=f"{plan.table}.aio",
             why=plan.cache.reason,
             hint='cache = "none"   # or aio = "io_uring"',
-        )
-
-
-def check_aio(plan: DiskPlan, host: HostFacts, caps: QemuCaps) -> Iterator[Finding]:
-    """Refuse an engine by hand that the host or this QEMU refuses (`host.aio.refused`, `qemu.capability`)."""
-    written, key = plan.disk.aio, f"{plan.table}.aio"
-    if written == "io_uring" and "io_uring" not in caps.aio:
-        yield error(
-            code="qemu.capability",
-            message="this QEMU was built without io_uring",
-            key=key,
-            why=f"QEMU {caps.version_text}",
-            hint='aio = "auto"',
-        )
-    elif written == "io_uring" and host.aio.io_uring_refusal:
-        yield error(
-            code="host.aio.refused",
-            message=f"io_uring may not be used by {host.user.name or host.user.uid}",
-            key=key,
-            why=host.aio.io_uring_refusal,
-            hint='sysctl kernel.io_uring_disabled=0   # or aio = "auto"',
-        )
-    if written == "native" and host.aio.used + AIO_HEADROOM > host.aio.most:
-        yield error(
-            code="host.aio.refused",
-            message="the host's asynchronous I/O contexts are used up",
-            key=key,
-            why=f"fs.aio-nr is {host.aio.used} of fs.aio-max-nr {host.aio.most}",
-            hint=f"sysctl fs.aio-max-nr={max(1 << 20, host.aio.most * 2)}",
         )
 
 
@@ -445,9 +364,6 @@ def planned(plan: DiskPlan, definition: Definition) -> PlannedDisk:
         format_written=plan.disk.format is not AUTO,
         readonly=plan.disk.readonly,
         cache=plan.cache.value,
-        cache_written=plan.disk.cache is not AUTO,
-        aio=plan.aio.value,
-        aio_written=plan.disk.aio is not AUTO,
         image=definition.disk[plan.name].path,
         made=plan.disk.size is not None or plan.disk.backing is not None,
     )
@@ -474,7 +390,6 @@ def promise(plan: DiskPlan) -> DrivePromise:
 def build_disk(
     plan: DiskPlan,
     definition: Definition,
-    host: HostFacts,
     caps: QemuCaps,
     *,
     machine: str,
@@ -493,5 +408,5 @@ def build_disk(
     return Part(
         options=(drive, device),
         promises=(promise(plan),),
-        findings=tuple(check_disk(plan, host, caps, machine)),
+        findings=tuple(check_disk(plan, machine)),
     )

@@ -1,11 +1,13 @@
 """The whole VM: every part in argv's order.  The only module here that knows the parts."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import PurePosixPath
 
 from attrs import evolve
 
 from kvmlaunch.builder import (
+    aio,
     boot,
     cdrom,
     cloud_init,
@@ -49,13 +51,18 @@ def wanted_paths(definition: Definition) -> tuple[PurePosixPath, ...]:
 
 def needs_io_uring(definition: Definition, host: HostFacts, caps: QemuCaps) -> bool:
     """Does a decision depend on whether io_uring can be used, so that it has to be tried."""
-    plans = [disk.plan_disk(definition, name, host, caps) for name in definition.disk]
-    return any(plan.disk.aio == "io_uring" or (plan.disk.aio is AUTO and plan.aio.value != "native") for plan in plans)
+    return any(
+        plan.disk.aio == "io_uring" or (plan.disk.aio is AUTO and plan.aio.value != "native")
+        for plan in plan_disks(definition, host, caps)
+    )
 
 
 def plan_disks(definition: Definition, host: HostFacts, caps: QemuCaps) -> tuple[disk.DiskPlan, ...]:
     """Give every disk with all that stands at auto resolved."""
-    plans = tuple(disk.plan_disk(definition, name, host, caps) for name in definition.disk)
+    plans = tuple(
+        disk.plan_disk(definition, name, host, partial(aio.plan_aio, definition, name, host, caps))
+        for name in definition.disk
+    )
     return tuple(
         evolve(plan, l2_cache=qcow2.plan_l2_cache(plan.table, plan.disk.path, plan.facts))
         if plan.format.value == "qcow2"
@@ -116,10 +123,10 @@ def build_disks(
     scsi_threads = next((threads.of_disk[name] for name in scsi if name in threads.of_disk), ())
     yield controllers.build_controllers(definition, buses, machine_name, scsi_threads)
     for plan in plans:
+        yield Part(findings=tuple(aio.check_aio(plan.table, plan.disk.aio, host, caps)))
         yield disk.build_disk(
             plan,
             definition,
-            host,
             caps,
             machine=machine_name,
             threads=threads.of_disk.get(plan.name, ()),

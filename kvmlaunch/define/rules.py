@@ -12,7 +12,7 @@ from kvmlaunch.define.mistake import Mistake, shown
 from kvmlaunch.define.tree import Path, quote
 from kvmlaunch.define.values import is_loopback, parse_host_port, render_forward
 from kvmlaunch.model.address import EVERY_ADDRESS, collide
-from kvmlaunch.model.definition import AUTO, Definition, Disk, Network, Topology
+from kvmlaunch.model.definition import AUTO, DIRECT, Definition, Disk, Network, Topology
 from kvmlaunch.model.image import RAW_SUFFIXES, SUFFIXES, overlay_directories
 from kvmlaunch.model.value import frozen
 from kvmlaunch.model.volume import parse_volume_name
@@ -23,7 +23,6 @@ NAME_HINT: Final = "lower-case letters, digits and -, at most 40, the first no -
 WORD: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,63}")
 INTERFACE: Final = re.compile(r"[^\s/:,=\x00-\x1f]{1,15}")
 USER: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,31}\$?")
-DIRECT: Final = ("none", "directsync")
 LONGEST_SERIAL: Final = 20
 LONGEST_TAG: Final = 36  # bytes, of virtiofs; virtio 1.3, section 5.11.4
 MOST_SCSI_QUEUES: Final = 1022  # of virtio's 1024 two are for control and events

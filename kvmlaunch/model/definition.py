@@ -40,6 +40,7 @@ DiskFormat = Literal["raw", "qcow2"]
 Bus = Literal["virtio-blk", "virtio-scsi", "nvme", "sata", "ide"]
 CacheMode = Literal["none", "writeback", "writethrough", "directsync", "unsafe"]
 Aio = Literal["native", "io_uring", "threads"]
+DIRECT: Final = ("none", "directsync")  # the cache modes past the page cache: O_DIRECT
 Preallocation = Literal["off", "metadata", "falloc", "full"]
 NetworkType = Literal["user", "bridge", "tap", "none"]
 

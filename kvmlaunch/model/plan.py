@@ -180,9 +180,6 @@ class PlannedDisk:
     format_written: bool
     readonly: bool
     cache: str
-    cache_written: bool
-    aio: str
-    aio_written: bool
     made: bool = False
     image: PurePosixPath | None = None
 

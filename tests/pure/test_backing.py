@@ -40,9 +40,6 @@ def planned(path: Path) -> PlannedDisk:
         format_written=False,
         readonly=False,
         cache="none",
-        cache_written=False,
-        aio="io_uring",
-        aio_written=False,
     )
 
 
