@@ -19,6 +19,7 @@ from kvmlaunch.run.process import read_boot_id
 from kvmlaunch.steps.caller import Caller, Tell
 from kvmlaunch.steps.tune import Planned, is_back, plan, written_of
 from kvmlaunch.tune.keep import GRUB_FILE
+from kvmlaunch.tune.plan import plan_files
 
 
 @frozen(kw_only=True)
@@ -78,11 +79,13 @@ def apply(
         remember(ledger, planned.named, lasting=persist)
         found: list[Finding | None] = [*put_back(ledger, planned, tell, files=persist)]
         planned = plan(caller, words, every=every, boot=boot)  # a pool that was lowered may have to be raised again
-        found += apply_settings(ledger, planned, tell, lasting=persist, drop_caches=drop_caches)
+        turned = apply_settings(ledger, planned, tell, lasting=persist, drop_caches=drop_caches)
+        found += turned
         if planned.wishes.hugetlbfs:
             found.append(apply_shared_mount(ledger, planned.wishes.hugetlbfs, lasting=persist))
             if planned.unmounted and found[-1] is None:
                 tell("mounted", planned.unmounted)
+        planned = evolve(planned, plan=evolve(planned.plan, files=files_without(planned, turned)))
         for kept in planned.plan.files:
             if (boot if kept.option == "--boot" else persist) and not is_kept(kept):
                 finding = apply_file(ledger, kept)
@@ -153,6 +156,17 @@ def apply_settings(
         elif lasting:
             make_lasting(ledger, setting, borrowed)
     return found
+
+
+def files_without(planned: Planned, turned: Sequence[Finding | None]) -> tuple[KeptFile, ...]:
+    """Give the files of a plan without what the kernel refuses now: a boot would be refused it too.
+
+    A pool that is short now may be filled while memory is still empty, and stays in.
+    """
+    refused = {each.report.where for each in turned if each}
+    settings = [each for each in planned.plan.settings if each.counted or each.knob.path not in refused]
+    boot = any(kept.option == "--boot" for kept in planned.plan.files)
+    return plan_files(settings, planned.tuning, planned.wishes, boot=boot)
 
 
 def off(caller: Caller, tell: Tell, *, force: bool = False) -> PutBack:

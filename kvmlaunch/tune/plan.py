@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from kvmlaunch.model.host import HostFacts
-from kvmlaunch.model.tuning import HostTuning, KeptFile, TunePlan
+from kvmlaunch.model.tuning import HostTuning, KeptFile, Setting, TunePlan
 from kvmlaunch.model.wishes import HostWishes
 from kvmlaunch.tune.cpu import build_cpu, check_cpu
 from kvmlaunch.tune.daemons import check_cmdline, check_daemons
@@ -26,7 +26,6 @@ def plan_tuning(
         *build_read_ahead(tuning, wishes),
         *build_cpu(tuning, wishes),
     )
-    files: tuple[KeptFile, ...] = tuple(build_files(settings, tuning, wishes))
     findings = (
         *check_ksm(tuning, wishes, vms),
         *check_memory(tuning, wishes),
@@ -36,6 +35,11 @@ def plan_tuning(
         *check_daemons(tuning),
         *check_cmdline(tuning),
     )
-    return TunePlan(
-        settings=settings, files=(*files, *(build_boot(settings, tuning) if boot else ())), findings=findings
-    )
+    return TunePlan(settings=settings, files=plan_files(settings, tuning, wishes, boot=boot), findings=findings)
+
+
+def plan_files(
+    settings: Sequence[Setting], tuning: HostTuning, wishes: HostWishes, *, boot: bool
+) -> tuple[KeptFile, ...]:
+    """Give the files that make these settings last; `boot` adds the drop-in for the boot loader."""
+    return (*build_files(settings, tuning, wishes), *(build_boot(settings, tuning) if boot else ()))

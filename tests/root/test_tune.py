@@ -537,6 +537,21 @@ def test_a_read_only_etc_leaves_the_knobs_made_and_nothing_half_written(machine:
     assert state(etc) == before
 
 
+def test_a_setting_that_the_kernel_refuses_is_kept_by_no_file(machine: Machine, etc: Path) -> None:
+    machine.execute("sh", "-euc", f"mount --bind {SWAPPINESS} {SWAPPINESS}; mount -o remount,bind,ro {SWAPPINESS}")
+
+    made = machine.run("tune", "apply", "--persist")
+    kept = {path: machine.outside(path).read_text() for path in (SCRIPT, SYSCTL)}
+    planned = machine.run("tune", "plan", "--json").json
+    machine.ok("tune", "off")
+
+    assert "host.setting.refused" in made.codes
+    assert not any("swappiness" in text for text in kept.values())
+    assert "vm.nr_hugepages" in kept[SYSCTL]
+    assert {each["path"] for each in planned["files"] if not each["written"]} == {SCRIPT, SYSCTL}
+    del etc
+
+
 def test_a_wish_with_mistakes_is_refused_whole_with_every_place(machine: Machine, etc: Path) -> None:
     before = state(etc)
     (etc / "kvmlaunch/host.toml").write_text(
