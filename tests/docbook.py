@@ -26,6 +26,7 @@ from kvmlaunch.model.definition import (
     Forward,
     HostNumaNode,
     MacAddress,
+    ReadAhead,
     Ready,
     Size,
 )
@@ -39,6 +40,7 @@ KINDS: Final[Mapping[Any, str]] = {
     str: "text",
     PurePosixPath: "path",
     Size: "size",
+    ReadAhead: "size",
     Bandwidth: "size a second",
     Duration: "duration",
     CpuList: "CPU list",

@@ -1,7 +1,6 @@
 """The text of host.toml becomes the wishes for the host, with every mistake at once."""
 
 from pathlib import PurePosixPath
-from typing import Final
 
 from kvmlaunch.define.mistake import Misplaced, Mistake, Placed
 from kvmlaunch.define.report import findings_of
@@ -12,10 +11,6 @@ from kvmlaunch.model.choice import Origin
 from kvmlaunch.model.definition import AUTO
 from kvmlaunch.model.finding import Finding, error
 from kvmlaunch.model.wishes import PAGE_SIZES, HostWishes
-from kvmlaunch.units import KIB, MIB, render_size
-
-PAGE: Final = 4 * KIB
-MOST_READ_AHEAD: Final = 64 * MIB
 
 
 def load_wishes(path: PurePosixPath, text: bytes) -> tuple[HostWishes | None, tuple[Finding, ...]]:
@@ -48,10 +43,6 @@ def broken_rules(wishes: HostWishes) -> list[Misplaced]:
             code="def.path", message=f"{place!r} is no mount point", hint='write an absolute path, such as "/mnt/huge"'
         )
         found.append(Misplaced(path=("hugetlbfs",), mistake=mistake))
-    if wishes.read_ahead != "keep" and (wishes.read_ahead % PAGE or wishes.read_ahead > MOST_READ_AHEAD):
-        hint = f"a multiple of 4KiB, at most {render_size(MOST_READ_AHEAD)}"
-        mistake = Mistake(code="def.value.range", message="the kernel takes no such read-ahead", hint=hint)
-        found.append(Misplaced(path=("read_ahead",), mistake=mistake))
     for word, pages in wishes.hugepage_pools.items():
         if word not in PAGE_SIZES or pages < 0:
             message = f"there are no {pages} huge pages of {word}"

@@ -18,10 +18,13 @@ from kvmlaunch.model.definition import (
     Forward,
     HostNumaNode,
     MacAddress,
+    ReadAhead,
     Ready,
     Size,
 )
 from kvmlaunch.units import (
+    KIB,
+    MIB,
     NUMBER_AND_UNIT,
     SIZE_UNITS,
     DecimalUnitError,
@@ -37,6 +40,7 @@ from kvmlaunch.units import (
 
 LARGEST_PORT: Final = 65535
 MOST_BANDWIDTH: Final = 900 << 40  # bytes a second; QEMU's include/qemu/throttle.h has 10^15
+MOST_READ_AHEAD: Final = 64 * MIB
 LARGEST_INTEGER: Final = (1 << 63) - 1
 MAC = r"[0-9a-f]{2}(:[0-9a-f]{2}){5}"
 IPV4 = r"(?:(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)(?:\.(?!$)|$)){4}"
@@ -128,6 +132,18 @@ def parse_bandwidth_value(value: object) -> Bandwidth:
         message = f"{shown(value)} is more than QEMU takes, {render_bandwidth(MOST_BANDWIDTH)}"
         raise Mistake(code="def.value.range", message=message)
     return rate
+
+
+def parse_read_ahead(value: object) -> ReadAhead:
+    """Give bytes for `"128KiB"`; a bare number was meant as the kernel's read_ahead_kb has it."""
+    if type(value) is int and value:
+        message = f"{shown(value)} has no unit"
+        raise Mistake(code="def.size.unit", message=message, right=f'"{abs(value)}KiB"')
+    ahead = parse_size_value(value)
+    if ahead % (4 * KIB) or ahead > MOST_READ_AHEAD:
+        hint = f"a multiple of 4KiB, at most {render_size(MOST_READ_AHEAD)}"
+        raise Mistake(code="def.value.range", message="the kernel takes no such read-ahead", hint=hint)
+    return ReadAhead(ahead)
 
 
 def in_size_words(parse: Callable[[str], int], text: str, suffix: str) -> int:
@@ -355,6 +371,7 @@ PARSERS: Final[dict[Any, Callable[[object], object]]] = {
     float: parse_float,
     Size: parse_size_value,
     Bandwidth: parse_bandwidth_value,
+    ReadAhead: parse_read_ahead,
     Duration: parse_duration_value,
     CpuList: parse_cpu_list,
     HostNumaNode: parse_numa_node,
@@ -366,6 +383,7 @@ PARSERS: Final[dict[Any, Callable[[object], object]]] = {
 RENDERERS: Final[dict[Any, Callable[[Any], str]]] = {
     Size: render_exact_size,
     Bandwidth: render_exact_bandwidth,
+    ReadAhead: render_exact_size,
     Duration: render_duration,
     CpuList: render_cpus,
     HostNumaNode: str,
@@ -382,6 +400,7 @@ WANTED: Final[dict[Any, str]] = {
     float: "a number with a fraction",
     Size: 'a size such as "8GiB"',
     Bandwidth: 'a bandwidth such as "200MiB/s"',
+    ReadAhead: 'a size such as "128KiB"',
     Duration: 'a duration such as "90s"',
     CpuList: 'a list of CPUs such as "2-5"',
     HostNumaNode: 'a host NUMA node such as "0"',

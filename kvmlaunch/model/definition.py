@@ -26,6 +26,7 @@ AUTO: Final = Auto.AUTO
 
 Size = NewType("Size", int)  # bytes, written "8GiB"
 Bandwidth = NewType("Bandwidth", int)  # bytes a second, written "200MiB/s"
+ReadAhead = NewType("ReadAhead", int)  # bytes, written "128KiB"
 Duration = NewType("Duration", float)  # seconds, written "90s"
 CpuList = NewType("CpuList", tuple[int, ...])  # sorted, written "2-9,34-41"
 HostNumaNode = NewType("HostNumaNode", int)  # written "0"

@@ -8,7 +8,7 @@ from typing import Final, Literal
 
 from attrs import Factory
 
-from kvmlaunch.model.definition import AUTO, Auto, Size, key, table
+from kvmlaunch.model.definition import AUTO, Auto, ReadAhead, key, table
 from kvmlaunch.model.value import frozen
 from kvmlaunch.units import GIB, MIB
 
@@ -57,7 +57,7 @@ class HostWishes:
     schedulers: Mapping[str, Keep | Scheduler | OldScheduler] = key(
         'By device, before `scheduler`: `{ sda = "bfq" }`.', Factory(dict)
     )
-    read_ahead: Keep | Size = key("Read-ahead of those devices.", "keep")
+    read_ahead: Keep | ReadAhead = key("Read-ahead of those devices.", "keep")
     thp: Auto | Keep | Literal["always", "madvise", "never"] = key(
         "Transparent huge pages; auto changes never to madvise where a VM has ordinary memory.", AUTO
     )

@@ -38,6 +38,7 @@ def test_every_mistake_is_told_at_once_with_its_place() -> None:
         'hugepage_pools = { "2MiB" = -1 }',
         'read_ahead = "6KiB"',
         'read_ahead = "1GiB"',
+        "read_ahead = 0",
         'hugetlbfs = "mnt/huge"',
         'hugetlbfs = "/mnt/../etc"',
         'hugetlbfs = "/mnt/a\\nb"',
@@ -51,6 +52,15 @@ def test_a_wish_that_no_kernel_could_meet_is_a_mistake_with_its_place(line: str)
 
     assert wishes is None
     assert [finding.report.where.startswith(f"{PLACE}:") for finding in findings] == [True]
+
+
+def test_a_bare_read_ahead_was_meant_as_the_kernel_counts_it() -> None:
+    _, (finding,) = load_wishes(PLACE, b"read_ahead = 128\n")
+
+    assert finding.report.hint == 'read_ahead = "128KiB"'
+    wishes, _ = load_wishes(PLACE, finding.report.hint.encode())
+    assert wishes is not None
+    assert wishes.read_ahead == 128 << 10
 
 
 def test_notes_of_ones_own_are_no_mistakes() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from attrs import evolve
 
-from kvmlaunch.model.definition import Size
+from kvmlaunch.model.definition import ReadAhead
 from kvmlaunch.model.tuning import TunePlan
 from kvmlaunch.model.wishes import HostWishes, KsmWishes
 from kvmlaunch.tune.fleet import VmWish
@@ -92,7 +92,7 @@ def test_the_words_of_old_kernels_are_understood_and_said(word: str, today: str,
 
 def test_one_device_may_be_wanted_otherwise_than_the_others() -> None:
     files = queue("sda", "none", rotational="1") | queue("sdb", "none", rotational="1")
-    wishes = HostWishes(schedulers={"sda": "bfq", "sdb": "keep"}, read_ahead=Size(4 * MIB))
+    wishes = HostWishes(schedulers={"sda": "bfq", "sdb": "keep"}, read_ahead=ReadAhead(4 * MIB))
 
     plan = plan_tuning(host(), tuning(devices={"sda": 1, "sdb": 1}, files=files), wishes, ())
 
