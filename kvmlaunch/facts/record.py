@@ -101,14 +101,15 @@ def parse_cmdline(text: str) -> tuple[str, ...]:
     return tuple(text.split("\0")[:-1]) if text else ()
 
 
-def parse_locked(locks: str, device: str, inode: int) -> bool:
-    """Is there a flock on an inode, by /proc/locks; `device` is `major:minor` in hex as there.
+def parse_lock_taker(locks: str, device: str, inode: int) -> int | None:
+    """Give the pid that took the flock on an inode, by /proc/locks, None for no flock.
 
+    `device` is `major:minor` in hex.  Who took it may have ended since, and left the lock to a child.
     Waiting locks (`->`) do not count.  Source: proc_locks(5).
     """
     wanted = f"{device}:{inode}"
     for line in locks.splitlines():
         words = line.split()
         if "->" not in words and "FLOCK" in words and wanted in words:
-            return True
-    return False
+            return int(words[4])
+    return None

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from kvmlaunch.errors import Busy, KvmlaunchError, PreflightFailed, Report
-from kvmlaunch.facts.record import parse_last_end, parse_locked, parse_record, render_record
+from kvmlaunch.facts.record import parse_last_end, parse_lock_taker, parse_record, render_record
 from kvmlaunch.host.files import read_text_at, remove_if_there, temporary_name, write_atomically
 from kvmlaunch.host.tree import DIRECTORY, entered, make_owned, unsafe
 from kvmlaunch.model.record import Record
@@ -67,7 +67,7 @@ def holder_text(fd: int) -> str:
     with contextlib.suppress(ValueError):
         record = parse_record(text or "")
         return f"pid {record.pid}" if record.pid else f"pid {record.launcher}, kvmlaunch, starting it"
-    return "another kvmlaunch, starting it"
+    return "another command of kvmlaunch"
 
 
 def lock_directory(fd: int, path: PurePosixPath) -> None:
@@ -247,14 +247,19 @@ def remove_claimed(claim: Claim) -> None:
             os.rmdir(claim.path.name, dir_fd=parent)
 
 
-def is_locked(path: PurePosixPath) -> bool:
-    """Does a process hold the lock of a run directory; asks /proc/locks, so that nobody is disturbed."""
+def lock_taker(path: PurePosixPath) -> int | None:
+    """Give the pid that took the lock of a run directory, None where it is free; asks /proc/locks, disturbs nobody."""
     try:
         status = os.stat(path, follow_symlinks=False)
     except OSError:
-        return False
+        return None
     device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}"
-    return parse_locked(Path("/proc/locks").read_text(encoding="ascii"), device, status.st_ino)
+    return parse_lock_taker(Path("/proc/locks").read_text(encoding="ascii"), device, status.st_ino)
+
+
+def is_locked(path: PurePosixPath) -> bool:
+    """Does a process hold the lock of a run directory."""
+    return lock_taker(path) is not None
 
 
 def monitor_socket(path: PurePosixPath) -> PurePosixPath:

@@ -13,6 +13,7 @@ class VmState(Enum):
 
     STOPPED = "stopped"
     STARTING = "starting"
+    BUSY = "busy"  # a command has it in hand that starts nothing: one about its disks
     RUNNING = "running"
     PAUSED = "paused"
     ENDED = "ended"  # it ran and is gone; what it held is still there
@@ -53,6 +54,7 @@ TRANSITIONS: Final[dict[VmState, dict[Verb, Answer]]] = {
         V.RESET: A.NOT_RUNNING,
     },
     S.STARTING: {V.UP: A.BUSY, V.DOWN: A.BUSY, V.PAUSE: A.BUSY, V.RESUME: A.BUSY, V.RESET: A.BUSY},
+    S.BUSY: {V.UP: A.BUSY, V.DOWN: A.BUSY, V.PAUSE: A.BUSY, V.RESUME: A.BUSY, V.RESET: A.BUSY},
     S.RUNNING: {V.UP: A.ALREADY, V.DOWN: A.ACT, V.PAUSE: A.ACT, V.RESUME: A.ALREADY, V.RESET: A.ACT},
     S.STOPPING: {V.UP: A.BUSY, V.DOWN: A.ACT, V.PAUSE: A.BUSY, V.RESUME: A.ACT, V.RESET: A.BUSY},
     S.PAUSED: {V.UP: A.ALREADY, V.DOWN: A.ACT, V.PAUSE: A.ALREADY, V.RESUME: A.ACT, V.RESET: A.ACT},

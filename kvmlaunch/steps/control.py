@@ -13,7 +13,7 @@ from kvmlaunch.model.value import frozen
 from kvmlaunch.run.qmp import Target, ask
 from kvmlaunch.steps.caller import Caller
 from kvmlaunch.steps.names import name_of, refuse_unknown
-from kvmlaunch.steps.observe import LEFT, Seen, monitor_path, observe
+from kvmlaunch.steps.observe import LEFT, Seen, monitor_path, observe, who_holds
 
 # In a URI, in a channel, or in a command of the human monitor.
 RUNS_A_PROGRAM: Final = r'\bexec:|"transport": "exec"'
@@ -36,13 +36,13 @@ def live(caller: Caller, word: str) -> Seen:
     """Give a VM that runs; raises NotRunning `vm.stopped`, UnknownVm, Busy `vm.state` while it starts."""
     name = name_of(word)
     seen = observe(caller, name)
-    if seen.state is VmState.STARTING:
+    if seen.state in {VmState.STARTING, VmState.BUSY}:
         raise Busy(
             Report(
                 code="vm.state",
-                message=f"{name} is starting",
+                message=f"{name} is {seen.state.value}",
                 where=str(seen.places.run),
-                why="another command starts it, or works on its disks",
+                why=f"held by {who_holds(seen)}",
                 hint=f"kvmlaunch status {name}",
             )
         )

@@ -27,7 +27,7 @@ from kvmlaunch.run.tool import Finished, run_long
 from kvmlaunch.steps.caller import Caller
 from kvmlaunch.steps.load import Subject, load_subject
 from kvmlaunch.steps.names import name_of
-from kvmlaunch.steps.observe import Seen, observe
+from kvmlaunch.steps.observe import Seen, observe, who_holds
 from kvmlaunch.steps.owners import process_owner
 from kvmlaunch.steps.resolve import look_at_host
 from kvmlaunch.storage.image import Image, parse_info
@@ -35,7 +35,7 @@ from kvmlaunch.storage.volume import Volume
 from kvmlaunch.units import count
 
 MOST_LINES = 6  # of a tool's words: a damaged image makes thousands
-MOVING = (VmState.STARTING, VmState.STOPPING, VmState.HALF)
+MOVING = (VmState.STARTING, VmState.BUSY, VmState.STOPPING, VmState.HALF)
 Progress = Callable[[float], None]  # how far, from 0 to 1
 
 
@@ -202,13 +202,12 @@ def refuse_running(caller: Caller, target: Target, deed: str) -> None:
     """Refuse what cannot be done to a disk of a VM that runs (`vm.state`)."""
     seen = seen_of(caller, target)
     if seen is not None and (seen.lives or seen.state in MOVING):
-        held = seen.state is VmState.STARTING  # by a start, or by a command about its disks
-        what = "another command has the VM in hand" if held else f"the VM is {seen.state.value}"
+        held = seen.state in {VmState.STARTING, VmState.BUSY}
         raise Busy(
             Report(
                 code="vm.state",
-                message=f"{target.word} cannot be {deed} while {what}",
-                where=f"pid {seen.pid}" if seen.pid else str(seen.places.run),
+                message=f"{target.word} cannot be {deed} while the VM is {seen.state.value}",
+                where=who_holds(seen),
                 hint="the same command again, once that has ended" if held else f"kvmlaunch down {seen.name}",
             )
         )

@@ -16,7 +16,7 @@ from kvmlaunch.run.process import Process, carries_uuid, held, is_of_record, rea
 from kvmlaunch.steps.caller import Caller, Tell
 from kvmlaunch.steps.heal import clean_up
 from kvmlaunch.steps.names import name_of, refuse_unknown
-from kvmlaunch.steps.observe import Seen, monitor_path, observe, owner_of
+from kvmlaunch.steps.observe import Seen, monitor_path, observe, owner_of, who_holds
 from kvmlaunch.units import render_size
 
 if TYPE_CHECKING:
@@ -214,7 +214,7 @@ def down(
                 code="vm.state",
                 message=f"{name} is {seen.state.value}",
                 where=str(places.run),
-                why="another command starts it, or works on its disks",
+                why=f"held by {who_holds(seen)}",
                 hint=f"kvmlaunch down {name}   # once that has ended",
             )
         )

@@ -22,7 +22,7 @@ from kvmlaunch.model.value import frozen
 from kvmlaunch.run.process import read_cmdline
 from kvmlaunch.steps.caller import Caller
 from kvmlaunch.steps.heal import tend
-from kvmlaunch.steps.observe import LEFT, Seen, age, monitor_path, observe
+from kvmlaunch.steps.observe import LEFT, Seen, age, monitor_path, observe, who_holds
 from kvmlaunch.units import count, render_size
 
 AGENT_SECONDS = 1.0  # for all guests together
@@ -99,6 +99,8 @@ def state_notes(seen: Seen) -> Iterator[str]:
         yield f"[state.quarantined] {seen.unreadable}"
     if seen.state is VmState.FOREIGN:
         yield "QEMU was not started by kvmlaunch"
+    if seen.state is VmState.BUSY:
+        yield f"held by {who_holds(seen)}"
     if seen.state is VmState.HALF:
         yield f"its start was not finished: kvmlaunch up {seen.name} takes it over, kvmlaunch down {seen.name} ends it"
     if seen.lives:

@@ -3,13 +3,14 @@
 import os
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
+from shlex import join
 
 from attrs import evolve
 
 from kvmlaunch.builder.names import vm_uuid
 from kvmlaunch.errors import PreflightFailed
 from kvmlaunch.host.capture import own_machine_id
-from kvmlaunch.host.rundir import Contents, is_locked, monitor_socket, read_contents
+from kvmlaunch.host.rundir import Contents, lock_taker, monitor_socket, read_contents
 from kvmlaunch.model.lifecycle import VmState
 from kvmlaunch.model.plan import Places
 from kvmlaunch.model.record import Record
@@ -36,6 +37,7 @@ class Seen:
     `uuid` is the VM's, computed and never read from the record.  `record` is of a run that was found to
     be live, or of the one that ended; `last_end` is QEMU's own reason
     for the last end, "" when it left none.  `leftovers` tells whether something of it lies in the run directory.
+    `taker` is the pid that took its lock, which a QEMU inherits.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Seen:
     last_end: str = ""
     unreadable: str = ""
     leftovers: bool = False
+    taker: int | None = None
 
     @property
     def lives(self) -> bool:
@@ -98,24 +101,36 @@ def find_by_uuid(uuid: str, run: PurePosixPath) -> int | None:
     return None
 
 
-def see_locked(name: str, places: Places, contents: Contents, uuid: str) -> Seen:
-    """Give what a VM is whose lock is held: by its QEMU, or by the command that starts it."""
+def who_holds(seen: Seen) -> str:
+    """Give who has a VM in hand: its QEMU, the command that starts it, or another with its words."""
+    if seen.pid:
+        return f"pid {seen.pid}"
+    if seen.state is VmState.STARTING and seen.record:
+        return f"pid {seen.record.launcher}, which starts it"
+    words = read_cmdline(seen.taker or 0)
+    ours = next((index for index, word in enumerate(words[:3]) if word.rpartition("/")[2] == "kvmlaunch"), None)
+    return "another command" if ours is None else f"pid {seen.taker}: {join(('kvmlaunch', *words[ours + 1 :]))}"
+
+
+def see_locked(name: str, places: Places, contents: Contents, uuid: str, taker: int | None) -> Seen:
+    """Give what a VM is whose lock is held: by its QEMU, by the command that starts it, or by one about its disks."""
     record = contents.record
     seen = Seen(
         name=name,
         places=places,
-        state=VmState.STARTING,
+        state=VmState.BUSY,
         uuid=uuid,
         record=record,
         last_end=contents.last_end,
         unreadable=contents.unreadable,
         leftovers=True,
+        taker=taker,
     )
     if record is not None and record.state == "running" and is_of_record(record.pid, record, uuid):
         stopping = contents.stopper is not None and is_kvmlaunch(contents.stopper)
         return evolve(seen, state=VmState.STOPPING if stopping else VmState.RUNNING, pid=record.pid)
     if record is not None and record.state == "intent" and launcher_lives(record):
-        return seen
+        return evolve(seen, state=VmState.STARTING)
     pid = find_by_uuid(uuid, places.run)
     if pid is None:
         return seen
@@ -162,7 +177,7 @@ def uuid_of(caller: Caller, name: str) -> str:
 def observe(caller: Caller, name: str) -> Seen:
     """Look at a VM of the caller's."""
     places = caller.places(name)
-    locked = is_locked(places.run)
+    taker = lock_taker(places.run)
     try:
         contents = read_contents(places.run, owner_of(places.run))
     except PreflightFailed as error:
@@ -171,8 +186,9 @@ def observe(caller: Caller, name: str) -> Seen:
         return Seen(name=name, places=places, state=VmState.STOPPED)
     uuid, record = uuid_of(caller, name), contents.record
     # /proc/locks tells no lock on btrfs, nor one of another pid namespace: a process that is the record's is believed.
-    if locked or (record is not None and record.state == "running" and is_of_record(record.pid, record, uuid)):
-        return see_locked(name, places, contents, uuid)
+    believed = record is not None and record.state == "running" and is_of_record(record.pid, record, uuid)
+    if taker is not None or believed:
+        return see_locked(name, places, contents, uuid, taker)
     return see_unlocked(name, places, contents, uuid)
 
 

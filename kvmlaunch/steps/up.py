@@ -47,7 +47,7 @@ from kvmlaunch.steps.caller import Caller, Tell
 from kvmlaunch.steps.heal import clean_up, end_beside, give_back_under_lock
 from kvmlaunch.steps.host_changes import all_changes, change_host
 from kvmlaunch.steps.load import Subject, load, load_subject
-from kvmlaunch.steps.observe import LEFT, Seen, age, monitor_path, observe
+from kvmlaunch.steps.observe import LEFT, Seen, age, monitor_path, observe, who_holds
 from kvmlaunch.steps.record import record_of
 from kvmlaunch.steps.resolve import Resolved, refuse_errors, resolve
 from kvmlaunch.units import GIB
@@ -165,13 +165,12 @@ def settle(caller: Caller, seen: Seen, subject: Subject, wishes: Wishes, tell: T
                 raise runs_already(seen)
             return Started(name=seen.name, pid=seen.pid, already=True, seconds=age(seen.record), findings=findings)
         case Answer.BUSY:
-            who = f"pid {seen.pid}" if seen.pid else f"pid {seen.record.launcher}" if seen.record else "another command"
             raise Busy(
                 Report(
                     code="vm.locked",
                     message=f"{seen.name} is {seen.state.value}",
                     where=str(seen.places.run),
-                    why=f"{who} holds it",
+                    why=f"held by {who_holds(seen)}",
                     hint=f"kvmlaunch up {seen.name}   # again, once that has ended",
                 )
             )

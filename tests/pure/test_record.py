@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from kvmlaunch.facts.record import (
     parse_cmdline,
     parse_last_end,
-    parse_locked,
+    parse_lock_taker,
     parse_record,
     parse_start_time,
     render_record,
@@ -189,7 +189,8 @@ def test_only_a_held_flock_on_the_inode_counts() -> None:
         "2: POSIX  ADVISORY  WRITE 100 00:19:43 0 EOF\n3: OFDLCK ADVISORY  READ -1 00:19:44 0 EOF\n"
     )
 
-    assert [parse_locked(locks, "00:19", inode) for inode in (41, 42, 43, 44, 4)] == [True, False, False, False, False]
+    takers = [parse_lock_taker(locks, "00:19", inode) for inode in (41, 42, 43, 44, 4)]
+    assert takers == [100, None, None, None, None]
 
 
 def test_a_record_keeps_every_field_that_it_has() -> None:

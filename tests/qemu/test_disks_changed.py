@@ -294,6 +294,20 @@ def test_a_conversion_that_is_ended_leaves_no_file_under_the_final_name(
     assert names(machine) == {"new.qcow2"}
 
 
+def test_a_vm_whose_disk_is_converted_is_busy_and_says_with_what(machine: Machine) -> None:
+    process = converting(machine)
+
+    seen = machine.run("status", "web", "--json").json["vms"][0]
+    tries = [machine.run(*words) for words in (("up", "web"), ("down", "web"), ("disk", "check", "web"))]
+    process.send_signal(signal.SIGTERM)
+    finish(process)
+
+    what = f"held by pid {process.pid}: kvmlaunch disk convert web:root vmdefs/new.qcow2"
+    assert (seen["state"], seen["notes"]) == ("busy", [what])
+    assert [each.code for each in tries] == [7, 7, 7]
+    assert all(f"pid {process.pid}: kvmlaunch disk convert" in each.err for each in tries)
+
+
 def test_qemu_img_killed_while_it_converts_leaves_nothing(machine: Machine) -> None:
     process = converting(machine)
 
