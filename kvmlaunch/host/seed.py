@@ -64,16 +64,29 @@ def render_iso(contents: Mapping[str, bytes]) -> bytes:
     return out.getvalue()
 
 
+def digest_of(contents: Mapping[str, bytes], user: UserFacts) -> str:
+    """Give by what a seed is known again: what it says, and whose it is."""
+    return hashlib.sha256(repr((user.uid, sorted(contents.items()))).encode()).hexdigest()
+
+
+def is_written(directory: PurePosixPath, name: str, contents: Mapping[str, bytes], user: UserFacts) -> bool:
+    """Does the seed that lies there say just this; raises HostFailed, PreflightFailed."""
+    try:
+        with entered(directory, user.uid) as fd:
+            return read_text_at(fd, DIGEST) == f"{digest_of(contents, user)}\n" and name in os.listdir(fd)
+    except FileNotFoundError:
+        return False
+
+
 def write_seed(directory: PurePosixPath, name: str, contents: Mapping[str, bytes], user: UserFacts) -> bool:
     """Write a seed that belongs to the VM's user alone; tells whether it had to be, as an image holds its time.
 
     Raises HostFailed, PreflightFailed.
     """
-    digest = hashlib.sha256(repr((user.uid, sorted(contents.items()))).encode()).hexdigest()
     make_owned(directory, user.uid, user.gid, 0o700)
+    if is_written(directory, name, contents, user):
+        return False
     with entered(directory, user.uid) as fd:
-        if read_text_at(fd, DIGEST) == f"{digest}\n" and name in os.listdir(fd):
-            return False
         image, temporary = render_iso(contents), temporary_name(name)
         remove_if_there(fd, DIGEST)
         remove_if_there(fd, temporary)
@@ -86,5 +99,5 @@ def write_seed(directory: PurePosixPath, name: str, contents: Mapping[str, bytes
         finally:
             os.close(file)
         os.rename(temporary, name, src_dir_fd=fd, dst_dir_fd=fd)
-        write_atomically(fd, DIGEST, f"{digest}\n")
+        write_atomically(fd, DIGEST, f"{digest_of(contents, user)}\n")
     return True

@@ -1,5 +1,6 @@
 """`print-cmd`, `explain`, `diff`: a definition compiled, nothing changed."""
 
+from kvmlaunch.builder.cloud_init import plan_seed
 from kvmlaunch.builder.render import Row, diff_argv, explain_rows, render_argv
 from kvmlaunch.errors import NotRunning, Report
 from kvmlaunch.model.finding import Finding, errors_of
@@ -59,7 +60,7 @@ def explain(caller: Caller, word: str) -> tuple[Resolved, tuple[Row, ...]]:
 
 
 def diff_running(caller: Caller, word: str) -> tuple[str, ...]:
-    """Give the options in which a running VM differs from what its definition would start now."""
+    """Give in what a running VM differs from what its definition would start now: options, cloud-init's seed."""
     refuse_unknown(caller, word)
     seen = observe(caller, name_of(word))
     running = seen.record.argv if seen.record else read_cmdline(seen.pid) if seen.pid else ()
@@ -74,4 +75,13 @@ def diff_running(caller: Caller, word: str) -> tuple[str, ...]:
                 hint=f"kvmlaunch print-cmd {resolved.name}",
             )
         )
-    return diff_argv(running, render_argv(resolved.plan, resolved.places))
+    return (*diff_argv(running, render_argv(resolved.plan, resolved.places)), *diff_seed(resolved))
+
+
+def diff_seed(resolved: Resolved) -> tuple[str, ...]:
+    """Say that cloud-init is told something else than by the seed that a running VM has: argv names its file alone."""
+    if not plan_seed(resolved.subject.definition).value:
+        return ()
+    from kvmlaunch.steps.seed import is_new_seed  # noqa: PLC0415 - where there is one
+
+    return ("+ the seed of cloud-init says something else",) if is_new_seed(resolved) else ()

@@ -13,7 +13,7 @@ from kvmlaunch.guest.seed import (
     render_vendor_data,
     seed_contents,
 )
-from kvmlaunch.host.seed import missing_extra, read_part, write_seed
+from kvmlaunch.host.seed import is_written, missing_extra, read_part, write_seed
 from kvmlaunch.model.definition import AUTO
 from kvmlaunch.model.finding import Finding
 from kvmlaunch.steps.resolve import Resolved
@@ -64,6 +64,12 @@ def refuse(resolved: Resolved, key: str, why: str) -> None:
         raise DefinitionInvalid(
             Report(code="def.seed", message=message, where=f"{definition.file} cloud_init.{key}", why=why)
         )
+
+
+def is_new_seed(resolved: Resolved) -> bool:
+    """Would the next start write a VM's seed anew; raises what `read_seed` does."""
+    contents = read_seed(resolved)
+    return contents is not None and not is_written(resolved.places.state, SEED, contents, resolved.host.user)
 
 
 def make_seed(resolved: Resolved) -> None:

@@ -73,6 +73,21 @@ def changes(machine: Machine) -> set[str]:
     return {str(path) for place in places if place.exists() for path in place.rglob("*")}
 
 
+def test_a_file_of_the_seed_that_changed_is_a_difference_of_the_running_vm(machine: Machine) -> None:
+    define(machine, FULL)
+    machine.ok("up", "web", "--paused")
+
+    same = machine.run("diff", "web")
+    define(machine, FULL, user_data=b"#cloud-config\npackages: [jq]\n")
+    changed = machine.run("diff", "web", "--json")
+    machine.end("web")
+    machine.ok("up", "web", "--paused")
+    again = machine.run("diff", "web")
+
+    assert (same.code, changed.code, again.code) == (0, 10, 0)
+    assert changed.json["differences"] == ["+ the seed of cloud-init says something else"]
+
+
 def test_up_writes_a_seed_that_is_roots_alone(machine: Machine) -> None:
     define(machine)
 
