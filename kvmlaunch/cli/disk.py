@@ -12,7 +12,7 @@ from kvmlaunch.cli.snapshot import disk_argument, disks_argument, snapshot, vm_n
 from kvmlaunch.units import count, parse_size, render_rounded, render_size
 
 if TYPE_CHECKING:
-    from kvmlaunch.steps.disk_check import Examined, Info
+    from kvmlaunch.steps.disk_check import Examined, Info, Unfinished
     from kvmlaunch.steps.disk_create import Created
     from kvmlaunch.steps.disks import Target
 
@@ -118,16 +118,29 @@ def info_document(each: "Info") -> dict[str, Any]:
             for image in each.chain
         ],
         "used_by": [holder.pid for holder in facts.lock_holders],
+        "unfinished": unfinished_document(each.unfinished),
     }
+
+
+def unfinished_document(image: "Unfinished | None") -> dict[str, Any] | None:
+    """Give the JSON form of an image that is not whole yet."""
+    return {"path": str(image.path), "allocated": image.allocated, "pid": image.pid} if image else None
+
+
+def unfinished_row(image: "Unfinished") -> tuple[str, str, str]:
+    """Give the row of an image that is not whole yet."""
+    fate = f"pid {image.pid} makes it" if image.pid else "left by a command that was killed: the next one takes it away"
+    return ("", short_path(str(image.path)), f"unfinished, {render_rounded(image.allocated)} allocated; {fate}")
 
 
 def info_rows(each: "Info") -> list[tuple[str, str, str]]:
     """Give a disk in rows: itself, then what lies beneath it."""
     target, facts = each.target, each.target.facts
     path = short_path(str(target.disk.path))
+    unfinished = [unfinished_row(each.unfinished)] if each.unfinished else []
     if facts.kind not in {"file", "block"}:
         wanted = f", {render_rounded(target.disk.size)} when it is made" if target.disk.size else ""
-        return [(target.name, path, f"{facts.kind}{wanted}")]
+        return [(target.name, path, f"{facts.kind}{wanted}"), *unfinished]
     top = each.chain[0] if each.chain else None
     size, allocated = (top.size, top.allocated) if top else (facts.size, facts.allocated)
     parts = [(top.format if top else target.format) or "format unknown", render_rounded(size)]
@@ -148,7 +161,7 @@ def info_rows(each: "Info") -> list[tuple[str, str, str]]:
     if facts.since:
         path = short_path(facts.since[-1])  # what QEMU opens
     rows = [(target.name, path, ", ".join(parts))]
-    return rows + [
+    beneath = [
         (
             "",
             f"└ {short_path(image.path)}",
@@ -156,6 +169,7 @@ def info_rows(each: "Info") -> list[tuple[str, str, str]]:
         )
         for image in each.chain[1:]
     ]
+    return rows + beneath + unfinished
 
 
 @disk.command()

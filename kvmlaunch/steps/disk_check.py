@@ -7,7 +7,8 @@ from typing import Final, Literal
 from attrs import evolve
 
 from kvmlaunch.errors import PreflightFailed, Report
-from kvmlaunch.host.images import remove_image
+from kvmlaunch.host.images import making_place, remove_image
+from kvmlaunch.host.rundir import lock_taker
 from kvmlaunch.host.volumes import drop_volume, find_volume
 from kvmlaunch.model.value import frozen
 from kvmlaunch.model.volume import parse_volume_name
@@ -39,12 +40,35 @@ WORST: Final[tuple[Soundness, ...]] = ("corrupt", "leaks", "repaired", "sound", 
 
 
 @frozen(kw_only=True)
+class Unfinished:
+    """An image that is not whole yet: bytes `allocated`, `pid` of the command that makes it, None where none does."""
+
+    path: PurePosixPath
+    allocated: int
+    pid: int | None
+
+
+@frozen(kw_only=True)
 class Info:
-    """A disk as it lies on the host: its chain, the topmost first, and the LVM volume that it is."""
+    """A disk as it lies on the host: its chain, the topmost first, and the LVM volume that it is.
+
+    `unfinished` is what a command has made of the image until now, or had when it was killed.
+    """
 
     target: Target
     chain: tuple[Image, ...] = ()
     volume: Volume | None = None
+    unfinished: Unfinished | None = None
+
+
+def unfinished_of(target: Target) -> Unfinished | None:
+    """Give what lies under the name that the image of a disk has until it is whole."""
+    place = making_place(target.disk.path)
+    try:
+        status = os.stat(place, follow_symlinks=False)
+    except OSError:
+        return None
+    return Unfinished(path=place, allocated=status.st_blocks * 512, pid=lock_taker(place))
 
 
 def look_at(caller: Caller, word: str) -> tuple[Info, ...]:
@@ -54,9 +78,11 @@ def look_at(caller: Caller, word: str) -> tuple[Info, ...]:
 
 def look_at_one(target: Target) -> Info:
     """Give what one disk is."""
+    unfinished = unfinished_of(target)
     if target.facts.kind not in {"file", "block"}:
-        return Info(target=target)
-    return Info(target=target, chain=read_chain(target) if target.format else (), volume=volume_of(target))
+        return Info(target=target, unfinished=unfinished)
+    chain = read_chain(target) if target.format else ()
+    return Info(target=target, chain=chain, volume=volume_of(target), unfinished=unfinished)
 
 
 @frozen(kw_only=True)

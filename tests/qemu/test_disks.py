@@ -259,6 +259,20 @@ def test_a_command_that_is_ended_in_the_middle_leaves_no_image(
     assert names(machine) == {"web.img"}
 
 
+def test_an_image_that_is_not_whole_is_shown_with_who_makes_it(machine: Machine) -> None:
+    process = creating(machine)
+
+    made = machine.run("disk", "info", "web", "--json").json["disks"][0]["unfinished"]
+    process.kill()
+    finish(process)
+    for pid in tools(machine):
+        machine.kill(pid)
+    left = machine.run("disk", "info", "web")
+
+    assert (Path(made["path"]).name, made["pid"]) == (".web.img.making", process.pid)
+    assert "left by a command that was killed" in left.out
+
+
 def test_a_command_that_is_ended_as_it_starts_qemu_img_ends_it_too(machine: Machine) -> None:
     define(machine, LARGE)
     options = ("-o", "/dev/null", "-e", "trace=vfork", "-e", "inject=vfork:signal=SIGTERM:when=1")
