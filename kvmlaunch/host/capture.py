@@ -12,6 +12,7 @@ import hashlib
 import mmap
 import os
 import stat
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from fnmatch import filter as matching
 from pathlib import Path, PurePosixPath
@@ -29,6 +30,7 @@ from kvmlaunch.storage import snapshot
 SEARCH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 DAEMONS = "/usr/libexec:/usr/lib/qemu"  # where distributions put what nobody starts by hand
 BLOCK = 4096
+CLAIM_LOOKS = (0.01, 0.03, 0.1, 0.1)  # seconds after each try
 DEEPEST_STORE = 16
 DEEPEST_CHAIN = 64
 IO_URING_SETUP = 425
@@ -51,6 +53,8 @@ def capture_host(
     with rights_of(subject):
         tried = capture_rights(base, set_up_ring)
         paths = {str(path): capture_path(base, str(path)) for path in wanted.paths}
+        for path in paths.values() if wanted.locks else ():
+            path.update({"claimed": True} if path["kind"] == "block" and is_claimed(base + str(path["real"])) else {})
         heads = [str(since[-1]) for seen in paths.values() if isinstance(since := seen.get("since"), list)]
         paths.update({head: capture_path(base, head) for head in heads})
     for path in paths.values():
@@ -234,6 +238,24 @@ def capture_store(path: str, kind: str) -> dict[str, object]:
     refusal = try_o_direct(path)
     sizes = {"size": size, "allocated": size} if kind == "block" else {}
     return {**seen, **sizes, "o_direct": not refusal, "refusal": refusal}
+
+
+def is_claimed(path: str) -> bool:
+    """Does the kernel itself hold a block device: mounted, swap, a part of LVM, md or another; of a partition too.
+
+    Only an exclusive open tells, by EBUSY; another command that asks the same has the device for a moment.
+    Source: open(2), O_EXCL of block devices.
+    """
+    for seconds in CLAIM_LOOKS:
+        try:
+            os.close(os.open(path, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC | os.O_NONBLOCK))
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                return False
+        else:
+            return False
+        time.sleep(seconds)
+    return True
 
 
 def try_o_direct(path: str) -> str:

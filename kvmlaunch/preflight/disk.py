@@ -295,20 +295,20 @@ def check_disks(plan: Plan, host: HostFacts) -> Iterator[Finding]:
         if not disk.readonly:
             yield from check_base(disk.path, facts, disk.table)
         yield from check_holders(disk, facts, host)
-        yield from check_mounted(disk, facts, host)
+        if not disk.readonly:
+            yield from check_claimed(disk.path, facts, disk.table)
 
 
-def check_mounted(disk: PlannedDisk, facts: PathFacts, host: HostFacts) -> Iterator[Finding]:
-    """Refuse a block device that the host has mounted (`disk.locked`), unless both only read."""
-    names = {str(disk.path), facts.real}
-    places = [mount for mount in host.mounts if facts.kind == "block" and mount.source in names]
-    if places and not disk.readonly:
+def check_claimed(path: PurePosixPath, facts: PathFacts, table: str) -> Iterator[Finding]:
+    """Refuse a block device that the host itself uses, or a partition of it (`disk.locked`)."""
+    if facts.claimed:
         yield error(
             code="disk.locked",
-            message=f"{disk.path} is mounted on this host",
-            key=f"{disk.table}.path",
-            why=f"on {places[0].path}: two systems that write to one file system destroy it",
-            hint=f"umount {places[0].path}",
+            message=f"{path} is in use by this host",
+            key=f"{table}.path",
+            why="it, or a partition of it, is mounted, swap, or a part of LVM, md or another device; "
+            "two systems that write to one file system destroy it",
+            hint=f"lsblk -o NAME,TYPE,FSTYPE,MOUNTPOINTS {quoted(path)}   # shows by what",
         )
 
 

@@ -22,7 +22,15 @@ from kvmlaunch.model.host import HostFacts, PathFacts, UserFacts
 from kvmlaunch.model.lifecycle import VmState
 from kvmlaunch.model.value import frozen
 from kvmlaunch.model.volume import parse_volume_name
-from kvmlaunch.preflight.disk import check_base, check_chain, check_container, check_snapshots, holder_text, repair_hint
+from kvmlaunch.preflight.disk import (
+    check_base,
+    check_chain,
+    check_claimed,
+    check_container,
+    check_snapshots,
+    holder_text,
+    repair_hint,
+)
 from kvmlaunch.run.tool import Finished, run_long
 from kvmlaunch.steps.caller import Caller
 from kvmlaunch.steps.load import Subject, load_subject
@@ -232,7 +240,8 @@ def at_rest(caller: Caller, target: Target, deed: str) -> Iterator[None]:
 
 
 def refuse_locked(target: Target) -> None:
-    """Refuse an image that somebody has locked (`disk.locked`)."""
+    """Refuse an image that somebody has locked, and a device that the host itself uses (`disk.locked`)."""
+    refuse_found(target, check_claimed(target.disk.path, target.facts, target.table))
     holders = (*target.facts.lock_holders, *(target.top.lock_holders if target.top else ()))
     if holders:
         raise PreflightFailed(

@@ -5,6 +5,7 @@ alone sees.  Thin volumes need device-mapper for their pool: there LVM's tools a
 """
 
 import json
+import os
 import shutil
 import subprocess  # noqa: TID253 - loop devices are the host's: made and detached outside of the machine
 import uuid
@@ -210,6 +211,22 @@ def test_a_device_is_a_disk_that_is_there_and_is_neither_grown_nor_removed(machi
     assert (info["kind"], info["format"], info["size"], info["volume"]) == ("block", "raw", 16 * MIB, None)
     assert (resized.code, "disk.type" in resized.codes) == (6, True)
     assert (removed.code, "disk.type" in removed.codes) == (6, True)
+
+
+def test_a_device_that_the_host_has_mounted_is_refused_under_every_name(machine: Machine, device: str) -> None:
+    status = Path(device).stat()
+    alias = machine.directory / "alias"
+    machine.execute("mknod", str(alias), "b", str(os.major(status.st_rdev)), str(os.minor(status.st_rdev)))
+    machine.execute("sh", "-euc", f"mkfs.ext4 -q {device}; mkdir /srv/mounted; mount {device} /srv/mounted")
+    device_disk(machine, str(alias))
+
+    refused = [machine.run(*words) for words in (("up", "web", "--paused"), ("disk", "convert", "web:root", "new.img"))]
+    readonly = machine.run("preflight", "web", "--set", "disk.root.readonly=true")
+    machine.execute("umount", "/srv/mounted")
+    free = machine.run("preflight", "web")
+
+    assert [(each.code, each.codes) for each in refused] == [(6, {"disk.locked"})] * 2
+    assert (readonly.code, free.code) == (0, 0), readonly.err + free.err
 
 
 def test_a_device_that_is_made_of_the_source_is_no_copy_of_it(machine: Machine) -> None:
