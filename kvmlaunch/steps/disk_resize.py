@@ -1,5 +1,7 @@
 """`disk resize`: a disk grows, of a VM that is down or that runs; it is never made smaller."""
 
+from attrs import evolve
+
 from kvmlaunch.builder.names import drive_id
 from kvmlaunch.builder.qcow2 import is_allocated
 from kvmlaunch.errors import DefinitionInvalid, PreflightFailed, Report
@@ -60,30 +62,39 @@ def resize(caller: Caller, word: str, size: int | None, *, more: bool = False, d
     """
     target = find_disk(caller, word)
     need_file(target)
+    seen = seen_of(caller, target)
+    runs = seen is not None and seen.lives
+    if not runs:
+        refuse_running(caller, target, "grown")
+    volume, resized = plan_resize(target, size, more=more, runs=runs)
+    if dry_run or (resized.already and target.facts.kind != "block"):
+        return evolve(resized, pid=seen.pid if seen else None)
+    if seen is not None and runs:
+        file_in_chain(seen, target, top_of(target))
+        return grow(target, seen, volume, resized)
+    with at_rest(caller, target, "grown"):
+        target = find_disk(caller, word)  # a snapshot may have come between
+        need_file(target)
+        volume, resized = plan_resize(target, size, more=more, runs=False)
+        return grow(target, None, volume, resized)
+
+
+def plan_resize(target: Target, size: int | None, *, more: bool, runs: bool) -> tuple[Volume | None, Resized]:
+    """Give the volume that a disk is, None for none, and what is to come of the disk; refuses what cannot be."""
     refuse_base(target)
+    if not runs:
+        refuse_locked(target)
     volume = volume_of(target)
     before = (
         volume.size if volume else target.facts.size if target.facts.kind == "block" else read_chain(target)[0].size
     )
     wanted = wanted_size(target, before, size, more=more)
     refuse_smaller(target, before, wanted)
-    seen = seen_of(caller, target)
-    runs = seen is not None and seen.lives
-    if not runs:
-        refuse_running(caller, target, "grown")
-        refuse_locked(target)
     if target.facts.kind == "block" and volume is None:
         wanted = before = refuse_device(target, before, wanted)
     elif wanted > before and volume is None:
         refuse_room(target, wanted - before)
-    resized = Resized(target=target, before=before, after=wanted, pid=seen.pid if seen else None)
-    if dry_run or (wanted == before and target.facts.kind != "block"):
-        return resized
-    if seen is not None and runs:
-        file_in_chain(seen, target, top_of(target))
-        return grow(target, seen, volume, resized)
-    with at_rest(caller, target, "grown"):
-        return grow(target, seen, volume, resized)
+    return volume, Resized(target=target, before=before, after=wanted)
 
 
 def wanted_size(target: Target, before: int, size: int | None, *, more: bool) -> int:

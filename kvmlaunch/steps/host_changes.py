@@ -62,32 +62,23 @@ def journal_head(resolved: Resolved) -> Journal:
     )
 
 
-def rests_on_the_host(resolved: Resolved) -> bool:
-    """Does a plan rest on pages, mounts or taps, which others may have changed since they were looked at."""
-    wished = any(finding.report.code == "host.hugepages.none" for finding in resolved.plan.findings)
-    prepared = any(mount.path.is_relative_to(resolved.places.run) for mount in resolved.host.mounts)
-    taps = any(network.owned for network in resolved.plan.networks)
-    return resolved.plan.memory.backing == "hugepages" or wished or taps or prepared or bool(resolved.changes())
-
-
 def change_host(resolved: Resolved, plan_again: Callable[[str], Resolved], tell: Tell) -> Resolved:
     """Heal, look again and change the host, all under the host-wide lock; gives the plan that holds.
 
+    Pages, mounts, taps and images may all be others than when they were first looked at.
     `plan_again` plans by what is seen now; its word, where it is not empty, says why hugepages cannot be had.
     Free and reserved pages are two files: while another QEMU touches its memory they are read apart, and a mount
     that the kernel then refuses is counted and tried again (measured with 20 starts at once).
     When `auto` hugepages are refused by the kernel the VM gets ordinary memory, which is said.
     """
     if fixed := why_fixed():
-        return leave_host(resolved, plan_again, fixed, tell)
+        return leave_host(plan_again(fixed), fixed, tell)
     with host_lock():
         heal_host(tell, but=str(resolved.places.run))
         refused = ""
         for _ in range(TRIES):
-            fresh = resolved
-            if rests_on_the_host(resolved):
-                fresh = plan_again(refused)
-                refuse_errors(fresh.name, fresh.findings())
+            fresh = plan_again(refused)
+            refuse_errors(fresh.name, fresh.findings())
             try:
                 apply_changes(journal_head(fresh), all_changes(fresh), tell)
             except PreflightFailed as error:
@@ -103,9 +94,8 @@ def change_host(resolved: Resolved, plan_again: Callable[[str], Resolved], tell:
         raise last
 
 
-def leave_host(resolved: Resolved, plan_again: Callable[[str], Resolved], fixed: str, tell: Tell) -> Resolved:
-    """Give the plan that needs no change of a host which cannot be changed; raises PreflightFailed `host.fixed`."""
-    fresh = plan_again(fixed) if rests_on_the_host(resolved) else resolved
+def leave_host(fresh: Resolved, fixed: str, tell: Tell) -> Resolved:
+    """Give a plan that needs no change of a host which cannot be changed; raises PreflightFailed `host.fixed`."""
     refuse_errors(fresh.name, fresh.findings())
     if fresh.changes():
         hint = "start it outside of the container, or: --set memory.hugepages=auto, and a tap that is there"

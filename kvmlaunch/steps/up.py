@@ -379,9 +379,13 @@ def start(
         write_record(claim, record_of(resolved, (), 0, "intent"))
         make_log_directory(claim, user.gid)
         changes: tuple[Change, ...] = ()
+        plan_again = partial(resolve_again, caller, resolved, wishes)
         if caller.uid == 0:
             changes = all_changes(resolved)
-            resolved = change_host(resolved, partial(resolve_again, caller, resolved, wishes), tell)
+            resolved = change_host(resolved, plan_again, tell)
+        else:
+            resolved = plan_again("")  # from here on nobody else can take a snapshot, or grow an image
+            refuse_errors(resolved.name, resolved.findings())
         make_variables(resolved)
         if seeded(resolved):
             from kvmlaunch.steps.seed import make_seed  # noqa: PLC0415 - with cloud_init only

@@ -2,11 +2,16 @@
 
 import json
 import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Thread
 from typing import Any, Final
 
 import pytest
 
+from tests.crashes import traced
 from tests.monitor import monitor_at
 from tests.qemu.test_run_attach import terminal
 from tests.sandbox import SECONDS, TINY, Machine, Result
@@ -582,3 +587,37 @@ def test_no_command_is_printed_for_a_disk_that_cannot_be_told(machine: Machine) 
     printed = machine.run("print-cmd", "web")
 
     assert (printed.code, printed.codes, printed.out) == (6, {"disk.snapshot"}, "")
+
+
+@contextmanager
+def delayed(machine: Machine, *words: str) -> Iterator[list[Result]]:
+    """Run a command that has looked at everything and waits two seconds before it takes the VM in hand."""
+    ended: list[Result] = []
+    options = ("-o", "/dev/null", "-e", "trace=flock", "-e", "inject=flock:delay_enter=2000000:when=1")
+    thread = Thread(target=lambda: ended.append(traced(machine, *words, options=options)))
+    thread.start()
+    time.sleep(1)
+    try:
+        yield ended
+    finally:
+        thread.join()
+
+
+def test_a_start_sees_a_snapshot_that_was_taken_while_it_looked(machine: Machine) -> None:
+    define(machine)
+
+    with delayed(machine, "up", "web", "--paused") as ended:
+        snapshot(machine, "s1")
+
+    assert ended[0].code == 0, ended[0].err
+    assert live_images(machine) == {"disk-root": S1}
+
+
+def test_a_disk_grows_as_it_is_when_it_is_taken_in_hand(machine: Machine) -> None:
+    define(machine)
+
+    with delayed(machine, "disk", "resize", "web:root", "16MiB") as ended:
+        snapshot(machine, "s1")
+
+    assert (ended[0].code, ended[0].codes) == (6, {"disk.base"})
+    assert place(machine, "web.img").stat().st_size == 8 * MIB
