@@ -38,6 +38,8 @@ def clone(session: Session, new: str, base: str, full: bool, dry_run: bool) -> N
     for name, chain in cloned.chains:
         text = " ← ".join(short_path(image.path) for image in chain)
         say(session, new, "ok", "disk", f"{name}: {text}")
+    if cloned.common:
+        say(session, new, "ok", "shared", f"{', '.join(cloned.common)}: read-only in both")
     if cloned.overlaid:
         say(session, new, "warn", "", f"{base} does not start as long as the clone's overlays rest on its disks")
         say(session, new, "warn", "", "both run where: its disks are readonly = true; or clone with --full")

@@ -117,7 +117,7 @@ def info_document(each: "Info") -> dict[str, Any]:
             {"path": image.path, "format": image.format, "size": image.size, "allocated": image.allocated}
             for image in each.chain
         ],
-        "used_by": [holder.pid for holder in facts.lock_holders],
+        "used_by": [holder.pid or None for holder in facts.lock_holders],
         "unfinished": unfinished_document(each.unfinished),
     }
 
@@ -155,7 +155,8 @@ def info_rows(each: "Info") -> list[tuple[str, str, str]]:
     parts += [word for word in (facts.filesystem, facts.device and f"on {facts.device}") if word]
     if target.disk.size and target.disk.size > size:
         parts.append(f"the definition says {render_rounded(target.disk.size)}")
-    parts += [f"in use by pid {pid}" for pid in dict.fromkeys(holder.pid for holder in facts.lock_holders)]
+    pids = dict.fromkeys(holder.pid for holder in facts.lock_holders)
+    parts += [f"in use by pid {pid}" if pid else "in use by a process of another user" for pid in pids]
     if top and (top.corrupt or top.dirty):
         parts.append("marked corrupt" if top.corrupt else "not closed cleanly")
     if facts.since:
@@ -232,11 +233,13 @@ def convert(session: Session, disk: str, goal: str, format_: str | None, overwri
     target, name = done.target, vm_name(done.target)
     if session.json:
         document = {"to": str(done.path), "to_format": done.format, "size": done.size}
-        flags = {"already": done.already, "removed": done.removed}
+        flags = {"already": done.already, "removed": done.removed, "left_behind": list(done.left)}
         show_document("disk-convert", {**target_document(target), **document, **flags})
         return
     word = "already" if done.already else "converted"
     say(session, name, "ok", word, f"{target.name}: {short_path(str(done.path))}, {done.format}, compared: equal")
+    if done.left:
+        say(session, name, "warn", "left behind", f"{', '.join(done.left)}: in the original alone")
     stays = "removed" if done.removed else "kept; --remove-source removes it"
     say(session, name, "ok", "original", f"{short_path(str(target.disk.path))} {stays}")
     say(session, name, "ok", "then", f"in [{target.table}] of {target.subject.definition.file.name}:")

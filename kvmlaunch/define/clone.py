@@ -32,9 +32,12 @@ def own_addresses(definition: Definition) -> tuple[str, ...]:
 
 def shared_keys(definition: Definition) -> tuple[str, ...]:
     """Give the keys that a clone inherits, and that two VMs cannot both have: they collide as soon as both run."""
-    forwards = [f"network.{name}.forwards" for name, network in definition.network.items() if network.forwards]
+    networks = definition.network.items()
+    forwards = [f"network.{name}.forwards" for name, network in networks if network.forwards]
+    taps = [f"network.{name}.ifname" for name, network in networks if network.ifname]
+    address = ["display.address"] if definition.origin("display.address").kind == "file" else []
     seed = ("cloud_init.hostname", "cloud_init.meta_data", "cloud_init.network", "lifecycle.autostart")
-    return (*forwards, *(key for key in seed if definition.origin(key).kind == "file"))
+    return (*forwards, *taps, *address, *(key for key in seed if definition.origin(key).kind == "file"))
 
 
 def render_clone(
@@ -51,6 +54,7 @@ def render_clone(
         lines.append(f"unset = [{', '.join(map(quote, unset))}]")
     for name, path in disks.items():
         lines += ["", f"[disk.{name}]", f"path = {written(path, definition)}", f"format = {quote(formats[name])}"]
+        lines.append("readonly = false")  # also where the original's is made so later, for both to run
         if overlay:
             lines.append(f"backing = {written(definition.disk[name].path, definition)}")
     return "\n".join(lines) + "\n"

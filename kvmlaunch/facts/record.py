@@ -1,7 +1,9 @@
 """The record of a run and QEMU's own event log: text that the VM's user could have changed, read with distrust."""
 
+import contextlib
 import json
 import math
+from collections.abc import Iterator
 
 from attrs import asdict
 
@@ -73,17 +75,32 @@ def parse_last_end(text: str) -> str:
     A guest's panic counts as one.  Lines that are no events are passed over.
     Source: QEMU docs, interop/qmp-spec (asynchronous events) and qapi/run-state.json.
     """
-    for line in reversed(text.splitlines()):
-        try:
-            event = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
+    for event in events_of(text):
         match event:
             case {"event": "SHUTDOWN", "data": {"reason": str(reason)}}:
                 return reason
             case {"event": "GUEST_PANICKED"}:
                 return "guest-panic"
     return ""
+
+
+def parse_job_error(text: str, job: str) -> str:
+    """Give why the last block job of an id failed, by QEMU's event log; "" where it tells of no failure.
+
+    Source: QEMU docs, qapi/block-core.json, BLOCK_JOB_COMPLETED.
+    """
+    for event in events_of(text):
+        match event:
+            case {"event": "BLOCK_JOB_COMPLETED", "data": {"device": str(device), **rest}} if device == job:
+                return str(rest.get("error", ""))
+    return ""
+
+
+def events_of(text: str) -> Iterator[object]:
+    """Give the events of QEMU's log, the last first."""
+    for line in reversed(text.splitlines()):
+        with contextlib.suppress(ValueError, RecursionError):
+            yield json.loads(line)
 
 
 def parse_start_time(stat: str) -> int:

@@ -1,6 +1,6 @@
 """What a VM has used so far, and from two looks at it what it uses now.
 
-Sources: proc(5), /proc/PID/stat, status, smaps_rollup, ksm_stat; QEMU's QAPI schema, query-blockstats.
+Sources: proc(5), /proc/PID/stat, status, smaps_rollup, ksm_merging_pages; QEMU's QAPI schema, query-blockstats.
 """
 
 import re
@@ -13,7 +13,7 @@ LINE: Final = re.compile(r"^(\w+):?\s+([0-9]{1,18})(?: kB)?$", re.MULTILINE | re
 UTIME, STIME = 11, 12  # of the fields behind the name in brackets
 KIB: Final = 1024
 LARGEST: Final = 1 << 64
-TICKS: Final = re.compile(r"[0-9]{1,20}")
+NUMBER: Final = re.compile(r"[0-9]{1,20}")
 
 
 @frozen(kw_only=True)
@@ -21,7 +21,8 @@ class Counters:
     """What a VM has used since it was started: CPU time in ticks, what its disks did, what its taps carried.
 
     Memory is what it has now, in bytes: `resident` without huge pages, `huge` of it in transparent ones, `hugetlb` in
-    reserved ones, `swapped` out, `merged` by KSM.  `received` and `sent` are the guest's, None without a tap.
+    reserved ones, `swapped` out, `merged` by KSM (None before Linux 5.19).  `received` and `sent` are the guest's, None
+    without a tap.
     """
 
     ticks: int = 0
@@ -29,7 +30,7 @@ class Counters:
     huge: int = 0
     hugetlb: int = 0
     swapped: int = 0
-    merged: int = 0
+    merged: int | None = None
     reads: int = 0
     writes: int = 0
     read_bytes: int = 0
@@ -60,7 +61,7 @@ class Usage:
 def parse_ticks(stat: str) -> int:
     """Give the CPU time of /proc/PID/stat in ticks, user's and system's; 0 for no such text."""
     fields = stat.rpartition(")")[2].split()[UTIME : STIME + 1]
-    return sum(map(int, fields)) if len(fields) > 1 and all(map(TICKS.fullmatch, fields)) else 0
+    return sum(map(int, fields)) if len(fields) > 1 and all(map(NUMBER.fullmatch, fields)) else 0
 
 
 def parse_numbers(text: str) -> Mapping[str, int]:
@@ -88,14 +89,14 @@ def build_counters(
     *, stat: str, status: str, rollup: str, ksm: str, blocks: object, network: tuple[int, int] | None, page_size: int
 ) -> Counters:
     """Give the counters of a VM from what was read of it; what could not be read is "" and counts as nothing."""
-    numbers, pages, merged = parse_numbers(status), parse_numbers(rollup), parse_numbers(ksm)
+    numbers, pages, merged = parse_numbers(status), parse_numbers(rollup), ksm.strip()
     return Counters(
         ticks=parse_ticks(stat),
         resident=numbers.get("VmRSS", 0) * KIB,
         huge=(pages.get("AnonHugePages", 0) + pages.get("ShmemPmdMapped", 0)) * KIB,
         hugetlb=numbers.get("HugetlbPages", 0) * KIB,
         swapped=numbers.get("VmSwap", 0) * KIB,
-        merged=merged.get("ksm_merging_pages", 0) * page_size,
+        merged=int(merged) * page_size if NUMBER.fullmatch(merged) else None,
         received=network[0] if network else None,
         sent=network[1] if network else None,
         **parse_blocks(blocks),

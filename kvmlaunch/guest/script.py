@@ -47,13 +47,15 @@ drop_file() {{ # PATH
 }}
 
 install_by_apt() {{ # NAME: a new image has no lists of packages yet
-    DEBIAN_FRONTEND=noninteractive apt-get install -y "$1" || {{
-        apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y "$1"
+    DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 install -y "$1" || {{
+        apt-get -o DPkg::Lock::Timeout=300 update &&
+            DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 install -y "$1"
     }}
 }}
 
 want_package() {{ # NAME
-    if command -v dpkg >/dev/null && dpkg -s "$1" >/dev/null 2>&1; then
+    if command -v dpkg-query >/dev/null && # one that was removed and left its configuration is known too
+        [ "$(dpkg-query -W -f='${{db:Status-Status}}' "$1" 2>/dev/null)" = installed ]; then
         return 0
     fi
     if command -v rpm >/dev/null && rpm -q "$1" >/dev/null 2>&1; then
@@ -98,7 +100,7 @@ update_boot_loader() {{
     if command -v update-grub >/dev/null; then
         update-grub
     elif command -v grub2-mkconfig >/dev/null; then
-        grub2-mkconfig -o "$(readlink -f /etc/grub2.cfg 2>/dev/null || echo /boot/grub2/grub.cfg)"
+        grub2-mkconfig -o "$(readlink -e /etc/grub2.cfg || readlink -e /etc/grub2-efi.cfg || echo /boot/grub2/grub.cfg)"
     else
         say 'the boot loader was not updated: no update-grub, no grub2-mkconfig' >&2
     fi
@@ -123,7 +125,10 @@ want_elevator() {{
         cp -p "$grub" "$grub.new"
         sed 's/^\\(GRUB_CMDLINE_LINUX="[^"]*\\)"/\\1 elevator=noop"/' "$grub.kvmlaunch" >"$grub.new"
         mv "$grub.new" "$grub"
-        update_boot_loader
+        update_boot_loader || {{ # as it was, so that the next run tries again
+            mv "$grub.kvmlaunch" "$grub"
+            say 'the boot loader was not updated: elevator=noop is not set' >&2
+        }}
     fi
 }}
 
@@ -133,8 +138,11 @@ drop_elevator() {{ # only where this script has put it: what was before lies bes
         cp -p "$grub" "$grub.new"
         sed 's/ elevator=noop//' "$grub" >"$grub.new"
         mv "$grub.new" "$grub"
-        rm -f "$grub.kvmlaunch"
-        update_boot_loader
+        if update_boot_loader; then
+            rm -f "$grub.kvmlaunch"
+        else
+            say 'the boot loader was not updated: run --undo again' >&2
+        fi
     fi
 }}
 
@@ -199,6 +207,7 @@ def undo_lines(tweak: Tweak) -> Iterator[str]:
         yield f"drop_file {shlex.quote(path)}"
     if tweak.name == "scheduler":
         yield "drop_elevator"
+        yield "say 'the schedulers in use stay until the next start'"
     if tweak.undo:
         yield f"at_once {shlex.quote(tweak.undo)}"
 

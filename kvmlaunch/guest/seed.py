@@ -82,6 +82,18 @@ def check_table(content: bytes) -> str:
         return f"it is not UTF-8: {error}"
 
 
+def check_meta_data(content: bytes) -> str:
+    """Give why metadata cannot be laid over ours, which is JSON, "" where it can."""
+    wrong = check_table(content)
+    if wrong:
+        return wrong
+    try:
+        render_meta_data("", "", (), content)
+    except (TypeError, ValueError, RecursionError) as error:
+        return f"JSON cannot hold it: {error}"
+    return ""
+
+
 def check_mapping(text: str) -> str:
     """Give why a text is no YAML table, "" where it is one."""
     import yaml  # noqa: PLC0415 - an extra, and only for who writes user data

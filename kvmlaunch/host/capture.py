@@ -14,6 +14,7 @@ import os
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from fnmatch import filter as matching
 from pathlib import Path, PurePosixPath
 
@@ -26,6 +27,7 @@ from kvmlaunch.host.sockets import capture_sockets
 from kvmlaunch.model.host import UserFacts
 from kvmlaunch.model.image import RAW_SUFFIXES, overlay_directories
 from kvmlaunch.storage import snapshot
+from kvmlaunch.storage.image import plain_file
 
 SEARCH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 DAEMONS = "/usr/libexec:/usr/lib/qemu"  # where distributions put what nobody starts by hand
@@ -283,7 +285,7 @@ def read_backing(handle: int, head: bytes) -> str:
         offset, length = block.parse_backing_place(head)
     except ValueError:
         return ""
-    return os.fsdecode(os.pread(handle, length, offset)) if length else ""
+    return os.fsdecode(os.pread(handle, length, offset).partition(b"\0")[0]) if length else ""  # a C string
 
 
 def read_chain(path: str, head: bytes, backing: str) -> dict[str, object]:
@@ -291,7 +293,7 @@ def read_chain(path: str, head: bytes, backing: str) -> dict[str, object]:
     chain: list[str] = []
     external = block.parse_external(head)
     while backing and len(chain) < DEEPEST_CHAIN:
-        path = os.path.realpath(os.path.join(os.path.dirname(path), backing))
+        path = backing_path(path, backing)
         chain.append(path)
         try:
             head, backing = read_head(path)
@@ -338,7 +340,17 @@ def find_overlays(path: Mapping[str, object]) -> list[str]:
     found = (entry for each in overlay_directories(image) for entry in entries_of(str(each)))
     places = [entry for entry in found if not entry.endswith(RAW_SUFFIXES)]
     passing = {place for place in places if snapshot.is_passing(os.path.basename(place), image.name) or is_left(place)}
-    return sorted(place for place in places if place not in {real, *passing} and backing_of(place) == real)
+    return sorted(place for place in places if place not in {real, *passing} and rests_on(place, real))
+
+
+def rests_on(path: str, image: str) -> bool:
+    """Has an image another as its backing file, by whatever name or hard link."""
+    backing = backing_of(path)
+    if not backing or backing == image:
+        return bool(backing)
+    with suppress(OSError):
+        return os.path.samefile(backing, image)
+    return False
 
 
 def is_left(path: str) -> bool:
@@ -369,7 +381,7 @@ def entries_of(directory: str) -> list[str]:
 
 
 def backing_of(path: str) -> str:
-    """Give where the backing file of an image really lies, "" where there is none."""
+    """Give where the backing file of an image really lies, "" where there is none, or none that is a file here."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
     except OSError:
@@ -380,7 +392,13 @@ def backing_of(path: str) -> str:
         return ""
     finally:
         os.close(handle)
-    return os.path.realpath(os.path.join(os.path.dirname(path), backing)) if backing else ""
+    return backing_path(path, backing) if backing else ""
+
+
+def backing_path(image: str, name: str) -> str:
+    """Give where the file lies that an image's header names, plainly, as `file:` or as `json:`."""
+    plain = plain_file(name).removeprefix("file:")
+    return os.path.realpath(os.path.join(os.path.dirname(image), plain))
 
 
 def find_device(base: str, files: Mapping[str, str], path: Mapping[str, object]) -> str:

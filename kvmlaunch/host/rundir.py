@@ -49,6 +49,7 @@ OWN_FILES = (
     AGENT,
     TPM,
 )
+LAST_EVENTS = 1 << 16  # bytes of QEMU's event log that are looked at
 NODE = "host-nodes="  # as the backend of the memory has it
 
 
@@ -279,11 +280,18 @@ class Contents:
     stopper: int | None = None
 
 
+def read_events(path: PurePosixPath, uid: int) -> str:
+    """Give the end of a VM's event log, "" where there is none."""
+    with contextlib.suppress(FileNotFoundError), entered(path, uid) as fd:
+        return read_text_at(fd, EVENTS_LOG, LAST_EVENTS, end=True) or ""
+    return ""
+
+
 def read_contents(path: PurePosixPath, uid: int) -> Contents:
     """Give what lies in a run directory, entered by descriptor."""
     try:
         with entered(path, uid) as fd:
-            text, events = read_text_at(fd, RECORD), read_text_at(fd, EVENTS_LOG)
+            text, events = read_text_at(fd, RECORD), read_text_at(fd, EVENTS_LOG, LAST_EVENTS, end=True)
             stopping = read_text_at(fd, STOPPING) or ""
     except FileNotFoundError:
         return Contents(exists=False)

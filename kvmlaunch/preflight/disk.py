@@ -152,7 +152,8 @@ def check_header(disk: PlannedDisk, facts: PathFacts, vm: str) -> Iterator[Findi
 
 def repair_hint(path: PurePosixPath, word: str) -> str:
     """Give how a damaged image is repaired, on a copy's safe side; `word` is VM:DISK."""
-    copy = f"cp {quoted(path)} {quoted(path.with_name(f'{path.name}.before'))}"
+    # raw by its name: a copy of an overlay must not be taken for another overlay of the same image
+    copy = f"cp {quoted(path)} {quoted(path.with_name(f'{path.name}.before.img'))}"
     return f"{copy} && kvmlaunch disk check {word} --repair   # or go back to a backup"
 
 

@@ -132,16 +132,21 @@ def shortened(text: str) -> str:
     return plain_text(text)[:LONGEST_NAME]
 
 
+def hears(seen: Seen) -> bool:
+    """Does an agent listen in a guest that runs."""
+    try:
+        status = query(seen, ("query-status", {}))[0]
+        return isinstance(status, dict) and bool(status.get("running")) and listens(seen)
+    except KvmlaunchError:
+        return False
+
+
 def ask_shutdown(seen: Seen) -> bool:
     """Ask a guest's agent to power it down; tells whether one was there to be asked, in a guest that runs.
 
     Raises TimedOut `agent.timeout` for one that does not answer at all, HostFailed `agent.error` when it refused.
     """
-    try:
-        status = query(seen, ("query-status", {}))[0]
-        if not isinstance(status, dict) or not status.get("running") or not listens(seen):
-            return False
-    except KvmlaunchError:
+    if not hears(seen):
         return False
     ask_agent(channel(seen), (), seconds=SHUTDOWN_SECONDS)
     with contextlib.suppress(TimedOut):  # on success it does not answer
@@ -163,13 +168,10 @@ def frozen_guest(seen: Seen) -> Iterator[Rest]:
 
     They are let go again whatever happens, by a child where this process is killed; where the agent does not, that is
     told in what is given, as what was done meanwhile stands.  Raises HostFailed, TimedOut when it refuses to hold them.
+    A guest that stands still answers nobody, and writes nothing.
     """
     rest = Rest()
-    try:
-        there = listens(seen)
-    except KvmlaunchError:
-        there = False
-    if not there:
+    if not hears(seen):
         yield rest
         return
     target = channel(seen)

@@ -41,6 +41,7 @@ class Cloned:
     """A clone: its definition, its disks with what they rest on, the topmost first, and what both VMs have alike.
 
     `shared` are keys whose values two VMs cannot both have; `overlaid` tells whether overlays rest on the original.
+    `common` are disks that both only read.
     """
 
     file: Path
@@ -48,6 +49,7 @@ class Cloned:
     chains: tuple[tuple[str, tuple[Image, ...]], ...] = ()
     shared: tuple[str, ...] = ()
     overlaid: bool = False
+    common: tuple[str, ...] = ()
 
 
 def clone(
@@ -60,7 +62,9 @@ def clone(
     if wrong := check_vm_name(new):
         raise DefinitionInvalid(Report(code=wrong.code, message=wrong.message, hint=wrong.hint))
     definition = load_subject(caller, base).definition
-    targets = tuple(target for target in find_disks(caller, base) if not target.disk.readonly)
+    found = find_disks(caller, base)
+    targets = tuple(target for target in found if not target.disk.readonly) or found  # all of a base that never runs
+    common = tuple(target.name for target in found if target not in targets)
     for target in targets:
         refuse_running(caller, target, "cloned")
         check_source(target, f"kvmlaunch clone {new} --from {definition.name} --full", full=full)
@@ -74,13 +78,14 @@ def clone(
         if os.path.lexists(path) and not full:  # a copy that compares equal is taken: a killed command made it
             raise exists_already(path)
     shared, overlaid = shared_keys(definition), not full and bool(targets)
+    cloned = Cloned(file=file, text=text, shared=shared, overlaid=overlaid, common=common)
     if dry_run:
-        return Cloned(file=file, text=text, shared=shared, overlaid=overlaid)
+        return cloned
     with ExitStack() as stack:
         for target in targets[:1]:  # one VM has them all
             stack.enter_context(at_rest(caller, target, "cloned"))
         made = make(caller, file, text, targets, disks, full=full, progress=progress)
-    return Cloned(file=file, text=text, chains=made, shared=shared, overlaid=overlaid)
+    return evolve(cloned, chains=made)
 
 
 def check_source(target: Target, copying: str, *, full: bool) -> None:

@@ -14,9 +14,11 @@ from typing import Any
 
 from kvmlaunch.builder.names import drive_id
 from kvmlaunch.errors import HostFailed, PreflightFailed, Report, TimedOut
+from kvmlaunch.facts.record import parse_job_error
 from kvmlaunch.host.files import read_text_at
-from kvmlaunch.host.images import forget_retired, held_images, mark_image, owner_of, unmark_image
+from kvmlaunch.host.images import forget_retired, free_space, held_images, mark_image, owner_of, unmark_image
 from kvmlaunch.host.rights import rights_of
+from kvmlaunch.host.rundir import read_events
 from kvmlaunch.model.value import frozen
 from kvmlaunch.steps.caller import Caller
 from kvmlaunch.steps.control import query
@@ -30,6 +32,7 @@ from kvmlaunch.steps.disks import (
     find_disk,
     no_progress,
     qemu_img,
+    read_chain,
     refuse_clones,
     refuse_disorder,
     refuse_locked,
@@ -39,6 +42,7 @@ from kvmlaunch.steps.disks import (
 from kvmlaunch.steps.observe import Seen
 from kvmlaunch.storage.image import parse_progress
 from kvmlaunch.storage.snapshot import begun_path, mark_path
+from kvmlaunch.units import render_rounded
 
 LONGEST_MARK = 64
 MERGING, MERGED, COMPLETING = "merging", "merged", "completing"
@@ -80,6 +84,7 @@ def commit_held(caller: Caller, target: Target, progress: Progress) -> Committed
     if not names:
         unmark_image(begun_path(target.image))
         return Committed(target=target, names=())
+    refuse_room(target)
     if seen is not None and runs:
         commit_live(caller, seen, target, progress)
     else:
@@ -87,6 +92,26 @@ def commit_held(caller: Caller, target: Target, progress: Progress) -> Committed
             refuse_locked(target)
             commit_stopped(caller, target, progress)
     return Committed(target=target, names=names, live=runs)
+
+
+def refuse_room(target: Target) -> None:
+    """Refuse a commit that may fill the store (`host.space`): what the overlays hold, where the image may lack it."""
+    if target.facts.fully_allocated and target.format == "raw":
+        return
+    chain = read_chain(target)
+    above = chain[: len(target.facts.since)]
+    image = chain[len(above)]
+    most = min(sum(overlay.allocated for overlay in above), max(0, image.size - image.allocated))
+    free = free_space(target.image)
+    if most > free:
+        raise PreflightFailed(
+            Report(
+                code="host.space",
+                message=f"{target.image.name} may grow by {render_rounded(most)}, and there is no room for it",
+                where=str(target.image.parent),
+                why=f"{render_rounded(free)} are free; a store that is full stops the guest's own writes too",
+            )
+        )
 
 
 def commit_stopped(caller: Caller, target: Target, progress: Progress) -> None:
@@ -147,7 +172,13 @@ def commit_live(caller: Caller, seen: Seen, target: Target, progress: Progress) 
         time.sleep(LOOK_EVERY)
     if job is None:
         raise HostFailed(
-            Report(code="qmp.error", message=f"QEMU gave up the commit of {target.word}", where=str(target.disk.path))
+            Report(
+                code="qmp.error",
+                message=f"QEMU gave up the commit of {target.word}",
+                where=str(target.disk.path),
+                why=parse_job_error(read_events(seen.places.run, owner_of(seen.places.run).uid), job_of(target)),
+                hint=f"kvmlaunch disk snapshot commit {target.word}   # again, once that is mended: nothing is lost",
+            )
         )
     mark_image(mark_path(target.image), COMPLETING)
     query(seen, ("block-job-complete", {"device": job_of(target)}))

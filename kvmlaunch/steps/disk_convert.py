@@ -2,7 +2,7 @@
 
 import os
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import PurePosixPath
 
@@ -48,7 +48,10 @@ PREALLOCATION = {"raw": "falloc", "qcow2": "metadata"}
 
 @frozen(kw_only=True)
 class Converted:
-    """What a disk became; `removed` tells whether the source is gone, `already` that both were equal before."""
+    """What a disk became; `removed` tells whether the source is gone, `already` that both were equal before.
+
+    `left` are snapshots and bitmaps within the source, which did not come along.
+    """
 
     target: Target
     path: PurePosixPath
@@ -56,6 +59,7 @@ class Converted:
     size: int
     already: bool = False
     removed: bool = False
+    left: tuple[str, ...] = ()
 
 
 @frozen(kw_only=True)
@@ -97,7 +101,10 @@ def needed(caller: Caller, word: str, wanted: Conversion) -> Target:
 
 def convert_target(caller: Caller, target: Target, wanted: Conversion, progress: Progress) -> Converted:
     """Convert a disk that nobody uses and whose VM is not started meanwhile; see `convert`."""
-    image = read_chain(target)[0]
+    chain = read_chain(target)
+    image = chain[0]
+    if wanted.remove_source:
+        refuse_inside(target, chain)
     goal = goal_of(caller, wanted.goal, wanted.format)
     refuse_goal(target, goal, image)
     already = is_done(target, goal, image)
@@ -105,6 +112,7 @@ def convert_target(caller: Caller, target: Target, wanted: Conversion, progress:
         sync(goal.path)
     else:
         refuse_filled(goal, overwrite=wanted.overwrite)
+        refuse_space(goal, chain)
         make(target, goal, image, progress)
     return Converted(
         target=target,
@@ -113,7 +121,23 @@ def convert_target(caller: Caller, target: Target, wanted: Conversion, progress:
         size=image.size,
         already=already,
         removed=wanted.remove_source,
+        left=tuple(each for image in chain for each in image.inside),
     )
+
+
+def refuse_inside(target: Target, chain: Sequence[Image]) -> None:
+    """Refuse to remove a source of which the copy would not have everything (`disk.snapshot`)."""
+    inside = [each for image in chain for each in image.inside]
+    if inside:
+        raise PreflightFailed(
+            Report(
+                code="disk.snapshot",
+                message=f"{target.disk.path.name} holds more than the disk: {', '.join(inside[:4])}",
+                where=target.table,
+                why="a conversion takes along what the disk is now, and the source would be removed",
+                hint="the same command without --remove-source; or qemu-img snapshot -d NAME, where it is not wanted",
+            )
+        )
 
 
 def need_removable(target: Target) -> None:
@@ -161,7 +185,6 @@ def make(target: Target, goal: Goal, image: Image, progress: Progress) -> None:
         raise PreflightFailed(
             Report(code="disk.missing", message=message, where=str(goal.path), hint=f"{hint}   # or mount it")
         )
-    refuse_space(goal, image)
     maker = owner_of(goal.path.parent)
     with new_image(goal.path, maker, keeper_of(target.subject.definition, goal.path, maker)) as making:
         options = [f"preallocation={PREALLOCATION[goal.format]}"] if goal.format in PREALLOCATION else []
@@ -282,9 +305,12 @@ def prove(target: Target, goal: Goal, place: PurePosixPath, image: Image, progre
         )
 
 
-def refuse_space(goal: Goal, image: Image) -> None:
-    """Refuse a conversion that has no room (`host.space`)."""
-    needed = image.size if goal.format == "raw" else image.allocated
+def refuse_space(goal: Goal, chain: Sequence[Image]) -> None:
+    """Refuse a conversion to a file that has no room (`host.space`): of qcow2 for what the whole chain holds."""
+    if goal.is_device or not os.path.isdir(goal.path.parent):
+        return
+    held = min(chain[0].size, sum(image.allocated for image in chain))
+    needed = chain[0].size if goal.format == "raw" else held
     free = free_space(goal.path)
     if needed > free:
         raise PreflightFailed(

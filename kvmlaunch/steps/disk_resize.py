@@ -31,7 +31,7 @@ from kvmlaunch.steps.observe import Seen
 from kvmlaunch.storage.volume import Volume
 from kvmlaunch.units import render_rounded, render_size
 
-SECTOR = 512
+BLOCK = 4096
 METADATA_SHARE = 6553  # of a qcow2's size: 8 bytes of L2 table and 2 of refcount for each cluster of 64 KiB
 SECONDS = 60.0  # that QEMU may take
 
@@ -116,7 +116,7 @@ def wanted_size(target: Target, before: int, size: int | None, *, more: bool) ->
 
 
 def refuse_smaller(target: Target, before: int, wanted: int) -> None:
-    """Refuse to cut off what a guest may have written (`disk.shrink`), and a size that is no whole sectors."""
+    """Refuse to cut off what a guest may have written (`disk.shrink`), and a new size that is no whole blocks."""
     if wanted < before:
         raise PreflightFailed(
             Report(
@@ -126,13 +126,14 @@ def refuse_smaller(target: Target, before: int, wanted: int) -> None:
                 why=f"what lies behind {render_size(wanted)} would be lost",
             )
         )
-    if wanted % SECTOR:
+    if wanted > before and wanted % BLOCK:
         raise DefinitionInvalid(
             Report(
                 code="def.value.range",
-                message=f"{wanted} bytes are no whole sectors",
+                message=f"{wanted} bytes are no whole blocks of {BLOCK}",
                 where=target.table,
-                why=f"a sector has {SECTOR} bytes",
+                why="direct I/O to such an image fails at its end, and a definition may not say such a size",
+                hint=f"kvmlaunch disk resize {target.word} {render_size(-(-wanted // BLOCK) * BLOCK)}",
             )
         )
 

@@ -7,6 +7,7 @@ from kvmlaunch.errors import DefinitionInvalid, HostFailed, PreflightFailed, Rep
 from kvmlaunch.guest.seed import (
     LONGEST,
     Contents,
+    check_meta_data,
     check_table,
     check_user_data,
     render_meta_data,
@@ -37,7 +38,7 @@ def read_seed(resolved: Resolved) -> Contents | None:
         refuse(resolved, "network", checked(check_table, network))
     if tuning.meta_data is not None:
         more = read_part(tuning.meta_data, "cloud_init.meta_data", LONGEST)
-        refuse(resolved, "meta_data", checked(check_table, more))
+        refuse(resolved, "meta_data", checked(check_meta_data, more))
     hostname = definition.name if tuning.hostname is AUTO else tuning.hostname
     return seed_contents(
         user_data=user_data,

@@ -47,7 +47,7 @@ def read_counters(seen: Seen, blocks: object) -> Counters:
         stat=read("stat"),
         status=read("status"),
         rollup=read("smaps_rollup"),
-        ksm=read("ksm_stat"),
+        ksm=read("ksm_merging_pages"),
         blocks=blocks,
         network=read_network(taps_of(seen)),
         page_size=os.sysconf("SC_PAGE_SIZE"),

@@ -5,7 +5,7 @@ Sources: qemu-img(1); QEMU's QAPI schema, ImageInfo and ImageCheck.  The answers
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final, TypeVar
 
 from kvmlaunch.model.value import frozen
@@ -19,7 +19,7 @@ class Image:
     """An image of a chain; sizes in bytes, `allocated` is what it takes on its store.
 
     `cluster_size` is None where the format has none; `backing` is the name in its header, `backing_path` the file that
-    it leads to.
+    it leads to.  `inside` are snapshots and bitmaps that the image holds itself, which no conversion takes along.
     """
 
     path: str
@@ -33,6 +33,7 @@ class Image:
     backing_format: str = ""
     corrupt: bool = False
     dirty: bool = False
+    inside: tuple[str, ...] = ()
 
 
 @frozen(kw_only=True)
@@ -88,7 +89,14 @@ def parse_image(entry: object) -> Image:
         backing_format=take(entry, "backing-filename-format", str, ""),
         corrupt=take(details, "corrupt", bool, False),  # noqa: FBT003
         dirty=take(entry, "dirty-flag", bool, False),  # noqa: FBT003
+        inside=(*names_of(entry.get("snapshots"), "snapshot"), *names_of(details.get("bitmaps"), "bitmap")),
     )
+
+
+def names_of(rows: object, kind: str) -> Iterator[str]:
+    """Give what an image holds beside the disk, each with its kind."""
+    for row in rows if isinstance(rows, list) else ():
+        yield f"{kind} {row.get('name', '')}" if isinstance(row, Mapping) else kind
 
 
 def take(entry: Mapping[str, object], name: str, kind: type[T], absent: T) -> T:

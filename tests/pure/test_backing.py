@@ -112,6 +112,28 @@ def test_a_backing_file_lies_where_its_overlays_are_sought(tmp_path: Path, place
     assert facts_of(base).overlays == (() if codes else (str(overlay),))
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["file:base.qcow2", 'json:{"driver":"qcow2","file":{"driver":"file","filename":"base.qcow2"}}', "twin.qcow2"],
+)
+def test_a_base_is_known_by_whatever_name_its_overlay_has_for_it(tmp_path: Path, name: str) -> None:
+    base = qcow2(tmp_path / "base.qcow2")
+    (tmp_path / "twin.qcow2").hardlink_to(base)
+
+    overlay = qcow2(tmp_path / "overlay.qcow2", name)
+
+    assert facts_of(base).overlays == (str(overlay),)
+
+
+def test_an_odd_image_beside_another_is_no_trouble_of_its(tmp_path: Path) -> None:
+    base = qcow2(tmp_path / "base.qcow2")
+    qcow2(tmp_path / "odd.qcow2", "base\0.qcow2")
+    qcow2(tmp_path / "nested.qcow2", "json:" + "[" * 900)
+
+    assert facts_of(base).overlays == ()
+    assert refusals(tmp_path / "odd.qcow2") == ["disk.backing"]
+
+
 def test_an_overlay_that_is_called_raw_is_refused_as_nobody_would_find_it(tmp_path: Path) -> None:
     qcow2(tmp_path / "base.qcow2")
 

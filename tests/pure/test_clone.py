@@ -1,5 +1,6 @@
 """The definition of a clone, as text that is read back: what it inherits, what is its own, odd names."""
 
+import json
 import tomllib
 from pathlib import PurePosixPath
 from typing import Any, Final
@@ -43,12 +44,12 @@ def document(text: str, *, overlay: bool = True) -> Any:  # noqa: ANN401 - any d
 def test_a_clone_extends_the_original_and_has_a_disk_over_its() -> None:
     assert document(ROOT) == {
         "extends": ["web.toml"],
-        "disk": {"root": {"path": "new.qcow2", "format": "qcow2", "backing": "web.img"}},
+        "disk": {"root": {"path": "new.qcow2", "format": "qcow2", "readonly": False, "backing": "web.img"}},
     }
 
 
 def test_a_full_clone_rests_on_nothing() -> None:
-    assert document(ROOT, overlay=False)["disk"] == {"root": {"path": "new.img", "format": "raw"}}
+    assert document(ROOT, overlay=False)["disk"] == {"root": {"path": "new.img", "format": "raw", "readonly": False}}
 
 
 def test_of_several_disks_each_has_the_name_of_its_own() -> None:
@@ -76,7 +77,7 @@ def test_the_paths_of_a_clone_mean_the_files_that_are_made(where: str, *, overla
     made = clone_paths(base.disk, "new", overlay=overlay)["root"]
 
     own = document(f'[disk.root]\npath = "{where}"\n', overlay=overlay)["disk"]["root"]
-    read = defined("".join(f'disk.root.{key} = "{value}"\n' for key, value in own.items())).disk["root"]
+    read = defined("".join(f"disk.root.{key} = {json.dumps(value)}\n" for key, value in own.items())).disk["root"]
 
     assert read.path == made
     assert read.backing == (base.disk["root"].path if overlay else None)

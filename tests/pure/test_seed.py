@@ -17,6 +17,7 @@ from kvmlaunch.define.load import Surroundings, load_definition
 from kvmlaunch.guest.seed import (
     LONGEST,
     check_mapping,
+    check_meta_data,
     check_table,
     check_user_data,
     render_meta_data,
@@ -197,6 +198,12 @@ def test_more_metadata_is_laid_over_ours() -> None:
 @pytest.mark.parametrize("content", [b"- a\n", b"1: a\n", b"a: [\n", b"\xff", b"text"])
 def test_metadata_that_is_no_table_of_names_is_refused(content: bytes) -> None:
     assert check_table(content)
+
+
+@pytest.mark.parametrize("content", [b"- a\n", b"a:\n  2020-01-01: x\n", b"a: &x [*x]\n"])
+def test_metadata_that_json_cannot_hold_is_refused(content: bytes) -> None:
+    assert check_meta_data(content)
+    assert check_meta_data(b"since: 2020-01-01\n") == ""
 
 
 def test_a_seed_has_user_data_even_where_none_is_written_and_a_network_only_where_it_is() -> None:

@@ -21,7 +21,7 @@ from kvmlaunch.facts.usage import (
 STAT: Final = "42 (qemu (x) S) S 1 2 3 0 -1 4 5 0 6 0 700 30 0 0 20 0 4 0 99 12345 678\n"
 STATUS: Final = "Name:\tqemu\nVmRSS:\t  2048 kB\nVmSwap:\t   16 kB\nHugetlbPages:\t 4096 kB\nThreads:\t4\n"
 ROLLUP: Final = "7f-80 ---p 0 00:00 0 [rollup]\nAnonHugePages:   2048 kB\nShmemPmdMapped:     64 kB\n"
-KSM: Final = "ksm_rmap_items 9\nksm_zero_pages 0\nksm_merging_pages 5\nksm_process_profit -77\n"
+KSM: Final = "5\n"
 NONE: Final = {"reads": 0, "writes": 0, "read_bytes": 0, "written_bytes": 0, "busy_ns": 0}
 STATS: Final = {
     "rd_operations": 1,

@@ -138,6 +138,15 @@ def test_a_paused_guest_is_let_run_before_anybody_waits_for_its_agent(machine: M
     assert machine.leftovers() == []
 
 
+def test_a_snapshot_of_a_guest_that_stands_still_waits_for_no_agent(machine: Machine) -> None:
+    machine.define("web", f"{TINY}{MUTE}", image=True)
+    machine.ok("up", "web", "--paused")
+
+    made = machine.ok("disk", "snapshot", "create", "web", "s1")
+
+    assert "agent.timeout" not in made.err
+
+
 def test_an_agent_that_does_not_answer_is_not_said_to_have_been_asked(machine: Machine) -> None:
     machine.define("web", f"{TINY}{MUTE}")
     machine.ok("up", "web")

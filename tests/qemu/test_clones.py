@@ -83,6 +83,28 @@ def test_a_base_is_not_written_to_as_long_as_overlays_rest_on_it(machine: Machin
     assert "new.qcow2" in up.err
 
 
+def test_a_base_that_is_made_read_only_runs_beside_its_clones_and_is_cloned_again(machine: Machine) -> None:
+    define(machine)
+    cloned(machine)
+    define(machine, f"{ROOT}readonly = true\n")
+
+    cloned(machine, new="other")
+    for name in ("web", "new", "other"):
+        machine.ok("up", name, "--paused")
+
+    assert names(machine) == {"web.img", "new.qcow2", "other.qcow2"}
+    assert ["readonly=on" in command_of(machine, name) for name in ("web", "new", "other")] == [True, False, False]
+
+
+def test_a_disk_that_both_only_read_is_shared_and_said(machine: Machine) -> None:
+    define(machine, f"{ROOT}{DATA}readonly = true\n")
+
+    made = machine.ok("clone", "new", "--from", "web")
+
+    assert "data: read-only in both" in made.err
+    assert names(machine) == {"web.img", "data.qcow2", "new.qcow2"}
+
+
 def test_a_base_that_runs_is_not_cloned(machine: Machine) -> None:
     running(machine)
 

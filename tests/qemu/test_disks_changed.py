@@ -207,6 +207,29 @@ def test_the_original_is_removed_only_where_that_is_asked(machine: Machine) -> N
     assert names(machine) == {"new.qcow2"}
 
 
+def test_what_an_image_holds_beside_the_disk_is_not_removed_with_it(machine: Machine) -> None:
+    filled(machine, QCOW2)
+    image = place(machine, "web.qcow2")
+    machine.execute("qemu-img", "snapshot", "-c", "precious", image)
+    machine.execute("qemu-img", "bitmap", "--add", image, "changed")
+
+    refused = machine.run("disk", "convert", "web:root", "vmdefs/new.qcow2", "--remove-source")
+    kept = machine.ok("disk", "convert", "web:root", "vmdefs/new.qcow2", "--json").json
+
+    assert (refused.code, refused.codes) == (6, {"disk.snapshot"})
+    assert kept["left_behind"] == ["snapshot precious", "bitmap changed"]
+    assert image.exists()
+
+
+def test_a_conversion_of_a_disk_with_snapshots_is_asked_room_for_all_of_it(machine: Machine, small: Path) -> None:
+    created(machine, RAW.replace("8MiB", "16MiB"))
+    machine.execute("qemu-io", "-f", "raw", "-c", "write -P 7 0 12M", place(machine, "web.img"))
+    machine.ok("disk", "snapshot", "create", "web", "s1")
+
+    assert refused(machine, "disk", "convert", "web:root", "small/new.qcow2") == (6, "host.space")
+    assert list(small.iterdir()) == []
+
+
 OTHERS: Final = {
     "other content": (b"\0" * 100 + b"theirs").ljust(8 * MIB, b"\0"),
     "shorter": bytes(4 * MIB),
@@ -334,6 +357,13 @@ def test_an_image_that_another_vm_runs_on_is_left_alone(machine: Machine) -> Non
 
     assert tries == [(6, "disk.locked")] * 4
     assert names(machine) == {"web.img"}
+    assert place(machine, "web.img").stat().st_size == 8 * MIB
+
+
+def test_a_disk_grows_by_whole_blocks(machine: Machine) -> None:
+    created(machine, RAW)
+
+    assert refused(machine, "disk", "resize", "web:root", "+1KiB") == (5, "def.value.range")
     assert place(machine, "web.img").stat().st_size == 8 * MIB
 
 

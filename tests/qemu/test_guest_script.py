@@ -27,7 +27,7 @@ def guest(machine: Machine) -> Iterator[Path]:
     tools.mkdir()
     fakes = {"systemctl": SYSTEMCTL.format(place=tools), "uname": "#!/bin/sh\necho 6.1.0\n"}
     fakes |= {"update-grub": f"#!/bin/sh\necho update-grub >>{tools}/heard\n", "udevadm": "#!/bin/sh\nexit 0\n"}
-    fakes |= {"dpkg": "#!/bin/sh\nexit 0\n"}
+    fakes |= {"dpkg-query": "#!/bin/sh\nprintf installed\n"}
     for name, text in fakes.items():
         (tools / name).write_text(text)
         (tools / name).chmod(0o755)
@@ -89,6 +89,35 @@ def test_only_a_kernel_that_still_reads_elevator_gets_it(machine: Machine, guest
     assert again == during
     assert (guest / "default/grub").read_text() == GRUB
     assert (machine.directory / "tools/heard").read_text().count("update-grub") == 2
+
+
+def test_a_boot_loader_that_was_not_updated_is_tried_again_and_keeps_nothing_else_back(
+    machine: Machine, guest: Path
+) -> None:
+    tools = machine.directory / "tools"
+    (tools / "uname").write_text("#!/bin/sh\necho 4.19.0-27-amd64\n")
+    works = (tools / "update-grub").read_text()
+    (tools / "update-grub").write_text("#!/bin/sh\nexit 1\n")
+
+    failed = run(machine)
+    during, units = (guest / "default/grub").read_text(), (tools / "enabled").read_text().split()
+    checked = run(machine, "--check")
+    (tools / "update-grub").write_text(works)
+    made = run(machine)
+
+    assert (failed.code, made.code) == (0, 0)
+    assert "not updated" in failed.err
+    assert during == GRUB
+    assert "qemu-guest-agent.service" in units
+    assert checked.code == 1
+    assert "elevator=noop" in (guest / "default/grub").read_text()
+
+
+def test_a_package_that_only_left_its_configuration_is_not_there(machine: Machine, guest: Path) -> None:
+    del guest
+    (machine.directory / "tools/dpkg-query").write_text("#!/bin/sh\nprintf config-files\n")
+
+    assert "package qemu-guest-agent" in run(machine, "--check").out
 
 
 @pytest.mark.parametrize("text", ['GRUB_CMDLINE_LINUX="quiet elevator=noop"\n', "GRUB_CMDLINE_LINUX=quiet\n"])

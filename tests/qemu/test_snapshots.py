@@ -59,10 +59,10 @@ def holds(machine: Machine, name: str, pattern: int, offset: str = "0") -> bool:
     return "verification failed" not in image_io(machine, name, f"read -P {pattern} {offset} 64k")
 
 
-def write_live(machine: Machine, pattern: int, disk: str = "root", offset: str = "0") -> None:
+def write_live(machine: Machine, pattern: int, disk: str = "root", offset: str = "0", length: str = "64k") -> None:
     """Write a pattern as the guest of a running VM would."""
     with monitor_at(machine.rundir("web") / "qmp.sock") as qmp:
-        line = f'qemu-io disk-{disk} "write -P {pattern} {offset} 64k"'
+        line = f'qemu-io disk-{disk} "write -P {pattern} {offset} {length}"'
         said = qmp.ask("human-monitor-command", **{"command-line": line})
     assert "rror" not in said, said
 
@@ -621,3 +621,40 @@ def test_a_disk_grows_as_it_is_when_it_is_taken_in_hand(machine: Machine) -> Non
 
     assert (ended[0].code, ended[0].codes) == (6, {"disk.base"})
     assert place(machine, "web.img").stat().st_size == 8 * MIB
+
+
+def test_an_overlay_that_is_marked_as_damaged_is_repaired_as_it_is_said(machine: Machine) -> None:
+    define(machine)
+    snapshot(machine, "s1")
+    with place(machine, S1).open("r+b") as file:
+        file.seek(72 + 7)
+        file.write(b"\2")  # incompatible feature bit 1: corrupt
+
+    refused_up = machine.run("up", "web", "--paused", "--json").error
+    hint = refused_up["problems"][0]["hint"].partition("   #")[0]
+    done = machine.execute("sh", "-euc", hint)
+
+    assert refused_up["code"] == "disk.corrupt"
+    assert done.code == 0, done.err
+    machine.ok("up", "web", "--paused")
+
+
+def test_a_commit_that_may_fill_the_store_is_refused_with_how_much(machine: Machine) -> None:
+    small = place(machine, "small")
+    small.mkdir(parents=True)
+    machine.execute("mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", small)
+    define(machine, '[disk.root]\npath = "small/web.img"\n')
+    outside = machine.outside(small)
+    with (outside / "web.img").open("wb") as file:
+        file.truncate(32 * MIB)
+    snapshot(machine, "s1")
+    machine.ok("up", "web", "--paused")
+    for number in range(10):
+        write_live(machine, 5, offset=f"{number}M", length="1M")
+
+    live = refused(machine, "commit", "web:root")
+    machine.end("web")
+    stopped = refused(machine, "commit", "web:root")
+
+    assert (live, stopped) == ((6, "host.space"), (6, "host.space"))
+    assert sorted(path.name for path in outside.iterdir()) == ["web.img", S1]
