@@ -102,7 +102,7 @@ def build_monitors() -> Part:
         options=(
             *monitor_options("qmp", QMP, "", "status, down and the read-back ask here"),
             *monitor_options(
-                "events", EVENTS, EVENTS_LOG, "negotiated once by up, then QEMU writes its events to the log"
+                "events", EVENTS, f"{LOG}/{EVENTS_LOG}", "negotiated once by up, then QEMU writes its events to the log"
             ),
         )
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath
+from shlex import quote
 
 from attrs import evolve
 
@@ -186,7 +187,8 @@ def check_direct(plan: DiskPlan) -> Iterator[Finding]:
         )
     elif cache in DIRECT and plan.format.value == "raw" and plan.facts.ends_within_block and not plan.disk.readonly:
         message = f"cache={cache} cannot be had for {plan.disk.path.name}, which ends within a block"
-        why, hint = f"it has {plan.facts.size} bytes", f'cache = "writeback"   # or: truncate -s %4096 {plan.disk.path}'
+        why = f"it has {plan.facts.size} bytes"
+        hint = f'cache = "writeback"   # or: truncate -s %4096 {quote(str(plan.disk.path))}'
         yield error(code="disk.direct", message=message, key=key, why=why, hint=hint)
     if plan.aio.value == "native" and cache not in DIRECT:
         yield error(

@@ -61,7 +61,7 @@ def build_agent(definition: Definition, *, installed: bool) -> Part:
                 field("", f"{table}.port", fixed("virtserialport", "the port that the agent opens", SOURCE)),
                 wiring("bus", table, "serial-agent.0"),
                 wiring("chardev", table, CHANNEL),
-                wiring("id", f"{table}.port", "dev-agent"),
+                wiring("id", f"{table}.port", "agent-port0"),
                 field("name", f"{table}.name", fixed(PORT, "the name that the agent looks for", SOURCE)),
             ),
         )

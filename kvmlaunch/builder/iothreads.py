@@ -155,7 +155,22 @@ def check_iothreads(plan: IothreadPlan, loads: tuple[DiskLoad, ...]) -> tuple[Fi
                     hint="iothreads.count = 1",
                 )
             )
+        elif load.written is False and load.bus == "virtio-scsi" and serves_scsi(plan, loads):
+            found.append(
+                error(
+                    code="def.value.choice",
+                    message="iothread = false, but another disk of the controller has a thread",
+                    key=f"disk.{load.name}.iothread",
+                    why="disks of virtio-scsi share one controller, and so its thread",
+                    hint='bus = "virtio-blk"   # or no iothread = false',
+                )
+            )
     return tuple(found)
+
+
+def serves_scsi(plan: IothreadPlan, loads: tuple[DiskLoad, ...]) -> bool:
+    """Has the controller of the virtio-scsi disks a thread."""
+    return any(load.bus == "virtio-scsi" and load.name in plan.of_disk for load in loads)
 
 
 def thread_option(definition: Definition, host: HostFacts, plan: IothreadPlan, id_: str) -> Option:

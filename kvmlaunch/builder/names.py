@@ -48,6 +48,16 @@ def cdrom_device_id(name: str) -> str:
     return f"cd-{stem(name)}"
 
 
+def share_id(name: str) -> str:
+    """Give the id of what is behind a share: its daemon's socket, or its directory."""
+    return f"share-{stem(name)}"
+
+
+def share_device_id(name: str) -> str:
+    """Give the id of a share's device."""
+    return f"mount-{stem(name)}"
+
+
 def netdev_id(name: str) -> str:
     """Give the id of a network's backend."""
     return f"net-{stem(name)}"

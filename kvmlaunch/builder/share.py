@@ -5,6 +5,7 @@ Sources: QEMU docs, tools/virtiofsd; QEMU man page, -fsdev.
 """
 
 from collections.abc import Iterator
+from shlex import quote
 
 from kvmlaunch.builder import names
 from kvmlaunch.builder.option import Part, by_hand, field, fixed, pairs, wiring
@@ -63,7 +64,7 @@ def socket_name(name: str) -> str:
 
 def virtiofs_options(definition: Definition, name: str, kind: Choice[str]) -> tuple[Option, ...]:
     """Give the socket of the daemon and the device behind it."""
-    table, id_ = f"share.{name}", f"share-{names.stem(name)}"
+    table, id_ = f"share.{name}", names.share_id(name)
     place = fixed(Place(root="run", tail=socket_name(name)), "virtiofsd listens in the run directory", SOURCE)
     device: Choice[str] = Choice(value="vhost-user-fs-pci", reason=kind.reason, source=kind.source, origin=kind.origin)
     return (
@@ -78,7 +79,7 @@ def virtiofs_options(definition: Definition, name: str, kind: Choice[str]) -> tu
             "-device",
             table,
             field("", f"{table}.type", device),
-            wiring("id", f"{table}.device", f"dev-{id_}"),
+            wiring("id", f"{table}.device", names.share_device_id(name)),
             wiring("chardev", table, id_),
             field("tag", f"{table}.tag", tag_of(definition, name)),
         ),
@@ -87,7 +88,7 @@ def virtiofs_options(definition: Definition, name: str, kind: Choice[str]) -> tu
 
 def nine_options(definition: Definition, name: str, kind: Choice[str]) -> tuple[Option, ...]:
     """Give the directory and the device of 9p: modes and owners of the guest's are kept in attributes."""
-    table, id_, share = f"share.{name}", f"share-{names.stem(name)}", definition.share[name]
+    table, id_, share = f"share.{name}", names.share_id(name), definition.share[name]
     device: Choice[str] = Choice(value="virtio-9p-pci", reason=kind.reason, source=kind.source, origin=kind.origin)
     model = fixed("mapped-xattr", "no file of the guest's is another user's on the host", NINE)
     reading = [field("readonly", f"{table}.readonly", by_hand(definition, f"{table}.readonly", True))]  # noqa: FBT003
@@ -105,7 +106,7 @@ def nine_options(definition: Definition, name: str, kind: Choice[str]) -> tuple[
             "-device",
             table,
             field("", f"{table}.type", device),
-            wiring("id", f"{table}.device", f"dev-{id_}"),
+            wiring("id", f"{table}.device", names.share_device_id(name)),
             wiring("fsdev", table, id_),
             field("mount_tag", f"{table}.tag", tag_of(definition, name)),
         ),
@@ -122,7 +123,9 @@ def check_share(definition: Definition, name: str, host: HostFacts) -> Iterator[
             message=f"{share.path} is no directory",
             key=f"{table}.path",
             why=(facts.refusal if facts else "") or f"it is of kind {facts.kind if facts else 'missing'}",
-            hint=f"mkdir -p {share.path}" if facts is None or facts.kind == "missing" else "name a directory",
+            hint=f"mkdir -p {quote(str(share.path))}"
+            if facts is None or facts.kind == "missing"
+            else "name a directory",
         )
     why = obstacle(definition, name, host)
     if share.type == "virtiofs" and why:

@@ -43,7 +43,7 @@ def build_tpm(definition: Definition, host: HostFacts) -> Part:
                 "-device",
                 TABLE,
                 field("", f"{TABLE}.tpm", fixed("tpm-crb", "the interface of TPM 2.0 that Windows expects", SOURCE)),
-                wiring("id", f"{TABLE}.tpm.device", "dev-tpm"),
+                wiring("id", f"{TABLE}.tpm.device", "tpm-crb0"),
                 wiring("tpmdev", f"{TABLE}.tpm", "tpm0"),
             ),
         ),

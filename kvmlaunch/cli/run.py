@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from kvmlaunch.run.launch import RunningVm
     from kvmlaunch.steps.down import Ended
     from kvmlaunch.steps.resolve import Resolved
-    from kvmlaunch.steps.up import Started, Wishes
+    from kvmlaunch.steps.up import Keep, Started, Wishes
 
 
 class DurationType(click.ParamType[float]):
@@ -78,15 +78,14 @@ def started_document(started: "Started") -> Document:
     }
 
 
-def foreground_action(session: Session, caller: Caller, tell: Tell) -> "Callable[[Resolved, RunningVm], None]":
+def foreground_action(session: Session, caller: Caller, tell: Tell) -> "Keep":
     """Give what stays with a started VM until it ends."""
     from kvmlaunch.steps.foreground import supervise  # noqa: PLC0415 - `--foreground` only
 
-    def stay(resolved: "Resolved", vm: "RunningVm") -> None:
-        show_warnings(session, resolved.name, resolved.findings())
-        supervise(caller, resolved, vm, tell)
+    def keep(resolved: "Resolved", vm: "RunningVm") -> Callable[[], None]:
+        return supervise(caller, resolved, vm, tell, lambda: show_warnings(session, resolved.name, resolved.findings()))
 
-    return stay
+    return keep
 
 
 def wait_ready(session: Session, caller: Caller, word: str, started: "Started", timeout: float | None) -> None:
@@ -136,10 +135,10 @@ def start_one(
         say(session, name, "ok", "would", f"start it then; kvmlaunch up {name} -n says how, once they are there")
         return 0, {"name": name, "pid": None, "already": False, "argv": [], "changes": [], "warnings": []}
     tell = teller(session, name)
-    then = foreground_action(session, caller, tell) if foreground else no_more
+    keep = foreground_action(session, caller, tell) if foreground else no_more
     with spinner(session, f"{name}: starting", off=foreground):
         started = up(
-            caller, word, wishes, lambda step, text: tell(step, text) if step != "started" or foreground else None, then
+            caller, word, wishes, lambda step, text: tell(step, text) if step != "started" or foreground else None, keep
         )
     if foreground and started.already:
         why = f"pid {started.pid} has another parent, and cannot be watched from here"
@@ -147,7 +146,7 @@ def start_one(
         raise Busy(report)
     if not session.json and not foreground:
         show_started(session, started, wishes)
-    if wishes.ready and not wishes.dry_run and not foreground:
+    if wishes.ready and not wishes.dry_run:
         wait_ready(session, caller, word, started, wishes.timeout)
     return 0, started_document(started)
 
@@ -191,6 +190,8 @@ def up(
     names = named(vms, lambda: autostart_names(session.caller()), every=every, nothing=nothing)
     if foreground and len(names) > 1:
         raise click.UsageError("--foreground takes one VM")
+    if foreground and until == "ready":
+        raise click.UsageError("--foreground waits for the end, and --wait ready for the guest: take one of them")
     wishes = Wishes(dry_run=dry_run, ready=until == "ready", timeout=timeout, paused=paused, boot_from=boot_from)
     return each_vm(
         session,

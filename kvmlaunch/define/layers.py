@@ -6,6 +6,7 @@ leaf keeps its Origin through all of it.  The built-in layer is the defaults of 
 
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
+from shlex import quote as shell_word
 from typing import Final
 
 from attrs import field
@@ -129,7 +130,9 @@ def template_source(layers: Layers, path: PurePosixPath, chain: tuple[str, ...])
         raise Mistake(code="def.extends", message=message, why=" → ".join(names))
     source = layers.sources.get(str(path))
     if source is None:
-        raise Mistake(code="def.extends", message=f"the template {path} cannot be read", hint=f"ls -l {path}")
+        raise Mistake(
+            code="def.extends", message=f"the template {path} cannot be read", hint=f"ls -l {shell_word(str(path))}"
+        )
     return source
 
 

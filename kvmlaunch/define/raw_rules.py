@@ -4,6 +4,7 @@ Ids are compared with the plan's by the builder.  No message repeats an argument
 secret.
 """
 
+import json
 import re
 from collections.abc import Iterator, Sequence
 from typing import Final
@@ -55,6 +56,7 @@ ESCAPED: Final = r"\\u([0-9a-fA-F]{4})"
 HIDDEN_FORWARD: Final = r"hostfwd=(?:tcp|udp)?::|hostfwd=:"
 RUNS_A_PROGRAM: Final = r"guestfwd=.*-cmd:|(?:^|,)helper=|(?:^|,)(?:down)?script=(?!no(?:,|$))"
 SOCKET_LISTENS: Final = r"(?:^|,)listen=(\[[^\]]*\]|[^:,]*):"
+SERVES: Final = r"(?:^|,)server(?:=(?:on|yes|true|y))?(?:,|$)"
 LISTENS: Final = r"(?:tcp|telnet|websocket):(\[[^\]]*\]|[^:,]*):[0-9]"
 
 
@@ -87,6 +89,9 @@ def check_option(option: str, value: str) -> Iterator[Mistake]:
     elif option == "-run-with" and "user=" in value:
         message = "-run-with user= clashes with security.user"
         yield Mistake(code="def.raw.option", message=message, hint="remove it: security.user says it")
+    elif option in STREAMS and value.startswith("mon:"):
+        message, hint = f"{option} mon: opens a monitor", f"remove it: {CLASHES['-monitor']}"
+        yield Mistake(code="def.raw.option", message=message, hint=hint)
     elif option == "-incoming":
         yield from check_incoming(value)
     elif option == "-display" and value.startswith("vnc"):
@@ -98,7 +103,7 @@ def check_option(option: str, value: str) -> Iterator[Mistake]:
         hint = "put it into a file with mode 0600: -object secret,id=NAME,file=PATH"
         yield Mistake(code="def.secret", message=message, hint=hint)
     if option in {"-netdev", "-nic", "-net"}:
-        yield from check_netdev(option, value)
+        yield from check_netdev(option, as_pairs(value))
     yield from check_listener(option, value)
 
 
@@ -130,7 +135,7 @@ def check_incoming(value: str) -> Iterator[Mistake]:
 
 def check_listener(option: str, value: str) -> Iterator[Mistake]:
     """Give a character device, a debugger's or a screen that the network reaches; none of them asks for a password."""
-    serves = option == "-gdb" or re.search(r"(?:^|,)server(?:=(?:on|yes|true|y))?(?:,|$)", value)
+    serves = option == "-gdb" or re.search(SERVES, value)
     found = re.match(LISTENS, value)
     host = found[1] if found else option_value(value, "host") if value.startswith("socket,") else None
     if option == "-s":
@@ -150,6 +155,29 @@ def option_value(text: str, key: str) -> str | None:
     return found[1] if found else None
 
 
+def as_pairs(value: str) -> str:
+    """Give JSON as QEMU would have it in pairs, `key=value,…`; other text as it is, and what is no JSON too."""
+    if not value.startswith("{"):
+        return value
+    try:
+        return ",".join(flattened("", json.loads(value)))
+    except (ValueError, RecursionError):
+        return value
+
+
+def flattened(key: str, node: object) -> Iterator[str]:
+    """Give the leaves of a document as pairs; of a list of strings every one has the list's key."""
+    if isinstance(node, dict):
+        for name, inner in node.items():
+            yield from flattened(key if name == "str" else f"{key}.{name}".lstrip("."), inner)
+    elif isinstance(node, list):
+        for inner in node:
+            yield from flattened(key, inner)
+    else:
+        switch = {True: "on", False: "off"}.get(node) if isinstance(node, bool) else node
+        yield f"{key}={switch}"
+
+
 def check_netdev(option: str, value: str) -> Iterator[Mistake]:
     """Give what is wrong with a network by hand."""
     if re.search(HIDDEN_FORWARD, value):
@@ -158,6 +186,13 @@ def check_netdev(option: str, value: str) -> Iterator[Mistake]:
         yield Mistake(code="def.net.exposed", message=message, hint=hint)
     if (found := re.search(SOCKET_LISTENS, value)) and not is_loopback(found[1]):
         message, hint = f"{option} listens to the network", "listen=127.0.0.1:PORT, or type bridge"
+        yield Mistake(code="def.net.exposed", message=message, hint=hint)
+    if value.startswith("{"):
+        message, hint = f"the JSON of {option} cannot be read, and so not be checked", "key=value pairs, or plain JSON"
+        yield Mistake(code="def.raw.option", message=message, hint=hint)
+    served = option_value(value, r"addr\.host" if re.search(SERVES, value) else r"local\.host")
+    if served is not None and not is_loopback(served):
+        message, hint = f"{option} listens to the network", "the address 127.0.0.1, or type bridge"
         yield Mistake(code="def.net.exposed", message=message, hint=hint)
     if re.search(RUNS_A_PROGRAM, value):
         message = f"{option} runs a program, and the sandbox kills QEMU for it"

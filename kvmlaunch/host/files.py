@@ -65,18 +65,14 @@ def write_new(path: Path, text: str) -> None:
             raise
 
 
-def read_text_at(directory_fd: int, name: str, most: int = 1 << 20, *, end: bool = False) -> str | None:
-    """Give the text of a regular file in an opened directory, None when it is not there or no such file.
-
-    Of a longer one than `most` bytes the beginning, or the `end`.
-    """
+def read_text_at(directory_fd: int, name: str, most: int = 1 << 20) -> str | None:
+    """Give the text of a regular file in an opened directory, None when it is not there or no such file."""
     try:
         fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory_fd)
     except OSError:
         return None
     try:
-        begin = max(0, os.fstat(fd).st_size - most) if end else 0
-        return os.pread(fd, most, begin).decode(errors="replace")
+        return os.read(fd, most).decode(errors="replace")
     except OSError:
         return None
     finally:

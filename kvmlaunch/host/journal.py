@@ -5,9 +5,11 @@ aside under another name and said; nothing is ever undone on a guess.
 """
 
 import contextlib
+import itertools
 import json
 import os
 from collections.abc import Iterator
+from pathlib import PurePosixPath
 from typing import get_args
 
 from attrs import asdict, evolve
@@ -28,6 +30,7 @@ from kvmlaunch.model.change import (
 )
 
 SCHEMA = 2
+UNREADABLE = ".unreadable"
 TEXTS = {"path", "ifname", "bridge"}
 COUNTS = ("before", "after", "undo_from", "surplus")
 KINDS: dict[str, type[Change]] = {
@@ -146,15 +149,27 @@ def read_journal(uid: int, vm: str) -> Journal | None:
 
 
 def read_one(directory_fd: int, name: str) -> Journal | None:
-    """Give one journal; one that cannot be parsed is renamed to `NAME.unreadable`."""
+    """Give one journal; one that cannot be parsed is renamed to `NAME.unreadable`, or with a number behind it."""
     text = read_text_at(directory_fd, name)
     if text is None:
         return None
     try:
         return parse_journal(text)
     except ValueError:
-        os.rename(name, f"{name}.unreadable", src_dir_fd=directory_fd, dst_dir_fd=directory_fd)
+        taken = set(os.listdir(directory_fd))
+        free = (f"{name}{UNREADABLE}{number or ''}" for number in itertools.count())
+        aside = next(each for each in free if each not in taken)
+        os.rename(name, aside, src_dir_fd=directory_fd, dst_dir_fd=directory_fd)
         return None
+
+
+def unreadable_journals() -> tuple[PurePosixPath, ...]:
+    """Give the journals that were put aside: what they say was taken of the host is not given back by itself."""
+    try:
+        with journal_directory() as fd:
+            return tuple(JOURNAL / name for name in sorted(os.listdir(fd)) if f".json{UNREADABLE}" in name)
+    except FileNotFoundError:
+        return ()
 
 
 def read_all_journals() -> tuple[Journal, ...]:

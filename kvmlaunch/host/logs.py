@@ -1,4 +1,8 @@
-"""Kept logs: QEMU's own words, and the console of a guest, rotated by copy and truncate."""
+"""Logs: QEMU's own words, its events, and the console of a guest.
+
+While a VM runs they lie in its run directory, root's in a tmpfs of their own: whatever a guest does, no more of the
+host is filled.  They are kept by copy and truncate, by every command that meets the VM and at its end.
+"""
 
 import contextlib
 import os
@@ -6,15 +10,16 @@ import stat
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
-from kvmlaunch.host.files import write_all
-from kvmlaunch.host.tree import DIRECTORY, entered, failed, make_at
-from kvmlaunch.model.run_files import CONSOLE_LOG, EVENTS_LOG, LOG
+from kvmlaunch.errors import KvmlaunchError
+from kvmlaunch.host.files import write_all, write_atomically
+from kvmlaunch.host.tree import DIRECTORY, entered, failed, make_at, unsafe
+from kvmlaunch.model.run_files import CONSOLE_LOG, EVENTS_LOG, LOG, QEMU_LOG
 
-QEMU_LOG = "qemu.log"
-QEMU_LOG_LIMIT = 1 << 20
-CONSOLE_LIMIT = 4 << 20  # bytes that are kept while the VM runs; the older half goes to the kept log
+LIMITS = {CONSOLE_LOG: 4 << 20, QEMU_LOG: 1 << 20}  # bytes of a live log; the older half goes to the kept one
 EVENTS_LIMIT = 1 << 20
+LAST_EVENTS = 1 << 16  # bytes that are kept of a VM that has ended
 CHUNK = 1 << 16
+APPENDING = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 @contextlib.contextmanager
@@ -26,65 +31,87 @@ def own_directory(directory: PurePosixPath, uid: int) -> Iterator[int]:
         yield fd
 
 
-def open_qemu_log(directory: PurePosixPath, uid: int, heading: str) -> tuple[int, int]:
-    """Open QEMU's own log for appending and give its descriptor and size; beyond 1 MiB the old text goes to `.1`.
+def open_qemu_log(run_fd: int, run: PurePosixPath, heading: str) -> tuple[int, int]:
+    """Open QEMU's own log in an opened run directory for appending and give its descriptor and size.
 
-    The descriptor is open for reading too.  `uid` owns the directory's tree.
+    The descriptor is open for reading too.  Raises PreflightFailed `host.dir.unsafe` for what is no file of our own,
+    `host.space`, HostFailed.
     """
-    with own_directory(directory, uid) as fd:
-        log = open_appending(fd, directory)
-        if os.fstat(log).st_size > QEMU_LOG_LIMIT:
-            os.close(log)
-            os.rename(QEMU_LOG, f"{QEMU_LOG}.1", src_dir_fd=fd, dst_dir_fd=fd)
-            log = open_appending(fd, directory)
+    place = run / LOG / QEMU_LOG
     try:
+        directory = os.open(LOG, DIRECTORY, dir_fd=run_fd)
+        try:
+            log = os.open(QEMU_LOG, APPENDING, 0o600, dir_fd=directory)
+        finally:
+            os.close(directory)
+        if not is_plain(log):
+            os.close(log)
+            raise unsafe(place, "it is no regular file of one name")
         write_all(log, f"{heading}\n".encode())
     except OSError as error:
-        raise failed(directory / QEMU_LOG, error) from error
+        raise failed(place, error) from error
     return log, os.fstat(log).st_size
 
 
-def open_appending(directory_fd: int, directory: PurePosixPath) -> int:
-    """Open QEMU's own log; raises PreflightFailed `host.dir.unsafe` for a link, `host.space`, HostFailed."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
-    try:
-        return os.open(QEMU_LOG, flags, 0o600, dir_fd=directory_fd)
-    except OSError as error:
-        raise failed(directory / QEMU_LOG, error) from error
+def is_plain(fd: int) -> bool:
+    """Is an opened file a regular one of a single name: the VM's user may plant others where QEMU writes."""
+    status = os.fstat(fd)
+    return stat.S_ISREG(status.st_mode) and status.st_nlink <= 1
+
+
+@contextlib.contextmanager
+def live_log(run: PurePosixPath, name: str, uid: int) -> Iterator[int | None]:
+    """Open a log that QEMU writes, for reading and emptying; None where there is none that is a plain file."""
+    with contextlib.ExitStack() as stack:
+        fd = None
+        with contextlib.suppress(FileNotFoundError, OSError):
+            run_fd = stack.enter_context(entered(run, uid))
+            directory = os.open(LOG, DIRECTORY, dir_fd=run_fd)
+            stack.callback(os.close, directory)
+            fd = os.open(name, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
+            stack.callback(os.close, fd)
+        yield fd if fd is not None and is_plain(fd) else None
 
 
 def bound_events(run: PurePosixPath, uid: int) -> None:
     """Empty QEMU's event log once it is more than 1 MiB: a guest can cause events; QEMU appends, so it goes on."""
-    with contextlib.suppress(FileNotFoundError, OSError), entered(run, uid) as fd:
-        events = os.open(EVENTS_LOG, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=fd)
-        try:
-            if os.fstat(events).st_size > EVENTS_LIMIT:
-                os.ftruncate(events, 0)
-        finally:
-            os.close(events)
+    with live_log(run, EVENTS_LOG, uid) as events:
+        if events is not None and os.fstat(events).st_size > EVENTS_LIMIT:
+            os.ftruncate(events, 0)
 
 
-def rotate_console(
+def keep_events(run: PurePosixPath, uid: int) -> None:
+    """Keep the last events of a VM that has ended where the place of its logs is about to go."""
+    with live_log(run, EVENTS_LOG, uid) as events, contextlib.suppress(FileNotFoundError):
+        if events is not None:
+            begin = max(0, os.fstat(events).st_size - LAST_EVENTS)
+            text = os.pread(events, LAST_EVENTS, begin).decode(errors="replace")
+            with entered(run, uid) as fd:
+                write_atomically(fd, EVENTS_LOG, text, durable=False)
+
+
+def rotate_logs(
     run: PurePosixPath, kept: PurePosixPath, uid: int, log_uid: int, *, everything: bool = False
-) -> None:
-    """Move what a guest has printed to the kept log once it is more than 4 MiB, or `everything` at the end.
+) -> tuple[str, ...]:
+    """Move what a guest and its QEMU have printed to the kept logs once it is too much, or `everything` at the end.
 
-    By copy and truncate: QEMU keeps its inode, and appends.  The kept log holds the last 8 MiB in two files.
+    By copy and truncate: QEMU keeps its inode, and appends.  A kept log holds twice the live one's limit in two files.
+    Gives why one could not be kept, which is no reason to keep a VM from ending.
     """
-    with contextlib.suppress(FileNotFoundError, OSError), entered(run, uid) as run_fd:
-        log_fd = os.open(LOG, DIRECTORY, dir_fd=run_fd)
-        try:
-            source = os.open(CONSOLE_LOG, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=log_fd)
-        finally:
-            os.close(log_fd)
-        try:
-            size = os.fstat(source).st_size
-            if size and (everything or size > CONSOLE_LIMIT):
-                keep_console(source, size, kept, log_uid)
-                if not everything:
+    found = []
+    for name, limit in LIMITS.items():
+        with live_log(run, name, uid) as source:
+            size = 0 if source is None else os.fstat(source).st_size
+            if source is not None and size and (everything or size > limit):
+                try:
+                    keep_log(source, name, kept, log_uid)
                     os.ftruncate(source, 0)
-        finally:
-            os.close(source)
+                except KvmlaunchError as error:
+                    report = error.report
+                    found.append(f"{name} is not kept: {report.message}  [{report.code}]")
+                except OSError as error:
+                    found.append(f"{name} is not kept: {error.strerror}")
+    return tuple(found)
 
 
 def open_kept(path: PurePosixPath) -> int | None:
@@ -93,8 +120,7 @@ def open_kept(path: PurePosixPath) -> int | None:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return None
-    status = os.fstat(fd)
-    if stat.S_ISREG(status.st_mode) and status.st_nlink <= 1:
+    if is_plain(fd):
         return fd
     os.close(fd)
     return None
@@ -109,20 +135,19 @@ def read_log(path: PurePosixPath) -> str | None:
         return file.read()
 
 
-def keep_console(source: int, size: int, kept: PurePosixPath, log_uid: int) -> None:
-    """Append the last 4 MiB of a console to the kept log; a full one becomes `.1` first."""
+def keep_log(source: int, name: str, kept: PurePosixPath, log_uid: int) -> None:
+    """Append the last bytes of a live log, as many as its limit, to the kept one; a full one becomes `.1` first."""
+    size, limit = os.fstat(source).st_size, LIMITS[name]
     with own_directory(kept, log_uid) as fd:
         with contextlib.suppress(FileNotFoundError):
-            if (
-                os.stat(CONSOLE_LOG, dir_fd=fd, follow_symlinks=False).st_size + min(size, CONSOLE_LIMIT)
-                > CONSOLE_LIMIT
-            ):
-                os.rename(CONSOLE_LOG, f"{CONSOLE_LOG}.1", src_dir_fd=fd, dst_dir_fd=fd)
-        target = os.open(
-            CONSOLE_LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=fd
-        )
+            if os.stat(name, dir_fd=fd, follow_symlinks=False).st_size + min(size, limit) > limit:
+                os.rename(name, f"{name}.1", src_dir_fd=fd, dst_dir_fd=fd)
         try:
-            offset = max(0, size - CONSOLE_LIMIT)
+            target = os.open(name, APPENDING, 0o600, dir_fd=fd)
+        except OSError as error:
+            raise failed(kept / name, error) from error
+        try:
+            offset = max(0, size - limit)
             while offset < size and (chunk := os.pread(source, min(CHUNK, size - offset), offset)):
                 write_all(target, chunk)
                 offset += len(chunk)

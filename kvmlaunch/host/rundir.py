@@ -14,16 +14,19 @@ from pathlib import Path, PurePosixPath
 from kvmlaunch.errors import Busy, KvmlaunchError, PreflightFailed, Report
 from kvmlaunch.facts.record import parse_last_end, parse_lock_taker, parse_record, render_record
 from kvmlaunch.host.files import read_text_at, remove_if_there, temporary_name, write_atomically
+from kvmlaunch.host.logs import LAST_EVENTS, live_log
 from kvmlaunch.host.tree import DIRECTORY, entered, make_owned, unsafe
 from kvmlaunch.model.record import Record
 from kvmlaunch.model.run_files import (
     AGENT,
     CONSOLE,
+    CONSOLE_LOG,
     EVENTS,
     EVENTS_LOG,
     LOG,
     NOTE,
     PREPARED,
+    QEMU_LOG,
     QMP,
     QMP_OWN,
     RECORD,
@@ -49,7 +52,6 @@ OWN_FILES = (
     AGENT,
     TPM,
 )
-LAST_EVENTS = 1 << 16  # bytes of QEMU's event log that are looked at
 NODE = "host-nodes="  # as the backend of the memory has it
 
 
@@ -142,7 +144,7 @@ def write_record(claim: Claim, record: Record) -> None:
 
 
 def make_log_directory(claim: Claim, gid: int) -> None:
-    """Make the directory of the console log."""
+    """Make the directory of the logs."""
     with contextlib.suppress(FileExistsError):
         os.mkdir(LOG, 0o700, dir_fd=claim.fd)
     try:
@@ -158,8 +160,7 @@ def make_log_directory(claim: Claim, gid: int) -> None:
 
 
 def link_socket(claim: Claim) -> None:
-    """Give the QMP socket a second name: a pasted second QEMU replaces the first one and cannot reach this."""
-    remove_if_there(claim.fd, QMP_OWN)
+    """Give the QMP socket a second name, once: a pasted second QEMU replaces the first one and cannot reach this."""
     with contextlib.suppress(OSError):
         os.link(QMP, QMP_OWN, src_dir_fd=claim.fd, dst_dir_fd=claim.fd, follow_symlinks=False)
 
@@ -224,14 +225,15 @@ def note_sidecar(claim: Claim, socket: str, text: str) -> None:
 def remove_contents(claim: Claim) -> None:
     """Remove our own files from a claimed run directory, and nothing that we do not know.
 
-    The place of the console log stays in a prepared one.
+    The place of the logs stays in a prepared one.
     """
     for name in (*OWN_FILES, *sidecar_files(claim.fd)):
         remove_if_there(claim.fd, name)
     with contextlib.suppress(OSError):
         fd = os.open(LOG, DIRECTORY, dir_fd=claim.fd)
         try:
-            remove_if_there(fd, "console.log")
+            for name in (CONSOLE_LOG, EVENTS_LOG, QEMU_LOG):
+                remove_if_there(fd, name)
         finally:
             os.close(fd)
         if not is_prepared(claim):
@@ -281,9 +283,14 @@ class Contents:
 
 
 def read_events(path: PurePosixPath, uid: int) -> str:
-    """Give the end of a VM's event log, "" where there is none."""
+    """Give the end of a VM's event log, the live one's or what was kept of it; "" where there is none."""
+    with live_log(path, EVENTS_LOG, uid) as events:
+        if events is not None:
+            return os.pread(events, LAST_EVENTS, max(0, os.fstat(events).st_size - LAST_EVENTS)).decode(
+                errors="replace"
+            )
     with contextlib.suppress(FileNotFoundError), entered(path, uid) as fd:
-        return read_text_at(fd, EVENTS_LOG, LAST_EVENTS, end=True) or ""
+        return read_text_at(fd, EVENTS_LOG, LAST_EVENTS) or ""
     return ""
 
 
@@ -291,11 +298,11 @@ def read_contents(path: PurePosixPath, uid: int) -> Contents:
     """Give what lies in a run directory, entered by descriptor."""
     try:
         with entered(path, uid) as fd:
-            text, events = read_text_at(fd, RECORD), read_text_at(fd, EVENTS_LOG, LAST_EVENTS, end=True)
+            text = read_text_at(fd, RECORD)
             stopping = read_text_at(fd, STOPPING) or ""
     except FileNotFoundError:
         return Contents(exists=False)
-    last_end = parse_last_end(events or "")
+    last_end = parse_last_end(read_events(path, uid))
     if text is None:
         return Contents(exists=True, last_end=last_end)
     try:

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import PurePosixPath
+from shlex import quote
 
 from kvmlaunch.errors import HostFailed, PreflightFailed, Report
 from kvmlaunch.host.files import read_text_at, remove_if_there, temporary_name, write_all, write_atomically
@@ -43,7 +44,7 @@ def read_part(path: PurePosixPath, key: str, most: int) -> bytes:
                 message=f"{path} cannot be read",
                 where=key,
                 why=error.strerror or "",
-                hint=f"ls -l {path}   # then write the path of a file that can be read",
+                hint=f"ls -l {quote(str(path))}   # then write the path of a file that can be read",
             )
         ) from error
 

@@ -10,6 +10,7 @@ import os
 import stat
 from collections.abc import Iterable, Iterator
 from pathlib import PurePosixPath
+from shlex import quote
 
 from kvmlaunch.errors import HostFailed, PreflightFailed, Report
 
@@ -27,7 +28,7 @@ def unsafe(path: PurePosixPath | str, why: str) -> PreflightFailed:
             message="a directory is not safe",
             where=str(path),
             why=why,
-            hint=f"ls -ld {path}   # then remove it or give it to its owner",
+            hint=f"ls -ld {quote(str(path))}   # then remove it or give it to its owner",
         )
     )
 

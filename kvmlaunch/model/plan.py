@@ -4,6 +4,7 @@ Argument and explanation are the same objects: render reads the values of an Opt
 `print-cmd --comments` read the rest.
 """
 
+from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Literal
 
@@ -249,3 +250,9 @@ class Plan:
     iothread_pins: tuple[int, ...] = ()
     iothreads: tuple[str, ...] = ()
     serial: bool = True
+
+    @property
+    def thread_pins(self) -> Mapping[str, int]:
+        """The host CPU of each I/O thread, by its id; fewer CPUs than threads are shared in turn."""
+        pins = self.iothread_pins
+        return {id_: pins[index % len(pins)] for index, id_ in enumerate(self.iothreads)} if pins else {}

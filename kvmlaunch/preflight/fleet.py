@@ -6,6 +6,7 @@ no other.  Every claim is looked up by what is claimed, so the work grows with t
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from shlex import quote
 from typing import Final
 
 from attrs import Factory, define
@@ -377,11 +378,11 @@ def disk_hint(use: Use, disk: PlannedDisk) -> str:
     """Give how a VM gets an image of its own."""
     if disk.path.is_relative_to("/dev"):
         return f"readonly = true   # in [{disk.table}] of both VMs"
-    own = disk.path.with_name(f"{use.vm}-{disk.table.partition('.')[2]}{disk.path.suffix}")
-    if own == disk.path or disk.format == "qcow2":  # a copy of an overlay would rest on the same image
-        word = f"{use.vm}:{disk.table.partition('.')[2]}"
-        return f"kvmlaunch disk convert {word} NEW.qcow2   # an image of its own; then path = in [{disk.table}]"
-    return f'cp --sparse=always {disk.path} {own}   # then path = "{own}" in [{disk.table}]'
+    name = disk.table.partition(".")[2]
+    own = disk.path.with_name(f"{use.vm}-{name}{disk.path.suffix}")
+    own = disk.path.with_name(f"{use.vm}-{name}-own{disk.path.suffix}") if own == disk.path else own
+    words = f"{use.vm}:{name} {quote(str(own))}"
+    return f'kvmlaunch disk convert {words}   # while neither runs; then path = "{own}" in [{disk.table}]'
 
 
 def claim_disks(member: Member, claims: Claims) -> None:

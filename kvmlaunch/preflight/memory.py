@@ -8,6 +8,8 @@ from kvmlaunch.model.host import HostFacts
 from kvmlaunch.model.plan import Places, Plan
 from kvmlaunch.units import GIB, MIB, count, render_size
 
+LEAST_GUEST = 64 * MIB  # bytes: with less no guest of today boots
+
 
 def has_mount(plan: Plan, host: HostFacts) -> bool:
     """Has this VM its mount already, exactly as the plan wants it."""
@@ -67,13 +69,13 @@ def check_reserve(plan: Plan, host: HostFacts, pages: str) -> Iterator[Finding]:
             f"{render_size(missing)} must be reserved, {render_size(host.memory.available // MIB * MIB)} are available,"
             f" and the host keeps {render_size(host.kept_memory // MIB * MIB)}"
         )
-        largest = max(0, host.memory.available - host.kept_memory + plan.memory.reserved - missing) // GIB
+        largest = host.memory.available - host.kept_memory + plan.memory.reserved - missing
         yield error(
             code="host.memory.short",
             message=f"the host has no room for {pages}",
             key="memory.size",
             why=why,
-            hint=f"--set memory.size={largest}GiB" if largest else "end other programs, or --set memory.hugepages=off",
+            hint=smaller_hint(largest) or "end other programs, or --set memory.hugepages=off",
         )
 
 
@@ -92,7 +94,7 @@ def check_cgroup(plan: Plan, host: HostFacts) -> Iterator[Finding]:
 
 def check_ordinary(plan: Plan, host: HostFacts) -> Iterator[Finding]:
     """Refuse a guest larger than the host's RAM (`host.memory.short`); warn when more than is available."""
-    if plan.memory.backing != "ordinary" or host.held.running:
+    if plan.memory.backing != "ordinary":
         return
     size, total, available = plan.memory.size, host.memory.total, host.memory.available
     whole, rest = render_size(total // MIB * MIB), render_size(available // MIB * MIB)
@@ -103,16 +105,22 @@ def check_ordinary(plan: Plan, host: HostFacts) -> Iterator[Finding]:
             message="the guest is larger than the host",
             key="memory.size",
             why=numbers,
-            hint=f"--set memory.size={max(1, (available - host.kept_memory) // GIB)}GiB",
+            hint=smaller_hint(available - host.kept_memory),
         )
-    elif size > available:
+    elif size > available and not host.held.running:  # what it has itself is not among what is available
         yield warning(
             code="host.memory.short",
             message="the guest may use more memory than is available",
             key="memory.size",
             why=numbers,
-            hint=f"--set memory.size={max(1, (available - host.kept_memory) // GIB)}GiB",
+            hint=smaller_hint(available - host.kept_memory),
         )
+
+
+def smaller_hint(room: int) -> str:
+    """Give how to ask for what there is room for, in whole units; "" for none."""
+    unit = GIB if room >= GIB else MIB
+    return f"--set memory.size={render_size(room // unit * unit)}" if room >= LEAST_GUEST else ""
 
 
 def check_stacked(plan: Plan, host: HostFacts, places: Places) -> Iterator[Finding]:

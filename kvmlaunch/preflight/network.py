@@ -15,13 +15,16 @@ def overlaps(wanted: PlannedListener, there: Listener) -> bool:
     return same_port and collide(wanted.address, there.address)
 
 
+def is_own(there: Listener, host: HostFacts) -> bool:
+    """Is a port the running VM's own, as far as that can be seen."""
+    return host.held.running and (there.holder is None or there.holder.pid == host.held.pid)
+
+
 def check_ports(plan: Plan, host: HostFacts) -> Iterator[Finding]:
     """Refuse a port that is taken (`host.port.used`), naming who has it; the VM's own does not count."""
-    if host.held.running:
-        return
     for wanted in plan.listeners:
         for there in host.listeners:
-            if overlaps(wanted, there):
+            if overlaps(wanted, there) and not is_own(there, host):
                 holder = there.holder
                 who = f"pid {holder.pid} ({holder.command})" if holder else "a process of another user"
                 yield error(
@@ -66,7 +69,8 @@ def check_tap(network: PlannedNetwork, host: HostFacts) -> Iterator[Finding]:
             message=f"{network.ifname} belongs to another user",
             key=f"{network.table}.ifname",
             why=f"its owner is uid {device.owner_uid}, QEMU runs as {host.user.uid}",
-            hint=f"ip tuntap add {network.ifname} mode tap user {host.user.name or host.user.uid}",
+            hint=f"ip tuntap del {network.ifname} mode tap && "
+            f"ip tuntap add {network.ifname} mode tap user {host.user.name or host.user.uid}",
         )
 
 

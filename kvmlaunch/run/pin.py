@@ -1,6 +1,7 @@
 """Pins vCPU and I/O threads to host CPUs; the sandbox stops QEMU from doing it, not us."""
 
 import os
+from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any, cast
 
@@ -33,18 +34,17 @@ def pin(thread: int, host_cpu: int) -> None:
 
 
 def pin_and_continue(
-    monitor: PurePosixPath, pid: int, vcpus: tuple[int, ...], iothreads: tuple[int, ...], *, go_on: bool
+    monitor: PurePosixPath, pid: int, vcpus: tuple[int, ...], iothreads: Mapping[str, int], *, go_on: bool
 ) -> None:
-    """Pin vCPUs and I/O threads to host CPUs, then let the guest run unless it is to stay paused."""
+    """Pin vCPUs, and I/O threads by their ids, to host CPUs, then let the guest run unless it is to stay paused."""
     target = Target(path=monitor, pid=pid)
     cpus, threads = (
         cast("list[Any]", answer) for answer in ask(target, (("query-cpus-fast", {}), ("query-iothreads", {})))
     )
     for cpu, host_cpu in zip(sorted(cpus, key=lambda each: each["cpu-index"]), vcpus, strict=False):
         pin(cpu["thread-id"], host_cpu)
-    for thread, host_cpu in zip(
-        sorted(threads, key=lambda each: (len(each["id"]), each["id"])), iothreads, strict=False
-    ):
-        pin(thread["thread-id"], host_cpu)
+    for thread in threads:
+        if thread["id"] in iothreads:
+            pin(thread["thread-id"], iothreads[thread["id"]])
     if go_on:
         ask(target, (("cont", {}),))

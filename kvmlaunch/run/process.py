@@ -11,6 +11,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+from kvmlaunch.errors import PrivilegeMissing, Report
 from kvmlaunch.facts.record import parse_cmdline, parse_start_time
 from kvmlaunch.model.record import Record
 from kvmlaunch.model.value import frozen
@@ -24,15 +25,32 @@ class Process:
     fd: int
 
     def send(self, number: signal.Signals) -> None:
-        """Send a signal; ended already is fine."""
-        with contextlib.suppress(ProcessLookupError):
+        """Send a signal; ended already is fine.  Raises PrivilegeMissing for a process of another user."""
+        try:
             signal.pidfd_send_signal(self.fd, number)
+        except ProcessLookupError:
+            pass
+        except PermissionError as error:
+            raise foreign(self.pid) from error
 
     def wait(self, seconds: float) -> bool:
         """Wait until it has ended, at most `seconds`; tells whether it has."""
         poller = select.poll()
         poller.register(self.fd, select.POLLIN)
         return bool(poller.poll(max(0, seconds * 1000)))
+
+
+def foreign(pid: int) -> PrivilegeMissing:
+    """Give the refusal to touch a process of another user, such as a QEMU that root pasted."""
+    return PrivilegeMissing(
+        Report(
+            code="host.privilege",
+            message=f"pid {pid} belongs to another user",
+            where=f"pid {pid}",
+            why="it was started by somebody else, by hand",
+            hint=f"sudo kill {pid}   # ends it as it stands; or power the guest down from within",
+        )
+    )
 
 
 def read_boot_id() -> str:

@@ -19,6 +19,7 @@ from attrs import define
 from kvmlaunch.errors import Busy, HostFailed, KvmlaunchError, NotRunning, Report, TimedOut
 from kvmlaunch.facts.qmp import Conversation, NoQmp, Query, QueryRefused
 from kvmlaunch.model.value import frozen
+from kvmlaunch.run.process import foreign
 
 CHUNK = 1 << 16
 BACKLOG_PAUSE = 0.02  # seconds
@@ -67,6 +68,9 @@ def open_socket(target: Target, seconds: float) -> socket.socket:
     except (TimeoutError, BlockingIOError) as error:
         connection.close()
         raise late(target, seconds) from error
+    except PermissionError as error:
+        connection.close()
+        raise (refused(target, "permission denied") if target.pid is None else foreign(target.pid)) from error
     except OSError as error:
         connection.close()
         raise refused(target, error.strerror or str(error)) from error

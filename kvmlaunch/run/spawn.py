@@ -31,7 +31,9 @@ def raised_memlock(size: int, *, stays_root: bool) -> Iterator[None]:
         yield
         return
     before = resource.getrlimit(resource.RLIMIT_MEMLOCK)
-    hard = size if before[1] != resource.RLIM_INFINITY and os.geteuid() == 0 else before[1]
+    hard = before[1]
+    if hard != resource.RLIM_INFINITY and os.geteuid() == 0:
+        hard = max(size, hard)  # never lowered: without CAP_SYS_RESOURCE it could not be raised again
     try:
         resource.setrlimit(resource.RLIMIT_MEMLOCK, (size if hard == resource.RLIM_INFINITY else min(size, hard), hard))
     except ValueError as error:  # root without CAP_SYS_RESOURCE, as in a container

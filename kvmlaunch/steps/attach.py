@@ -12,9 +12,9 @@ from attrs import define
 
 from kvmlaunch.errors import Busy, NotRunning, Report
 from kvmlaunch.facts.console import EscapeWatch
-from kvmlaunch.host.logs import QEMU_LOG, open_kept
+from kvmlaunch.host.logs import open_kept
 from kvmlaunch.host.rundir import is_locked
-from kvmlaunch.model.run_files import CONSOLE, CONSOLE_LOG, LOG
+from kvmlaunch.model.run_files import CONSOLE, CONSOLE_LOG, LOG, QEMU_LOG
 from kvmlaunch.run.process import held
 from kvmlaunch.steps.caller import Caller
 from kvmlaunch.steps.control import live
@@ -184,15 +184,9 @@ def follow(path: PurePosixPath, alive: Callable[[], bool]) -> Iterator[str]:
 
 def log_texts(caller: Caller, name: str, source: str) -> list[PurePosixPath]:
     """Give the files that hold a VM's log, the oldest first: `console` kept and live, or `qemu`."""
-    places = caller.places(name)
-    if source == "qemu":
-        return [places.logs / f"{QEMU_LOG}.1", places.logs / QEMU_LOG]
+    places, file = caller.places(name), QEMU_LOG if source == "qemu" else CONSOLE_LOG
     tend(caller, places)
-    return [
-        places.logs / f"{CONSOLE_LOG}.1",
-        places.logs / CONSOLE_LOG,
-        places.run / LOG / CONSOLE_LOG,
-    ]
+    return [places.logs / f"{file}.1", places.logs / file, places.run / LOG / file]
 
 
 def is_alive(caller: Caller, name: str) -> bool:

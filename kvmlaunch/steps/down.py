@@ -156,18 +156,28 @@ def why_up(met: "Press", timeout: float) -> str:
     return f"the guest ignored the power button for {timeout:g} s; it runs on{untouched}"
 
 
+def never_ran(seen: Seen, *, force: bool) -> bool:
+    """Did the guest of a half started QEMU never run; by `force` one that cannot be asked is ended like any other."""
+    from kvmlaunch.steps.adopt import guest_has_run  # noqa: PLC0415 - only when something runs
+
+    try:
+        return not guest_has_run(seen)
+    except Busy:
+        if force:
+            return False
+        raise
+
+
 def end_seen(seen: Seen, timeout: float | None, tell: Tell, *, force: bool) -> str:
     """End the QEMU that was seen; gone meanwhile is fine."""
     if seen.pid is None:
         return ""
-    from kvmlaunch.steps.adopt import guest_has_run  # noqa: PLC0415 - only when something runs
-
     default = seen.record.stop_timeout if seen.record else 90.0
     with held(seen.pid) as candidate:
         process = verified_process(seen, candidate)
         if process is None:
             return ""
-        if seen.state is VmState.HALF and not guest_has_run(seen):
+        if seen.state is VmState.HALF and never_ran(seen, force=force):
             process.send(SIGKILL)
             process.wait(TERM_SECONDS)
             return "SIGKILL"

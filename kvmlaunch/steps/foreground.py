@@ -8,6 +8,8 @@ import os
 import select
 import signal
 import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from kvmlaunch.errors import Busy, KvmlaunchError, QemuFailed
@@ -25,13 +27,13 @@ PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def notify(environment: dict[str, str] | os._Environ[str], message: str) -> None:
-    """Tell a service manager, where one listens; source: sd_notify(3)."""
+    """Tell a service manager, where one listens; that it does not is no reason to end a VM; source: sd_notify(3)."""
     address = environment.get("NOTIFY_SOCKET", "")
     if not address:
         return
     import socket  # noqa: PLC0415 - under a service manager only
 
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
+    with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
         channel.connect(f"\0{address[1:]}" if address.startswith("@") else address)
         channel.send(message.encode())
 
@@ -86,19 +88,39 @@ def watch(resolved: Resolved, vm: "RunningVm", wakeup: int, tell: Tell) -> bool:
         press_power_button(resolved, vm, tell)
 
 
-def supervise(caller: Caller, resolved: Resolved, vm: "RunningVm", tell: Tell) -> None:
+@contextmanager
+def passing_on() -> Iterator[int]:
+    """Take signals for a VM instead of for this process; gives a descriptor that is readable when one has come."""
+    with woken_by_signals() as signals_fd, ExitStack() as stack:
+        for number in PASSED_ON:
+            stack.callback(signal.signal, number, signal.signal(number, lambda *_: None))
+        yield signals_fd
+
+
+def supervise(
+    caller: Caller, resolved: Resolved, vm: "RunningVm", tell: Tell, begin: Callable[[], None]
+) -> Callable[[], None]:
+    """Take signals for a started VM from now on; gives what stays its parent until it ends, after `begin`."""
+    kept = ExitStack()
+    signals_fd = kept.enter_context(passing_on())
+
+    def stay() -> None:
+        with kept:
+            begin()
+            attend(caller, resolved, vm, tell, signals_fd)
+
+    return stay
+
+
+def attend(caller: Caller, resolved: Resolved, vm: "RunningVm", tell: Tell, signals_fd: int) -> None:
     """Stay the parent of a started VM until it ends, then clean up; raises QemuFailed when it died unasked."""
-    before = {number: signal.signal(number, lambda *_: None) for number in PASSED_ON}
     try:
-        with woken_by_signals() as signals_fd:
-            notify(os.environ, f"READY=1\nSTATUS={resolved.name} runs, verified, pid {vm.pid}")
-            tell("foreground", f"pid {vm.pid}; SIGTERM powers it down")
-            asked = watch(resolved, vm, signals_fd, tell)
+        notify(os.environ, f"READY=1\nSTATUS={resolved.name} runs, verified, pid {vm.pid}")
+        tell("foreground", f"pid {vm.pid}; SIGTERM powers it down")
+        asked = watch(resolved, vm, signals_fd, tell)
         status = vm.poll() or 0
         death = vm.death() if status and not asked else None
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
         vm.let_go()
     try:
         clean_up(caller, resolved.name, resolved.places, tell)

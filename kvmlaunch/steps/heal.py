@@ -12,7 +12,7 @@ from kvmlaunch.errors import KvmlaunchError
 from kvmlaunch.host import journal as journals
 from kvmlaunch.host.apply import mounts_on, undo_entries
 from kvmlaunch.host.lock import host_lock
-from kvmlaunch.host.logs import bound_events, rotate_console
+from kvmlaunch.host.logs import bound_events, keep_events, rotate_logs
 from kvmlaunch.host.places import root_places
 from kvmlaunch.host.rundir import claimed, is_locked, read_contents, remove_claimed
 from kvmlaunch.model.change import Journal, change_word
@@ -27,8 +27,14 @@ from kvmlaunch.steps.observe import owner_of
 def tend(caller: Caller, places: Places) -> None:
     """Keep what a live VM writes within bounds: as nothing of ours is resident, every command that meets it does."""
     uid = owner_of(places.run)
-    rotate_console(places.run, places.logs, uid, caller.uid)
+    rotate_logs(places.run, places.logs, uid, caller.uid)
     bound_events(places.run, uid)
+
+
+def keep_logs(run: PurePosixPath, kept: PurePosixPath, log_uid: int, tell: Tell) -> None:
+    """Keep all that a VM which has ended has printed; what cannot be kept is said."""
+    for why in rotate_logs(run, kept, owner_of(run), log_uid, everything=True):
+        tell("warn", why)
 
 
 def end_beside(run: PurePosixPath) -> None:
@@ -40,8 +46,8 @@ def end_beside(run: PurePosixPath) -> None:
         end_sidecars(run)
 
 
-def heal_one(journal: Journal) -> tuple[Finding, ...]:
-    """Take back what one dead start left: its console is kept first, and nobody may be starting it meanwhile.
+def heal_one(journal: Journal, tell: Tell) -> tuple[Finding, ...]:
+    """Take back what one dead start left: its logs are kept first, and nobody may be starting it meanwhile.
 
     How a VM ended that had run stays there for `status`, until a command about that VM cleans up.
     """
@@ -50,7 +56,8 @@ def heal_one(journal: Journal) -> tuple[Finding, ...]:
         return undo_entries(journal, journal.owned("up"))
     uid, gid = owner_of(places.run), os.stat(places.run).st_gid
     with claimed(places.run, uid, gid) as claim:
-        rotate_console(places.run, places.logs, uid, 0, everything=True)
+        keep_logs(places.run, places.logs, 0, tell)
+        keep_events(places.run, uid)
         end_beside(places.run)
         found = undo_entries(journal, journal.owned("up"))
         record = read_contents(places.run, uid).record
@@ -75,11 +82,13 @@ def heal_journals(boot_id: str, tell: Tell, *, but: str = "") -> None:
             journals.write_journal(evolve(journal, entries=()))
         elif journal.run != but and journal.owned("up") and not is_locked(PurePosixPath(journal.run)):
             try:
-                found = heal_one(journal)
+                found = heal_one(journal, tell)
                 tell("healed", f"{journal.vm}: it has ended, and what it had of the host was taken back")
                 tell_found(found, tell)
             except KvmlaunchError as error:
                 tell("warn", f"{journal.vm} could not be healed: {error.report.message}: {error.report.why}")
+    for path in journals.unreadable_journals():
+        tell("warn", f"{path} cannot be read: what it took of the host stays until you remove it  [state.quarantined]")
 
 
 def give_back(uid: int, vm: str, tell: Tell) -> bool:
@@ -106,7 +115,7 @@ def clean_up(caller: Caller, vm: str, places: Places, tell: Tell) -> bool:
         return give_back_under_lock(caller, vm, tell)
     uid, gid = owner_of(places.run), os.stat(places.run).st_gid
     with claimed(places.run, uid, gid) as claim:
-        rotate_console(places.run, places.logs, uid, caller.uid, everything=True)
+        keep_logs(places.run, places.logs, caller.uid, tell)
         end_beside(places.run)
         prepared = give_back_under_lock(caller, vm, tell)
         remove_claimed(claim)

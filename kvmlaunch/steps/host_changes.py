@@ -8,39 +8,29 @@ from kvmlaunch.host import journal as journals
 from kvmlaunch.host.apply import apply_changes
 from kvmlaunch.host.lock import host_lock, why_fixed
 from kvmlaunch.model.change import Change, Journal, LogMountChange
-from kvmlaunch.model.plan import Place
 from kvmlaunch.model.run_files import LOG
 from kvmlaunch.run.process import read_boot_id
 from kvmlaunch.steps.caller import Tell
 from kvmlaunch.steps.heal import heal_host
 from kvmlaunch.steps.resolve import Resolved, refuse_errors
 
-LOG_SIZE = 16 << 20  # bytes that a guest can fill with what it prints, for root's VMs
+LOG_SIZE = 16 << 20  # bytes that a guest can fill with logs, for root's VMs
 TRIES = 5  # of counting pages while others move them
 SHORT = ("host.hugepages.short", "host.hugepages.partial")
 
 
 def all_changes(resolved: Resolved) -> tuple[Change, ...]:
-    """Give every host change of a start: the plan's, and for root's VMs the bounded place of the console log."""
+    """Give every host change of a start: the plan's, and for root's VMs the bounded place of their logs."""
     user = resolved.host.user
     mounted = any(mount.path == resolved.places.run / LOG for mount in resolved.host.mounts)
     roots = resolved.host.caller_uid == 0 and resolved.host.privileged
-    bounded = roots and uses_log(resolved) and not mounted and not why_fixed()
+    bounded = roots and not mounted and not why_fixed()
     log = (
         (LogMountChange(path=str(resolved.places.run / LOG), size=LOG_SIZE, uid=user.uid, gid=user.gid),)
         if bounded
         else ()
     )
     return (*resolved.changes(), *log)
-
-
-def uses_log(resolved: Resolved) -> bool:
-    """Does the console keep a log."""
-    return any(
-        part.choice.value == Place(root="run", tail="log/console.log")
-        for option in resolved.plan.options
-        for part in option.fields
-    )
 
 
 def journal_head(resolved: Resolved) -> Journal:
@@ -101,6 +91,5 @@ def leave_host(fresh: Resolved, fixed: str, tell: Tell) -> Resolved:
         hint = "start it outside of the container, or: --set memory.hugepages=auto, and a tap that is there"
         message = f"{fresh.name} needs changes of the host, which cannot be changed from here"
         raise PreflightFailed(Report(code="host.fixed", message=message, where=fresh.name, why=fixed, hint=hint))
-    if uses_log(fresh):
-        tell("warn", f"the console's log has no bound of its own: {fixed}  [host.fixed]")
+    tell("warn", f"the VM's logs have no bound of their own: {fixed}  [host.fixed]")
     return fresh

@@ -10,7 +10,6 @@ from kvmlaunch.errors import Busy, PrivilegeMissing, Report
 from kvmlaunch.host import journal as journals
 from kvmlaunch.host.apply import apply_changes, undo_entries
 from kvmlaunch.host.lock import host_lock
-from kvmlaunch.host.logs import rotate_console
 from kvmlaunch.host.rights import rights_of
 from kvmlaunch.host.rundir import claimed, mark_prepared, remove_claimed, remove_contents, unmark_prepared
 from kvmlaunch.model.change import Change, DirectoryChange, Journal, render_change, render_entry, render_undone
@@ -20,7 +19,7 @@ from kvmlaunch.model.plan import Places
 from kvmlaunch.model.run_files import LOG
 from kvmlaunch.model.value import frozen
 from kvmlaunch.steps.caller import Caller, Tell
-from kvmlaunch.steps.heal import heal_host
+from kvmlaunch.steps.heal import heal_host, keep_logs
 from kvmlaunch.steps.host_changes import all_changes, journal_head
 from kvmlaunch.steps.load import load_subject
 from kvmlaunch.steps.names import name_of, refuse_unknown
@@ -149,7 +148,7 @@ def undo(caller: Caller, word: str, tell: Tell, *, dry_run: bool = False) -> tup
             for entry in reversed(journal.entries):
                 tell("would undo", render_entry(entry))
             return True, ()
-        with emptied(caller.places(name), journal.uid):
+        with emptied(caller.places(name), journal.uid, tell):
             found = undo_entries(journal, journal.entries)
         for entry in reversed(journal.entries):
             tell("undone", render_undone(entry))
@@ -157,7 +156,7 @@ def undo(caller: Caller, word: str, tell: Tell, *, dry_run: bool = False) -> tup
 
 
 @contextlib.contextmanager
-def emptied(places: Places, owner_uid: int) -> Iterator[None]:
+def emptied(places: Places, owner_uid: int, tell: Tell) -> Iterator[None]:
     """Hold a VM's run directory, emptied, so that nobody starts it meanwhile; afterwards it goes as well.
 
     What its guest has printed is kept first, with its user's rights.
@@ -169,7 +168,7 @@ def emptied(places: Places, owner_uid: int) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         with rights_of(UserFacts(uid=owner_uid, gid=gid)):
             claim = stack.enter_context(claimed(places.run, uid, gid))
-            rotate_console(places.run, places.logs, uid, owner_uid, everything=True)
+            keep_logs(places.run, places.logs, owner_uid, tell)
             remove_contents(claim)
         yield
         if os.path.isdir(places.run):  # it was there before it was prepared: its mark would make it stay for ever

@@ -24,7 +24,7 @@ from kvmlaunch.builder.vm import build_sidecars
 from kvmlaunch.errors import Busy, KvmlaunchError, QemuFailed, Report
 from kvmlaunch.host.definitions import is_same_file
 from kvmlaunch.host.files import remove_if_there, write_all
-from kvmlaunch.host.logs import QEMU_LOG, open_qemu_log
+from kvmlaunch.host.logs import open_qemu_log
 from kvmlaunch.host.rundir import (
     Claim,
     claimed,
@@ -40,11 +40,11 @@ from kvmlaunch.host.tree import entered, make_owned, own_files
 from kvmlaunch.model.change import Change
 from kvmlaunch.model.finding import Finding, warning
 from kvmlaunch.model.lifecycle import Answer, Verb, VmState, plan_transition
-from kvmlaunch.model.run_files import EVENTS, QMP, TPM
+from kvmlaunch.model.run_files import EVENTS, QEMU_LOG, QMP, TPM
 from kvmlaunch.model.value import frozen
 from kvmlaunch.preflight.checks import CHECK_COUNT
 from kvmlaunch.steps.caller import Caller, Tell
-from kvmlaunch.steps.heal import clean_up, end_beside, give_back_under_lock
+from kvmlaunch.steps.heal import clean_up, end_beside, give_back_under_lock, keep_logs
 from kvmlaunch.steps.host_changes import all_changes, change_host
 from kvmlaunch.steps.load import Subject, load, load_subject
 from kvmlaunch.steps.observe import LEFT, Seen, age, monitor_path, observe, who_holds
@@ -56,6 +56,9 @@ if TYPE_CHECKING:
     from kvmlaunch.run.launch import RunningVm
 
 LINGER = PurePosixPath("/var/lib/systemd/linger")  # of logind: a file for each user who lingers
+
+
+Keep = Callable[[Resolved, "RunningVm"], Callable[[], None]]
 
 
 @frozen(kw_only=True)
@@ -158,7 +161,7 @@ def settle(caller: Caller, seen: Seen, subject: Subject, wishes: Wishes, tell: T
             if seen.state is VmState.FOREIGN:
                 from kvmlaunch.steps.adopt import as_planned  # noqa: PLC0415 - this path only
 
-                as_planned(caller, seen, subject)
+                as_planned(caller, seen, subject, dry_run=wishes.dry_run)
                 tell("verified", f"pid {seen.pid}, which kvmlaunch did not start, is as planned")
             findings = (*check_running(caller, seen, subject), *check_paused(seen))
             if wishes.paused and not any(finding.report.code == "vm.paused" for finding in findings):
@@ -175,17 +178,24 @@ def settle(caller: Caller, seen: Seen, subject: Subject, wishes: Wishes, tell: T
                 )
             )
         case Answer.HEAL_THEN_ACT:
-            if seen.state is VmState.HALF:
-                from kvmlaunch.steps.adopt import take_over  # noqa: PLC0415 - this path only
-
-                pid = take_over(caller, seen, subject, tell)
-                if pid:
-                    return Started(name=seen.name, pid=pid, already=True, seconds=age(seen.record))
-            clean_up(caller, seen.name, seen.places, tell)
-            tell("healed", f"{seen.state.value} before: cleaned up")
+            return heal_before(caller, seen, subject, wishes, tell)
         case Answer.ACT | Answer.NOT_RUNNING:
             if seen.unreadable:
                 tell("warn", f"[state.quarantined] the record is unreadable: {seen.unreadable}")
+    return None
+
+
+def heal_before(caller: Caller, seen: Seen, subject: Subject, wishes: Wishes, tell: Tell) -> Started | None:
+    """Take over a half started VM whose guest runs, and clean up after any other; None to go on with a start."""
+    if seen.state is VmState.HALF:
+        from kvmlaunch.steps.adopt import take_over  # noqa: PLC0415 - this path only
+
+        pid = take_over(caller, seen, subject, tell, dry_run=wishes.dry_run)
+        if pid:
+            return Started(name=seen.name, pid=pid, already=True, seconds=age(seen.record))
+    if not wishes.dry_run:
+        clean_up(caller, seen.name, seen.places, tell)
+        tell("healed", f"{seen.state.value} before: cleaned up")
     return None
 
 
@@ -219,7 +229,7 @@ def make_variables(resolved: Resolved) -> None:
         os.rename(temporary, store.name, src_dir_fd=fd, dst_dir_fd=fd)
 
 
-def start_sidecars(caller: Caller, resolved: Resolved, claim: Claim) -> None:
+def start_sidecars(resolved: Resolved, claim: Claim) -> None:
     """Start what a VM has beside QEMU: the emulator of its TPM, the daemons of its shares; they end with QEMU."""
     places, user = resolved.places, resolved.host.user
     commands = build_sidecars(resolved.subject.definition, resolved.host, places)
@@ -233,7 +243,7 @@ def start_sidecars(caller: Caller, resolved: Resolved, claim: Claim) -> None:
         make_owned(places.state / STATE, user.uid, user.gid, 0o700)
         own_files(places.state / STATE, user.uid, user.gid)
     when = datetime.now(UTC).isoformat(timespec="seconds")
-    log_fd, _ = open_qemu_log(places.logs, caller.uid, f"# {when} beside {resolved.name}: {', '.join(commands)}")
+    log_fd, _ = open_qemu_log(claim.fd, claim.path, f"# {when} beside {resolved.name}: {', '.join(commands)}")
     try:
         for socket, argv in commands.items():
             owner, log = process_owner(user), places.logs / QEMU_LOG
@@ -273,14 +283,14 @@ def linger_findings(resolved: Resolved) -> tuple[Finding, ...]:
     )
 
 
-def launch(caller: Caller, resolved: Resolved, claim: Claim, argv: tuple[str, ...], deadline: float) -> "RunningVm":
+def launch(resolved: Resolved, claim: Claim, argv: tuple[str, ...], deadline: float) -> "RunningVm":
     """Start QEMU and wait until its monitor has negotiated; what is needed later is imported meanwhile."""
     from kvmlaunch.run.launch import launch_qemu, wait_for_greeting, wait_for_socket  # noqa: PLC0415 - late on purpose
     from kvmlaunch.steps.owners import process_owner  # noqa: PLC0415 - late on purpose
 
     logs, owner = resolved.places.logs, process_owner(resolved.host.user)
     log_fd, log_start = open_qemu_log(
-        logs, caller.uid, f"# {datetime.now(UTC).isoformat(timespec='seconds')} {resolved.name}"
+        claim.fd, claim.path, f"# {datetime.now(UTC).isoformat(timespec='seconds')} {resolved.name}"
     )
     memlock = resolved.plan.memory.size + GIB if resolved.plan.memory.lock else 0
     vm = launch_qemu(
@@ -328,7 +338,7 @@ def pin_threads(resolved: Resolved, vm: "RunningVm", *, paused: bool) -> None:
         return
     from kvmlaunch.run.pin import pin_and_continue  # noqa: PLC0415 - only where something is pinned
 
-    pin_and_continue(monitor_socket(resolved.places.run), vm.pid, plan.vcpu_pins, plan.iothread_pins, go_on=not paused)
+    pin_and_continue(monitor_socket(resolved.places.run), vm.pid, plan.vcpu_pins, plan.thread_pins, go_on=not paused)
 
 
 def end_children(uuid: str) -> None:
@@ -352,6 +362,7 @@ def given_back_on_failure(caller: Caller, resolved: Resolved, claim: Claim, tell
     except BaseException:
         end_children(resolved.plan.uuid)
         for undo in (
+            lambda: keep_logs(claim.path, resolved.places.logs, caller.uid, tell),
             lambda: end_beside(resolved.places.run),
             lambda: give_back_under_lock(caller, resolved.name, tell),
             lambda: remove_claimed(claim),
@@ -365,10 +376,8 @@ def given_back_on_failure(caller: Caller, resolved: Resolved, claim: Claim, tell
         raise
 
 
-def start(
-    caller: Caller, resolved: Resolved, wishes: Wishes, tell: Tell, then: Callable[[Resolved, "RunningVm"], None]
-) -> Started:
-    """Claim, change the host, launch, verify, record; `then` runs while the VM is still this process's child."""
+def start(caller: Caller, resolved: Resolved, wishes: Wishes, tell: Tell, keep: Keep) -> Started:
+    """Claim, change the host, launch, verify, record."""
     begun = time.monotonic()
     user = resolved.host.user
     with (
@@ -391,34 +400,37 @@ def start(
             from kvmlaunch.steps.seed import make_seed  # noqa: PLC0415 - with cloud_init only
 
             make_seed(resolved)
-        start_sidecars(caller, resolved, claim)
+        start_sidecars(resolved, claim)
         argv = render_argv(resolved.plan, resolved.places)
         deadline = time.monotonic() + (wishes.timeout or float(resolved.subject.definition.lifecycle.start_timeout))
         tell("exec", shlex.join(argv))
-        vm = launch(caller, resolved, claim, argv, deadline)
+        vm = launch(resolved, claim, argv, deadline)
         try:
             verify(resolved, vm, argv, deadline)
             pin_threads(resolved, vm, paused=wishes.paused)
             write_record(claim, record_of(resolved, argv, vm.pid, "running"))
         except BaseException:
             vm.end()
+            vm.let_go()
             raise
         seconds = time.monotonic() - begun
         tell("started", f"pid {vm.pid} in {seconds:.2f} s")
-    then(resolved, vm)
+        then = keep(resolved, vm)
+    then()
     findings = resolved.findings()
     return Started(name=resolved.name, pid=vm.pid, seconds=seconds, argv=argv, findings=findings, changes=changes)
 
 
-def no_more(_resolved: Resolved, vm: "RunningVm") -> None:
+def no_more(_resolved: Resolved, vm: "RunningVm") -> Callable[[], None]:
     """Let go of a VM once it runs."""
-    vm.let_go()
+    return vm.let_go
 
 
-def up(
-    caller: Caller, word: str, wishes: Wishes, tell: Tell, then: Callable[[Resolved, "RunningVm"], None] = no_more
-) -> Started:
-    """Start a VM; running already is fine.  Raises KvmlaunchError, after which nothing is left of the try."""
+def up(caller: Caller, word: str, wishes: Wishes, tell: Tell, keep: Keep = no_more) -> Started:
+    """Start a VM; running already is fine.  Raises KvmlaunchError, after which nothing is left of the try.
+
+    `keep` is asked as the last thing that undoes the start when it fails, and gives what is done once the VM stays.
+    """
     subject = load_subject(caller, word)
     name = subject.definition.name
     tell("definition", str(subject.definition.file))
@@ -427,7 +439,10 @@ def up(
         settled = settle(caller, seen, subject, wishes, tell)
         if settled:
             return settled
-    resolved = resolve(caller, subject, everything=True, boot_from=wishes.boot_from, paused=wishes.paused)
+    running = seen.pid if wishes.dry_run else None  # what a half started one holds would be free by then
+    resolved = resolve(
+        caller, subject, everything=True, running=running, boot_from=wishes.boot_from, paused=wishes.paused
+    )
     findings = resolved.findings()
     refuse_errors(name, (*findings, *seed_findings(resolved)))
     for finding in linger_findings(resolved):
@@ -436,4 +451,4 @@ def up(
     if wishes.dry_run:
         argv = render_argv(resolved.plan, resolved.places)
         return Started(name=name, pid=None, argv=argv, findings=findings, changes=all_changes(resolved))
-    return start(caller, resolved, wishes, tell, then)
+    return start(caller, resolved, wishes, tell, keep)

@@ -231,8 +231,13 @@ IDS: Final = (
     names.cdrom_device_id,
     names.netdev_id,
     names.nic_id,
+    names.share_id,
+    names.share_device_id,
 )
-OURS: Final = ("scsi0", "rng0", "rng-dev0", "mem0", "balloon0", "video0", "usb", "tablet0", "pvpanic0", "vmgenid0")
+OURS: Final = (
+    "scsi0", "rng0", "rng-dev0", "mem0", "balloon0", "video0", "usb", "tablet0", "pvpanic0", "vmgenid0",
+    "serial-agent", "agent-port0", "tpm-socket", "tpm0", "tpm-crb0", "seed", "seed-device",
+)  # fmt: skip
 
 
 @given(name=TABLE_NAME, other=TABLE_NAME)

@@ -165,6 +165,16 @@ def test_what_goes_together_is_let_pass(text: str) -> None:
         ('"-drive", "id=d,if=none,format=raw,file=iscsi://bob%hunter2@example.org/iqn.a/1"', "def.secret"),
         ('"-blockdev", \'{"driver":"https","url":"https://bob:hunter2@example.org/d.img"}\'', "def.secret"),
         ('"-run-with", "user=bob"', "def.raw.option"),
+        ('"-serial", "mon:tcp:127.0.0.1:4444,server=on,wait=off"', "def.raw.option"),
+        ('"-netdev", \'{"type":"user","id":"n","hostfwd":[{"str":"tcp::8081-:81"}]}\'', "def.net.exposed"),
+        ('"-netdev", \'{"type":"user","id":"n","guestfwd":[{"str":"tcp:10.0.2.9:1-cmd:id"}]}\'', "def.raw.option"),
+        ("\"-netdev\", \"{ 'type': 'user', 'id': 'n' }\"", "def.raw.option"),
+        ('"-netdev", "stream,id=n,server=on,addr.type=inet,addr.host=0.0.0.0,addr.port=4455"', "def.net.exposed"),
+        (
+            '"-netdev", \'{"type":"stream","id":"n","server":true,"addr":{"type":"inet","host":"","port":"1"}}\'',
+            "def.net.exposed",
+        ),
+        ('"-netdev", "dgram,id=n,local.type=inet,local.host=0.0.0.0,local.port=4455"', "def.net.exposed"),
     ],
 )
 def test_an_argument_by_hand_that_undoes_a_promise_is_refused(arguments: str, code: str) -> None:
@@ -189,6 +199,9 @@ def test_an_argument_by_hand_that_undoes_a_promise_is_refused(arguments: str, co
         '"-spice", "addr=127.0.0.1,port=5930,disable-ticketing=on"',
         '"-spice", "unix=on,addr=/run/spice.sock,disable-ticketing=on"',
         '"-netdev", "tap,id=n,ifname=t0,script=no,downscript=no"',
+        '"-netdev", "stream,id=n,server=off,addr.type=inet,addr.host=10.0.0.5,addr.port=4455"',
+        '"-netdev", "stream,id=n,server=on,addr.type=unix,addr.path=/run/n"',
+        '"-netdev", \'{"type":"user","id":"n","hostfwd":[{"str":"tcp:127.0.0.1:8081-:81"}]}\'',
         '"-no-shutdown"',
         '"-global", "kvm-pit.lost_tick_policy=discard"',
     ],

@@ -300,7 +300,7 @@ def test_one_image_is_one_vms_whatever_its_path() -> None:
 
     assert named(members) == {"b": ["disk.locked"]}
     assert only(members).report.why == "a writes it as disk.root, b writes it"
-    assert only(members).report.hint.startswith("cp --sparse=always /srv/vm/link.img /srv/vm/b-root.img")
+    assert only(members).report.hint.startswith("kvmlaunch disk convert b:root /srv/vm/b-root.img ")
 
 
 @pytest.mark.parametrize("writer", [0, 1])

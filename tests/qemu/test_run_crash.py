@@ -6,6 +6,8 @@ import signal
 import pytest
 
 from tests.crashes import Point, describe, killed_at, points, sample
+from tests.monitor import monitor_at
+from tests.qemu.test_run_identity import paste
 from tests.sandbox import Machine, finish, is_alive, wait_for
 
 ENDED = "ended"
@@ -138,6 +140,79 @@ def test_down_asks_a_guest_that_runs_without_its_launcher_and_kills_it_only_with
     assert asked.code == 8
     assert alive
     assert machine.leftovers() == []
+
+
+@pytest.mark.parametrize("linked", [True, False])
+def test_a_second_qemu_that_took_the_sockets_name_costs_a_half_started_guest_nothing(
+    machine: Machine, *, linked: bool
+) -> None:
+    machine.define("web", image=True)
+    places = points(machine, "up", "web", after=r"\blinkat\(", others=1)
+    written = next(point for point in places if point.name.startswith("rename") and "record.json" in point.text)
+    machine.end("web")
+    killed_at(machine, written if linked else LINKED, "up", "web")
+    (pid,) = machine.qemus()
+    paste(machine, "web").communicate(timeout=60)
+
+    verbs = [machine.run(*words) for words in (("up", "web"), ("down", "web", "--timeout", "300ms"))]
+
+    alive = is_alive(pid)
+    if not linked:  # the second name was not there yet: nobody can ask this QEMU any more
+        assert [each.code for each in verbs] == [7, 7]
+        assert all("--force" in each.err for each in verbs)
+    else:
+        assert [each.code for each in verbs] == [0, 8]
+        assert machine.status("web")["state"] == "running"
+    assert alive
+    machine.end("web")
+    assert machine.leftovers() == []
+
+
+def test_a_dry_run_over_a_half_started_vm_changes_nothing(machine: Machine) -> None:
+    for paused in ((), ("--paused",)):
+        machine.define("web", image=True)
+        killed_at(machine, LINKED, "up", "web", *paused)
+        (pid,) = machine.qemus()
+        before = record_of(machine)
+
+        said = machine.ok("up", "web", "-n", *paused)
+
+        assert f"pid {pid}" in said.err
+        assert "would" in said.err
+        assert (machine.qemus(), record_of(machine)) == ([pid], before)
+        machine.end("web")
+
+
+def record_of(machine: Machine) -> str:
+    """Give the text of a VM's record."""
+    return (machine.rundir("web") / "record.json").read_text()
+
+
+def has_run(machine: Machine) -> bool:
+    """Has the guest of the one QEMU there is been let run."""
+    for name in ("qmp-own.sock", "qmp.sock"):
+        if (machine.rundir("web") / name).exists():
+            with monitor_at(machine.rundir("web") / name) as qmp:
+                return bool(qmp.ask("query-status")["status"] == "running")
+    return False
+
+
+def test_an_up_killed_at_any_call_never_costs_a_guest_that_runs(machine: Machine) -> None:
+    machine.define("web", image=True)
+    machine.ok("print-cmd", "web")
+    words = ("up", "web")
+    places = points(machine, *words, after=r"\blinkat\(", others=8)
+    machine.end("web")
+
+    for point in sample(places, 3):
+        killed_at(machine, point, *words)
+        before = machine.qemus()
+        ran = bool(before) and has_run(machine)
+        machine.ok("up", "web")
+        if ran:
+            assert machine.qemus() == before, describe(point, words)
+        machine.end("web")
+        assert machine.leftovers() == [], describe(point, words)
 
 
 def test_a_guest_that_never_ran_is_ended_without_being_asked(machine: Machine) -> None:

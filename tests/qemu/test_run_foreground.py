@@ -50,6 +50,37 @@ def test_sigterm_presses_the_power_button_and_then_ends_a_guest_that_ignores_it(
     assert machine.leftovers() == []
 
 
+def test_a_service_manager_that_does_not_listen_costs_no_vm(machine: Machine) -> None:
+    machine.define("web", STUBBORN)
+    process = machine.start("kvmlaunch", "up", "web", "--foreground", env={"NOTIFY_SOCKET": "/nonexistent/notify"})
+    wait_for("it stays", lambda: machine.status("web")["state"] == "running")
+
+    process.terminate()
+    result = finish(process)
+
+    assert (result.code, "internal.bug" in result.codes) == (0, False), result.err
+    assert machine.leftovers() == []
+
+
+def test_a_signal_as_the_start_ends_is_the_vms(machine: Machine) -> None:
+    machine.define("web", STUBBORN)
+
+    process = machine.start("kvmlaunch", "up", "web", "--foreground")
+    written = machine.rundir("web") / "record.json"
+    wait_for("it is written down", lambda: written.exists() and '"running"' in written.read_text())
+    process.terminate()
+    result = finish(process)
+
+    assert result.code == 0, result.err
+    assert machine.leftovers() == []
+
+
+def test_the_end_and_the_guests_readiness_are_not_waited_for_together(machine: Machine) -> None:
+    machine.define("web")
+
+    assert machine.run("up", "web", "--foreground", "--wait", "ready").code == 2
+
+
 def test_down_ends_a_vm_in_the_foreground_and_both_commands_succeed(machine: Machine) -> None:
     machine.define("web")
 

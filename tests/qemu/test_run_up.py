@@ -300,6 +300,25 @@ def test_its_own_port_does_not_stand_in_the_way_of_a_running_vm(machine: Machine
     assert printed.out == cmdline(machine.pid("web")).decode()
 
 
+def test_a_port_of_somebody_else_stands_in_the_way_of_a_restart_before_anything_ends(machine: Machine) -> None:
+    machine.define("web", TINY.replace('type = "none"', 'type = "user"\nforwards = ["tcp:127.0.0.1:8080:80"]'))
+    machine.ok("up", "web")
+    pid = machine.pid("web")
+    listener = machine.start("socat", "TCP-LISTEN:8081,bind=127.0.0.1", "STDOUT")
+    wait_for("somebody listens", lambda: ":1F91 " in Path(f"/proc/{machine.holder.pid}/net/tcp").read_text())
+    more = '"tcp:127.0.0.1:8080:80", "tcp:127.0.0.1:8081:81"'
+    machine.define("web", TINY.replace('type = "none"', f'type = "user"\nforwards = [{more}]'))
+
+    refused = [machine.run("preflight", "web"), machine.run("restart", "web", "--force", "--timeout", "10ms")]
+    large = machine.run("restart", "web", "--set", "memory.size=9000GiB", "--force", "--timeout", "10ms")
+
+    assert [(each.code, "host.port.used" in each.codes) for each in refused] == [(6, True)] * 2
+    assert (large.code, "host.memory.short" in large.codes) == (6, True)
+    assert machine.qemus() == [pid]
+    listener.kill()
+    listener.communicate()
+
+
 @pytest.mark.parametrize("mode", [0o666, 0o664])
 def test_root_does_not_run_a_definition_that_others_may_write(machine: Machine, mode: int) -> None:
     machine.define("web").chmod(mode)
@@ -329,16 +348,18 @@ def test_what_is_made_has_the_same_modes_under_every_umask(machine: Machine, uma
     assert result.code == 0, result.err
     modes = {
         str(path.relative_to(machine.outside("/"))): path.lstat().st_mode & 0o7777
-        for top in ("/run/kvmlaunch/vm", "/var/lib/kvmlaunch/journal", "/var/log/kvmlaunch/web")
+        for top in ("/run/kvmlaunch/vm", "/var/lib/kvmlaunch/journal")
         for path in (machine.outside(top), *machine.outside(top).rglob("*"))
     }
     assert modes.pop("run/kvmlaunch/vm") == 0o711
-    assert modes.pop("var/log/kvmlaunch/web") in {0o700, 0o711}
     assert modes["run/kvmlaunch/vm/web"] == 0o700
     assert modes["run/kvmlaunch/vm/web/log"] == 0o700
     assert modes["var/lib/kvmlaunch/journal"] == 0o700
     files = {path: mode for path, mode in modes.items() if not machine.outside(f"/{path}").is_dir()}
     assert {path: oct(mode) for path, mode in files.items() if mode & 0o077} == {}
+    machine.execute("kvmlaunch", "down", "web", "--force", "--timeout", "10ms", umask=umask)
+    kept = machine.outside("/var/log/kvmlaunch/web")
+    assert (kept.stat().st_mode & 0o7777, (kept / "qemu.log").stat().st_mode & 0o7777) == (0o700, 0o600)
 
 
 def test_every_json_document_names_its_schema(machine: Machine) -> None:
