@@ -73,11 +73,19 @@ def counted_entry(ledger: Ledger, setting: Setting, live: int, borrowed: int, *,
         counted=True,
         lasting=lasting or bool(ours and ours.lasting),
         kept=setting.wanted.value if lasting else ours.kept if ours else None,
+        kept_before=kept_before(ours, setting.wanted.value) if lasting else ours.kept_before if ours else (),
         borrowed=str(borrowed),
         surplus=str(int(ours.surplus if ours else 0) + lent_pages(setting.knob.path)),
         boot_id=ledger.boot_id,
         time=ledger.time,
     )
+
+
+def kept_before(known: SettingEntry | None, wanted: str) -> tuple[str, ...]:
+    """Give what a file of ours may set at boot until it is written with another value."""
+    if known is None or known.kept in {None, wanted}:
+        return known.kept_before if known else ()
+    return (*known.kept_before, str(known.kept))
 
 
 def lent_pages(path: str) -> int:
@@ -149,6 +157,7 @@ def counted_anew(entry: SettingEntry, live: int, boot_id: str, root: Path) -> Se
     default = parse_meminfo(read_text(str(root / "proc/meminfo")) or "").get("Hugepagesize", 0)
     booted = boot_pages(cmdline, default, page_size_of(entry.path))
     before = min(live, max(int(entry.before), booted))
-    after = min(live, max(int(entry.kept or entry.wanted), before))
+    set_by_us = (int(each) for each in (entry.kept or entry.wanted, *entry.kept_before))
+    after = min(live, max(*set_by_us, before))
     counted = evolve(entry, before=str(before), after=str(after), undo_from=None, done=True, boot_id=boot_id)
     return evolve(counted, borrowed="0", surplus="0")

@@ -13,7 +13,7 @@ from attrs import evolve
 from kvmlaunch.errors import KvmlaunchError
 from kvmlaunch.facts.memory import parse_meminfo
 from kvmlaunch.host.knobs import read_value, write_value
-from kvmlaunch.host.pool_settings import counted_anew, counted_entry, settled_pool, undo_counted
+from kvmlaunch.host.pool_settings import counted_anew, counted_entry, kept_before, settled_pool, undo_counted
 from kvmlaunch.host.readers import names_in, read_text
 from kvmlaunch.host.tune_journal import Ledger
 from kvmlaunch.model.finding import Finding, warning
@@ -21,7 +21,11 @@ from kvmlaunch.model.tuning import SMALL_PAGE, FileEntry, MountEntry, Setting, S
 from kvmlaunch.units import GIB, render_size
 
 # What the kernel resets when the first is written (measured with Linux 6.18); a scheduler's own knobs begin anew.
-COMPANIONS = {"advisor_mode": "pages_to_scan", "scheduler": "nr_requests"}
+COMPANIONS = {
+    "/sys/kernel/mm/ksm/advisor_mode": "/sys/kernel/mm/ksm/pages_to_scan",
+    "/sys/kernel/mm/transparent_hugepage/enabled": "/proc/sys/vm/min_free_kbytes",
+}
+OF_QUEUE = {"scheduler": "nr_requests"}
 ADVISOR, ADVISED, OWN_KNOBS = "advisor_mode", "pages_to_scan", "iosched"
 RUN, ACROSS = "/sys/kernel/mm/ksm/run", "merge_across_nodes"
 SHARED, SHARING = "/sys/kernel/mm/ksm/pages_shared", "/sys/kernel/mm/ksm/pages_sharing"
@@ -35,11 +39,18 @@ def settle(ledger: Ledger, root: Path = Path("/")) -> None:
             ledger.drop(entry.path)
         elif isinstance(entry, SettingEntry) and entry.counted and entry.boot_id != ledger.boot_id:
             ledger.put(counted_anew(entry, int(read_value(entry.path, root) or 0), ledger.boot_id, root))
-        elif isinstance(entry, SettingEntry) and not entry.done:
+        elif isinstance(entry, SettingEntry) and not entry.done and entry.boot_id == ledger.boot_id:
             settle_one(ledger, entry, read_value(entry.path, root))
+        elif isinstance(entry, SettingEntry) and not entry.done and not is_kept_at_boot(entry, root):
+            ledger.drop(entry.path)  # the write died with the boot, and no file sets it
         elif isinstance(entry, SettingEntry) and entry.boot_id != ledger.boot_id:
             before = entry.before if entry.default is None else entry.default
-            ledger.put(evolve(entry, before=before, after=entry.kept or entry.after, boot_id=ledger.boot_id))
+            ledger.put(evolve(entry, before=before, after=entry.kept or entry.after, done=True, boot_id=ledger.boot_id))
+
+
+def is_kept_at_boot(entry: SettingEntry, root: Path) -> bool:
+    """Does a knob hold what a file of ours may have set at boot."""
+    return read_value(entry.path, root) in {entry.kept, *entry.kept_before} - {None}
 
 
 def settle_one(ledger: Ledger, entry: SettingEntry, live: str | None) -> None:
@@ -63,7 +74,7 @@ def skipped(setting_key: str, path: str, why: str, hint: str = "") -> Finding:
 
 def is_ours(entry: SettingEntry, live: str) -> bool:
     """Is a knob as we left it, or as a file of ours sets it; taking pages apart is a passing step of ours."""
-    return live in {entry.after, entry.kept} or (entry.path == RUN and live == TAKEN_APART)
+    return live in {entry.after, entry.kept, *entry.kept_before} or (entry.path == RUN and live == TAKEN_APART)
 
 
 def apply_setting(ledger: Ledger, setting: Setting, root: Path = Path("/"), *, lasting: bool) -> Finding | None:
@@ -85,42 +96,85 @@ def apply_setting(ledger: Ledger, setting: Setting, root: Path = Path("/"), *, l
         after=known.after if known and is_ours(known, live) else None,
         lasting=lasting or bool(known and known.lasting),
         kept=wanted if lasting else known.kept if known else None,
+        kept_before=kept_before(known, wanted) if lasting else known.kept_before if known else (),
         default=before if lasting and default is None else default,
         unmerged=known.unmerged if known else path == RUN and read_value(SHARED, root) == "0",
         boot_id=ledger.boot_id,
         time=ledger.time,
     )
-    keep_companions(ledger, setting, root, lasting=entry.lasting)
+    beside = keep_companions(ledger, setting, root, lasting=entry.lasting)
     ledger.put(entry)
+    finding = turn(setting, live, root)
+    if finding is None:
+        ledger.put(evolve(entry, after=wanted, done=True))
+        return None
+    ledger.restore(path, earlier)
+    for companion in beside:
+        ledger.drop(companion)
+    return finding
+
+
+def turn(setting: Setting, live: str, root: Path) -> Finding | None:
+    """Write a knob; gives why the kernel did not take it, and then leaves what was there."""
+    path, wanted = setting.knob.path, setting.wanted.value
     try:
         after = write_value(path, wanted, root)
     except OSError as error:
-        ledger.restore(path, earlier)
+        if error.errno == errno.EBUSY and path.endswith(ACROSS):
+            return merged_already(setting)
         return skipped(setting.key, path, f"the kernel refused {wanted}: {error.strerror}")
-    if after != wanted:
-        with contextlib.suppress(OSError):
-            write_value(path, live, root)
-        ledger.restore(path, earlier)
-        return skipped(setting.key, path, f"{wanted} was written, {after} is what the kernel made of it")
-    ledger.put(evolve(entry, after=after, done=True))
-    return None
+    if after == wanted:
+        return None
+    with contextlib.suppress(OSError):
+        write_value(path, live, root)
+    return skipped(setting.key, path, f"{wanted} was written, {after} is what the kernel made of it")
+
+
+def merged_already(setting: Setting) -> Finding:
+    """Give the finding of a setting that has to wait until nothing is merged: at boot nothing is."""
+    return warning(
+        code="host.setting.busy",
+        message=f"{setting.key} cannot be set while pages are merged",
+        where=setting.knob.path,
+        why="ksm.rst: merge_across_nodes is changed only when there are no merged pages",
+        hint=f"echo 2 > {RUN}   # takes them apart, then the same command again; or the next boot, with --persist",
+    )
 
 
 def companions_of(path: str, root: Path) -> list[str]:
     """Give the knobs that the kernel sets anew when one is written."""
     directory, _, name = path.rpartition("/")
-    found = [f"{directory}/{COMPANIONS[name]}"] if name in COMPANIONS else []
-    if name == "scheduler":
+    found = [COMPANIONS[path]] if path in COMPANIONS else []
+    if name in OF_QUEUE:
+        found.append(f"{directory}/{OF_QUEUE[name]}")
         own = f"{directory}/{OWN_KNOBS}"
         found += [f"{own}/{each}" for each in sorted(names_in(str(root / own.lstrip("/"))))]
     return found
 
 
-def keep_companions(ledger: Ledger, setting: Setting, root: Path, *, lasting: bool) -> None:
-    """Write down what the kernel resets beside a knob: it is put back after that knob is."""
+def principal_of(path: str) -> str:
+    """Give the knob beside which the kernel sets one anew, "" for none."""
+    for principal, companion in COMPANIONS.items():
+        if path == companion:
+            return principal
+    queue, slash, rest = path.partition("/queue/")
+    beside = slash and (rest in OF_QUEUE.values() or rest.startswith(f"{OWN_KNOBS}/"))
+    return f"{queue}/queue/scheduler" if beside else ""
+
+
+def waits(ledger: Ledger, entry: SettingEntry) -> bool:
+    """Is it a companion whose principal is not put back: what is there belongs to what the principal holds now."""
+    principal = ledger.find(principal_of(entry.path)) if entry.companion else None
+    return isinstance(principal, SettingEntry) and principal.after != principal.before
+
+
+def keep_companions(ledger: Ledger, setting: Setting, root: Path, *, lasting: bool) -> list[str]:
+    """Write down what the kernel resets beside a knob: it is put back after that knob is.  Gives what is new of it."""
+    added = []
     for path in companions_of(setting.knob.path, root):
         live = read_value(path, root)
         if live is not None and ledger.find(path) is None:
+            added.append(path)
             ledger.put(
                 SettingEntry(
                     key=f"{setting.key.rpartition('.')[0]}.{path.rpartition('/')[2]}",
@@ -135,6 +189,7 @@ def keep_companions(ledger: Ledger, setting: Setting, root: Path, *, lasting: bo
                     time=ledger.time,
                 )
             )
+    return added
 
 
 def make_lasting(ledger: Ledger, setting: Setting, borrowed: int) -> None:
@@ -145,10 +200,19 @@ def make_lasting(ledger: Ledger, setting: Setting, borrowed: int) -> None:
     entry = ledger.find(setting.knob.path)
     if isinstance(entry, SettingEntry):
         default = entry.before if entry.default is None else entry.default
-        ledger.put(evolve(entry, lasting=True, kept=setting.wanted.value, default=default))
+        wanted = setting.wanted.value
+        before = kept_before(entry, wanted)
+        ledger.put(evolve(entry, lasting=True, kept=wanted, kept_before=before, default=default))
     elif setting.counted:
         live = int(setting.knob.value)
         ledger.put(evolve(counted_entry(ledger, setting, live, borrowed, lasting=True), done=True))
+
+
+def files_are_written(ledger: Ledger) -> None:
+    """Forget the values that files of ours set earlier: every one of them is written anew."""
+    for entry in ledger.entries:
+        if isinstance(entry, SettingEntry) and entry.kept_before:
+            ledger.put(evolve(entry, kept_before=()))
 
 
 def undo_setting(
@@ -159,6 +223,8 @@ def undo_setting(
     `stays` is for one that a file of ours sets at the next boot again: it is not forgotten.
     """
     live = read_value(entry.path, root)
+    if waits(ledger, entry):
+        return
     if live is None or is_advised(entry, root):
         yield from forget_setting(ledger, entry, live)
         return

@@ -26,6 +26,7 @@ KINDS: Final[Mapping[str, type[TuneEntry]]] = {
     "vm": VmEntry,
 }
 WORDS: Final = {kind: word for word, kind in KINDS.items()}
+LISTS: Final = ("kept_before",)
 MAY_BE_NONE: Final = ("before", "after", "undo_from", "last", "kept", "default")
 
 
@@ -63,6 +64,9 @@ def parse_entry(document: Mapping[str, Any]) -> TuneEntry:
         if field.name not in named and field.default is not NOTHING:
             continue  # of a release that did not have it
         value = named[field.name]
+        if field.name in LISTS and type(value) is list and all(type(each) is str for each in value):
+            named[field.name] = tuple(value)
+            continue
         wanted: object = int if field.name in {"mode", "before_mode"} else bool if field.type is bool else str
         if type(value) is not wanted and not (value is None and field.name in MAY_BE_NONE):
             raise TypeError(field.name)
@@ -126,6 +130,12 @@ class Ledger:
         else:
             self.entries = tuple(entry if each.path == entry.path else each for each in self.entries)
         self.write(self.entries)
+
+    def replace(self, entries: tuple[TuneEntry, ...]) -> None:
+        """Write other entries down in place of all, where they differ."""
+        if entries != self.entries:
+            self.entries = entries
+            self.write(entries)
 
     def drop(self, path: str) -> None:
         """Take an entry out."""

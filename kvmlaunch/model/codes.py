@@ -144,6 +144,7 @@ CODES: Final[dict[str, tuple[int, str]]] = {
     "host.scheduler.unknown": (0, "The device, or the scheduler for it, is not there; it was skipped."),
     "host.scheduler.renamed": (0, "A word of an old kernel was understood as that of today's."),
     "host.governor.unknown": (0, "The CPUs' driver offers no such governor; it was skipped."),
+    "host.setting.busy": (0, "A setting cannot be made at present; the files keep it, and the next boot makes it."),
     "host.setting.refused": (0, "The kernel did not take a setting; it was skipped, the others were made."),
     "host.tuned.conflict": (0, "Another program tunes this host as well, and may undo what is set."),
     "host.cmdline.elevator": (0, "A word on the kernel command line that kernels since 5.4 do not read."),

@@ -166,8 +166,10 @@ class SettingEntry:
     the boot in which it was made.  A `companion` is what the kernel resets beside another one: it was never wished.
 
     `kept` is the value that a file of ours sets at boot, None where none does, and `default` what would be there
-    then without it.  Of a counted one `before` are the pages
-    that are neither ours nor those of running VMs, which were `borrowed`; what we gained is `after` less `before`.
+    then without it; until all files are written one may still set an earlier value, of `kept_before`.
+
+    Of a counted one `before` are the pages that are neither ours nor those of running VMs, which were `borrowed`;
+    what we gained is `after` less `before`.
     `surplus` are pages that the kernel had lent beyond the pool, and that raising it made the pool's own.
     `unmerged` tells of KSM that nothing was merged before.
     """
@@ -184,6 +186,7 @@ class SettingEntry:
     companion: bool = False
     kept: str | None = None
     default: str | None = None
+    kept_before: tuple[str, ...] = ()
     borrowed: str = "0"
     surplus: str = "0"
     unmerged: bool = False
@@ -227,7 +230,7 @@ class MountEntry:
 
 @frozen(kw_only=True)
 class VmEntry:
-    """A VM that does not start with the host, and that was named when the host was tuned; `path` is its definition."""
+    """A VM that counted when the host was tuned; `path` is its definition."""
 
     path: str
     lasting: bool = False

@@ -17,7 +17,7 @@ from kvmlaunch.host.capture_tuning import capture_tuning
 from kvmlaunch.host.definitions import definition_files, read_file
 from kvmlaunch.host.journal import read_all_journals
 from kvmlaunch.host.kept_files import is_kept, serves
-from kvmlaunch.host.settings import COMPANIONS, OWN_KNOBS
+from kvmlaunch.host.settings import principal_of
 from kvmlaunch.host.tune_journal import read_entries
 from kvmlaunch.model.change import PoolChange
 from kvmlaunch.model.definition import Definition
@@ -41,7 +41,7 @@ class Planned:
 
     `written` are the paths of those of its files in which already stands what should.  `returning` is what an
     earlier `apply` did and nobody wishes any more: it is put back.  Root alone can know.  `unmounted` is the place of
-    the shared hugetlbfs that is wished and not there, `named` are the files of VMs that do not start with the host.
+    the shared hugetlbfs that is wished and not there, `counted` are the files of the VMs that count.
     `raised` are the pages that running VMs have in each pool by themselves; `again` is the command that applies it.
     """
 
@@ -49,7 +49,7 @@ class Planned:
     written: frozenset[str] = frozenset()
     returning: tuple[TuneEntry, ...] = ()
     unmounted: str = ""
-    named: tuple[str, ...] = ()
+    counted: tuple[str, ...] = ()
     vms: tuple[VmWish, ...]
     wishes: HostWishes
     host: HostFacts
@@ -61,8 +61,12 @@ class Planned:
 def read_wishes(caller: Caller) -> HostWishes:
     """Give what host.toml says, all defaults where there is none; raises DefinitionInvalid with every mistake."""
     path = Path(HOST_FILE)
-    if not os.path.exists(path):
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
         return HostWishes()
+    except OSError:
+        pass  # it may be there: reading it tells why it cannot be
     wishes, findings = load_wishes(PurePosixPath(path), read_file(path, caller.trust))
     if wishes is None:
         raise invalid("host.toml", findings)
@@ -82,30 +86,34 @@ def placed(finding: Finding) -> Finding:
 
 
 def definitions_of(
-    caller: Caller, words: Sequence[str], remembered: Sequence[str], *, every: bool
+    caller: Caller, words: Sequence[str], remembered: Sequence[str], *, every: bool, named_too: bool
 ) -> tuple[Definition, ...]:
     """Give the definitions that count: those that start with the host, or all, and those named now or remembered.
 
-    Raises DefinitionInvalid for a broken one: what it asks for would be missing from every sum.
+    Of the remembered ones those that start with the host count from wherever this is asked, unless another file
+    defines a VM of that name here; the others only if they are `named_too`.  Raises DefinitionInvalid for a broken one:
+    what it asks for would be missing from every sum.
     """
     named = [load_subject(caller, word).definition for word in words]
     found = {os.path.realpath(each.file): each for each in named}
     others = evolve(caller, file="", overrides=()) if words else caller  # -f and --set are about those that are named
     files = {os.path.realpath(path): name for name, path in definition_files(caller.search).items()}
-    for place, word in {**files, **dict.fromkeys(remembered)}.items():
+    for place, word in {**dict.fromkeys(remembered), **files}.items():
         if place not in found:
             definition = load_subject(others, word or place).definition
-            if every or definition.lifecycle.autostart or place in remembered:
+            elsewhere = word is None and definition.name in files.values()
+            asked = every and word is not None
+            if asked or (definition.lifecycle.autostart and not elsewhere) or (named_too and place in remembered):
                 found[place] = definition
     return tuple(sorted(found.values(), key=lambda each: each.name))  # what is written names them in this order
 
 
 def remembered_of(entries: Sequence[TuneEntry]) -> tuple[str, ...]:
-    """Give the files of the VMs that were named when the host was tuned, as long as they are there."""
+    """Give the files of the VMs that counted when the host was tuned, as long as they are there."""
     boot_id = read_boot_id()
-    named = (entry for entry in entries if isinstance(entry, VmEntry))
+    vms = (entry for entry in entries if isinstance(entry, VmEntry))
     return tuple(
-        entry.path for entry in named if (entry.lasting or entry.boot_id == boot_id) and os.path.isfile(entry.path)
+        entry.path for entry in vms if (entry.lasting or entry.boot_id == boot_id) and os.path.isfile(entry.path)
     )
 
 
@@ -125,9 +133,9 @@ def plan(caller: Caller, words: Sequence[str], *, every: bool, boot: bool = Fals
     applied (`as_applied`); without a name they no longer do.
     """
     wishes = read_wishes(caller)
-    entries = read_entries() if caller.uid == 0 else ()
-    remembered = remembered_of(entries) if words or as_applied else ()
-    definitions = definitions_of(caller, words, remembered, every=every)
+    entries = living(read_entries()) if caller.uid == 0 else ()
+    remembered = remembered_of(entries)
+    definitions = definitions_of(caller, words, remembered, every=every, named_too=bool(words) or as_applied)
     host, tuning = look(definitions, wishes)
     vms = tuple(vm_wish(each) for each in definitions)
     boot = boot or any(entry.path == GRUB_FILE for entry in entries)
@@ -141,13 +149,21 @@ def plan(caller: Caller, words: Sequence[str], *, every: bool, boot: bool = Fals
         written=written_of(made),
         returning=unwished(entries, made, wishes),
         unmounted=unmounted(host, wishes),
-        named=tuple(os.path.realpath(each.file) for each in definitions if not each.lifecycle.autostart),
+        counted=tuple(os.path.realpath(each.file) for each in definitions),
         vms=vms,
         wishes=wishes,
         host=host,
         tuning=tuning,
         raised=raised,
         again=again,
+    )
+
+
+def living(entries: Sequence[TuneEntry]) -> tuple[TuneEntry, ...]:
+    """Give the entries that still mean something: a knob that was turned until the reboot is as it was without us."""
+    boot_id = read_boot_id()
+    return tuple(
+        entry for entry in entries if not isinstance(entry, SettingEntry) or entry.lasting or entry.boot_id == boot_id
     )
 
 
@@ -202,10 +218,7 @@ def is_back(entry: TuneEntry) -> bool:
 
 def is_beside(entry: SettingEntry, settings: Mapping[str, Setting]) -> bool:
     """Is a knob what the kernel resets beside another one that is wished still."""
-    directory, _, name = entry.path.rpartition("/")
-    if directory.endswith(f"/{OWN_KNOBS}"):
-        return f"{directory.removesuffix(OWN_KNOBS)}scheduler" in settings
-    return entry.companion and any(f"{directory}/{each}" in settings for each, its in COMPANIONS.items() if its == name)
+    return entry.companion and principal_of(entry.path) in settings
 
 
 def is_more(entry: TuneEntry, setting: Setting | None) -> bool:

@@ -10,7 +10,7 @@ from kvmlaunch.host.capture_tuning import capture_grub
 from kvmlaunch.host.kept_files import apply_file, apply_shared_mount, is_kept, undo_other
 from kvmlaunch.host.lock import host_lock
 from kvmlaunch.host.pool_settings import apply_counted, lower_counted
-from kvmlaunch.host.settings import apply_setting, make_lasting, settle, undo_all
+from kvmlaunch.host.settings import apply_setting, files_are_written, make_lasting, settle, undo_all
 from kvmlaunch.host.tune_journal import Ledger, read_entries
 from kvmlaunch.model.finding import Finding, errors_of, warning
 from kvmlaunch.model.tuning import FileEntry, KeptFile, SettingEntry, VmEntry
@@ -76,7 +76,7 @@ def apply(
         ledger = open_ledger()
         planned = plan(caller, words, every=every, boot=boot)
         refuse_errors(planned)
-        remember(ledger, planned.named, lasting=persist)
+        remember(ledger, planned.counted, lasting=persist)
         found: list[Finding | None] = [*put_back(ledger, planned, tell, files=persist)]
         planned = plan(caller, words, every=every, boot=boot)  # a pool that was lowered may have to be raised again
         turned = apply_settings(ledger, planned, tell, lasting=persist, drop_caches=drop_caches)
@@ -86,25 +86,18 @@ def apply(
             if planned.unmounted and found[-1] is None:
                 tell("mounted", planned.unmounted)
         planned = evolve(planned, plan=evolve(planned.plan, files=files_without(planned, turned)))
-        for kept in planned.plan.files:
-            if (boot if kept.option == "--boot" else persist) and not is_kept(kept):
-                finding = apply_file(ledger, kept)
-                found.append(finding)
-                if finding is None:
-                    tell("written", kept.path)
+        found += write_files(ledger, planned, tell, persist=persist, boot=boot)
     return evolve(planned, written=written_of(planned.plan)), tuple(finding for finding in found if finding)
 
 
-def remember(ledger: Ledger, named: Sequence[str], *, lasting: bool) -> None:
-    """Write down which VMs were named, and forget those that no longer count."""
-    for path in named:
-        earlier = ledger.find(path)
-        ours = earlier if isinstance(earlier, VmEntry) else None
-        if ours is None or (lasting and not ours.lasting):
-            ledger.put(VmEntry(path=path, lasting=lasting, boot_id=ledger.boot_id, time=ledger.time))
-    for entry in ledger.entries:
-        if isinstance(entry, VmEntry) and entry.path not in named:
-            ledger.drop(entry.path)
+def remember(ledger: Ledger, counted: Sequence[str], *, lasting: bool) -> None:
+    """Write down which VMs count, and forget those that no longer do."""
+    known = {entry.path: entry for entry in ledger.entries if isinstance(entry, VmEntry)}
+    new = VmEntry(path="", lasting=lasting, boot_id=ledger.boot_id, time=ledger.time)
+    vms = [
+        known[path] if path in known and known[path].lasting >= lasting else evolve(new, path=path) for path in counted
+    ]
+    ledger.replace((*(entry for entry in ledger.entries if not isinstance(entry, VmEntry)), *vms))
 
 
 def put_back(ledger: Ledger, planned: Planned, tell: Tell, *, files: bool) -> list[Finding]:
@@ -158,12 +151,29 @@ def apply_settings(
     return found
 
 
+def write_files(ledger: Ledger, planned: Planned, tell: Tell, *, persist: bool, boot: bool) -> list[Finding]:
+    """Write the files of a plan, and take back those of ours in which nothing would stand any more."""
+    wanted = [kept for kept in planned.plan.files if (boot if kept.option == "--boot" else persist)]
+    there = {kept.path for kept in planned.plan.files}
+    empty = [entry for entry in ledger.entries if persist and isinstance(entry, FileEntry) and entry.path not in there]
+    found = [finding for entry in reversed(empty) for finding in undo_other(ledger, entry, force=False)]
+    for kept in wanted:
+        finding = None if is_kept(kept) else apply_file(ledger, kept)
+        if finding is not None:
+            found.append(finding)
+        elif kept.path not in planned.written:
+            tell("written", kept.path)
+    if persist and not found:
+        files_are_written(ledger)
+    return found
+
+
 def files_without(planned: Planned, turned: Sequence[Finding | None]) -> tuple[KeptFile, ...]:
     """Give the files of a plan without what the kernel refuses now: a boot would be refused it too.
 
     A pool that is short now may be filled while memory is still empty, and stays in.
     """
-    refused = {each.report.where for each in turned if each}
+    refused = {each.report.where for each in turned if each and each.report.code == "host.setting.refused"}
     settings = [each for each in planned.plan.settings if each.counted or each.knob.path not in refused]
     boot = any(kept.option == "--boot" for kept in planned.plan.files)
     return plan_files(settings, planned.tuning, planned.wishes, boot=boot)

@@ -29,7 +29,7 @@ def verify(caller: Caller, words: Sequence[str], *, every: bool) -> tuple[Planne
     kept = {kept.path: kept for kept in planned.plan.files}
     files = [entry for entry in entries if isinstance(entry, FileEntry)]
     written = {entry.path for entry in files}
-    lasting = any(isinstance(entry, SettingEntry) and entry.lasting for entry in entries)
+    lasting = bool(files) or any(not isinstance(entry, FileEntry) and entry.lasting for entry in entries)
     return planned, (
         *(knob_difference(planned, setting) for setting in planned.plan.changes),
         *(file_difference(entry) for entry in files if is_changed(entry, kept.get(entry.path))),

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from kvmlaunch.errors import PreflightFailed, Report
 from kvmlaunch.host.pool_settings import lower_counted, raise_pool
-from kvmlaunch.host.settings import apply_setting, settle, undo_setting
+from kvmlaunch.host.settings import apply_setting, files_are_written, settle, undo_setting
 from kvmlaunch.host.tune_journal import Ledger, parse_entries, render_entries
 from kvmlaunch.model.change import PoolChange
 from kvmlaunch.model.finding import Finding
@@ -26,6 +26,7 @@ ENTRIES: tuple[TuneEntry, ...] = (
     FileEntry(path="/etc/x", kind="file", before=None, before_mode=0o644, wanted="text\udc80", mode=0o644, made="/etc"),
     FileEntry(path="/etc/y", kind="link", before="old", before_mode=0o777, wanted="new", mode=0o644, done=True),
     MountEntry(path="/mnt/huge", made="/mnt", boot_id="b", time="2026-01-01T00:00:00+00:00"),
+    SettingEntry(key="vm.swappiness", path="/proc/sys/vm/swappiness", before="60", wanted="7", kept_before=("9", "8")),
     VmEntry(path="/srv/vm/web.toml", lasting=True, boot_id="b", time="2026-01-01T00:00:00+00:00"),
 )
 
@@ -266,6 +267,40 @@ def test_a_runtime_value_over_that_of_a_file_is_put_back_after_a_reboot_too(knob
     assert knob.value == "20"
 
 
+def test_a_file_that_could_not_be_written_anew_still_sets_what_is_ours(knob: Host) -> None:
+    knob.apply("30", lasting=True)
+    files_are_written(knob.ledger)
+    knob.apply("25", lasting=True)  # and /etc is full
+    reboot(knob, "30")
+
+    assert knob.undo() == []
+    assert knob.value == "20"
+    assert knob.ledger.entries == ()
+
+
+def test_an_intent_whose_boot_ended_is_void_where_no_file_made_it_true(knob: Host) -> None:
+    knob.apply("30", lasting=True)
+    cut_off = Ledger(entries=knob.written[0], boot_id="b", time="t", write=knob.written.append)
+    knob.ledger = cut_off
+
+    reboot(knob, "60")
+
+    assert knob.ledger.entries == ()
+    assert knob.value == "60"
+
+
+def test_a_pool_that_an_older_file_of_ours_raises_at_boot_is_given_back_whole(tmp_path: Path) -> None:
+    pool_at(tmp_path, total=100, free=100)
+    entry = evolve(raised(before=0, after=50), kept="50", kept_before=("100",), boot_id="a")
+    ledger = Ledger(entries=(entry,), boot_id="b", time="t", write=lambda _: None)
+
+    settle(ledger, tmp_path)
+    (found,) = ledger.entries
+
+    assert isinstance(found, SettingEntry)
+    assert (found.before, found.after) == ("0", "100")
+
+
 def files_of(root: Path, **values: str) -> None:
     """Write knobs of KSM."""
     for name, value in values.items():
@@ -316,20 +351,52 @@ def test_a_number_that_the_advisor_chooses_again_is_left_to_it(tmp_path: Path) -
     assert ledger.entries == ()
 
 
-def test_a_scheduler_brings_its_own_knobs_back(tmp_path: Path) -> None:
-    queue = tmp_path / "sys/block/vda/queue"
+def scheduler_of(root: Path) -> tuple[Path, Ledger, Setting]:
+    """Make a queue with a scheduler that has a knob of its own; gives it, a journal, and another scheduler wished."""
+    queue = root / "sys/block/vda/queue"
     (queue / "iosched").mkdir(parents=True)
     (queue / "scheduler").write_text("mq-deadline\n")
     (queue / "iosched/read_expire").write_text("123\n")
-    ledger = Ledger(entries=(), boot_id="b", time="t", write=lambda _: None)
     knob = Knob(path="/sys/block/vda/queue/scheduler", value="mq-deadline")
     setting = Setting(key="scheduler.vda", knob=knob, wanted=chosen("none", "why", "source"), keeper="udev")
+    return queue, Ledger(entries=(), boot_id="b", time="t", write=lambda _: None), setting
+
+
+def test_a_scheduler_brings_its_own_knobs_back(tmp_path: Path) -> None:
+    queue, ledger, setting = scheduler_of(tmp_path)
 
     apply_setting(ledger, setting, tmp_path, lasting=False)
     (queue / "iosched/read_expire").write_text("500\n")  # as the kernel does
 
     assert undone(ledger, tmp_path) == []
     assert (queue / "iosched/read_expire").read_text().strip() == "123"
+
+
+def test_a_schedulers_own_knobs_wait_while_it_is_not_put_back_itself(tmp_path: Path) -> None:
+    queue, ledger, setting = scheduler_of(tmp_path)
+
+    apply_setting(ledger, setting, tmp_path, lasting=False)
+    (queue / "scheduler").write_text("bfq\n")  # somebody else
+    (queue / "iosched/read_expire").write_text("77\n")
+    first, theirs = undone(ledger, tmp_path), (queue / "iosched/read_expire").read_text().strip()
+    (queue / "scheduler").write_text("none\n")
+    again = undone(ledger, tmp_path)
+
+    assert (first, theirs) == (["host.change.conflict"], "77")
+    assert again == []
+    assert (queue / "iosched/read_expire").read_text().strip() == "123"
+    assert ledger.entries == ()
+
+
+def test_nothing_is_written_down_beside_a_scheduler_that_the_kernel_refused(tmp_path: Path) -> None:
+    queue, ledger, setting = scheduler_of(tmp_path)
+    (queue / "scheduler").unlink()
+    (queue / "scheduler").symlink_to("/proc/version")  # a file of the kernel that takes nothing
+
+    found = apply_setting(ledger, setting, tmp_path, lasting=False)
+
+    assert found is not None
+    assert ledger.entries == ()
 
 
 @pytest.mark.parametrize(

@@ -552,6 +552,33 @@ def test_a_setting_that_the_kernel_refuses_is_kept_by_no_file(machine: Machine, 
     del etc
 
 
+def test_what_was_tuned_is_the_same_from_wherever_it_is_asked(machine: Machine, pool: Pool, etc: Path) -> None:
+    pool.set(0)
+    machine.ok("tune", "apply", "--persist")
+    machine.execute("mkdir", "-p", "/srv/empty")
+
+    elsewhere = machine.run("tune", "plan", "--defs", "/srv/empty", "--exit-code")
+    verified = machine.run("tune", "verify", "--defs", "/srv/empty")
+    machine.define("web", GUEST.replace("autostart = true", "autostart = false"))
+    stopped = machine.run("tune", "plan", "--defs", "/srv/empty", "--exit-code")
+    machine.ok("tune", "off")
+
+    assert (elsewhere.code, verified.code) == (0, 0), elsewhere.out + verified.out
+    assert stopped.code == 10
+    assert pool.total() == 0
+    del etc
+
+
+def test_a_wish_file_that_leads_nowhere_is_no_empty_wish(machine: Machine, etc: Path) -> None:
+    (etc / "kvmlaunch/host.toml").unlink()
+    (etc / "kvmlaunch/host.toml").symlink_to("/nowhere")
+
+    planned = machine.run("tune", "plan")
+
+    assert planned.code != 0
+    assert "host.toml" in planned.err
+
+
 def test_a_wish_with_mistakes_is_refused_whole_with_every_place(machine: Machine, etc: Path) -> None:
     before = state(etc)
     (etc / "kvmlaunch/host.toml").write_text(
