@@ -134,7 +134,7 @@ def check_share(definition: Definition, name: str, host: HostFacts) -> Iterator[
             message=f"{share.path.name} cannot be shared by virtiofs",
             key=f"{table}.type",
             why=why,
-            hint='apt install qemu-system-common   # or: type = "9p"',
+            hint='type = "9p"' if TOOL in host.tools else 'apt install qemu-system-common   # or: type = "9p"',
         )
     elif share.type is AUTO and why:
         yield warning(

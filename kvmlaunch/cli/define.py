@@ -141,6 +141,9 @@ def init(session: Session, name: str, directory: str, dry_run: bool) -> None:
     """Write a first definition, three lines that are a good VM, into DIR (./vmdefs)."""
     from kvmlaunch.steps.init import write_definition  # noqa: PLC0415 - beside its use
 
+    if session.overrides or session.file:
+        raise click.UsageError("init writes a definition, and takes no --set and no --file")
+    directory = session.directories[0] if session.directories and directory == SEARCHED else directory
     path = write_definition(session.caller(), name, directory, dry_run=dry_run)
     file = short_path(str(path))
     if session.json:
@@ -148,7 +151,7 @@ def init(session: Session, name: str, directory: str, dry_run: bool) -> None:
     elif dry_run:
         say(session, name, "ok", "would write", file)
     else:
-        word = name if directory == SEARCHED else shlex.quote(file)
+        word = name if directory == SEARCHED and not session.directories else shlex.quote(file)
         say(session, name, "ok", "written", f"{file} · kvmlaunch validate {word}")
 
 

@@ -240,7 +240,8 @@ def convert(session: Session, disk: str, goal: str, format_: str | None, overwri
     say(session, name, "ok", word, f"{target.name}: {short_path(str(done.path))}, {done.format}, compared: equal")
     if done.left:
         say(session, name, "warn", "left behind", f"{', '.join(done.left)}: in the original alone")
-    stays = "removed" if done.removed else "kept; --remove-source removes it"
+    keeps = "kept" if target.facts.since else "kept; --remove-source removes it"
+    stays = "removed" if done.removed else keeps
     say(session, name, "ok", "original", f"{short_path(str(target.disk.path))} {stays}")
     say(session, name, "ok", "then", f"in [{target.table}] of {target.subject.definition.file.name}:")
     for line in (f"path = {quote(str(done.path))}", f'format = "{done.format}"', *backing_lines(target)):

@@ -155,6 +155,8 @@ def facts(session: Session, vms: tuple[str, ...], save: str | None) -> None:
     from kvmlaunch.steps.host_facts import read_facts, save_facts  # noqa: PLC0415 - beside its use
 
     caller = session.caller()
+    if save == "":
+        raise click.UsageError("--save takes the directory to write to")
     if save:
         directory, asked = save_facts(caller, vms, Path(save))
         if session.json:

@@ -245,7 +245,7 @@ def show_ended(session: Session, ended: "Ended", undo: str, *, dry_run: bool) ->
         say(session, name, "ok", "would", "power it down and give back what it holds")
     else:
         say(session, name, "ok", "stopped", f"in {ended.seconds:.2f} s{by}")
-    if ended.still_prepared and not ended.already:
+    if ended.still_prepared:
         say(session, name, "ok", "prepared", f"{ended.pages or 'what root prepared'} stays until  {undo}")
 
 

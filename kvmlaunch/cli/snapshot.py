@@ -147,6 +147,7 @@ def revert(session: Session, disk: str, name: str, yes: bool) -> None:
     sure(f"drop all that was written to {disk} since {name}{ending}?", yes=yes)
     target = go_back(session.caller(), disk, name)
     if session.json:
-        show_document("disk-revert", {"disk": target.name, "name": name})
+        show_document("disk-revert", {"disk": target.name, "name": name, "ended": list(later)})
     else:
-        say(session, vm_name(target), "ok", "reverted", f"{target.name}: as it was at {name}")
+        ended = f"; {', '.join(later)} ended" if later else ""
+        say(session, vm_name(target), "ok", "reverted", f"{target.name}: as it was at {name}{ended}")

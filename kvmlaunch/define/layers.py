@@ -11,7 +11,7 @@ from typing import Final
 
 from attrs import field
 
-from kvmlaunch.define.keys import atoms, form_at, is_named, words
+from kvmlaunch.define.keys import atoms, fields_of, form_at, is_named, is_table, members, words
 from kvmlaunch.define.mistake import Mistake, Placed, nearest, shown, wrong_type
 from kvmlaunch.define.paths import absolute
 from kvmlaunch.define.shorthand import check_clash, expand
@@ -163,14 +163,21 @@ def remove(layers: Layers, lower: Tree, node: Leaf) -> Tree:
     for index, text in enumerate(node.value):
         try:
             path = key_path(text)
-            if node_at(lower, path) is None:
+            if node_at(lower, path) is not None:
+                lower = without(lower, path)
+            elif not is_unwritten(path, lower):
                 raise nothing_to_unset(path, lower)
-            lower = without(lower, path)
         except Mistake as mistake:
             key = join_path(("unset", index))
             at = Origin(kind=node.origin.kind, place=node.origin.place, key=key)
             layers.found.append(Placed(mistake=mistake, origin=at, key="unset"))
     return lower
+
+
+def is_unwritten(path: Path, lower: Tree) -> bool:
+    """Is a path a key of a table that there is, which nobody wrote: it is unset already."""
+    above = form_at(path[:-1]) if node_at(lower, path[:-1]) is not None else None
+    return above is not None and any(is_table(each) and path[-1] in fields_of(each) for each in members(above))
 
 
 def key_path(text: object) -> Path:

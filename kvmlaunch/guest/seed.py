@@ -73,13 +73,27 @@ def check_user_data(content: bytes) -> str:
 
 
 def check_table(content: bytes) -> str:
-    """Give why cloud-init would not take a network configuration, or metadata, "" where it would."""
+    """Give why a part is no YAML table, "" where it is one."""
     if len(content) > LONGEST:
         return f"it is longer than {LONGEST >> 20} MiB"
     try:
         return check_mapping(content.decode())
     except UnicodeDecodeError as error:
         return f"it is not UTF-8: {error}"
+
+
+def check_network(content: bytes) -> str:
+    """Give why cloud-init would not take a network configuration, "" where it would: it says its version, 1 or 2."""
+    wrong = check_table(content)
+    if wrong:
+        return wrong
+    import yaml  # noqa: PLC0415 - an extra, and only for who writes a network
+
+    document = yaml.safe_load(content) or {}
+    inner = document.get("network", document)
+    if isinstance(inner, dict) and (inner.get("version") in {1, 2} or inner.get("config") == "disabled"):
+        return ""
+    return "it has no `version: 1` or `version: 2`"
 
 
 def check_meta_data(content: bytes) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from kvmlaunch.errors import HostFailed, Report
 from kvmlaunch.facts.sources import Captured
+from kvmlaunch.host.tree import failed
 
 SCHEMA = "kvmlaunch/capture/1"
 PROBES = "probes.json"
@@ -14,7 +15,18 @@ FILES = "files"
 
 
 def save_capture(captured: Captured, directory: Path) -> None:
-    """Write a capture; an earlier one in this directory is replaced."""
+    """Write a capture; an earlier one in this directory is replaced.
+
+    Raises PreflightFailed `host.space`, HostFailed.
+    """
+    try:
+        write_capture(captured, directory)
+    except OSError as error:
+        raise failed(error.filename or str(directory), error) from error
+
+
+def write_capture(captured: Captured, directory: Path) -> None:
+    """Write a capture; raises OSError."""
     earlier = load_capture(directory) if (directory / PROBES).exists() else Captured()
     for path in earlier.files.keys() - captured.files.keys():
         mirror_of(directory, path).unlink(missing_ok=True)

@@ -1,6 +1,7 @@
 """The seed of cloud-init as an ISO 9660 image in the VM's state directory, written only when what it says changes."""
 
 import hashlib
+import importlib.util
 import io
 import os
 import sys
@@ -27,6 +28,12 @@ def missing_extra(module: str) -> HostFailed:
             hint=f"{sys.executable} {EXTRA}",
         )
     )
+
+
+def need_writer() -> None:
+    """Raise HostFailed where the library that makes the image is not installed."""
+    if importlib.util.find_spec("pycdlib") is None:
+        raise missing_extra("pycdlib")
 
 
 def read_part(path: PurePosixPath, key: str, most: int) -> bytes:

@@ -111,6 +111,7 @@ CODES: Final[dict[str, tuple[int, str]]] = {
     "vm.locked": (7, "Another command holds this VM at this moment."),
     "vm.state": (7, "The VM's state forbids it."),
     "vm.other": (7, "The VM runs from another definition file."),
+    "disk.replaced": (7, "An image was deleted or replaced while its VM runs: QEMU has another file open."),
     "vm.exists": (7, "A definition of this name is there already."),
     "vm.console.busy": (7, "Somebody else is connected to the console."),
     "host.fixed": (6, "The host cannot be changed from here, as root is in a container."),

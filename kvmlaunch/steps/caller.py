@@ -7,9 +7,9 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 
-from attrs import field
+from attrs import evolve, field
 
-from kvmlaunch.errors import HostFailed, Report, UnknownVm
+from kvmlaunch.errors import HostFailed, PreflightFailed, Report, UnknownVm
 from kvmlaunch.host.definitions import Trust, search_path
 from kvmlaunch.host.places import cache_directory, places_for, prepared_places
 from kvmlaunch.host.rights import capture_user, user_name
@@ -113,9 +113,9 @@ def current_caller(
 ) -> Caller:
     """Give the caller of this process: the one place where environment, arguments, ids and directory are read."""
     environment = dict(os.environ)
-    if for_user and capture_user(for_user).uid == os.geteuid():
-        for_user = None  # root prepares for root
-    home = home_of(for_user) if for_user else environment.get("HOME") or "/"
+    home = home_of(for_user) if for_user else own_home(environment)
+    if for_user and pwd.getpwnam(for_user).pw_uid == os.geteuid():
+        for_user, home = None, own_home(environment)  # root prepares for root
     return Caller(
         uid=os.geteuid(),
         gid=os.getegid(),
@@ -133,7 +133,21 @@ def current_caller(
     )
 
 
+def own_home(environment: Mapping[str, str]) -> str:
+    """Give the caller's home directory: HOME, and that of the user database where it is not set, as for cron."""
+    home = environment.get("HOME", "")
+    if home.startswith("/"):
+        return home
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_dir
+    except KeyError:
+        return "/nonexistent"
+
+
 def home_of(user: str) -> str:
-    """Give a user's home directory; raises HostFailed `host.user.unknown`."""
-    capture_user(user)
+    """Give a user's home directory; raises PreflightFailed `host.user.unknown`."""
+    try:
+        capture_user(user)
+    except HostFailed as error:
+        raise PreflightFailed(evolve(error.report, where="--user")) from error
     return pwd.getpwnam(user).pw_dir

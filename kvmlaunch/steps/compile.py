@@ -75,7 +75,14 @@ def diff_running(caller: Caller, word: str) -> tuple[str, ...]:
                 hint=f"kvmlaunch print-cmd {resolved.name}",
             )
         )
-    return (*diff_argv(running, render_argv(resolved.plan, resolved.places)), *diff_seed(resolved))
+    return (*diff_argv(running, render_argv(resolved.plan, resolved.places)), *diff_seed(resolved), *lost_lines(seen))
+
+
+def lost_lines(seen: Seen) -> tuple[str, ...]:
+    """Say which images a running VM has that are not those at their paths any more: argv names them all the same."""
+    from kvmlaunch.steps.lost import lost_images  # noqa: PLC0415 - beside a running VM only
+
+    return tuple(f"+ another {image.path}, or none: the VM has a deleted one" for image in lost_images(seen))
 
 
 def diff_seed(resolved: Resolved) -> tuple[str, ...]:

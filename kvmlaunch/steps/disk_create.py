@@ -26,7 +26,9 @@ from kvmlaunch.steps.disks import (
     qemu_img,
     read_chain,
     refuse_led,
+    seen_of,
 )
+from kvmlaunch.steps.lost import lost_images, replaced
 from kvmlaunch.steps.resolve import look_at_host
 from kvmlaunch.storage.creation import Creation, plan_creation, render_creation
 from kvmlaunch.storage.snapshot import is_overlay_name
@@ -68,6 +70,7 @@ def create(
     coming = {target.disk.path: target for target in targets if target.facts.kind == "missing"}
     for target in coming.values():
         refuse_lost(target)
+        refuse_held(caller, target)
     intents = [None if is_there(target) else plan_one(caller, target, coming) for target in targets]
     refuse_space([intent.creation for intent in intents if intent and intent.creation])
     done = []
@@ -100,6 +103,13 @@ def refuse_lost(target: Target) -> None:
                 hint=f"put {target.image.name} back, or remove them if their data are of no use",
             )
         )
+
+
+def refuse_held(caller: Caller, target: Target) -> None:
+    """Refuse to make an image that the running VM still has, though nothing lies at its path (`disk.replaced`)."""
+    seen = seen_of(caller, target)
+    if seen is not None and any(image.path == target.image for image in lost_images(seen)):
+        raise replaced(seen, target.image, target.table, "an empty one would take its place at the next start")
 
 
 def beneath_first(targets: Sequence[Target]) -> tuple[Target, ...]:

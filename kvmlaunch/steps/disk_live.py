@@ -9,6 +9,7 @@ from kvmlaunch.builder.names import drive_id
 from kvmlaunch.errors import Busy, HostFailed, Report
 from kvmlaunch.steps.control import query
 from kvmlaunch.steps.disks import Target
+from kvmlaunch.steps.lost import refuse_replaced
 from kvmlaunch.steps.observe import Seen
 from kvmlaunch.storage.image import plain_file
 
@@ -30,22 +31,30 @@ def top_file(seen: Seen, target: Target) -> str:
 
 
 def is_in_chain(seen: Seen, target: Target, path: PurePosixPath) -> bool:
-    """Does a running QEMU have a file in the chain of a disk."""
-    try:
-        file_in_chain(seen, target, path)
-    except Busy:
-        return False
-    return True
+    """Does a running QEMU have a file of this name in the chain of a disk."""
+    return name_in_chain(seen, target, path) is not None
 
 
-def file_in_chain(seen: Seen, target: Target, path: PurePosixPath) -> str:
-    """Give the name by which a running QEMU knows a file of a disk's chain; raises Busy `vm.state` for none."""
+def name_in_chain(seen: Seen, target: Target, path: PurePosixPath) -> str | None:
+    """Give the name by which a running QEMU knows a file of a disk's chain, None for none."""
     image: object = image_of(seen, target)
     while isinstance(image, dict):
         name = str(image.get("filename", ""))
         if os.path.realpath(plain_file(name)) == os.path.realpath(path):
             return name
         image = image.get("backing-image")
+    return None
+
+
+def file_in_chain(seen: Seen, target: Target, path: PurePosixPath) -> str:
+    """Give the name by which a running QEMU knows a file of a disk's chain.
+
+    Raises Busy `vm.state` for none, `disk.replaced` where another file has that name now.
+    """
+    name = name_in_chain(seen, target, path)
+    if name is not None:
+        refuse_replaced(seen, path, target.table)
+        return name
     raise Busy(
         Report(
             code="vm.state",

@@ -15,6 +15,7 @@ from kvmlaunch.model.value import frozen
 from kvmlaunch.run.process import Process, carries_uuid, held, is_of_record, read_cmdline
 from kvmlaunch.steps.caller import Caller, Tell
 from kvmlaunch.steps.heal import clean_up
+from kvmlaunch.steps.lost import refuse_lost
 from kvmlaunch.steps.names import name_of, refuse_unknown
 from kvmlaunch.steps.observe import Seen, monitor_path, observe, owner_of, who_holds
 from kvmlaunch.units import render_size
@@ -216,6 +217,8 @@ def down(
     places = caller.places(name)
     seen = observe(caller, name)
     answer = plan_transition(seen.state, Verb.DOWN)
+    if seen.lives and not force:
+        refuse_lost(seen)
     if seen.lives and not dry_run:
         mark_stopping(places.run, owner_of(places.run))
     if answer is Answer.BUSY and not force:
@@ -235,7 +238,7 @@ def down(
     forced = end_seen(seen, timeout, tell, force=force)
     leftovers = seen.leftovers or (caller.uid == 0 and journals.read_journal(0, name) is not None)
     prepared = clean_up_after(caller, name, places, tell) if leftovers else False
-    if leftovers and not seen.lives:
+    if leftovers and not seen.lives and seen.state is not VmState.STOPPED:
         tell("healed", f"{seen.state.value} before: what it left was cleaned up")
     return Ended(
         name=name,

@@ -45,13 +45,20 @@ def profiles() -> Mapping[str, str]:
 
 
 def running_hint(caller: Caller, name: str) -> str:
-    """Give the same command for the file that a VM of this name runs from; "" where none is known."""
+    """Give the same command for the file that a VM of this name runs from; "" where none is known, or it is gone."""
     try:
         run = caller.places(name).run
         record = read_contents(run, caller.uid).record if os.stat(run).st_uid == caller.uid else None
     except (OSError, KvmlaunchError):
         return ""
-    return f"{caller.command} {shlex.quote(record.definition)}   # what {name} was started from" if record else ""
+    if record is None or not os.path.isfile(record.definition):
+        return ""
+    words = shlex.split(caller.line)
+    place = next((at for at, word in enumerate(words) if at and word.partition(":")[0] == name), None)
+    if place is None:
+        return ""
+    words[place] = f"{record.definition}{words[place].removeprefix(name)}"
+    return f"{shlex.join(words)}   # what {name} was started from"
 
 
 def first_source(caller: Caller, word: str) -> tuple[str, Source]:

@@ -22,6 +22,7 @@ from kvmlaunch.model.value import frozen
 from kvmlaunch.run.process import read_cmdline
 from kvmlaunch.steps.caller import Caller
 from kvmlaunch.steps.heal import tend
+from kvmlaunch.steps.lost import lost_notes
 from kvmlaunch.steps.observe import LEFT, Seen, age, monitor_path, observe, who_holds
 from kvmlaunch.units import count, render_size
 
@@ -104,6 +105,7 @@ def state_notes(seen: Seen) -> Iterator[str]:
     if seen.state is VmState.HALF:
         yield f"its start was not finished: kvmlaunch up {seen.name} takes it over, kvmlaunch down {seen.name} ends it"
     if seen.lives:
+        yield from lost_notes(seen)
         yield from sidecar_notes(seen)
     if seen.state is VmState.ENDED:
         yield f"what it held is still held: kvmlaunch down {seen.name} gives it back"
@@ -145,11 +147,11 @@ def build_status(seen: Seen, answer: object) -> Status:
         name=seen.name, state=state, run_state=run_state, pid=seen.pid, notes=notes, last_end=end_text(seen, run_state)
     )
     if record is None:
-        return head
+        return evolve(head, seconds=age(seen) if seen.lives else 0.0)
     return evolve(
         head,
         started=record.started,
-        seconds=age(record) if seen.lives else 0.0,
+        seconds=age(seen) if seen.lives else 0.0,
         accelerator=record.accelerator,
         memory=record.memory,
         resident=resident_memory(seen.pid) if seen.pid else 0,

@@ -1,5 +1,6 @@
 """What a VM is seen to be, looked at anew each time: its lock, its process, its record."""
 
+import contextlib
 import os
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -57,12 +58,16 @@ class Seen:
         return self.pid is not None
 
 
-def age(record: Record | None) -> float:
-    """Give the seconds since a start, 0 where that is not known."""
-    try:
-        return max(0.0, (datetime.now(UTC) - datetime.fromisoformat(record.started)).total_seconds()) if record else 0.0
-    except (ValueError, TypeError):
-        return 0.0
+def age(seen: Seen) -> float:
+    """Give the seconds since a start: by its record, else since its QEMU began; 0 where that is not known."""
+    with contextlib.suppress(ValueError, TypeError):
+        if seen.record:
+            return max(0.0, (datetime.now(UTC) - datetime.fromisoformat(seen.record.started)).total_seconds())
+    with contextlib.suppress(OSError, ValueError):
+        if seen.pid:
+            uptime = float(Path("/proc/uptime").read_text(encoding="ascii").split()[0])
+            return max(0.0, uptime - read_start_time(seen.pid) / os.sysconf("SC_CLK_TCK"))
+    return 0.0
 
 
 def owner_of(path: PurePosixPath) -> int:

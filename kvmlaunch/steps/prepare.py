@@ -25,7 +25,7 @@ from kvmlaunch.steps.load import load_subject
 from kvmlaunch.steps.names import name_of, refuse_unknown
 from kvmlaunch.steps.observe import observe, owner_of
 from kvmlaunch.steps.resolve import Resolved, refuse_errors, resolve
-from kvmlaunch.steps.up import linger_findings, seed_findings
+from kvmlaunch.steps.up import linger_findings, seed_findings, seeded
 
 
 @frozen(kw_only=True)
@@ -118,6 +118,10 @@ def prepare(caller: Caller, word: str, tell: Tell) -> Checked:
         made = adopted(apply_changes(head, (*directories(resolved), *all_changes(resolved)), tell))
         if made.entries:
             journals.write_journal(made)
+        if seeded(resolved) and caller.owner_uid == 0:
+            from kvmlaunch.steps.seed import make_seed  # noqa: PLC0415 - with cloud_init only
+
+            make_seed(resolved)
         mark_prepared(resolved.places.run, resolved.host.user.uid, resolved.plan.memory.host_numa_node)
     fresh = tuple(entry.change for entry in made.entries[len(head.entries) :])
     return Checked(

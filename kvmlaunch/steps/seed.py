@@ -8,13 +8,13 @@ from kvmlaunch.guest.seed import (
     LONGEST,
     Contents,
     check_meta_data,
-    check_table,
+    check_network,
     check_user_data,
     render_meta_data,
     render_vendor_data,
     seed_contents,
 )
-from kvmlaunch.host.seed import is_written, missing_extra, read_part, write_seed
+from kvmlaunch.host.seed import is_written, missing_extra, need_writer, read_part, write_seed
 from kvmlaunch.model.definition import AUTO
 from kvmlaunch.model.finding import Finding
 from kvmlaunch.steps.resolve import Resolved
@@ -28,6 +28,7 @@ def read_seed(resolved: Resolved) -> Contents | None:
     definition = resolved.subject.definition
     if not plan_seed(definition).value:
         return None
+    need_writer()
     tuning = definition.cloud_init
     user_data = network = more = None
     if tuning.user_data is not None:
@@ -35,7 +36,7 @@ def read_seed(resolved: Resolved) -> Contents | None:
         refuse(resolved, "user_data", checked(check_user_data, user_data))
     if tuning.network is not None:
         network = read_part(tuning.network, "cloud_init.network", LONGEST)
-        refuse(resolved, "network", checked(check_table, network))
+        refuse(resolved, "network", checked(check_network, network))
     if tuning.meta_data is not None:
         more = read_part(tuning.meta_data, "cloud_init.meta_data", LONGEST)
         refuse(resolved, "meta_data", checked(check_meta_data, more))

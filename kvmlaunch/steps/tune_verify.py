@@ -8,7 +8,7 @@ from kvmlaunch.model.tuning import FileEntry, KeptFile, Setting, SettingEntry, T
 from kvmlaunch.model.value import frozen
 from kvmlaunch.steps.caller import Caller
 from kvmlaunch.steps.tune import Planned, plan
-from kvmlaunch.tune.keep import overriding
+from kvmlaunch.tune.keep import GRUB_FILE, overriding
 
 
 @frozen(kw_only=True)
@@ -29,7 +29,7 @@ def verify(caller: Caller, words: Sequence[str], *, every: bool) -> tuple[Planne
     kept = {kept.path: kept for kept in planned.plan.files}
     files = [entry for entry in entries if isinstance(entry, FileEntry)]
     written = {entry.path for entry in files}
-    lasting = bool(files) or any(not isinstance(entry, FileEntry) and entry.lasting for entry in entries)
+    lasting = any(entry.path != GRUB_FILE if isinstance(entry, FileEntry) else entry.lasting for entry in entries)
     return planned, (
         *(knob_difference(planned, setting) for setting in planned.plan.changes),
         *(file_difference(entry) for entry in files if is_changed(entry, kept.get(entry.path))),

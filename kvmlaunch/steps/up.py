@@ -47,6 +47,7 @@ from kvmlaunch.steps.caller import Caller, Tell
 from kvmlaunch.steps.heal import clean_up, end_beside, give_back_under_lock, keep_logs
 from kvmlaunch.steps.host_changes import all_changes, change_host
 from kvmlaunch.steps.load import Subject, load, load_subject
+from kvmlaunch.steps.lost import refuse_lost
 from kvmlaunch.steps.observe import LEFT, Seen, age, monitor_path, observe, who_holds
 from kvmlaunch.steps.record import record_of
 from kvmlaunch.steps.resolve import Resolved, refuse_errors, resolve
@@ -133,14 +134,14 @@ def check_paused(seen: Seen) -> tuple[Finding, ...]:
     return ()
 
 
-def runs_already(seen: Seen) -> Busy:
-    """Give the refusal to say of a guest that runs that it is paused (`vm.state`)."""
+def runs_already(seen: Seen, lacking: str, verb: str) -> Busy:
+    """Give the refusal to say of a guest that runs that it was started as asked for (`vm.state`)."""
     return Busy(
         Report(
             code="vm.state",
-            message=f"{seen.name} runs already, and is not paused",
+            message=f"{seen.name} runs already, {lacking}",
             where=f"pid {seen.pid}",
-            hint=f"kvmlaunch pause {seen.name}",
+            hint=f"kvmlaunch {verb} {seen.name}",
         )
     )
 
@@ -150,6 +151,8 @@ def check_restart(caller: Caller, word: str) -> None:
     subject = load_subject(caller, word)
     seen = observe(caller, subject.definition.name)
     check_running(caller, seen, subject)
+    if seen.lives:
+        refuse_lost(seen)
     resolved = resolve(caller, subject, everything=True, running=seen.pid)  # what it holds is free for it
     refuse_errors(subject.definition.name, (*resolved.findings(), *seed_findings(resolved)))
 
@@ -164,9 +167,11 @@ def settle(caller: Caller, seen: Seen, subject: Subject, wishes: Wishes, tell: T
                 as_planned(caller, seen, subject, dry_run=wishes.dry_run)
                 tell("verified", f"pid {seen.pid}, which kvmlaunch did not start, is as planned")
             findings = (*check_running(caller, seen, subject), *check_paused(seen))
+            if wishes.boot_from:
+                raise runs_already(seen, f"and was not booted from {wishes.boot_from} now", "restart")
             if wishes.paused and not any(finding.report.code == "vm.paused" for finding in findings):
-                raise runs_already(seen)
-            return Started(name=seen.name, pid=seen.pid, already=True, seconds=age(seen.record), findings=findings)
+                raise runs_already(seen, "and is not paused", "pause")
+            return Started(name=seen.name, pid=seen.pid, already=True, seconds=age(seen), findings=findings)
         case Answer.BUSY:
             raise Busy(
                 Report(
@@ -192,7 +197,7 @@ def heal_before(caller: Caller, seen: Seen, subject: Subject, wishes: Wishes, te
 
         pid = take_over(caller, seen, subject, tell, dry_run=wishes.dry_run)
         if pid:
-            return Started(name=seen.name, pid=pid, already=True, seconds=age(seen.record))
+            return Started(name=seen.name, pid=pid, already=True, seconds=age(seen))
     if not wishes.dry_run:
         clean_up(caller, seen.name, seen.places, tell)
         tell("healed", f"{seen.state.value} before: cleaned up")

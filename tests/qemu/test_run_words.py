@@ -414,3 +414,55 @@ def test_a_paused_vm_that_does_not_power_down_is_paused_again(machine: Machine) 
 
     assert down.code == 8
     assert machine.status("web")["run_state"] == "paused"
+
+
+def test_without_home_the_user_database_says_where_it_is(machine: Machine) -> None:
+    machine.define("web", f'{TINY}[disk.data]\npath = "~/data.img"\nsize = "8MiB"\n')
+
+    for words in (("env", "-u", "HOME"), ("env", "HOME=relative")):
+        said = machine.execute(*words, KVMLAUNCH, "disk", "create", "-n", "web")
+        assert "/root/data.img" in said.err + said.out, words
+
+
+def test_a_user_that_there_is_not_is_a_refusal_at_the_option(machine: Machine) -> None:
+    machine.define("web")
+
+    refused = machine.run("preflight", "web", "--apply", "--user", "nosuch")
+
+    assert (refused.code, refused.codes) == (6, {"host.user.unknown"})
+    assert "security.user" not in refused.err
+
+
+def test_a_vm_that_runs_is_not_said_to_have_booted_from_a_cd(machine: Machine) -> None:
+    machine.define("web", f'{TINY}[cdrom.install]\npath = "web.iso"\n')
+    (machine.directory / "vmdefs/web.iso").write_bytes(bytes(1 << 20))
+    machine.ok("up", "web")
+
+    refused = machine.run("up", "web", "--boot", "cdrom.install")
+
+    assert (refused.code, refused.codes & {"vm.state"}) == (7, {"vm.state"})
+
+
+def test_a_command_is_given_again_whole_for_the_file_that_a_vm_runs_from(machine: Machine) -> None:
+    place = machine.define("web", image=True)
+    elsewhere = machine.directory / "elsewhere/web.toml"
+    elsewhere.parent.mkdir()
+    place.rename(elsewhere)
+    (machine.directory / "vmdefs/web.img").rename(elsewhere.with_name("web.img"))
+    machine.ok("up", elsewhere, "--paused")
+
+    said = machine.run("disk", "resize", "web:root", "16MiB").err
+    elsewhere.rename(elsewhere.with_name("gone.toml"))
+    gone = machine.run("restart", "web").err
+
+    assert f"kvmlaunch disk resize {elsewhere}:root 16MiB" in said
+    assert str(elsewhere) not in gone.partition("fix:")[2]
+
+
+def test_facts_that_cannot_be_written_are_an_error_in_the_systems_words(machine: Machine) -> None:
+    machine.execute("mount", "-t", "tmpfs", "-o", "ro", "tmpfs", "/mnt")
+
+    tries = [machine.run("facts", "--save", place) for place in ("/mnt/facts", "/proc/facts", "/etc/passwd", "")]
+
+    assert all(each.code in {1, 2, 6} for each in tries)
+    assert not any("internal.bug" in each.codes for each in tries)

@@ -658,3 +658,30 @@ def test_a_commit_that_may_fill_the_store_is_refused_with_how_much(machine: Mach
 
     assert (live, stopped) == ((6, "host.space"), (6, "host.space"))
     assert sorted(path.name for path in outside.iterdir()) == ["web.img", S1]
+
+
+@pytest.mark.parametrize("deed", ["mv new.img web.img", "rm web.img"])
+def test_an_image_that_goes_while_the_vm_runs_is_said_and_nothing_is_done_to_another(
+    machine: Machine, deed: str
+) -> None:
+    running(machine)
+    machine.execute("sh", "-euc", f"cd {place(machine)}; cp web.img new.img; {deed}")
+
+    noted, differs = machine.status("web")["notes"], machine.run("diff", "web")
+    words = (
+        ("disk", "snapshot", "create", "web", "s1"), ("disk", "resize", "web:root", "16MiB"),
+        ("restart", "web", "--force"), ("down", "web"),
+    )  # fmt: skip
+    tries = [machine.run(*each) for each in words]
+    made = machine.run("disk", "create", "web:root")
+
+    assert any(note.startswith("[disk.replaced]") for note in noted)
+    assert differs.code == 10
+    assert [each.code for each in tries[-1:]] == [7]
+    assert all(each.codes & {"disk.replaced", "disk.missing"} for each in tries), [each.err for each in tries]
+    assert names(machine) <= {"web.img", "new.img"}
+    assert made.code == (0 if deed.startswith("mv") else 7 if "replaced" in made.err else 5)
+    saved = next(line for line in tries[-1].err.splitlines() if "cp --sparse" in line).partition("fix: ")[2]
+    machine.execute("sh", "-euc", saved.partition("   #")[0])
+    assert "web.img.saved" in names(machine)
+    machine.end("web")

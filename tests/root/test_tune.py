@@ -555,12 +555,13 @@ def test_a_setting_that_the_kernel_refuses_is_kept_by_no_file(machine: Machine, 
 def test_what_was_tuned_is_the_same_from_wherever_it_is_asked(machine: Machine, pool: Pool, etc: Path) -> None:
     pool.set(0)
     machine.ok("tune", "apply", "--persist")
-    machine.execute("mkdir", "-p", "/srv/empty")
+    empty = machine.directory / "empty"
+    empty.mkdir()
 
-    elsewhere = machine.run("tune", "plan", "--defs", "/srv/empty", "--exit-code")
-    verified = machine.run("tune", "verify", "--defs", "/srv/empty")
+    elsewhere = machine.run("tune", "plan", "--defs", empty, "--exit-code")
+    verified = machine.run("tune", "verify", "--defs", empty)
     machine.define("web", GUEST.replace("autostart = true", "autostart = false"))
-    stopped = machine.run("tune", "plan", "--defs", "/srv/empty", "--exit-code")
+    stopped = machine.run("tune", "plan", "--defs", empty, "--exit-code")
     machine.ok("tune", "off")
 
     assert (elsewhere.code, verified.code) == (0, 0), elsewhere.out + verified.out

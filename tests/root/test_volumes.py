@@ -217,12 +217,14 @@ def test_a_device_that_the_host_has_mounted_is_refused_under_every_name(machine:
     status = Path(device).stat()
     alias = machine.directory / "alias"
     machine.execute("mknod", str(alias), "b", str(os.major(status.st_rdev)), str(os.minor(status.st_rdev)))
-    machine.execute("sh", "-euc", f"mkfs.ext4 -q {device}; mkdir /srv/mounted; mount {device} /srv/mounted")
+    place = machine.directory / "mounted"
+    made = machine.execute("sh", "-euc", f"mkfs.ext4 -q {device}; mkdir {place}; mount {device} {place}")
+    assert made.code == 0, made.err
     device_disk(machine, str(alias))
 
     refused = [machine.run(*words) for words in (("up", "web", "--paused"), ("disk", "convert", "web:root", "new.img"))]
     readonly = machine.run("preflight", "web", "--set", "disk.root.readonly=true")
-    machine.execute("umount", "/srv/mounted")
+    machine.execute("umount", place)
     free = machine.run("preflight", "web")
 
     assert [(each.code, each.codes) for each in refused] == [(6, {"disk.locked"})] * 2
