@@ -46,7 +46,7 @@ def tuning(
     """Give a host's knobs; `devices` maps names to hardware queues, all beneath web01."""
     found = {name: {"queues": queues, "vms": ["web01"]} for name, queues in (devices or {}).items()}
     captured = {**FILES, **(files or {})}
-    knobs = parse_tuning(captured, {"devices": found, "udev": True, **probes})
+    knobs = parse_tuning(captured, {"devices": found, "opened": found, "udev": True, **probes})
     return evolve(knobs, boot_lines=tuple(parse_boot_lines(captured, knobs.devices)))
 
 

@@ -9,7 +9,7 @@ from kvmlaunch.cli.many import teller
 from kvmlaunch.cli.session import Session, session_command, vms_argument
 from kvmlaunch.cli.show import finding_document, say, show_document, show_error, show_table, show_warnings
 from kvmlaunch.model.finding import Finding, errors_of
-from kvmlaunch.model.tuning import KeptFile, Setting, SettingEntry
+from kvmlaunch.model.tuning import FileEntry, KeptFile, Setting, SettingEntry
 from kvmlaunch.units import count
 
 if TYPE_CHECKING:
@@ -72,7 +72,8 @@ def plan_document(planned: "Planned", findings: Sequence[Finding]) -> dict[str, 
     """Give the JSON form of a plan."""
     return {
         "vms": [vm.name for vm in planned.vms],
-        "changes": len(planned.plan.changes),
+        "changes": len(planned.plan.changes) + len(planned.returning) + bool(planned.unmounted),
+        "mount": planned.unmounted,
         "settings": [setting_document(setting) for setting in planned.plan.settings],
         "files": [file_document(kept, written=kept.path in planned.written) for kept in planned.plan.files],
         "returning": [entry.path for entry in planned.returning],
@@ -101,7 +102,8 @@ def show_plan(session: Session, planned: "Planned") -> None:
             why = "no longer wished: as it was before" if fewer is None else "fewer are wished"
             click.echo(f"{entry.key}  {entry.after} → {fewer or entry.before}  {why}")
         else:
-            click.echo(f"with --persist: {entry.path}   no longer wished: as it was before")
+            when = "with --persist: " if isinstance(entry, FileEntry) else ""
+            click.echo(f"{when}{entry.path}   no longer wished: as it was before")
     for kept in plan.files:
         note = f"   (not read at boot here: {kept.inactive})" if kept.inactive else ""
         stands = "   (as it is)" if kept.path in planned.written else ""

@@ -28,7 +28,9 @@ FILES = (
 )
 
 SYSCTL_LINE = r"(?m)^[ \t]*-?([A-Za-z0-9_./*-]+)[ \t]*=[ \t]*(.*?)[ \t]*$"
-TMPFILES_LINE = r"(?m)^[ \t]*w[-!=~^]*[ \t]+(/\S+)(?:[ \t]+\S+){4}[ \t]+(\S.*?)[ \t]*$"
+TMPFILES_LINE = r'(?m)^[ \t]*w[-+!=~^]*[ \t]+("?)(/[^\s"]+)\1(?:[ \t]+\S+){4}[ \t]+(\S.*?)[ \t]*$'
+MODULES = ("kvm",)  # whose parameters are set by rules of ours
+READ_AHEAD = "queue/read_ahead_kb"
 UDEV_TERM = r'([A-Z_]+)(?:\{([^}]*)\})?[ \t]*(==|!=|\+=|-=|:=|=)[ \t]*"([^"]*)"'
 
 
@@ -41,10 +43,10 @@ def parse_boot_lines(files: Mapping[str, str], devices: Sequence[BlockDevice]) -
             yield BootLine(keeper="sysctl", file=path, name=name.replace("/", "."), value=value)
     for path in in_order(files, UDEV_DIRECTORIES, ".rules"):
         for rule in re.sub(r"\\\n", "", files[path]).splitlines():
-            if "ATTR{queue/" in rule and not rule.lstrip().startswith("#"):
+            if "ATTR{" in rule and not rule.lstrip().startswith("#"):
                 yield from parse_rule(path, rule, devices)
     for path in in_order(files, TMPFILES_DIRECTORIES, ".conf"):
-        for name, value in re.findall(TMPFILES_LINE, files[path]):
+        for _, name, value in re.findall(TMPFILES_LINE, files[path]):
             yield BootLine(keeper="tmpfiles", file=path, name=name, value=value)
 
 
@@ -60,27 +62,36 @@ def in_order(files: Mapping[str, str], directories: Sequence[str], ending: str) 
 
 
 def parse_rule(file: str, rule: str, devices: Sequence[BlockDevice]) -> Iterator[BootLine]:
-    """Give what a udev rule sets of these devices' queues, where its conditions may hold."""
+    """Give what a udev rule sets of these devices' queues, or of KVM's parameters, where its conditions may hold."""
     terms = re.findall(UDEV_TERM, rule)
     sets = {name: value for key, name, sign, value in terms if key == "ATTR" and sign in {"=", ":="}}
     conditions = [term for term in terms if term[2] in {"==", "!="}]
     for device in devices:
-        answers = [holds(term, device) for term in conditions]
-        if False in answers:
-            continue
+        kernel = device.name.replace("!", "/")  # as udev has it
+        rotational = {True: "1", False: "0", None: None}[device.rotational]
+        seen = {"ACTION": "add", "SUBSYSTEM": "block", "KERNEL": kernel, "ATTR queue/rotational": rotational}
         for name, value in sets.items():
-            if name.startswith("queue/"):
-                path = f"/sys/block/{device.name.replace('/', '!')}/{name}"
-                yield BootLine(keeper="udev", file=file, name=path, value=value, sure=None not in answers)
+            queue = READ_AHEAD if name == "bdi/read_ahead_kb" else name
+            if queue.startswith("queue/"):
+                path = f"/sys/block/{device.name.replace('/', '!')}/{queue}"
+                yield from told(file, path, value, [holds(term, seen) for term in conditions])
+    for module in MODULES:
+        seen = {"ACTION": "add", "SUBSYSTEM": "module", "KERNEL": module}
+        for name, value in sets.items():
+            if name.startswith("parameters/"):
+                yield from told(file, f"/sys/module/{module}/{name}", value, [holds(each, seen) for each in conditions])
 
 
-def holds(term: tuple[str, str, str, str], device: BlockDevice) -> bool | None:
-    """Does a condition of a udev rule hold for a disk as it appears; None where that is not told here."""
+def told(file: str, path: str, value: str, answers: Sequence[bool | None]) -> Iterator[BootLine]:
+    """Give a line whose conditions hold, or may."""
+    if False not in answers:
+        yield BootLine(keeper="udev", file=file, name=path, value=value, sure=None not in answers)
+
+
+def holds(term: tuple[str, str, str, str], subject: Mapping[str, str | None]) -> bool | None:
+    """Does a condition of a udev rule hold for what appears; None where that is not told here."""
     key, name, sign, pattern = term
-    rotational = {True: "1", False: "0", None: None}[device.rotational]
-    seen = {"ACTION": "add", "SUBSYSTEM": "block", "KERNEL": device.name}.get(key)
-    if key == "ATTR" and name == "queue/rotational":
-        seen = rotational
+    seen = subject.get(f"{key} {name}".rstrip())
     if seen is None:
         return None
     return any(fnmatchcase(seen, each) for each in pattern.split("|")) is (sign == "==")

@@ -35,7 +35,12 @@ def parse_aio(files: Mapping[str, str], io_uring: object, user: UserFacts) -> Ai
     Untried, the sysctl alone speaks: 2 refuses everybody, 1 whoever is neither root nor in the group.
     """
     refusal = io_uring if isinstance(io_uring, str) else parse_io_uring_switch(files, user)
-    return AioFacts(used=parse_number(files, AIO_USED), most=parse_number(files, AIO_MOST), io_uring_refusal=refusal)
+    return AioFacts(
+        used=parse_number(files, AIO_USED),
+        most=parse_number(files, AIO_MOST),
+        io_uring_refusal=refusal,
+        io_uring_switch=parse_number(files, IO_URING_DISABLED),
+    )
 
 
 def parse_io_uring_switch(files: Mapping[str, str], user: UserFacts) -> str:

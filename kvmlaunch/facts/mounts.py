@@ -45,7 +45,8 @@ def parse_escapes(text: str) -> str:
 
 def find_mount(mounts: tuple[Mount, ...], path: PurePosixPath) -> Mount | None:
     """Give the mount that a path without symbolic links lies on."""
-    holding = [mount for mount in mounts if path.is_relative_to(mount.path)]
+    above = {path, *path.parents}
+    holding = [mount for mount in mounts if mount.path in above]
     deepest = max((len(mount.path.parts) for mount in holding), default=0)
     return next((mount for mount in reversed(holding) if len(mount.path.parts) == deepest), None)
 

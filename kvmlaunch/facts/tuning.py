@@ -16,10 +16,11 @@ CPUS = "/sys/devices/system/cpu/cpu[0-9]*/cpufreq"
 MODULES = ("kvm/parameters/halt_poll_ns", "kvm_intel/parameters/nested", "kvm_amd/parameters/nested")
 SYSCTLS = ("vm.swappiness", "kernel.numa_balancing", "vm.nr_overcommit_hugepages", "vm.overcommit_memory")
 CMDLINE, BUDDYINFO, MEMINFO = "/proc/cmdline", "/proc/buddyinfo", "/proc/meminfo"
+GRUB_DROP_IN = "/etc/default/grub.d/kvmlaunch.cfg"
 RC_LOCAL, PROCPS, INIT = "/etc/rc.local", "/etc/init.d/procps", "/proc/1/comm"
 FILES = (
     *(f"{KSM}/*", UKSM, f"{THP}/enabled", f"{THP}/defrag", CMDLINE, BUDDYINFO, MEMINFO),
-    *(RC_LOCAL, PROCPS, INIT),
+    *(RC_LOCAL, PROCPS, INIT, GRUB_DROP_IN),
     *(f"{CPUS}/scaling_governor", f"{CPUS}/scaling_available_governors"),
     *(f"/sys/module/{name}" for name in MODULES),
     *(f"/proc/sys/{name.replace('.', '/')}" for name in SYSCTLS),
@@ -57,6 +58,7 @@ def parse_tuning(files: Mapping[str, str], probes: Mapping[str, object]) -> Host
     ksm = {path.removeprefix(f"{KSM}/"): knob for path, knob in knobs.items() if path.startswith(f"{KSM}/")}
     return HostTuning(
         devices=parse_devices(files, probes.get("devices")),
+        opened=parse_devices(files, probes.get("opened")),
         ksm=ksm,
         uksm=files.get(UKSM, "0").strip() != "0",
         thp=knobs.get(f"{THP}/enabled"),
@@ -73,6 +75,8 @@ def parse_tuning(files: Mapping[str, str], probes: Mapping[str, object]) -> Host
         udev=probes.get("udev") is True,
         init=files.get(INIT, "").strip(),
         local_script=files.get(RC_LOCAL),
+        local_runs=probes.get("rc_local") is not False,
+        own_words=files.get(GRUB_DROP_IN, ""),
         procps_script=PROCPS in files,
         grub=str(probes.get("grub") or ""),
         default_page=meminfo_bytes(files.get(MEMINFO, ""), "Hugepagesize") or 2 << 20,
@@ -93,7 +97,7 @@ def table_of(probe: object) -> Mapping[str, object]:
 
 
 def parse_devices(files: Mapping[str, str], probe: object) -> tuple[BlockDevice, ...]:
-    """Give the devices at the bottom of the VMs' disks; the probe maps their names to hardware queues and VMs."""
+    """Give devices beneath the VMs' disks; the probe maps their names to hardware queues and VMs."""
     return tuple(parse_device(files, name, table_of(seen)) for name, seen in table_of(probe).items())
 
 

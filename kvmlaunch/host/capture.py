@@ -24,7 +24,7 @@ from kvmlaunch.host.holders import capture_lock_holders, capture_socket_holders
 from kvmlaunch.host.readers import device_number, link_target, names_in, read_text
 from kvmlaunch.host.rights import capture_user, rights_of, user_name
 from kvmlaunch.host.sockets import capture_sockets
-from kvmlaunch.model.host import UserFacts
+from kvmlaunch.model.host import Mount, UserFacts
 from kvmlaunch.model.image import RAW_SUFFIXES, overlay_directories
 from kvmlaunch.storage import snapshot
 from kvmlaunch.storage.image import plain_file
@@ -59,8 +59,9 @@ def capture_host(
             path.update({"claimed": True} if path["kind"] == "block" and is_claimed(base + str(path["real"])) else {})
         heads = [str(since[-1]) for seen in paths.values() if isinstance(since := seen.get("since"), list)]
         paths.update({head: capture_path(base, head) for head in heads})
+    mounted = mounts.parse_mounts(files)
     for path in paths.values():
-        path["disks"] = capture_disks(base, find_device(base, files, path), files)
+        path["disks"] = capture_disks(base, find_device(base, mounted, path), mounted)
         path.update({"overlays": find_overlays(path)} if wanted.overlays else {})
     inodes = {str(path.get("inode", "")) for path in paths.values()} if wanted.locks else set()
     for inode, holders in (capture_lock_holders(base, inodes) if inodes else {}).items():
@@ -401,7 +402,7 @@ def backing_path(image: str, name: str) -> str:
     return os.path.realpath(os.path.join(os.path.dirname(image), plain))
 
 
-def find_device(base: str, files: Mapping[str, str], path: Mapping[str, object]) -> str:
+def find_device(base: str, mounted: tuple[Mount, ...], path: Mapping[str, object]) -> str:
     """Give `major:minor` of the device below a path, "" when there is none.
 
     btrfs, overlay and their like report a number of their own (major 0): there the mount names the device.
@@ -409,7 +410,7 @@ def find_device(base: str, files: Mapping[str, str], path: Mapping[str, object])
     device = str(path.get("device", ""))
     if not device.startswith("0:"):
         return device
-    mount = mounts.find_mount(mounts.parse_mounts(files), PurePosixPath(str(path["real"])))
+    mount = mounts.find_mount(mounted, PurePosixPath(str(path["real"])))
     if mount is None or not mount.source.startswith("/dev/"):
         return ""
     try:
@@ -419,11 +420,8 @@ def find_device(base: str, files: Mapping[str, str], path: Mapping[str, object])
     return device_number(number)
 
 
-def capture_disks(base: str, device: str, mounted: Mapping[str, str], depth: int = 0) -> list[dict[str, object]]:
-    """Give the devices at the bottom of one: a partition's disk, the parts of LVM, a loop's file.
-
-    `mounted` are the captured files, which tell what is mounted where.
-    """
+def capture_disks(base: str, device: str, mounted: tuple[Mount, ...], depth: int = 0) -> list[dict[str, object]]:
+    """Give the devices at the bottom of one: a partition's disk, the parts of LVM, a loop's file."""
     place = os.path.realpath(f"{base}/sys/dev/block/{device}")
     if not device or depth > DEEPEST_STORE or not os.path.isdir(place):
         return []
@@ -436,7 +434,7 @@ def capture_disks(base: str, device: str, mounted: Mapping[str, str], depth: int
     return [disk for number in below if number for disk in capture_disks(base, number.strip(), mounted, depth + 1)]
 
 
-def device_of_file(base: str, path: str | None, mounted: Mapping[str, str]) -> list[str]:
+def device_of_file(base: str, path: str | None, mounted: tuple[Mount, ...]) -> list[str]:
     """Give the device that a loop's file lies on, as a list of at most one."""
     real = (path or "").rstrip("\n")
     try:

@@ -9,6 +9,7 @@ from kvmlaunch.facts import boot_files, mounts, tuning
 from kvmlaunch.facts.sources import Captured
 from kvmlaunch.host.capture import capture_disks, find_device, is_program, read_all
 from kvmlaunch.host.readers import device_number, names_in, read_text
+from kvmlaunch.model.host import Mount
 
 HUGE_FIELDS = re.compile(r"(?m)^(KernelPageSize|Shared_Hugetlb|Private_Hugetlb): +([0-9]{1,12}) kB$")
 DAEMONS = ("tuned", "ksmtuned", "numad", "power-profiles-")  # comm has at most 15 characters
@@ -29,48 +30,66 @@ def capture_tuning(
     """
     base = str(root).rstrip("/")
     files = dict(read_all(base, (*tuning.FILES, *boot_files.FILES, *mounts.FILES)))
-    devices = capture_devices(base, files, paths)
-    files |= read_all(base, (tuning.queue_file(name, each) for name in devices for each in tuning.QUEUE_FILES))
+    mounted = mounts.parse_mounts(files)
+    devices, opened = capture_devices(base, mounted, paths)
+    names = dict.fromkeys((*devices, *opened))
+    files |= read_all(base, (tuning.queue_file(name, each) for name in names for each in tuning.QUEUE_FILES))
     processes = [pid for pid in names_in(f"{base}/proc") if pid.isdecimal()]
     return Captured(
         files=files,
         probes={
             "devices": devices,
+            "opened": opened,
             "daemons": capture_daemons(base, processes),
             "page_holders": capture_page_holders(base, processes),
             "udev": os.path.exists(base + UDEV),
             "grub": capture_grub(base),
-            "hidden": hidden_files(base, files, shared),
+            "rc_local": os.access(f"{base}{tuning.RC_LOCAL}", os.X_OK),
+            "hidden": hidden_files(base, mounted, shared),
         },
     )
 
 
-def hidden_files(base: str, files: Mapping[str, str], shared: str) -> int:
+def hidden_files(base: str, mounted: tuple[Mount, ...], shared: str) -> int:
     """Give how many files a shared hugetlbfs would hide at its place; none where one is mounted already."""
-    there = [mount for mount in mounts.parse_mounts(files) if str(mount.path) == shared]
+    there = [mount for mount in mounted if str(mount.path) == shared]
     return len(names_in(base + shared)) if shared and not (there and there[-1].type == "hugetlbfs") else 0
 
 
 def capture_devices(
-    base: str, files: Mapping[str, str], paths: Mapping[str, Sequence[PurePosixPath]]
-) -> dict[str, dict[str, object]]:
-    """Give the devices at the bottom of VMs' disks by name: hardware queues, and the VMs."""
+    base: str, mounted: tuple[Mount, ...], paths: Mapping[str, Sequence[PurePosixPath]]
+) -> tuple[dict[str, dict[str, object]], dict[str, dict[str, object]]]:
+    """Give by name the devices at the bottom of VMs' disks and those that are opened: hardware queues, and the VMs."""
+    opened: dict[str, dict[str, None]] = {}
     bottoms: dict[str, list[dict[str, object]]] = {}
     vms: dict[str, dict[str, None]] = {}
     queues: dict[str, object] = {}
     for vm, places in paths.items():
         for place in places:
-            number = number_of(base, files, str(place))
+            number = number_of(base, mounted, str(place))
             if number not in bottoms:
-                bottoms[number] = capture_disks(base, number, files)
+                bottoms[number] = capture_disks(base, number, mounted)
+            if name := opened_name(base, number):
+                opened.setdefault(name, {})[vm] = None
             for disk in bottoms[number]:
                 name = str(disk["name"])
                 queues[name] = disk["queues"]
                 vms.setdefault(name, {})[vm] = None
-    return {name: {"queues": queues[name], "vms": list(vms[name])} for name in sorted(vms)}
+    return (
+        {name: {"queues": queues[name], "vms": list(vms[name])} for name in sorted(vms)},
+        {name: {"vms": list(opened[name])} for name in sorted(opened)},
+    )
 
 
-def number_of(base: str, files: Mapping[str, str], path: str) -> str:
+def opened_name(base: str, number: str) -> str:
+    """Give the device of a number as /sys/block has it: of a partition its disk; "" where there is none."""
+    place = os.path.realpath(f"{base}/sys/dev/block/{number}")
+    if not number or not os.path.isdir(place):
+        return ""
+    return os.path.basename(os.path.dirname(place) if os.path.exists(f"{place}/partition") else place)
+
+
+def number_of(base: str, mounted: tuple[Mount, ...], path: str) -> str:
     """Give `major:minor` of the device that a path is or lies on; of a file that is missing that of its directory."""
     real = os.path.realpath(base + path)
     while True:
@@ -82,7 +101,7 @@ def number_of(base: str, files: Mapping[str, str], path: str) -> str:
             real = os.path.dirname(real)
             continue
         number = seen.st_rdev or seen.st_dev
-        return find_device(base, files, {"device": device_number(number), "real": real.removeprefix(base) or "/"})
+        return find_device(base, mounted, {"device": device_number(number), "real": real.removeprefix(base) or "/"})
 
 
 def capture_daemons(base: str, processes: Iterable[str]) -> dict[str, int]:

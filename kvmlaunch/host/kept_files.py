@@ -12,6 +12,7 @@ from kvmlaunch.host.apply import mounts_on, release_mount
 from kvmlaunch.host.files import remove_if_there, temporary_name, write_atomically
 from kvmlaunch.host.fstab import read_region, remove_region, set_region
 from kvmlaunch.host.mount import mount_at
+from kvmlaunch.host.places import STATE
 from kvmlaunch.host.tree import entered, failed, remove_empty
 from kvmlaunch.host.tune_journal import Ledger
 from kvmlaunch.model.finding import Finding, warning
@@ -19,6 +20,7 @@ from kvmlaunch.model.host import Mount
 from kvmlaunch.model.tuning import FileEntry, KeptFile, MountEntry, VmEntry
 
 DIRECTORY_MODE = 0o755
+FSTAB_BEFORE = "fstab.before"  # beside the journal
 SHARED_OPTIONS = "pagesize=2M,mode=0755"
 
 
@@ -117,6 +119,7 @@ def write_kept(path: str, kind: str, text: str, mode: int) -> None:
     """Write a file, a link or our lines; raises KvmlaunchError, nothing half-written."""
     place = PurePosixPath(path)
     if kind == "fstab":
+        keep_fstab(Path(path))
         set_region(Path(path), (text,))
         return
     with entered(place.parent, 0, make=True, mode=DIRECTORY_MODE) as fd:
@@ -130,6 +133,18 @@ def write_kept(path: str, kind: str, text: str, mode: int) -> None:
                 raise failed(path, error) from error
         else:
             write_atomically(fd, place.name, text, mode=mode)
+
+
+def keep_fstab(path: Path) -> None:
+    """Keep fstab as it is before we change it, outside of /etc, for whoever has to look; raises KvmlaunchError."""
+    try:
+        text = path.read_bytes().decode(errors="surrogateescape")
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise failed(str(path), error) from error
+    with entered(STATE, 0, make=True) as fd:
+        write_atomically(fd, FSTAB_BEFORE, text)
 
 
 def undo_other(
@@ -155,6 +170,7 @@ def undo_file(ledger: Ledger, entry: FileEntry, *, force: bool) -> Iterator[Find
         yield foreign(entry.path, "it is not as it was written" if live is not None else "it was removed")
         return
     if entry.kind == "fstab":
+        keep_fstab(Path(entry.path))
         remove_region(Path(entry.path))
         ledger.drop(entry.path)
         return

@@ -149,6 +149,10 @@ CODES: Final[dict[str, tuple[int, str]]] = {
     "host.setting.refused": (0, "The kernel did not take a setting; it was skipped, the others were made."),
     "host.tuned.conflict": (0, "Another program tunes this host as well, and may undo what is set."),
     "host.cmdline.elevator": (0, "A word on the kernel command line that kernels since 5.4 do not read."),
+    "host.cmdline.hugepages": (
+        0,
+        "The kernel command line reserves pages of a size already, and reads one word of each.",
+    ),
     "host.notactive": (0, "A file was written that nothing on this host reads at boot."),
     "host.user.root": (0, "QEMU runs as root: what breaks out of it is root."),
     "host.user.linger": (

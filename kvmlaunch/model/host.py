@@ -117,11 +117,15 @@ class KvmFacts:
 
 @frozen(kw_only=True)
 class AioFacts:
-    """Asynchronous I/O: contexts in use and allowed, and what io_uring_setup said to the VM's user ("" is usable)."""
+    """Asynchronous I/O: contexts in use and allowed, and what io_uring_setup said to the VM's user ("" is usable).
+
+    `io_uring_switch` is kernel.io_uring_disabled: 1 lets root and a group alone, 2 nobody.
+    """
 
     used: int
     most: int
     io_uring_refusal: str = ""
+    io_uring_switch: int = 0
 
 
 @frozen(kw_only=True)

@@ -24,7 +24,7 @@ class Knob:
 
 @frozen(kw_only=True)
 class BlockDevice:
-    """A device at the bottom of a VM's disk; `vms` have one on it.  `queues` are its hardware queues."""
+    """A device beneath VMs' disks; `vms` have one on it.  `queues` are its hardware queues."""
 
     name: str
     scheduler: Knob | None = None
@@ -62,16 +62,19 @@ class BootLine:
 class HostTuning:
     """The host's knobs.
 
+    `devices` lie at the bottom of VMs' disks, `opened` are those that are opened for them: a logical volume, a disk.
     `ksm` holds every file of KSM by name, empty where the kernel has none; `governors` those of the CPUs by
     number; `parameters` are KVM's by `module.name`; `buddies` counts a NUMA node's free blocks of
     1, 2, 4, … pages; `daemons` are the pids of programs that tune the host as well, by name.
-    `init` is the name of process 1; `local_script` the text of /etc/rc.local, None where there is none;
+    `init` is the name of process 1; `local_script` the text of /etc/rc.local, None where there is none, `local_runs`
+    whether it may be executed; `own_words` is what an earlier `--boot` of ours told GRUB;
     `grub` the command that renews GRUB's configuration, "" where this host boots otherwise.  `default_page` is the
     size of the huge pages that vm.nr_hugepages counts, `memory` the host's bytes; `uksm` tells whether a kernel with
     UKSM scans, `hidden` how many files a shared hugetlbfs would hide.
     """
 
     devices: tuple[BlockDevice, ...] = ()
+    opened: tuple[BlockDevice, ...] = ()
     ksm: Mapping[str, Knob] = field(factory=dict)
     uksm: bool = False
     thp: Knob | None = None
@@ -87,7 +90,9 @@ class HostTuning:
     init: str = ""
     udev: bool = False
     local_script: str | None = None
+    local_runs: bool = True
     procps_script: bool = False
+    own_words: str = ""
     default_page: int = 2 << 20
     hidden: int = 0
     memory: int = 0

@@ -57,7 +57,9 @@ class HostWishes:
     schedulers: Mapping[str, Keep | Scheduler | OldScheduler] = key(
         'By device, before `scheduler`: `{ sda = "bfq" }`.', Factory(dict)
     )
-    read_ahead: Keep | ReadAhead = key("Read-ahead of those devices.", "keep")
+    read_ahead: Keep | ReadAhead = key(
+        "Read-ahead of the devices that are opened: a logical volume, a RAID, or the disk itself.", "keep"
+    )
     thp: Auto | Keep | Literal["always", "madvise", "never"] = key(
         "Transparent huge pages; auto changes never to madvise where a VM has ordinary memory.", AUTO
     )

@@ -5,13 +5,13 @@ those before it takes its share; one that does not is named and takes nothing.  
 no other.  Every claim is looked up by what is claimed, so the work grows with the number of VMs and no faster.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from shlex import quote
 from typing import Final
 
 from attrs import Factory, define
 
-from kvmlaunch.model.address import collide
+from kvmlaunch.model.address import EVERY_ADDRESS
 from kvmlaunch.model.finding import Finding, error
 from kvmlaunch.model.host import HostFacts, HostNode, HugepagePool
 from kvmlaunch.model.plan import Plan, PlannedDisk, PlannedListener
@@ -81,7 +81,7 @@ class Claims:
     `free` are free pages by page size and host NUMA node, None for the whole host.  `available` is what can be had
     now, `outside` what lies outside the pools, whoever has it now: a VM that runs may not have touched all of its own.
     Ports are looked up by protocol and number, then by address; `bound` are those of this host's processes,
-    `offered` those that a hint names already.
+    `offered` those that a hint names already, and `searched` where the search for one ended.
     """
 
     available: Budget
@@ -95,6 +95,7 @@ class Claims:
     taps: dict[str, str] = Factory(dict)
     files: dict[str, Use] = Factory(dict)
     offered: set[tuple[str, int]] = Factory(set)
+    searched: dict[tuple[str, int], int] = Factory(dict)
 
 
 def check_fleet(members: Sequence[Member], host: HostFacts) -> tuple[tuple[Finding, ...], ...]:
@@ -278,7 +279,7 @@ def check_ports(member: Member, claims: Claims) -> Iterator[Finding]:
     """Refuse a port that another VM binds (`host.port.used`); every address overlaps each."""
     for wanted in member.plan.listeners:
         there = claims.ports.get((wanted.protocol, wanted.port), {})
-        address = next((each for each in there if collide(wanted.address, each)), None)
+        address = clashing(wanted.address, there)
         if address is not None:
             yield error(
                 code="host.port.used",
@@ -289,13 +290,22 @@ def check_ports(member: Member, claims: Claims) -> Iterator[Finding]:
             )
 
 
+def clashing(address: str, there: Mapping[str, str]) -> str | None:
+    """Give the address among those bound at a port with which another bind collides, however many there are."""
+    if address in EVERY_ADDRESS:
+        return next(iter(there), None)
+    return next((each for each in (address, *sorted(EVERY_ADDRESS)) if each in there), None)
+
+
 def port_hint(plan: Plan, wanted: PlannedListener, claims: Claims) -> str:
     """Give the same forward or address with the next port that nobody before wants."""
     own: set[tuple[str, int]] = {(each.protocol, each.port) for each in plan.listeners}
-    later = (port for ports in (range(wanted.port, PORTS.stop), PORTS) for port in ports)
+    begin = claims.searched.get((wanted.protocol, wanted.port), wanted.port)
+    later = (port for ports in (range(begin, PORTS.stop), PORTS) for port in ports)
     places = ((wanted.protocol, port) for port in later)
     free = next((port for _, port in (each for each in places if not is_taken(each, own, claims))), wanted.port)
     claims.offered.add((wanted.protocol, free))
+    claims.searched[wanted.protocol, wanted.port] = free
     if wanted.guest_port is None:
         return f"kvmlaunch up {plan.name} --set {wanted.key}={wanted.address}:{free}"
     return f'"{wanted.protocol}:{wanted.address}:{free}:{wanted.guest_port}"   # in {wanted.key}'

@@ -60,7 +60,8 @@ def examine(caller: Caller, words: Sequence[str], *, boot: bool) -> tuple[Diagno
     trial = try_kvm(caller, host, definitions, boot=boot)
     vms = tuple(vm_wish(each) for each in definitions)
     starting = tuple(vm_wish(each) for each in definitions if words or each.lifecycle.autostart)
-    return diagnose(host, tuning, wishes, vms, starting, trial, broken=broken)
+    named = tuple(each.name for each in definitions if words and not each.lifecycle.autostart)
+    return diagnose(host, tuning, wishes, vms, starting, trial, broken=broken, named=named)
 
 
 def readable(caller: Caller, words: Sequence[str]) -> tuple[tuple[Definition, ...], tuple[str, ...]]:

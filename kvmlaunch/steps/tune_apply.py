@@ -1,6 +1,7 @@
 """`tune apply` and `tune off`: the host is made as it is planned, and put back as it was."""
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 
 from attrs import evolve
@@ -13,7 +14,7 @@ from kvmlaunch.host.pool_settings import apply_counted, lower_counted
 from kvmlaunch.host.settings import apply_setting, files_are_written, make_lasting, settle, undo_all
 from kvmlaunch.host.tune_journal import Ledger, read_entries
 from kvmlaunch.model.finding import Finding, errors_of, warning
-from kvmlaunch.model.tuning import FileEntry, KeptFile, SettingEntry, VmEntry
+from kvmlaunch.model.tuning import FileEntry, KeptFile, SettingEntry, TuneEntry, VmEntry
 from kvmlaunch.model.value import frozen
 from kvmlaunch.run.process import read_boot_id
 from kvmlaunch.steps.caller import Caller, Tell
@@ -193,14 +194,18 @@ def off(caller: Caller, tell: Tell, *, force: bool = False) -> PutBack:
         for entry in reversed(before):
             if entry.path not in left and not isinstance(entry, VmEntry):
                 tell("restored", entry.key if isinstance(entry, SettingEntry) else entry.path)
-    gone = {entry.path for entry in before if entry.path not in left}
+    gone = {entry.path: entry for entry in before if entry.path not in left}
     return PutBack(tuned=bool(before), left=bool(left), found=found, commands=tuple(commands_after(gone)))
 
 
-def commands_after(gone: set[str]) -> Iterator[str]:
+def commands_after(gone: Mapping[str, TuneEntry]) -> Iterator[str]:
     """Give what must be run once files of ours are gone: the boot loader keeps what it was told, systemd its units."""
-    if GRUB_FILE in gone and (renew := capture_grub("")):
-        yield f"{renew}   # or grubby --remove-args: the boot loader still has the words"
+    drop_in = gone.get(GRUB_FILE)
+    told = re.search(r"(?m)^# (grubby .*)--args=(.*)$", drop_in.wanted) if isinstance(drop_in, FileEntry) else None
+    if told:
+        yield f"{told[1]}--remove-args={told[2]}   # the boot loader still has the words"
+    elif drop_in is not None and (renew := capture_grub("")):
+        yield f"{renew}   # the boot loader still has the words"
     if any(path.startswith("/etc/systemd/") for path in gone):
         yield "systemctl daemon-reload"
 

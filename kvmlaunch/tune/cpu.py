@@ -6,6 +6,7 @@ from kvmlaunch.model.finding import Finding, warning
 from kvmlaunch.model.tuning import HostTuning, Setting
 from kvmlaunch.model.wishes import HostWishes
 from kvmlaunch.tune.wish import KEEP, by_hand
+from kvmlaunch.units import render_cpus
 
 HALT_POLL = "kvm.halt_poll_ns"
 
@@ -29,12 +30,14 @@ def build_cpu(tuning: HostTuning, wishes: HostWishes) -> Iterator[Setting]:
 
 def check_cpu(tuning: HostTuning, wishes: HostWishes) -> Iterator[Finding]:
     """Say where a governor or KVM's parameter is wished for and is not there."""
-    offered = sorted({word for knob in tuning.governors.values() for word in knob.offered})
-    if wishes.governor != KEEP and wishes.governor not in offered:
+    lacking = {number: knob for number, knob in tuning.governors.items() if wishes.governor not in knob.offered}
+    if wishes.governor != KEEP and (lacking or not tuning.governors):
+        offered = sorted({word for knob in lacking.values() for word in knob.offered})
+        some = f" of CPU {render_cpus(tuple(lacking))}" if 0 < len(lacking) < len(tuning.governors) else ""
         why = f"the driver offers {', '.join(offered)}" if offered else "this host has no cpufreq"
         yield warning(
             code="host.governor.unknown",
-            message=f"there is no governor {wishes.governor}: skipped",
+            message=f"there is no governor {wishes.governor}{some}: skipped",
             key="governor",
             why=why,
             hint='governor = "keep"',

@@ -38,19 +38,22 @@ def diagnose(
     trial: Trial,
     *,
     broken: Sequence[str] = (),
+    named: Sequence[str] = (),
 ) -> tuple[Diagnosis, ...]:
     """Give every subject, what is wrong first, by what a mend gains.
 
-    `vms` are all that are defined, `starting` those that start with the host; `broken` definitions count for nothing.
+    `vms` are all that are defined, `starting` those that start with the host and those that were `named`, which are
+    named to tune as well; `broken` definitions count for nothing.
     """
     found = (
         *check_kvm(host, trial),
         *check_definitions(broken),
-        *(each for pool in host.pools for each in check_pool(host, tuning, wishes, pool, starting)),
+        *(each for pool in host.pools for each in check_pool(host, tuning, wishes, pool, starting, named)),
         *check_free_memory(host, tuning),
-        *check_thp(tuning, wishes, starting),
+        *check_thp(tuning, wishes, starting, named),
         *check_merging(tuning, vms),
-        *(each for device in tuning.devices for each in check_device(device, wishes, starting)),
+        *(each for device in tuning.devices for each in check_device(device, wishes, starting, named)),
+        *(each for device in tuning.opened for each in tell_read_ahead(device)),
         *check_aio(host),
         *check_governor(tuning),
         *check_sysctls(tuning),
@@ -110,7 +113,12 @@ def trial_text(trial: Trial) -> str:
 
 
 def check_pool(
-    host: HostFacts, tuning: HostTuning, wishes: HostWishes, pool: HugepagePool, vms: Sequence[VmWish]
+    host: HostFacts,
+    tuning: HostTuning,
+    wishes: HostWishes,
+    pool: HugepagePool,
+    vms: Sequence[VmWish],
+    named: Sequence[str],
 ) -> Iterator[Diagnosis]:
     """Tell a pool of huge pages: how many, who holds them, and what the VMs that start with the host need."""
     need, size = pages_of(vms, pool.page_size), render_size(pool.page_size)
@@ -125,6 +133,14 @@ def check_pool(
         "holders": [{"pid": each.pid, "command": each.command, "bytes": each.bytes} for each in its],
     }  # fmt: skip
     subject = f"hugepages {size}"
+    foreign = sum(-(-each.bytes // pool.page_size) for each in its if not each.command.startswith("VM "))
+    if need <= pool.total and need > pool.total - foreign:
+        yield Diagnosis(
+            subject=subject, verdict="warn", found=found, source=POOL_SOURCE, numbers=numbers, gain=6,
+            why=f"the VMs that start with the host need {need}, and other programs hold {foreign}",
+            fix=f'[hugepage_pools]   # in {HOST_FILE}: "{size}" = {need + foreign}, enough for both',
+        )  # fmt: skip
+        return
     if need <= pool.total or plan_pool(pool.page_size, wishes, vms) is None:
         yield Diagnosis(subject=subject, verdict="ok", found=found, source=POOL_SOURCE, numbers=numbers)
         return
@@ -137,7 +153,7 @@ def check_pool(
     why += f"; memory is fragmented: {render_size(blocks)} free in whole pages" if room and fragmented else ""
     yield Diagnosis(
         subject=subject, verdict="warn", found=found, why=why, source=POOL_SOURCE, numbers=numbers, gain=6,
-        fix=PERSIST if room else "kvmlaunch validate --together   # names the VMs that do not fit",
+        fix=" ".join((PERSIST, *named)) if room else "kvmlaunch validate --together   # names the VMs that do not fit",
     )  # fmt: skip
 
 
@@ -159,7 +175,9 @@ def check_free_memory(host: HostFacts, tuning: HostTuning) -> Iterator[Diagnosis
     )  # fmt: skip
 
 
-def check_thp(tuning: HostTuning, wishes: HostWishes, vms: Sequence[VmWish]) -> Iterator[Diagnosis]:
+def check_thp(
+    tuning: HostTuning, wishes: HostWishes, vms: Sequence[VmWish], named: Sequence[str]
+) -> Iterator[Diagnosis]:
     """Tell transparent huge pages."""
     if tuning.thp is None:
         yield Diagnosis(subject="thp", verdict="skip", found="this kernel has none", source=THP_SOURCE)
@@ -170,7 +188,7 @@ def check_thp(tuning: HostTuning, wishes: HostWishes, vms: Sequence[VmWish]) -> 
     yield Diagnosis(
         subject="thp", verdict="warn" if never and ordinary else "ok", found=f"{tuning.thp.value}{defrag}", gain=5,
         why=f"{names_text(ordinary)} has ordinary memory, in pages of 4 KiB" if never and ordinary else "",
-        fix=APPLY if never and ordinary and wishes.thp is AUTO else "", source=THP_SOURCE,
+        fix=" ".join((APPLY, *named)) if never and ordinary and wishes.thp is AUTO else "", source=THP_SOURCE,
         numbers={"enabled": tuning.thp.value},
     )  # fmt: skip
 
@@ -212,22 +230,24 @@ def render_profit(size: int) -> str:
     return f"{'-' if size < 0 else ''}{render_size(rounded)}"
 
 
-def check_device(device: BlockDevice, wishes: HostWishes, starting: Sequence[VmWish]) -> Iterator[Diagnosis]:
+def check_device(
+    device: BlockDevice, wishes: HostWishes, starting: Sequence[VmWish], named: Sequence[str]
+) -> Iterator[Diagnosis]:
     """Tell the scheduler and the read-ahead of a device beneath the VMs' disks."""
     scheduler = device.scheduler.value if device.scheduler else "none to choose"
-    ahead = f", read-ahead {device.read_ahead.value} KiB" if device.read_ahead else ""
     kind = {True: "rotating", False: "SSD", None: "unknown"}[device.rotational]
-    found = f"{scheduler}{ahead}, {kind}, {count(device.queues, 'hardware queue')}, beneath {names_text(device.vms)}"
+    found = f"{scheduler}, {kind}, {count(device.queues, 'hardware queue')}, beneath {names_text(device.vms)}"
     plan = plan_scheduler(device, wishes)
     knob = device.scheduler  # a device without words to choose from has none
-    differs = bool(plan and knob and knob.offered and plan[0].value != knob.value)
+    differs = bool(plan and knob and plan[0].value in knob.offered and plan[0].value != knob.value)
     numbers = {
-        "scheduler": scheduler, "read_ahead_kb": device.read_ahead.value if device.read_ahead else None,
+        "scheduler": scheduler,
         "queues": device.queues, "rotational": device.rotational, "vms": list(device.vms),
         "expected": plan[0].value if plan else None,
     }  # fmt: skip
     # A VM that starts with the host counts by itself; of others one is enough, as each brings its huge pages too.
-    fix = APPLY if any(vm.name in device.vms for vm in starting) else " ".join((APPLY, *device.vms[:1]))
+    asked = named if any(vm.name in device.vms for vm in starting) else device.vms[:1]
+    fix = f"{' '.join((APPLY, *asked))}   # with all else that tune plan shows"
     yield Diagnosis(
         subject=f"scheduler {device.name}", verdict="warn" if differs else "ok", found=found, gain=4,
         why=f"{plan[0].value} is expected: {plan[0].reason or 'host.toml'}" if differs and plan else "",
@@ -235,21 +255,34 @@ def check_device(device: BlockDevice, wishes: HostWishes, starting: Sequence[VmW
     )  # fmt: skip
 
 
+def tell_read_ahead(device: BlockDevice) -> Iterator[Diagnosis]:
+    """Tell the read-ahead of a device that is opened for VMs' disks: that of what lies beneath it does not count."""
+    if device.read_ahead is not None:
+        yield Diagnosis(
+            subject=f"read-ahead {device.name}", verdict="ok", source="Linux Documentation/block/queue-sysfs.rst",
+            found=f"{device.read_ahead.value} KiB, of cached reads, for {names_text(device.vms)}",
+            numbers={"read_ahead_kb": device.read_ahead.value, "vms": list(device.vms)},
+        )  # fmt: skip
+
+
 def check_aio(host: HostFacts) -> Iterator[Diagnosis]:
     """Tell asynchronous I/O: contexts of native aio, and io_uring."""
     used, most = host.aio.used, host.aio.most
-    tight = most - used < most // 4
+    tight = most - used <= most // 4
     yield Diagnosis(
         subject="native aio", verdict="warn" if tight else "ok", found=f"{used} of {most} contexts used", gain=4,
         why="disks with aio=native will be refused soon" if tight else "",
         fix=f"sysctl -w fs.aio-max-nr={max(most * 4, FEW_CONTEXTS * 16)}" if tight else "",
         source="Linux Documentation/admin-guide/sysctl/fs.rst", numbers={"used": used, "most": most},
     )  # fmt: skip
-    refusal = host.aio.io_uring_refusal
+    refusal, switch = host.aio.io_uring_refusal, host.aio.io_uring_switch
+    some = "usable by root and the group of kernel.io_uring_group alone" if switch == 1 else ""
     yield Diagnosis(
-        subject="io_uring", verdict="warn" if refusal else "ok", found=refusal or "usable", gain=3,
-        why="images that are not fully allocated get aio=threads" if refusal else "",
-        fix="sysctl -w kernel.io_uring_disabled=0" if refusal else "",
+        subject="io_uring", verdict="warn" if refusal or some else "ok", found=refusal or some or "usable", gain=3,
+        why="images that are not fully allocated get aio=threads" if refusal or some else "",
+        fix="sysctl -w kernel.io_uring_disabled=0" if switch
+        else 'aio = "threads"   # says that it is meant; or let a newer kernel, or the container, have it' if refusal
+        else "",
         source="Linux Documentation/admin-guide/sysctl/kernel.rst", numbers={"refusal": refusal},
     )  # fmt: skip
 

@@ -5,10 +5,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import Final
 
+from kvmlaunch.model.finding import Finding, warning
 from kvmlaunch.model.tuning import BootLine, HostTuning, KeptFile, Setting
 from kvmlaunch.model.wishes import HOST_FILE, HostWishes
 from kvmlaunch.tune.fstab import FstabLine, render_line
-from kvmlaunch.units import GIB, MIB
+from kvmlaunch.units import GIB, MIB, render_size
 
 SYSCTL_FILE: Final = "/etc/sysctl.d/80-kvmlaunch.conf"
 UDEV_FILE: Final = "/etc/udev/rules.d/80-kvmlaunch.rules"
@@ -34,20 +35,35 @@ def sysctl_name(path: str) -> str:
 def overriding(tuning: HostTuning, setting: Setting) -> BootLine | None:
     """Give the line that wins over ours at boot with another value; None where ours wins, or is not there.
 
-    Of sysctl.d and of udev's rules the last one wins, of tmpfiles.d the first.
+    Of sysctl.d and of udev's rules the last one wins.  Where our script runs it comes after all of them.
     """
-    if setting.keeper == "boot":
+    if setting.keeper == "boot" or (tuning.init != SYSTEMD and not script_inactive(tuning)):
         return None
     file = {"sysctl": SYSCTL_FILE, "udev": UDEV_FILE, "tmpfiles": TMPFILES_FILE}[setting.keeper]
     name = sysctl_name(setting.knob.path) if setting.keeper == "sysctl" else setting.knob.path
-    lines = [line for line in tuning.boot_lines if line.keeper == setting.keeper and line.name == name]
+    lines = [
+        line for line in tuning.boot_lines if line.keeper == setting.keeper and PurePosixPath(name).match(line.name)
+    ]
     if not any(line.file == file for line in lines):
         return None
-    winner = lines[0 if setting.keeper == "tmpfiles" else -1]
+    if setting.keeper == "tmpfiles":
+        lines = effective(lines)
+    winner = lines[-1]
     if winner.file == file or winner.value == setting.wanted.value:
         return None
     as_good = setting.counted and winner.value.isdecimal() and int(winner.value) >= int(setting.wanted.value)
     return None if as_good else winner
+
+
+def effective(lines: Sequence[BootLine]) -> list[BootLine]:
+    """Give the lines of tmpfiles.d that are carried out: of those for one path, as it is written, the first alone.
+
+    Measured with systemd-tmpfiles 252: a pattern is another path than what it matches, and is carried out in its turn.
+    """
+    first: dict[str, BootLine] = {}
+    for line in lines:
+        first.setdefault(line.name, line)
+    return list(first.values())
 
 
 def kept_by(settings: Sequence[Setting], *keepers: str) -> tuple[Setting, ...]:
@@ -187,13 +203,17 @@ raise_pool() {{
 }}
 
 {"".join(lines)}"""
+    yield KeptFile(path=SCRIPT_FILE, text=text, mode=0o755, command=SCRIPT_FILE, inactive=script_inactive(tuning))
+
+
+def script_inactive(tuning: HostTuning) -> str:
+    """Give why nothing runs our script at boot, "" where /etc/rc.local does."""
     run = re.split(r"(?m)^\s*exit\b", tuning.local_script or "")[0].splitlines()
-    why = ""
     if tuning.init not in CLASSIC:
-        why = f"process 1 is {tuning.init or 'unknown'}, which is not known to run /etc/rc.local"
-    elif not any(SCRIPT_FILE in line.partition("#")[0] for line in run):
-        why = "/etc/rc.local does not run it"
-    yield KeptFile(path=SCRIPT_FILE, text=text, mode=0o755, command=SCRIPT_FILE, inactive=why)
+        return f"process 1 is {tuning.init or 'unknown'}, which is not known to run /etc/rc.local"
+    if not any(SCRIPT_FILE in line.partition("#")[0] for line in run):
+        return "/etc/rc.local does not run it"
+    return "" if tuning.local_runs else "/etc/rc.local may not be executed: chmod +x /etc/rc.local"
 
 
 def render_mount(place: str, tuning: HostTuning) -> KeptFile:
@@ -239,16 +259,54 @@ def escaped(character: str) -> str:
     return "".join(f"\\x{byte:02x}" for byte in character.encode())
 
 
+def boot_words(settings: Sequence[Setting], tuning: HostTuning) -> list[str]:
+    """Give the words for the kernel command line: a size of pages that is there already is read there alone.
+
+    grubby knows each word once: of two sizes only the larger pages, which need it most, are told to it, and the early
+    unit raises the others.
+    """
+    pools = [each for each in settings if each.counted and not is_reserved(each, tuning)]
+    if tuning.grub.startswith("grub2"):
+        pools = sorted(pools, key=page_size_of, reverse=True)[:1]
+    words = []
+    for pool in sorted(pools, key=page_size_of):
+        words += [f"hugepagesz={'1G' if page_size_of(pool) == GIB else '2M'}", f"hugepages={pool.wanted.value}"]
+    words += [f"transparent_hugepage={each.wanted.value}" for each in settings if each.key == "thp.enabled"]
+    return words
+
+
+def page_size_of(pool: Setting) -> int:
+    """Give the size in bytes of a pool's pages."""
+    return GIB if f"{GIB >> 10}kB" in pool.knob.path else 2 * MIB
+
+
+def is_reserved(pool: Setting, tuning: HostTuning) -> bool:
+    """Does the kernel command line of somebody else reserve pages of a size already."""
+    booted = boot_pages(tuning.cmdline, tuning.default_page, page_size_of(pool))
+    ours = boot_pages(re.findall(r"hugepage\w+=\w+", tuning.own_words), tuning.default_page, page_size_of(pool))
+    return booted > 0 and booted != ours
+
+
+def check_boot(settings: Sequence[Setting], tuning: HostTuning) -> Iterator[Finding]:
+    """Say which pool `--boot` cannot change: the kernel reads a size of pages once, and the first time counts."""
+    for pool in settings:
+        size = page_size_of(pool)
+        booted = boot_pages(tuning.cmdline, tuning.default_page, size)
+        if pool.counted and is_reserved(pool, tuning) and booted < int(pool.wanted.value):
+            yield warning(
+                code="host.cmdline.hugepages",
+                message=f"the kernel command line reserves {booted} pages of {render_size(size)} already",
+                where="/proc/cmdline",
+                why=f"{pool.wanted.value} are wished, and a second word for this size is not read: hugetlbpage.rst",
+                hint="take hugepages= out of /etc/default/grub, then run the command again"
+                if tuning.grub
+                else "take hugepages= out of the boot loader's own configuration",
+            )
+
+
 def build_boot(settings: Sequence[Setting], tuning: HostTuning) -> Iterator[KeptFile]:
     """Give the drop-in of `--boot` for GRUB: huge pages, while memory is still empty, and transparent ones."""
-    words = []
-    for setting in settings:
-        if setting.counted and f"{GIB >> 10}kB" in setting.knob.path:
-            words += ["hugepagesz=1G", f"hugepages={setting.wanted.value}"]
-        elif setting.counted:
-            words += ["hugepagesz=2M", f"hugepages={setting.wanted.value}"]
-        elif setting.key == "thp.enabled":
-            words.append(f"transparent_hugepage={setting.wanted.value}")
+    words = boot_words(settings, tuning)
     if words and tuning.grub.startswith("grub2"):
         command = f"grubby --update-kernel=ALL --args='{' '.join(words)}'"
         text = f"{HEAD}# {command}\n"

@@ -115,6 +115,20 @@ def check_scan(tuning: HostTuning, wishes: HostWishes, vms: Sequence[VmWish]) ->
             )
 
 
+def check_nodes(tuning: HostTuning, wishes: HostWishes, vms: Sequence[VmWish]) -> Iterator[Finding]:
+    """Say that pages of different NUMA nodes are merged: that can be changed only while nothing is."""
+    knob, run = tuning.ksm.get("merge_across_nodes"), plan_run(wishes.ksm, vms)
+    far = tuning.nodes > 1 and knob is not None and knob.value == "1" and shared(tuning) > 0
+    if wishes.ksm.merge_across_nodes is AUTO and far and run is not None and will_run(run, tuning):
+        yield warning(
+            code="host.setting.busy",
+            message="pages of different NUMA nodes stay merged",
+            key="ksm.merge_across_nodes",
+            why="a merged page is far for one of them, and it is changed only when there are no merged pages: ksm.rst",
+            hint=f"echo 2 > {DIRECTORY}/run   # takes them apart, then the same command again",
+        )
+
+
 def build_ksm(tuning: HostTuning, wishes: HostWishes, vms: Sequence[VmWish]) -> Iterator[Setting]:
     """Give the settings of KSM: how it scans before it is switched on."""
     run = plan_run(wishes.ksm, vms)
@@ -131,6 +145,7 @@ def build_ksm(tuning: HostTuning, wishes: HostWishes, vms: Sequence[VmWish]) -> 
 def check_ksm(tuning: HostTuning, wishes: HostWishes, vms: Sequence[VmWish]) -> Iterator[Finding]:
     """Say where KSM is wanted in vain: no kernel support, nothing to merge, or guests that should not share."""
     yield from check_scan(tuning, wishes, vms)
+    yield from check_nodes(tuning, wishes, vms)
     run = plan_run(wishes.ksm, vms)
     if run is None or run.value != "1":
         return

@@ -8,7 +8,7 @@ from kvmlaunch.model.wishes import HostWishes
 from kvmlaunch.tune.cpu import build_cpu, check_cpu
 from kvmlaunch.tune.daemons import check_cmdline, check_daemons
 from kvmlaunch.tune.fleet import VmWish
-from kvmlaunch.tune.keep import build_boot, build_files
+from kvmlaunch.tune.keep import build_boot, build_files, check_boot
 from kvmlaunch.tune.ksm import build_ksm, check_ksm
 from kvmlaunch.tune.memory import build_memory, build_pools, check_memory, check_pools
 from kvmlaunch.tune.scheduler import build_read_ahead, build_schedulers, check_schedulers
@@ -34,6 +34,7 @@ def plan_tuning(
         *check_cpu(tuning, wishes),
         *check_daemons(tuning),
         *check_cmdline(tuning),
+        *(check_boot(settings, tuning) if boot else ()),
     )
     return TunePlan(settings=settings, files=plan_files(settings, tuning, wishes, boot=boot), findings=findings)
 

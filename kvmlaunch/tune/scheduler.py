@@ -1,6 +1,7 @@
 """I/O schedulers and read-ahead of the devices beneath the VMs' disks.
 
-Under device-mapper, md or a loop device the bottom device counts; those above have no queue of their own to sort.
+Under device-mapper, md or a loop device the scheduler of the bottom device counts; those above have no queue of their
+own to sort.  Read-ahead is that of the device which is opened, or on which the file system lies.
 """
 
 from collections.abc import Iterator, Mapping
@@ -64,10 +65,10 @@ def build_schedulers(tuning: HostTuning, wishes: HostWishes) -> Iterator[Setting
 
 
 def build_read_ahead(tuning: HostTuning, wishes: HostWishes) -> Iterator[Setting]:
-    """Give the read-ahead of those devices where host.toml says one."""
+    """Give the read-ahead of the devices that are opened where host.toml says one: what lies beneath has no say."""
     if wishes.read_ahead == KEEP:
         return
-    for device in tuning.devices:
+    for device in tuning.opened:
         if device.read_ahead is not None:
             wanted = by_hand(int(wishes.read_ahead) // KIB, "read_ahead")
             yield Setting(key=f"read_ahead.{device.name}", knob=device.read_ahead, wanted=wanted, keeper="udev")
@@ -84,7 +85,7 @@ def check_schedulers(tuning: HostTuning, wishes: HostWishes) -> Iterator[Finding
                 message=f"{device.name} has no scheduler {plan[0].value}: skipped",
                 key=plan[1],
                 why=f"{device.scheduler.path}: the kernel offers {offered}",
-                hint=f"modprobe {plan[0].value}   # where the kernel has it as a module",
+                hint=f"modprobe {plan[0].value}-iosched   # where the kernel has it as a module",
             )
     known = {device.name for device in tuning.devices}
     for name in wishes.schedulers:

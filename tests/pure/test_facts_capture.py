@@ -175,8 +175,8 @@ def test_the_disk_below_a_partition_a_volume_and_a_loop(tmp_path: Path) -> None:
         (numbers / number).symlink_to(f"../../devices/{device}")
     disk = {"name": "nvme0n1", "scheduler": "[none] mq-deadline", "rotational": "0", "queues": 2}
     for number in ("259:2", "253:0", "9:0", "252:0", "7:0"):
-        assert capture_disks(str(tmp_path), number, {}) == [disk]
-    assert capture_disks(str(tmp_path), "9:9", {}) == []
+        assert capture_disks(str(tmp_path), number, ()) == [disk]
+    assert capture_disks(str(tmp_path), "9:9", ()) == []
 
 
 def header(backing: str) -> bytes:

@@ -63,6 +63,28 @@ def test_sysctl_files_are_read_in_the_order_of_sysctl_system() -> None:
     ]
 
 
+def test_lines_of_tmpfiles_are_read_as_they_may_be_written() -> None:
+    text = 'w+ /sys/a - - - - 1\nw "/sys/b" - - - - 2\nw /sys/cpu*/c - - - - 3\n'
+
+    lines = tuning(files={"/etc/tmpfiles.d/a.conf": text}).boot_lines
+
+    assert [(line.name, line.value) for line in lines] == [("/sys/a", "1"), ("/sys/b", "2"), ("/sys/cpu*/c", "3")]
+
+
+def test_rules_for_a_module_and_for_read_ahead_by_another_name_are_read() -> None:
+    text = (
+        'ACTION=="add|change", SUBSYSTEM=="module", KERNEL=="kvm", ATTR{parameters/halt_poll_ns}="0"\n'
+        'SUBSYSTEM=="block", KERNEL=="cciss/c0d0", ATTR{bdi/read_ahead_kb}="64"\n'
+    )
+
+    lines = tuning(devices={"cciss!c0d0": 1}, files={"/etc/udev/rules.d/a.rules": text}).boot_lines
+
+    assert [(line.name, line.value, line.sure) for line in lines] == [
+        ("/sys/module/kvm/parameters/halt_poll_ns", "0", True),
+        ("/sys/block/cciss!c0d0/queue/read_ahead_kb", "64", True),
+    ]
+
+
 RULES = """\
 # ATTR{queue/scheduler}="never"
 ACTION=="add|change", KERNEL=="sd*|vd[a-z]", ATTR{queue/rotational}=="0", ATTR{queue/scheduler}="none"

@@ -90,6 +90,62 @@ def test_the_words_of_old_kernels_are_understood_and_said(word: str, today: str,
     assert "Linux 5.0" in plan.changes[0].wanted.reason
 
 
+def test_read_ahead_is_that_of_the_volume_and_the_scheduler_that_of_the_disk_beneath() -> None:
+    files = queue("sda", "none", rotational="1") | queue("dm-0", "none")
+    wishes = HostWishes(scheduler="bfq", read_ahead=ReadAhead(4 * MIB))
+
+    plan = plan_tuning(host(), tuning(devices={"sda": 1}, files=files, opened={"dm-0": {"vms": ["a"]}}), wishes, ())
+
+    assert changes(plan) == {"scheduler.sda": "bfq", "read_ahead.dm-0": "4096"}
+
+
+def test_a_size_of_pages_that_the_command_line_reserves_is_not_told_to_it_again() -> None:
+    files = {"/proc/cmdline": "quiet hugepagesz=1G hugepages=2\n"}
+    wishes = HostWishes(hugepage_pools={"1GiB": 4})
+
+    plan = plan_tuning(host(), tuning(files=files, grub="update-grub"), wishes, (), boot=True)
+    ours = files | {"/etc/default/grub.d/kvmlaunch.cfg": 'GRUB_CMDLINE_LINUX="x hugepagesz=1G hugepages=2"\n'}
+    again = plan_tuning(host(), tuning(files=ours, grub="update-grub"), wishes, (), boot=True)
+
+    assert "host.cmdline.hugepages" in codes(plan)
+    assert not any("hugepages=4" in kept.text for kept in plan.files if kept.option == "--boot")
+    assert "host.cmdline.hugepages" not in codes(again)
+    assert any("hugepages=4" in kept.text for kept in again.files if kept.option == "--boot")
+
+
+def test_grubby_is_told_one_size_of_pages() -> None:
+    wishes = HostWishes(hugepage_pools={"2MiB": 512, "1GiB": 4})
+
+    plan = plan_tuning(host(), tuning(grub="grub2-mkconfig -o x"), wishes, (), boot=True)
+
+    (kept,) = (kept for kept in plan.files if kept.option == "--boot")
+    assert kept.command == "grubby --update-kernel=ALL --args='hugepagesz=1G hugepages=4'"
+
+
+def test_a_governor_that_some_cpus_lack_is_said_of_those() -> None:
+    place = "/sys/devices/system/cpu/cpu{}/cpufreq/scaling_{}"
+    files = {
+        place.format(number, name): text
+        for number, words in ((0, "performance powersave"), (1, "powersave"))
+        for name, text in (("governor", "powersave\n"), ("available_governors", f"{words}\n"))
+    }
+
+    plan = plan_tuning(host(), tuning(files=files), HostWishes(governor="performance"), ())
+
+    (found,) = (each for each in plan.findings if each.report.code == "host.governor.unknown")
+    assert "of CPU 1" in found.report.message
+    assert changes(plan) == {"governor.cpu0": "performance"}
+
+
+def test_pages_of_different_nodes_that_are_merged_already_are_said() -> None:
+    buddies = "Node 0, zone Normal 1 1 0\nNode 1, zone Normal 1 1 0\n"
+    files = {"/proc/buddyinfo": buddies, "/sys/kernel/mm/ksm/pages_shared": "7\n"}
+
+    plan = plan_tuning(host(), tuning(files=files), HostWishes(ksm=KsmWishes(mode="on")), ())
+
+    assert "host.setting.busy" in codes(plan)
+
+
 def test_one_device_may_be_wanted_otherwise_than_the_others() -> None:
     files = queue("sda", "none", rotational="1") | queue("sdb", "none", rotational="1")
     wishes = HostWishes(schedulers={"sda": "bfq", "sdb": "keep"}, read_ahead=ReadAhead(4 * MIB))
@@ -357,6 +413,11 @@ WRITE = "w /sys/kernel/mm/ksm/run - - - - {}\n"
         ({"/etc/udev/rules.d/60-disks.rules": RULE.format("bfq")}, ""),
         ({"/usr/lib/tmpfiles.d/alone.conf": WRITE.format(0)}, "/usr/lib/tmpfiles.d/alone.conf"),
         ({"/usr/lib/tmpfiles.d/zswap.conf": WRITE.format(0)}, ""),
+        (
+            {"/usr/lib/tmpfiles.d/zz.conf": "w /sys/kernel/mm/*/run - - - - 0\n"},
+            "/usr/lib/tmpfiles.d/zz.conf",
+        ),
+        ({"/usr/lib/tmpfiles.d/alone.conf": "w /sys/kernel/mm/*/run - - - - 0\n"}, ""),
     ],
 )
 def test_the_file_that_wins_over_ours_at_boot_is_named(files: dict[str, str], by: str) -> None:
@@ -370,6 +431,25 @@ def test_the_file_that_wins_over_ours_at_boot_is_named(files: dict[str, str], by
 
     assert {"/etc/sysctl.d/80-kvmlaunch.conf", "/etc/udev/rules.d/80-kvmlaunch.rules"} < set(ours)
     assert [line.file for line in lines] == ([by] if by else [])
+
+
+@pytest.mark.parametrize(
+    ("local", "runs", "by"),
+    [("/etc/kvmlaunch/boot.sh\n", True, []), ("/etc/kvmlaunch/boot.sh\n", False, ["99"]), ("", True, ["99"])],
+)
+def test_what_our_script_sets_after_everything_else_is_overridden_by_nothing(
+    local: str, by: list[str], *, runs: bool
+) -> None:
+    wishes = HostWishes(swappiness=10)
+    files = {"/proc/1/comm": "init\n", "/etc/rc.local": local, "/etc/sysctl.d/99-local.conf": "vm.swappiness = 60\n"}
+    plan = plan_tuning(host(), tuning(files=files, rc_local=runs), wishes, ())
+    ours = {kept.path: kept.text for kept in plan.files}
+
+    seen = tuning(files=files | ours, rc_local=runs)
+    lines = [line for setting in plan.settings if (line := overriding(seen, setting))]
+
+    assert [line.file[14:16] for line in lines] == by
+    assert bool(next(kept.inactive for kept in plan.files if kept.path.endswith("boot.sh"))) is bool(by)
 
 
 @pytest.mark.parametrize(
