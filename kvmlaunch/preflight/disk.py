@@ -78,7 +78,15 @@ def check_kind(disk: PlannedDisk, facts: PathFacts, host: HostFacts, vm: str) ->
 def check_permission(disk: PlannedDisk, facts: PathFacts, host: HostFacts) -> Iterator[Finding]:
     """Check that the VM's user may read the image, and write it unless it is read-only (`disk.permission`)."""
     lacking = [word for word, has in (("read", facts.readable), ("write", facts.writable or disk.readonly)) if not has]
-    if lacking:
+    if lacking == ["write"] and facts.mounted_readonly:
+        yield error(
+            code="disk.permission",
+            message=f"{disk.path} lies on a file system that is mounted read-only",
+            key=f"{disk.table}.path",
+            why="nobody can write to it",
+            hint=f"findmnt -T {quoted(disk.path)}   # shows it; or readonly = true in [{disk.table}]",
+        )
+    elif lacking:
         rights = "r" if disk.readonly else "rw"
         yield error(
             code="disk.permission",

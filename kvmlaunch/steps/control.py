@@ -3,6 +3,7 @@
 import contextlib
 import json
 import re
+import time
 from collections.abc import Mapping
 from typing import Final, Literal
 
@@ -18,6 +19,8 @@ from kvmlaunch.steps.observe import LEFT, Seen, monitor_path, observe, who_holds
 # In a URI, in a channel, or in a command of the human monitor.
 RUNS_A_PROGRAM: Final = r'\bexec:|"transport": "exec"'
 Deed = Literal["asked", "let run", "told to quit", "in vain", "no answer"]
+WAITS: Final = "io-error"  # QEMU's run state of a guest that waits for its storage
+STANDS_AGAIN: Final = 1.0  # seconds within which a request that fails again has come back
 COMMANDS: Mapping[Verb, str] = {Verb.PAUSE: "stop", Verb.RESUME: "cont", Verb.RESET: "system_reset"}
 
 
@@ -97,7 +100,36 @@ def control(caller: Caller, word: str, verb: Verb, *, dry_run: bool = False) -> 
         return False
     if not dry_run:
         query(seen, (COMMANDS[verb], {}))
+    if not dry_run and verb is Verb.RESUME and isinstance(status, dict) and status.get("status") == WAITS:
+        refuse_standing(seen)
     return True
+
+
+def refuse_standing(seen: Seen) -> None:
+    """Raise Busy `vm.state` for a guest that stands again at once, as what stopped it is still there."""
+    deadline = time.monotonic() + STANDS_AGAIN
+    while time.monotonic() < deadline:
+        status, blocks = query(seen, ("query-status", {}), ("query-block", {}))
+        if isinstance(status, dict) and status.get("status") == WAITS:
+            raise standing(seen, blocks)
+        time.sleep(STANDS_AGAIN / 10)
+
+
+def standing(seen: Seen, blocks: object) -> Busy:
+    """Give the error of a guest that waits for its storage, with what QEMU says of each disk that does."""
+    rows = [row for row in blocks if isinstance(row, dict)] if isinstance(blocks, list) else []
+    stuck = {str(row.get("device", "")).removeprefix("disk-"): row.get("io-status") for row in rows}
+    said = {"nospace": "there is no space for what it writes", "failed": "its store refused what it wrote or read"}
+    why = "\n".join(f"disk {name}: {said[word]}" for name, word in stuck.items() if word in said)
+    return Busy(
+        Report(
+            code="vm.state",
+            message=f"{seen.name} stands still again: an I/O error",
+            where=f"pid {seen.pid}",
+            why=why or "QEMU does not say of which disk",
+            hint=f"kvmlaunch disk info {seen.name}   # where they lie; mend that, then: kvmlaunch resume {seen.name}",
+        )
+    )
 
 
 def send_command(caller: Caller, word: str, command: str, arguments: Mapping[str, object]) -> object:

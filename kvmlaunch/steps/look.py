@@ -142,7 +142,12 @@ def build_status(seen: Seen, answer: object) -> Status:
         state = VmState.PAUSED.value
     if seen.lives and isinstance(answer, KvmlaunchError) and seen.state is not VmState.FOREIGN:
         state = VmState.HUNG.value
-    notes = (*((*record.notes, *surplus_note(record.memory)) if record and seen.lives else ()), *state_notes(seen))
+    stands = ("it waits for its storage: kvmlaunch resume says what is wrong",) if run_state == "io-error" else ()
+    notes = (
+        *stands,
+        *((*record.notes, *surplus_note(record.memory)) if record and seen.lives else ()),
+        *state_notes(seen),
+    )
     head = Status(
         name=seen.name, state=state, run_state=run_state, pid=seen.pid, notes=notes, last_end=end_text(seen, run_state)
     )

@@ -223,6 +223,26 @@ def test_a_log_that_cannot_be_kept_is_said_and_keeps_no_vm_from_ending(machine: 
     assert machine.leftovers() == []
 
 
+def test_an_image_on_a_file_system_that_is_mounted_read_only_is_told_apart_from_one_without_rights(
+    machine: Machine,
+) -> None:
+    place = machine.directory / "vmdefs/fixed"
+    place.mkdir(parents=True)
+    machine.execute("mount", "-t", "tmpfs", "tmpfs", place)
+    machine.define("web", f'{TINY}[disk.root]\npath = "fixed/web.img"\n')
+    machine.execute("sh", "-euc", f"truncate -s 1M {place}/web.img; mount -o remount,ro {place}")
+
+    refused, read = (
+        machine.run("up", "web", "--paused"),
+        machine.run("preflight", "web", "--set", "disk.root.readonly=true"),
+    )
+
+    assert (refused.code, refused.codes & {"disk.permission"}) == (6, {"disk.permission"})
+    assert "mounted read-only" in refused.err
+    assert "setfacl" not in refused.err
+    assert read.code == 0, read.err
+
+
 @pytest.mark.parametrize("top", ["/run/kvmlaunch", "/var/lib/kvmlaunch", "/var/log/kvmlaunch"])
 def test_a_tree_that_others_may_write_is_refused(machine: Machine, top: str) -> None:
     machine.define("web")
