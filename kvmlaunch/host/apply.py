@@ -168,7 +168,7 @@ def left_files(path: PurePosixPath, uid: int) -> Iterator[Finding]:
 
 
 def apply_log_mount(change: LogMountChange) -> None:
-    """Mount a tmpfs for the console log."""
+    """Mount a tmpfs for the logs of a VM."""
     if mounts_on(change.path):
         return
     options = f"size={change.size},nr_inodes=64,uid={change.uid},gid={change.gid},mode=0700"

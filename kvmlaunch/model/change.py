@@ -143,7 +143,7 @@ def render_undone(entry: Entry) -> str:
         case MountChange() as change:
             return f"hugetlbfs unmounted from {change.path}"
         case LogMountChange() as change:
-            return f"the tmpfs of the console log unmounted from {change.path}"
+            return f"the tmpfs of the logs unmounted from {change.path}"
         case DirectoryChange() as change:
             return f"the directory {change.path} removed"
         case TapChange() as change:
@@ -159,7 +159,7 @@ def render_change(change: Change) -> str:
         case MountChange():
             return f"mount hugetlbfs, {change.size >> 20} MiB of {change.page_size >> 10} KiB pages, on {change.path}"
         case LogMountChange():
-            return f"mount a tmpfs of {change.size >> 20} MiB for the console log on {change.path}"
+            return f"mount a tmpfs of {change.size >> 20} MiB for the logs on {change.path}"
         case DirectoryChange():
             return f"make the directory {change.path} ({change.mode:04o}, uid {change.uid})"
         case TapChange():

@@ -9,7 +9,7 @@ import os
 import shlex
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -40,7 +40,7 @@ from kvmlaunch.host.tree import entered, make_owned, own_files
 from kvmlaunch.model.change import Change
 from kvmlaunch.model.finding import Finding, warning
 from kvmlaunch.model.lifecycle import Answer, Verb, VmState, plan_transition
-from kvmlaunch.model.run_files import EVENTS, QEMU_LOG, QMP, TPM
+from kvmlaunch.model.run_files import EVENTS, LOG, QEMU_LOG, QMP, TPM
 from kvmlaunch.model.value import frozen
 from kvmlaunch.preflight.checks import CHECK_COUNT
 from kvmlaunch.steps.caller import Caller, Tell
@@ -359,6 +359,14 @@ def end_children(uuid: str) -> None:
                 process.wait(10)
 
 
+def close_logs(claim: Claim) -> None:
+    """Close what an interruption left open in the place of the logs: it could not be unmounted."""
+    for number in filter(str.isdecimal, os.listdir("/proc/self/fd")):
+        with suppress(OSError):
+            if PurePosixPath(os.readlink(f"/proc/self/fd/{number}")).is_relative_to(claim.path / LOG):
+                os.close(int(number))
+
+
 @contextmanager
 def given_back_on_failure(caller: Caller, resolved: Resolved, claim: Claim, tell: Tell) -> Iterator[None]:
     """Undo everything in reverse order when what is within fails, interruptions included."""
@@ -366,6 +374,7 @@ def given_back_on_failure(caller: Caller, resolved: Resolved, claim: Claim, tell
         yield
     except BaseException:
         end_children(resolved.plan.uuid)
+        close_logs(claim)
         for undo in (
             lambda: keep_logs(claim.path, resolved.places.logs, caller.uid, tell),
             lambda: end_beside(resolved.places.run),
