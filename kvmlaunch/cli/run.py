@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from kvmlaunch.run.launch import RunningVm
     from kvmlaunch.steps.down import Ended
     from kvmlaunch.steps.resolve import Resolved
-    from kvmlaunch.steps.up import Keep, Started, Wishes
+    from kvmlaunch.steps.start import Keep, Started, Wishes
 
 
 class DurationType(click.ParamType[float]):
@@ -128,7 +128,8 @@ def start_one(
 ) -> tuple[int, Document]:
     """Start one VM and say what was done."""
     from kvmlaunch.cli.progress import spinner  # noqa: PLC0415 - where one waits
-    from kvmlaunch.steps.up import no_more, up  # noqa: PLC0415 - the heaviest step
+    from kvmlaunch.steps.start import no_more  # noqa: PLC0415 - the heaviest step
+    from kvmlaunch.steps.up import up  # noqa: PLC0415
 
     caller, name = session.caller(), name_of(word)
     if create and create_disks(session, word, dry_run=wishes.dry_run) and wishes.dry_run:
@@ -184,7 +185,7 @@ def up(
 ) -> int:
     """Start VMs: check, prepare the host, launch, and read back from the live QEMU what was promised."""
     from kvmlaunch.steps.all_vms import autostart_names  # noqa: PLC0415 - beside its use
-    from kvmlaunch.steps.up import Wishes  # noqa: PLC0415
+    from kvmlaunch.steps.start import Wishes  # noqa: PLC0415
 
     nothing = "no definition has lifecycle.autostart"
     names = named(vms, lambda: autostart_names(session.caller()), every=every, nothing=nothing)
@@ -280,7 +281,8 @@ def restart(
     session: Session, vms: tuple[str, ...], dry_run: bool, force: bool, timeout: float | None, jobs: int
 ) -> int:
     """Power VMs down and start them again from their definitions, which are checked first."""
-    from kvmlaunch.steps.up import Wishes, check_restart  # noqa: PLC0415 - beside its use
+    from kvmlaunch.steps.start import Wishes  # noqa: PLC0415 - beside its use
+    from kvmlaunch.steps.up import check_restart  # noqa: PLC0415
 
     def restart_one(word: str) -> tuple[int, Document]:
         check_restart(session.caller(), word)

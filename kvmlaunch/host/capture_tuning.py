@@ -7,7 +7,8 @@ from pathlib import Path, PurePosixPath
 
 from kvmlaunch.facts import boot_files, mounts, tuning
 from kvmlaunch.facts.sources import Captured
-from kvmlaunch.host.capture import capture_disks, find_device, is_program, read_all
+from kvmlaunch.host.capture import is_program, read_all
+from kvmlaunch.host.capture_path import capture_disks, find_device
 from kvmlaunch.host.readers import device_number, names_in, read_text
 from kvmlaunch.model.host import Mount
 

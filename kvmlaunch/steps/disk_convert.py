@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import PurePosixPath
 
 from kvmlaunch.errors import HostFailed, PreflightFailed, Report
-from kvmlaunch.host.capture import open_image
+from kvmlaunch.host.capture_path import open_image
 from kvmlaunch.host.images import (
     free_space,
     new_image,

@@ -9,7 +9,7 @@ from attrs import evolve
 
 from kvmlaunch.errors import DefinitionInvalid, PreflightFailed, Report
 from kvmlaunch.facts.sources import Wanted
-from kvmlaunch.host.capture import find_overlays
+from kvmlaunch.host.capture_path import find_overlays
 from kvmlaunch.host.images import forget_making, free_space, new_image, owner_of
 from kvmlaunch.host.volumes import check_room, find_volume, make_volume
 from kvmlaunch.model.value import frozen

@@ -25,7 +25,7 @@ from kvmlaunch.steps.load import load_subject
 from kvmlaunch.steps.names import name_of, refuse_unknown
 from kvmlaunch.steps.observe import observe, owner_of
 from kvmlaunch.steps.resolve import Resolved, refuse_errors, resolve
-from kvmlaunch.steps.up import linger_findings, seed_findings, seeded
+from kvmlaunch.steps.start_findings import linger_findings, seed_findings, seeded
 
 
 @frozen(kw_only=True)

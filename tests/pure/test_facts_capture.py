@@ -11,7 +11,8 @@ import pytest
 
 from kvmlaunch.facts import network
 from kvmlaunch.facts.sources import Captured, Wanted, parse_captured
-from kvmlaunch.host.capture import capture_disks, capture_host, expand, open_image
+from kvmlaunch.host.capture import capture_host, expand
+from kvmlaunch.host.capture_path import capture_disks, open_image
 from kvmlaunch.host.rights import capture_user, rights_of
 from kvmlaunch.host.sockets import capture_sockets
 from kvmlaunch.model.host import PathFacts, UserFacts

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvmlaunch.host.capture import capture_snapshots
+from kvmlaunch.host.capture_path import capture_snapshots
 from kvmlaunch.model.host import PathFacts
 from kvmlaunch.preflight.disk import check_base, check_snapshots
 from kvmlaunch.storage.snapshot import (

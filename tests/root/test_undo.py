@@ -15,7 +15,7 @@ LARGER = HUGE.replace("32MiB", "48MiB")
 # `up` whose ground is taken away between the look and the claim: another root undoes what was prepared.
 RACE = """
 import subprocess, sys
-import kvmlaunch.steps.up as up
+import kvmlaunch.steps.start as up
 real = up.claimed
 def claimed(*words, **options):
     subprocess.run([sys.argv[1], "preflight", "web", "--undo"], check=True)

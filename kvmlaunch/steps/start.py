@@ -1,0 +1,282 @@
+"""A VM is started: claimed, the host changed for it, launched, and every promise read back.
+
+Whatever fails after the claim is undone in reverse order, interruptions included.
+"""
+
+import os
+import shlex
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from attrs import evolve
+
+from kvmlaunch.builder.render import render_argv
+from kvmlaunch.builder.tpm import STATE
+from kvmlaunch.builder.vm import build_sidecars
+from kvmlaunch.errors import KvmlaunchError, QemuFailed
+from kvmlaunch.host.files import remove_if_there, write_all
+from kvmlaunch.host.logs import open_qemu_log
+from kvmlaunch.host.rundir import (
+    Claim,
+    claimed,
+    link_socket,
+    make_log_directory,
+    monitor_socket,
+    note_sidecar,
+    remove_claimed,
+    remove_contents,
+    write_record,
+)
+from kvmlaunch.host.tree import entered, make_owned, own_files
+from kvmlaunch.model.change import Change
+from kvmlaunch.model.finding import Finding
+from kvmlaunch.model.run_files import EVENTS, LOG, QEMU_LOG, QMP, TPM
+from kvmlaunch.model.value import frozen
+from kvmlaunch.steps.caller import Caller, Tell
+from kvmlaunch.steps.heal import end_beside, give_back_under_lock, keep_logs
+from kvmlaunch.steps.host_changes import all_changes, change_host
+from kvmlaunch.steps.record import record_of
+from kvmlaunch.steps.resolve import Resolved, refuse_errors, resolve
+from kvmlaunch.steps.start_findings import seeded
+from kvmlaunch.units import GIB
+
+if TYPE_CHECKING:
+    from kvmlaunch.run.launch import RunningVm
+
+Keep = Callable[[Resolved, "RunningVm"], Callable[[], None]]
+
+
+@frozen(kw_only=True)
+class Wishes:
+    """How a VM is to be started; times in seconds, None for the definition's."""
+
+    dry_run: bool = False
+    ready: bool = False
+    timeout: float | None = None
+    paused: bool = False
+    boot_from: str = ""
+
+
+@frozen(kw_only=True)
+class Started:
+    """What `up` did.  `changes` are those made on the host, or with a dry run those that would be."""
+
+    name: str
+    pid: int | None
+    already: bool = False
+    seconds: float = 0.0  # that the start took, or that it has been running
+    argv: tuple[str, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    changes: tuple[Change, ...] = ()
+
+
+def resolve_again(caller: Caller, resolved: Resolved, wishes: Wishes, refused: str) -> Resolved:
+    """Plan again from what is seen under the lock: the same pure functions decide."""
+    return resolve(
+        caller, resolved.subject, everything=True, refused=refused, boot_from=wishes.boot_from, paused=wishes.paused
+    )
+
+
+def make_variables(resolved: Resolved) -> None:
+    """Give the VM its own UEFI variable store, copied once from the template."""
+    template, user = resolved.plan.variables, resolved.host.user
+    if template is None:
+        return
+    store = resolved.places.state / "uefi-variables.fd"
+    make_owned(resolved.places.state, user.uid, user.gid, 0o700)
+    own_files(resolved.places.state, user.uid, user.gid)
+    if os.path.exists(store):
+        return
+    with entered(resolved.places.state, user.uid) as fd:
+        temporary = f".{store.name}.new"
+        remove_if_there(fd, temporary)
+        file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=fd)
+        try:
+            write_all(file, Path(template).read_bytes())
+            os.fchown(file, user.uid, user.gid)
+            os.fsync(file)
+        finally:
+            os.close(file)
+        os.rename(temporary, store.name, src_dir_fd=fd, dst_dir_fd=fd)
+
+
+def start_sidecars(resolved: Resolved, claim: Claim) -> None:
+    """Start what a VM has beside QEMU: the emulator of its TPM, the daemons of its shares; they end with QEMU."""
+    places, user = resolved.places, resolved.host.user
+    commands = build_sidecars(resolved.subject.definition, resolved.host, places)
+    if not commands:
+        return
+    from kvmlaunch.run.sidecar import INTENT, launch_sidecar, render_note  # noqa: PLC0415 - where there is one
+    from kvmlaunch.steps.owners import process_owner  # noqa: PLC0415
+
+    if TPM in commands:
+        make_owned(places.state, user.uid, user.gid, 0o700)
+        make_owned(places.state / STATE, user.uid, user.gid, 0o700)
+        own_files(places.state / STATE, user.uid, user.gid)
+    when = datetime.now(UTC).isoformat(timespec="seconds")
+    log_fd, _ = open_qemu_log(claim.fd, claim.path, f"# {when} beside {resolved.name}: {', '.join(commands)}")
+    try:
+        for socket, argv in commands.items():
+            owner, log = process_owner(user), places.logs / QEMU_LOG
+            note_sidecar(claim, socket, INTENT)
+            pid = launch_sidecar(argv, owner, places.run / socket, log, log_fd)
+            note_sidecar(claim, socket, render_note(pid))
+    finally:
+        os.close(log_fd)
+
+
+def launch(resolved: Resolved, claim: Claim, argv: tuple[str, ...], deadline: float) -> "RunningVm":
+    """Start QEMU and wait until its monitor has negotiated; what is needed later is imported meanwhile."""
+    from kvmlaunch.run.launch import launch_qemu, wait_for_greeting, wait_for_socket  # noqa: PLC0415 - late on purpose
+    from kvmlaunch.steps.owners import process_owner  # noqa: PLC0415 - late on purpose
+
+    logs, owner = resolved.places.logs, process_owner(resolved.host.user)
+    log_fd, log_start = open_qemu_log(
+        claim.fd, claim.path, f"# {datetime.now(UTC).isoformat(timespec='seconds')} {resolved.name}"
+    )
+    memlock = resolved.plan.memory.size + GIB if resolved.plan.memory.lock else 0
+    vm = launch_qemu(
+        argv, owner, lock_fd=claim.fd, log=logs / QEMU_LOG, log_fd=log_fd, log_start=log_start, memlock=memlock
+    )
+    try:
+        write_record(claim, record_of(resolved, argv, vm.pid, "intent"))
+        # While QEMU initialises: what is asked of it next, and what verify() needs then.
+        import kvmlaunch.preflight.promises  # noqa: PLC0415
+        import kvmlaunch.run.verify  # noqa: F401, PLC0415
+        from kvmlaunch.run.qmp import Target, ask  # noqa: PLC0415
+
+        wait_for_socket(vm, claim.path / QMP, deadline)
+        wait_for_greeting(
+            vm, deadline, lambda seconds: ask(Target(path=claim.path / QMP, pid=vm.pid), (), seconds=seconds)
+        )
+        link_socket(claim)
+        ask(Target(path=claim.path / EVENTS, pid=vm.pid), (), seconds=5)
+    except BaseException:
+        vm.end()
+        vm.let_go()
+        raise
+    return vm
+
+
+def verify(resolved: Resolved, vm: "RunningVm", argv: tuple[str, ...], deadline: float) -> None:
+    """Read every promise back; raises QemuFailed `qemu.promise` with all that are broken."""
+    from kvmlaunch.preflight.promises import check_promises  # noqa: PLC0415 - imported while QEMU initialises
+    from kvmlaunch.run.qmp import Target  # noqa: PLC0415
+    from kvmlaunch.run.verify import collect_evidence  # noqa: PLC0415
+
+    target = Target(path=monitor_socket(resolved.places.run), pid=vm.pid)
+    seconds = max(1.0, deadline - time.monotonic())
+    evidence = collect_evidence(vm.pid, target, resolved.plan.memory.size, vm.words(), seconds=seconds)
+    broken = check_promises(resolved.plan, argv, evidence)
+    if broken:
+        reports = tuple(finding.report for finding in broken)
+        raise QemuFailed(evolve(reports[0], where=reports[0].where or f"pid {vm.pid}"), reports)
+
+
+def pin_threads(resolved: Resolved, vm: "RunningVm", *, paused: bool) -> None:
+    """Pin vCPUs and I/O threads where the definition asks, and let the guest run unless it is to stay paused."""
+    plan = resolved.plan
+    if not plan.vcpu_pins and not plan.iothread_pins:
+        return
+    from kvmlaunch.run.pin import pin_and_continue  # noqa: PLC0415 - only where something is pinned
+
+    pin_and_continue(monitor_socket(resolved.places.run), vm.pid, plan.vcpu_pins, plan.thread_pins, go_on=not paused)
+
+
+def end_children(uuid: str) -> None:
+    """End a QEMU of this start that an interruption left without a hold: a child of ours with the VM's UUID."""
+    from signal import SIGKILL  # noqa: PLC0415 - the failing path only
+
+    from kvmlaunch.run.process import carries_uuid, children, held, read_cmdline  # noqa: PLC0415
+
+    for pid in children(os.getpid()):
+        with held(pid) as process:
+            if process and carries_uuid(read_cmdline(pid), uuid):
+                process.send(SIGKILL)
+                process.wait(10)
+
+
+def close_logs(claim: Claim) -> None:
+    """Close what an interruption left open in the place of the logs: it could not be unmounted."""
+    for number in filter(str.isdecimal, os.listdir("/proc/self/fd")):
+        with suppress(OSError):
+            if PurePosixPath(os.readlink(f"/proc/self/fd/{number}")).is_relative_to(claim.path / LOG):
+                os.close(int(number))
+
+
+@contextmanager
+def given_back_on_failure(caller: Caller, resolved: Resolved, claim: Claim, tell: Tell) -> Iterator[None]:
+    """Undo everything in reverse order when what is within fails, interruptions included."""
+    try:
+        yield
+    except BaseException:
+        end_children(resolved.plan.uuid)
+        close_logs(claim)
+        for undo in (
+            lambda: keep_logs(claim.path, resolved.places.logs, caller.uid, tell),
+            lambda: end_beside(resolved.places.run),
+            lambda: give_back_under_lock(caller, resolved.name, tell),
+            lambda: remove_claimed(claim),
+        ):
+            try:
+                undo()
+            except OSError as error:
+                tell("warn", f"{error}; the next command tries again")
+            except KvmlaunchError as error:
+                tell("warn", f"{error.report.message}: {error.report.why}; the next command tries again")
+        raise
+
+
+def start(caller: Caller, resolved: Resolved, wishes: Wishes, tell: Tell, keep: Keep) -> Started:
+    """Claim, change the host, launch, verify, record."""
+    begun = time.monotonic()
+    user = resolved.host.user
+    with (
+        claimed(resolved.places.run, user.uid, user.gid) as claim,
+        given_back_on_failure(caller, resolved, claim, tell),
+    ):
+        remove_contents(claim)
+        write_record(claim, record_of(resolved, (), 0, "intent"))
+        make_log_directory(claim, user.gid)
+        changes: tuple[Change, ...] = ()
+        plan_again = partial(resolve_again, caller, resolved, wishes)
+        if caller.uid == 0:
+            changes = all_changes(resolved)
+            resolved = change_host(resolved, plan_again, tell)
+        else:
+            resolved = plan_again("")  # from here on nobody else can take a snapshot, or grow an image
+            refuse_errors(resolved.name, resolved.findings())
+        make_variables(resolved)
+        if seeded(resolved):
+            from kvmlaunch.steps.seed import make_seed  # noqa: PLC0415 - with cloud_init only
+
+            make_seed(resolved)
+        start_sidecars(resolved, claim)
+        argv = render_argv(resolved.plan, resolved.places)
+        deadline = time.monotonic() + (wishes.timeout or float(resolved.subject.definition.lifecycle.start_timeout))
+        tell("exec", shlex.join(argv))
+        vm = launch(resolved, claim, argv, deadline)
+        try:
+            verify(resolved, vm, argv, deadline)
+            pin_threads(resolved, vm, paused=wishes.paused)
+            write_record(claim, record_of(resolved, argv, vm.pid, "running"))
+        except BaseException:
+            vm.end()
+            vm.let_go()
+            raise
+        seconds = time.monotonic() - begun
+        tell("started", f"pid {vm.pid} in {seconds:.2f} s")
+        then = keep(resolved, vm)
+    then()
+    findings = resolved.findings()
+    return Started(name=resolved.name, pid=vm.pid, seconds=seconds, argv=argv, findings=findings, changes=changes)
+
+
+def no_more(_resolved: Resolved, vm: "RunningVm") -> Callable[[], None]:
+    """Let go of a VM once it runs."""
+    return vm.let_go
