@@ -42,6 +42,8 @@ def print_cmd(session: Session, vm: str, form: str | None, boot_from: str, pause
     from kvmlaunch.builder import render  # noqa: PLC0415 - completion wants the options only
     from kvmlaunch.steps.compile import compile_vm  # noqa: PLC0415
 
+    if session.json and form:
+        raise click.UsageError("--json is a form of its own: leave --pretty, --comments and -0 out")
     caller = session.caller(facts=facts, standard_input=standard_input(vm))
     resolved = compile_vm(caller, vm, boot_from=boot_from, paused=paused)
     plan, places = resolved.plan, resolved.places
