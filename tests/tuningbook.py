@@ -47,7 +47,7 @@ def tuning(
     found = {name: {"queues": queues, "vms": ["web01"]} for name, queues in (devices or {}).items()}
     captured = {**FILES, **(files or {})}
     knobs = parse_tuning(captured, {"devices": found, "opened": found, "udev": True, **probes})
-    return evolve(knobs, boot_lines=tuple(parse_boot_lines(captured, knobs.devices)))
+    return evolve(knobs, boot_lines=tuple(parse_boot_lines(captured, knobs.queues)))
 
 
 def host(*, total: int = 64 * GIB, available: int = 48 * GIB, pages: int = 0, systemd: bool = True) -> HostFacts:

@@ -67,10 +67,11 @@ def capture_devices(
     queues: dict[str, object] = {}
     for vm, places in paths.items():
         for place in places:
-            number = number_of(base, mounted, str(place))
+            number, opened_itself = number_of(base, mounted, str(place))
             if number not in bottoms:
                 bottoms[number] = capture_disks(base, number, mounted)
-            if name := opened_name(base, number):
+            name = opened_name(base, number)
+            if name and opened_itself:
                 opened.setdefault(name, {})[vm] = None
             for disk in bottoms[number]:
                 name = str(disk["name"])
@@ -90,19 +91,23 @@ def opened_name(base: str, number: str) -> str:
     return os.path.basename(os.path.dirname(place) if os.path.exists(f"{place}/partition") else place)
 
 
-def number_of(base: str, mounted: tuple[Mount, ...], path: str) -> str:
-    """Give `major:minor` of the device that a path is or lies on; of a file that is missing that of its directory."""
+def number_of(base: str, mounted: tuple[Mount, ...], path: str) -> tuple[str, bool]:
+    """Give `major:minor` of the device that a path is or lies on, and whether read-ahead is that device's own.
+
+    btrfs and its like have one of their own.  Of a file that is missing its directory is looked at.
+    """
     real = os.path.realpath(base + path)
     while True:
         try:
             seen = os.stat(real)
         except OSError:
             if real in {"/", base}:
-                return ""
+                return "", False
             real = os.path.dirname(real)
             continue
         number = seen.st_rdev or seen.st_dev
-        return find_device(base, mounted, {"device": device_number(number), "real": real.removeprefix(base) or "/"})
+        place = {"device": device_number(number), "real": real.removeprefix(base) or "/"}
+        return find_device(base, mounted, place), os.major(number) != 0
 
 
 def capture_daemons(base: str, processes: Iterable[str]) -> dict[str, int]:

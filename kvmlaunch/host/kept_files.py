@@ -17,7 +17,7 @@ from kvmlaunch.host.tree import entered, failed, remove_empty
 from kvmlaunch.host.tune_journal import Ledger
 from kvmlaunch.model.finding import Finding, warning
 from kvmlaunch.model.host import Mount
-from kvmlaunch.model.tuning import FileEntry, KeptFile, MountEntry, VmEntry
+from kvmlaunch.model.tuning import FileEntry, KeptFile, MountEntry
 
 DIRECTORY_MODE = 0o755
 FSTAB_BEFORE = "fstab.before"  # beside the journal
@@ -147,16 +147,12 @@ def keep_fstab(path: Path) -> None:
         write_atomically(fd, FSTAB_BEFORE, text)
 
 
-def undo_other(
-    ledger: Ledger, entry: FileEntry | MountEntry | VmEntry, *, force: bool, files: bool = True
-) -> Iterator[Finding]:
-    """Take a file or the shared mount back, or forget that a VM was named.
+def undo_other(ledger: Ledger, entry: FileEntry | MountEntry, *, force: bool, files: bool = True) -> Iterator[Finding]:
+    """Take a file or the shared mount back.
 
     Without `files` a mount that a file of ours makes at boot keeps its place, and is not forgotten.
     """
-    if isinstance(entry, VmEntry):
-        ledger.drop(entry.path)
-    elif isinstance(entry, MountEntry):
+    if isinstance(entry, MountEntry):
         yield from undo_shared_mount(ledger, entry, stays=not files and entry.lasting)
     else:
         yield from undo_file(ledger, entry, force=force)

@@ -49,7 +49,10 @@ def apply_counted(
     try:
         raise_pool(change, live, int(entry.surplus), drop_caches=drop_caches)
     except KvmlaunchError as error:
-        ledger.restore(path, earlier)
+        if lasting:  # a file of ours asks for it at boot, while memory is empty
+            ledger.put(evolve(entry, done=True))
+        else:
+            ledger.restore(path, earlier)
         report = error.report
         ladder = f"{report.hint.splitlines()[0]}   # or: {again} --boot"
         first = "" if drop_caches else f"{again} --drop-caches   # gives the page cache's memory as well\n"

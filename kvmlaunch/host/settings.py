@@ -20,12 +20,14 @@ from kvmlaunch.model.finding import Finding, warning
 from kvmlaunch.model.tuning import SMALL_PAGE, FileEntry, MountEntry, Setting, SettingEntry, TuneEntry, VmEntry
 from kvmlaunch.units import GIB, render_size
 
+MIN_FREE = "/proc/sys/vm/min_free_kbytes"
 # What the kernel resets when the first is written (measured with Linux 6.18); a scheduler's own knobs begin anew.
 COMPANIONS = {
     "/sys/kernel/mm/ksm/advisor_mode": "/sys/kernel/mm/ksm/pages_to_scan",
-    "/sys/kernel/mm/transparent_hugepage/enabled": "/proc/sys/vm/min_free_kbytes",
+    "/sys/kernel/mm/transparent_hugepage/enabled": MIN_FREE,
 }
 OF_QUEUE = {"scheduler": "nr_requests"}
+BUSY = "host.setting.busy"
 ADVISOR, ADVISED, OWN_KNOBS = "advisor_mode", "pages_to_scan", "iosched"
 RUN, ACROSS = "/sys/kernel/mm/ksm/run", "merge_across_nodes"
 SHARED, SHARING = "/sys/kernel/mm/ksm/pages_shared", "/sys/kernel/mm/ksm/pages_sharing"
@@ -34,8 +36,9 @@ TAKEN_APART = "2"  # of KSM's run
 
 def settle(ledger: Ledger, root: Path = Path("/")) -> None:
     """Put right what a crash left: what was about to be changed was changed or was not, as the host itself tells."""
+    ledger.replace(tuple(entry for entry in ledger.entries if not is_forgotten(entry, ledger.boot_id)))
     for entry in ledger.entries:
-        if isinstance(entry, SettingEntry | VmEntry) and not entry.lasting and entry.boot_id != ledger.boot_id:
+        if isinstance(entry, SettingEntry) and not entry.lasting and entry.boot_id != ledger.boot_id:
             ledger.drop(entry.path)
         elif isinstance(entry, SettingEntry) and entry.counted and entry.boot_id != ledger.boot_id:
             ledger.put(counted_anew(entry, int(read_value(entry.path, root) or 0), ledger.boot_id, root))
@@ -51,6 +54,11 @@ def settle(ledger: Ledger, root: Path = Path("/")) -> None:
 def is_kept_at_boot(entry: SettingEntry, root: Path) -> bool:
     """Does a knob hold what a file of ours may have set at boot."""
     return read_value(entry.path, root) in {entry.kept, *entry.kept_before} - {None}
+
+
+def is_forgotten(entry: TuneEntry, boot_id: str) -> bool:
+    """Was a VM counted until the reboot only, which has come."""
+    return isinstance(entry, VmEntry) and not entry.lasting and entry.boot_id != boot_id
 
 
 def settle_one(ledger: Ledger, entry: SettingEntry, live: str | None) -> None:
@@ -107,11 +115,23 @@ def apply_setting(ledger: Ledger, setting: Setting, root: Path = Path("/"), *, l
     finding = turn(setting, live, root)
     if finding is None:
         ledger.put(evolve(entry, after=wanted, done=True))
+        note_reset(ledger, root)
         return None
-    ledger.restore(path, earlier)
+    if lasting and finding.report.code == BUSY:  # a file of ours sets it at boot
+        ledger.put(evolve(entry, after=before, done=True))
+    else:
+        ledger.restore(path, earlier)
     for companion in beside:
         ledger.drop(companion)
     return finding
+
+
+def note_reset(ledger: Ledger, root: Path) -> None:
+    """Write down what the kernel made of a sysctl beside a knob, so that what somebody sets there later is his."""
+    entry = ledger.find(MIN_FREE)
+    live = read_value(MIN_FREE, root)
+    if isinstance(entry, SettingEntry) and entry.companion and live is not None:
+        ledger.put(evolve(entry, after=live))
 
 
 def turn(setting: Setting, live: str, root: Path) -> Finding | None:
@@ -133,7 +153,7 @@ def turn(setting: Setting, live: str, root: Path) -> Finding | None:
 def merged_already(setting: Setting) -> Finding:
     """Give the finding of a setting that has to wait until nothing is merged: at boot nothing is."""
     return warning(
-        code="host.setting.busy",
+        code=BUSY,
         message=f"{setting.key} cannot be set while pages are merged",
         where=setting.knob.path,
         why="ksm.rst: merge_across_nodes is changed only when there are no merged pages",
@@ -170,7 +190,10 @@ def waits(ledger: Ledger, entry: SettingEntry) -> bool:
 
 def keep_companions(ledger: Ledger, setting: Setting, root: Path, *, lasting: bool) -> list[str]:
     """Write down what the kernel resets beside a knob: it is put back after that knob is.  Gives what is new of it."""
-    added = []
+    added: list[str] = []
+    principal = ledger.find(setting.knob.path)
+    if isinstance(principal, SettingEntry) and principal.after != principal.before:
+        return added  # what belongs to a value of ours is nobody's
     for path in companions_of(setting.knob.path, root):
         live = read_value(path, root)
         if live is not None and ledger.find(path) is None:
@@ -232,7 +255,8 @@ def undo_setting(
         yield from undo_counted(ledger, evolve(entry, undo_from=entry.undo_from or live), root, stays=stays)
         return
     if live != entry.before:
-        if not is_ours(entry, live) and not force and not entry.companion:
+        reset = entry.companion and entry.path != MIN_FREE  # by the kernel, with what it belongs to
+        if not is_ours(entry, live) and not force and not reset:
             yield conflict(entry, live)
             return
         try:
@@ -327,7 +351,7 @@ def conflict(entry: SettingEntry, live: str) -> Finding:
 
 def undo_all(
     ledger: Ledger,
-    undo_other: Callable[[FileEntry | MountEntry | VmEntry], Iterator[Finding]],
+    undo_other: Callable[[FileEntry | MountEntry], Iterator[Finding]],
     entries: Sequence[TuneEntry],
     *,
     force: bool,
@@ -337,7 +361,9 @@ def undo_all(
 
     Without `files` ours stay, and what they set at boot is not forgotten.
     """
-    for entry in reversed(entries):
+    vms = {entry.path for entry in entries if isinstance(entry, VmEntry)}
+    ledger.replace(tuple(entry for entry in ledger.entries if entry.path not in vms))
+    for entry in reversed([each for each in entries if not isinstance(each, VmEntry)]):
         try:
             if isinstance(entry, SettingEntry):
                 stays = not files and entry.kept is not None

@@ -99,6 +99,11 @@ class HostTuning:
     grub: str = ""
 
     @property
+    def queues(self) -> tuple[BlockDevice, ...]:
+        """Every device beneath a VM's disk, each once."""
+        return tuple({each.name: each for each in (*self.opened, *self.devices)}.values())
+
+    @property
     def nodes(self) -> int:
         """How many NUMA nodes have memory."""
         return len(self.buddies)
@@ -235,9 +240,13 @@ class MountEntry:
 
 @frozen(kw_only=True)
 class VmEntry:
-    """A VM that counted when the host was tuned; `path` is its definition."""
+    """A VM that counted when the host was tuned; `path` is its definition.
+
+    One that does not start with the host was `named`.
+    """
 
     path: str
+    named: bool = True
     lasting: bool = False
     boot_id: str = ""
     time: str = ""

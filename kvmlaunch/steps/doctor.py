@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 from collections.abc import Sequence
 
 from kvmlaunch.errors import DefinitionInvalid, KvmlaunchError
@@ -12,6 +13,7 @@ from kvmlaunch.model.host import HostFacts
 from kvmlaunch.run.trial import boot_trial
 from kvmlaunch.steps.caller import Caller
 from kvmlaunch.steps.load import load_subject
+from kvmlaunch.steps.names import name_of
 from kvmlaunch.steps.resolve import find_binary
 from kvmlaunch.steps.tune import look, read_wishes
 from kvmlaunch.tune.doctor import diagnose
@@ -60,7 +62,8 @@ def examine(caller: Caller, words: Sequence[str], *, boot: bool) -> tuple[Diagno
     trial = try_kvm(caller, host, definitions, boot=boot)
     vms = tuple(vm_wish(each) for each in definitions)
     starting = tuple(vm_wish(each) for each in definitions if words or each.lifecycle.autostart)
-    named = tuple(each.name for each in definitions if words and not each.lifecycle.autostart)
+    late = {each.name for each in definitions if not each.lifecycle.autostart}
+    named = tuple(shlex.quote(word) for word in words if name_of(word) in late)
     return diagnose(host, tuning, wishes, vms, starting, trial, broken=broken, named=named)
 
 

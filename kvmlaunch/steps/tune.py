@@ -17,8 +17,8 @@ from kvmlaunch.host.capture_tuning import capture_tuning
 from kvmlaunch.host.definitions import definition_files, read_file
 from kvmlaunch.host.journal import read_all_journals
 from kvmlaunch.host.kept_files import is_kept, serves
-from kvmlaunch.host.settings import principal_of
-from kvmlaunch.host.tune_journal import read_entries
+from kvmlaunch.host.settings import principal_of, settle
+from kvmlaunch.host.tune_journal import Ledger, read_entries
 from kvmlaunch.model.change import PoolChange
 from kvmlaunch.model.definition import Definition
 from kvmlaunch.model.finding import Finding
@@ -41,7 +41,8 @@ class Planned:
 
     `written` are the paths of those of its files in which already stands what should.  `returning` is what an
     earlier `apply` did and nobody wishes any more: it is put back.  Root alone can know.  `unmounted` is the place of
-    the shared hugetlbfs that is wished and not there, `counted` are the files of the VMs that count.
+    the shared hugetlbfs that is wished and not there, `counted` are the files of the VMs that count, and whether
+    each was named: does not start with the host.
     `raised` are the pages that running VMs have in each pool by themselves; `again` is the command that applies it.
     """
 
@@ -49,7 +50,7 @@ class Planned:
     written: frozenset[str] = frozenset()
     returning: tuple[TuneEntry, ...] = ()
     unmounted: str = ""
-    counted: tuple[str, ...] = ()
+    counted: Mapping[str, bool] = field(factory=dict)
     vms: tuple[VmWish, ...]
     wishes: HostWishes
     host: HostFacts
@@ -86,35 +87,35 @@ def placed(finding: Finding) -> Finding:
 
 
 def definitions_of(
-    caller: Caller, words: Sequence[str], remembered: Sequence[str], *, every: bool, named_too: bool
+    caller: Caller, words: Sequence[str], remembered: Sequence[VmEntry], *, every: bool, named_too: bool
 ) -> tuple[Definition, ...]:
     """Give the definitions that count: those that start with the host, or all, and those named now or remembered.
 
-    Of the remembered ones those that start with the host count from wherever this is asked, unless another file
-    defines a VM of that name here; the others only if they are `named_too`.  Raises DefinitionInvalid for a broken one:
-    what it asks for would be missing from every sum.
+    Of the remembered ones those that start with the host count from wherever this is asked, those that were named only
+    if they are `named_too`.  There is one VM of a name: what is named goes before what is found here, and that before
+    what is remembered.  Raises DefinitionInvalid for a broken one: what it asks for would be missing from every sum.
     """
-    named = [load_subject(caller, word).definition for word in words]
-    found = {os.path.realpath(each.file): each for each in named}
+    found = {each.name: each for each in (load_subject(caller, word).definition for word in words)}
     others = evolve(caller, file="", overrides=()) if words else caller  # -f and --set are about those that are named
-    files = {os.path.realpath(path): name for name, path in definition_files(caller.search).items()}
-    for place, word in {**dict.fromkeys(remembered), **files}.items():
-        if place not in found:
-            definition = load_subject(others, word or place).definition
-            elsewhere = word is None and definition.name in files.values()
-            asked = every and word is not None
-            if asked or (definition.lifecycle.autostart and not elsewhere) or (named_too and place in remembered):
-                found[place] = definition
+    named_before = {entry.path for entry in remembered if entry.named and named_too}
+    files = definition_files(caller.search)
+    for name, path in files.items():
+        if name not in found:
+            definition = load_subject(others, name).definition
+            if every or definition.lifecycle.autostart or os.path.abspath(path) in named_before:
+                found[name] = definition
+    for entry in remembered:
+        name = PurePosixPath(entry.path).stem
+        if name not in files and name not in found and (named_too or not entry.named):
+            definition = load_subject(others, entry.path).definition
+            if definition.lifecycle.autostart or entry.path in named_before:
+                found[name] = definition
     return tuple(sorted(found.values(), key=lambda each: each.name))  # what is written names them in this order
 
 
-def remembered_of(entries: Sequence[TuneEntry]) -> tuple[str, ...]:
-    """Give the files of the VMs that counted when the host was tuned, as long as they are there."""
-    boot_id = read_boot_id()
-    vms = (entry for entry in entries if isinstance(entry, VmEntry))
-    return tuple(
-        entry.path for entry in vms if (entry.lasting or entry.boot_id == boot_id) and os.path.isfile(entry.path)
-    )
+def remembered_of(entries: Sequence[TuneEntry]) -> tuple[VmEntry, ...]:
+    """Give the VMs that counted when the host was tuned, as long as their definitions are there."""
+    return tuple(entry for entry in entries if isinstance(entry, VmEntry) and os.path.isfile(entry.path))
 
 
 def look(definitions: Sequence[Definition], wishes: HostWishes) -> tuple[HostFacts, HostTuning]:
@@ -123,7 +124,7 @@ def look(definitions: Sequence[Definition], wishes: HostWishes) -> tuple[HostFac
     captured = capture_tuning(paths, shared=wishes.hugetlbfs)
     host = parse_captured(capture_host(Wanted(locks=False, io_uring=True)))
     tuning = parse_tuning(captured.files, captured.probes)
-    return host, evolve(tuning, boot_lines=tuple(parse_boot_lines(captured.files, tuning.devices)))
+    return host, evolve(tuning, boot_lines=tuple(parse_boot_lines(captured.files, tuning.queues)))
 
 
 def plan(caller: Caller, words: Sequence[str], *, every: bool, boot: bool = False, as_applied: bool = False) -> Planned:
@@ -133,7 +134,7 @@ def plan(caller: Caller, words: Sequence[str], *, every: bool, boot: bool = Fals
     applied (`as_applied`); without a name they no longer do.
     """
     wishes = read_wishes(caller)
-    entries = living(read_entries()) if caller.uid == 0 else ()
+    entries = settled(read_entries()) if caller.uid == 0 else ()
     remembered = remembered_of(entries)
     definitions = definitions_of(caller, words, remembered, every=every, named_too=bool(words) or as_applied)
     host, tuning = look(definitions, wishes)
@@ -149,7 +150,7 @@ def plan(caller: Caller, words: Sequence[str], *, every: bool, boot: bool = Fals
         written=written_of(made),
         returning=unwished(entries, made, wishes),
         unmounted=unmounted(host, wishes),
-        counted=tuple(os.path.realpath(each.file) for each in definitions),
+        counted={os.path.abspath(each.file): not each.lifecycle.autostart for each in definitions},
         vms=vms,
         wishes=wishes,
         host=host,
@@ -159,12 +160,11 @@ def plan(caller: Caller, words: Sequence[str], *, every: bool, boot: bool = Fals
     )
 
 
-def living(entries: Sequence[TuneEntry]) -> tuple[TuneEntry, ...]:
-    """Give the entries that still mean something: a knob that was turned until the reboot is as it was without us."""
-    boot_id = read_boot_id()
-    return tuple(
-        entry for entry in entries if not isinstance(entry, SettingEntry) or entry.lasting or entry.boot_id == boot_id
-    )
+def settled(entries: tuple[TuneEntry, ...]) -> tuple[TuneEntry, ...]:
+    """Give the journal as the next change of the host would find it: put right after a crash or a reboot."""
+    ledger = Ledger(entries=entries, boot_id=read_boot_id(), time="", write=lambda _: None)
+    settle(ledger)
+    return ledger.entries
 
 
 def apply_line(words: Sequence[str], *, every: bool) -> str:

@@ -91,12 +91,13 @@ def apply(
     return evolve(planned, written=written_of(planned.plan)), tuple(finding for finding in found if finding)
 
 
-def remember(ledger: Ledger, counted: Sequence[str], *, lasting: bool) -> None:
+def remember(ledger: Ledger, counted: Mapping[str, bool], *, lasting: bool) -> None:
     """Write down which VMs count, and forget those that no longer do."""
     known = {entry.path: entry for entry in ledger.entries if isinstance(entry, VmEntry)}
     new = VmEntry(path="", lasting=lasting, boot_id=ledger.boot_id, time=ledger.time)
     vms = [
-        known[path] if path in known and known[path].lasting >= lasting else evolve(new, path=path) for path in counted
+        evolve(known[path] if path in known and known[path].lasting >= lasting else new, path=path, named=named)
+        for path, named in counted.items()
     ]
     ledger.replace((*(entry for entry in ledger.entries if not isinstance(entry, VmEntry)), *vms))
 
@@ -156,13 +157,16 @@ def write_files(ledger: Ledger, planned: Planned, tell: Tell, *, persist: bool, 
     """Write the files of a plan, and take back those of ours in which nothing would stand any more."""
     wanted = [kept for kept in planned.plan.files if (boot if kept.option == "--boot" else persist)]
     there = {kept.path for kept in planned.plan.files}
-    empty = [entry for entry in ledger.entries if persist and isinstance(entry, FileEntry) and entry.path not in there]
-    found = [finding for entry in reversed(empty) for finding in undo_other(ledger, entry, force=False)]
+    told = {entry.path for entry in planned.returning}
+    empty = [each for each in ledger.entries if isinstance(each, FileEntry) and each.path not in there | told]
+    found = [each for entry in reversed(empty if persist else []) for each in undo_other(ledger, entry, force=False)]
     for kept in wanted:
-        finding = None if is_kept(kept) else apply_file(ledger, kept)
+        if is_kept(kept):
+            continue
+        finding = apply_file(ledger, kept)
         if finding is not None:
             found.append(finding)
-        elif kept.path not in planned.written:
+        else:
             tell("written", kept.path)
     if persist and not found:
         files_are_written(ledger)

@@ -6,7 +6,7 @@ from typing import Final
 from kvmlaunch.model.definition import AUTO
 from kvmlaunch.model.diagnosis import Diagnosis, Trial
 from kvmlaunch.model.host import HostFacts, HugepagePool
-from kvmlaunch.model.tuning import SMALL_PAGE, BlockDevice, HostTuning
+from kvmlaunch.model.tuning import SMALL_PAGE, BlockDevice, HostTuning, PageHolder
 from kvmlaunch.model.wishes import HOST_FILE, HostWishes
 from kvmlaunch.tune.cpu import HALT_POLL
 from kvmlaunch.tune.daemons import check_cmdline, check_daemons
@@ -133,12 +133,13 @@ def check_pool(
         "holders": [{"pid": each.pid, "command": each.command, "bytes": each.bytes} for each in its],
     }  # fmt: skip
     subject = f"hugepages {size}"
-    foreign = sum(-(-each.bytes // pool.page_size) for each in its if not each.command.startswith("VM "))
-    if need <= pool.total and need > pool.total - foreign:
+    who = f"the VMs that start with the host{' and those named' if named else ''} need {need}"
+    foreign = foreign_pages(pool, its) if plan_pool(pool.page_size, wishes, vms) is not None else 0
+    if pool.total - foreign < need <= pool.total:
         yield Diagnosis(
             subject=subject, verdict="warn", found=found, source=POOL_SOURCE, numbers=numbers, gain=6,
-            why=f"the VMs that start with the host need {need}, and other programs hold {foreign}",
-            fix=f'[hugepage_pools]   # in {HOST_FILE}: "{size}" = {need + foreign}, enough for both',
+            why=f"{who}, and other programs hold {foreign}",
+            fix=f'hugepage_pools = {{ "{size}" = {need + foreign} }}   # in {HOST_FILE}: enough for both',
         )  # fmt: skip
         return
     if need <= pool.total or plan_pool(pool.page_size, wishes, vms) is None:
@@ -148,13 +149,21 @@ def check_pool(
     blocks = tuning.free_in_blocks(pool.page_size) if pool.page_size == HUGE else 0
     room = host.memory.available - lacking * pool.page_size >= host.kept_memory
     fragmented = pool.page_size == HUGE and blocks < lacking * pool.page_size
-    why = f"the VMs that start with the host need {need}, {lacking} are lacking"
+    why = f"{who}, {lacking} are lacking"
     why += "" if room else f"; only {render_size(host.memory.available // MIB * MIB)} are available"
     why += f"; memory is fragmented: {render_size(blocks)} free in whole pages" if room and fragmented else ""
     yield Diagnosis(
         subject=subject, verdict="warn", found=found, why=why, source=POOL_SOURCE, numbers=numbers, gain=6,
         fix=" ".join((PERSIST, *named)) if room else "kvmlaunch validate --together   # names the VMs that do not fit",
     )  # fmt: skip
+
+
+def foreign_pages(pool: HugepagePool, holders: Sequence[PageHolder]) -> int:
+    """Give the pages that programs other than VMs hold, at most what is in use: several may have mapped the same."""
+    pages = {True: 0, False: 0}
+    for each in holders:
+        pages[each.command.startswith("VM ")] += -(-each.bytes // pool.page_size)
+    return max(0, min(pages[False], pool.total - pool.free - pages[True]))
 
 
 def check_free_memory(host: HostFacts, tuning: HostTuning) -> Iterator[Diagnosis]:
@@ -278,11 +287,10 @@ def check_aio(host: HostFacts) -> Iterator[Diagnosis]:
     refusal, switch = host.aio.io_uring_refusal, host.aio.io_uring_switch
     some = "usable by root and the group of kernel.io_uring_group alone" if switch == 1 else ""
     yield Diagnosis(
-        subject="io_uring", verdict="warn" if refusal or some else "ok", found=refusal or some or "usable", gain=3,
-        why="images that are not fully allocated get aio=threads" if refusal or some else "",
-        fix="sysctl -w kernel.io_uring_disabled=0" if switch
-        else 'aio = "threads"   # says that it is meant; or let a newer kernel, or the container, have it' if refusal
-        else "",
+        subject="io_uring", verdict="warn" if refusal else "ok", found=refusal or some or "usable", gain=3,
+        why="images that are not fully allocated get aio=threads" if refusal else "",
+        fix="" if not refusal else "sysctl -w kernel.io_uring_disabled=0" if switch
+        else 'aio = "threads"   # says that it is meant; or let a newer kernel, or the container, have it',
         source="Linux Documentation/admin-guide/sysctl/kernel.rst", numbers={"refusal": refusal},
     )  # fmt: skip
 

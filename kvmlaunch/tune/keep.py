@@ -22,6 +22,7 @@ SHARED_OPTIONS: Final = ("pagesize=2M", "mode=0755", "nosuid", "nodev")
 HEAD: Final = "# Written by kvmlaunch tune apply --persist; kvmlaunch tune off removes it.\n"
 UNITS: Final = {"K": 1 << 10, "M": MIB, "G": GIB}
 SYSTEMD: Final = "systemd"
+GRUBBY: Final = "grub2"  # begins the command of distributions that have grubby
 CLASSIC: Final = ("init", "openrc-init", "runit")  # names of process 1 that run /etc/init.d and /etc/rc.local
 
 
@@ -41,9 +42,7 @@ def overriding(tuning: HostTuning, setting: Setting) -> BootLine | None:
         return None
     file = {"sysctl": SYSCTL_FILE, "udev": UDEV_FILE, "tmpfiles": TMPFILES_FILE}[setting.keeper]
     name = sysctl_name(setting.knob.path) if setting.keeper == "sysctl" else setting.knob.path
-    lines = [
-        line for line in tuning.boot_lines if line.keeper == setting.keeper and PurePosixPath(name).match(line.name)
-    ]
+    lines = [line for line in tuning.boot_lines if line.keeper == setting.keeper and is_for(line, name)]
     if not any(line.file == file for line in lines):
         return None
     if setting.keeper == "tmpfiles":
@@ -53,6 +52,11 @@ def overriding(tuning: HostTuning, setting: Setting) -> BootLine | None:
         return None
     as_good = setting.counted and winner.value.isdecimal() and int(winner.value) >= int(setting.wanted.value)
     return None if as_good else winner
+
+
+def is_for(line: BootLine, name: str) -> bool:
+    """Does a line set this: a pattern of tmpfiles.d may, one of sysctl.d does not where a name is written out."""
+    return line.name == name or (line.keeper == "tmpfiles" and PurePosixPath(name).match(line.name))
 
 
 def effective(lines: Sequence[BootLine]) -> list[BootLine]:
@@ -263,11 +267,12 @@ def boot_words(settings: Sequence[Setting], tuning: HostTuning) -> list[str]:
     """Give the words for the kernel command line: a size of pages that is there already is read there alone.
 
     grubby knows each word once: of two sizes only the larger pages, which need it most, are told to it, and the early
-    unit raises the others.
+    unit raises the others; where somebody else's word is there it is told none.
     """
-    pools = [each for each in settings if each.counted and not is_reserved(each, tuning)]
-    if tuning.grub.startswith("grub2"):
-        pools = sorted(pools, key=page_size_of, reverse=True)[:1]
+    counted = [each for each in settings if each.counted]
+    pools = [each for each in counted if page_size_of(each) not in reserved_sizes(tuning)]
+    if tuning.grub.startswith(GRUBBY):
+        pools = [] if reserved_sizes(tuning) else sorted(pools, key=page_size_of, reverse=True)[:1]
     words = []
     for pool in sorted(pools, key=page_size_of):
         words += [f"hugepagesz={'1G' if page_size_of(pool) == GIB else '2M'}", f"hugepages={pool.wanted.value}"]
@@ -280,34 +285,41 @@ def page_size_of(pool: Setting) -> int:
     return GIB if f"{GIB >> 10}kB" in pool.knob.path else 2 * MIB
 
 
-def is_reserved(pool: Setting, tuning: HostTuning) -> bool:
-    """Does the kernel command line of somebody else reserve pages of a size already."""
-    booted = boot_pages(tuning.cmdline, tuning.default_page, page_size_of(pool))
-    ours = boot_pages(re.findall(r"hugepage\w+=\w+", tuning.own_words), tuning.default_page, page_size_of(pool))
-    return booted > 0 and booted != ours
+def reserved_sizes(tuning: HostTuning) -> frozenset[int]:
+    """Give the sizes of pages that the kernel command line reserves for somebody else: not those we told it."""
+    words = re.findall(r"hugepage\w+=\w+", tuning.own_words)
+    return frozenset(
+        size
+        for size in (2 * MIB, GIB)
+        if boot_pages(tuning.cmdline, tuning.default_page, size) and not boot_pages(words, tuning.default_page, size)
+    )
 
 
 def check_boot(settings: Sequence[Setting], tuning: HostTuning) -> Iterator[Finding]:
     """Say which pool `--boot` cannot change: the kernel reads a size of pages once, and the first time counts."""
-    for pool in settings:
+    counted = [each for each in settings if each.counted]
+    reserved = reserved_sizes(tuning)
+    every = bool(reserved) and tuning.grub.startswith(GRUBBY)
+    for pool in [each for each in counted if every or page_size_of(each) in reserved]:
         size = page_size_of(pool)
         booted = boot_pages(tuning.cmdline, tuning.default_page, size)
-        if pool.counted and is_reserved(pool, tuning) and booted < int(pool.wanted.value):
+        if booted < int(pool.wanted.value):
             yield warning(
                 code="host.cmdline.hugepages",
-                message=f"the kernel command line reserves {booted} pages of {render_size(size)} already",
+                message=f"{pool.wanted.value} pages of {render_size(size)} are not asked of the boot loader",
                 where="/proc/cmdline",
-                why=f"{pool.wanted.value} are wished, and a second word for this size is not read: hugetlbpage.rst",
-                hint="take hugepages= out of /etc/default/grub, then run the command again"
-                if tuning.grub
-                else "take hugepages= out of the boot loader's own configuration",
+                why="the kernel command line has hugepages= of somebody else, or of ours until the next boot: "
+                + (
+                    "grubby would put ours in its place" if tuning.grub.startswith(GRUBBY) else "it is read once a size"
+                ),
+                hint="take hugepages= out of the boot loader's configuration, reboot, then run the command again",
             )
 
 
 def build_boot(settings: Sequence[Setting], tuning: HostTuning) -> Iterator[KeptFile]:
     """Give the drop-in of `--boot` for GRUB: huge pages, while memory is still empty, and transparent ones."""
     words = boot_words(settings, tuning)
-    if words and tuning.grub.startswith("grub2"):
+    if words and tuning.grub.startswith(GRUBBY):
         command = f"grubby --update-kernel=ALL --args='{' '.join(words)}'"
         text = f"{HEAD}# {command}\n"
         why = "this distribution's GRUB does not read default/grub.d: run the command"

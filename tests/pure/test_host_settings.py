@@ -1,5 +1,6 @@
 """Knobs turned over a made-up /sys: written down first, put back only as we left them, whatever a crash leaves."""
 
+import errno
 import json
 from pathlib import Path
 
@@ -397,6 +398,60 @@ def test_nothing_is_written_down_beside_a_scheduler_that_the_kernel_refused(tmp_
 
     assert found is not None
     assert ledger.entries == ()
+
+
+def test_a_schedulers_knobs_that_we_brought_ourselves_are_nobodys(tmp_path: Path) -> None:
+    queue, ledger, _ = scheduler_of(tmp_path)
+    knob = Knob(path="/sys/block/vda/queue/scheduler", value="none")
+    for word in ("bfq", "mq-deadline"):
+        setting = Setting(key="scheduler.vda", knob=knob, wanted=chosen(word, "why", "source"), keeper="udev")
+        apply_setting(ledger, setting, tmp_path, lasting=False)
+        (queue / f"iosched/of_{word}").write_text("1\n")
+
+    assert undone(ledger, tmp_path) == []
+    assert ledger.entries == ()
+
+
+@pytest.mark.parametrize(("live", "codes", "last"), [("90000", [], "100"), ("777", ["host.change.conflict"], "777")])
+def test_what_the_kernel_made_of_a_sysctl_goes_back_and_what_somebody_set_there_stays(
+    tmp_path: Path, live: str, codes: list[str], last: str
+) -> None:
+    thp, least = tmp_path / "sys/kernel/mm/transparent_hugepage/enabled", tmp_path / "proc/sys/vm/min_free_kbytes"
+    for place, text in ((thp, "never"), (least, "100")):
+        place.parent.mkdir(parents=True)
+        place.write_text(f"{text}\n")
+    ledger = Ledger(entries=(), boot_id="b", time="t", write=lambda _: None)
+    knob = Knob(path="/sys/kernel/mm/transparent_hugepage/enabled", value="never")
+    setting = Setting(key="thp.enabled", knob=knob, wanted=chosen("madvise", "why", "source"), keeper="tmpfiles")
+
+    apply_setting(ledger, setting, tmp_path, lasting=False)
+    entry = ledger.find("/proc/sys/vm/min_free_kbytes")
+    assert isinstance(entry, SettingEntry)
+    ledger.put(evolve(entry, after="90000"))  # as the kernel does when it is written
+    least.write_text(f"{live}\n")
+
+    assert undone(ledger, tmp_path) == codes
+    assert least.read_text().strip() == last
+
+
+def test_what_has_to_wait_for_the_next_boot_is_ours_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files_of(tmp_path, merge_across_nodes="1")
+    ledger = Ledger(entries=(), boot_id="b", time="t", write=lambda _: None)
+
+    def busy(*_: object) -> str:
+        raise OSError(errno.EBUSY, "busy")
+
+    monkeypatch.setattr("kvmlaunch.host.settings.write_value", busy)
+    found = apply_setting(ledger, setting_of("merge_across_nodes", "1", "0"), tmp_path, lasting=True)
+    monkeypatch.undo()
+    files_of(tmp_path, merge_across_nodes="0")  # a file of ours, at the next boot
+    ledger.boot_id = "later"
+    settle(ledger, tmp_path)
+
+    assert found is not None
+    assert found.report.code == "host.setting.busy"
+    assert undone(ledger, tmp_path) == []
+    assert (tmp_path / "sys/kernel/mm/ksm/merge_across_nodes").read_text().strip() == "1"
 
 
 @pytest.mark.parametrize(

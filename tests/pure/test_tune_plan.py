@@ -104,13 +104,24 @@ def test_a_size_of_pages_that_the_command_line_reserves_is_not_told_to_it_again(
     wishes = HostWishes(hugepage_pools={"1GiB": 4})
 
     plan = plan_tuning(host(), tuning(files=files, grub="update-grub"), wishes, (), boot=True)
-    ours = files | {"/etc/default/grub.d/kvmlaunch.cfg": 'GRUB_CMDLINE_LINUX="x hugepagesz=1G hugepages=2"\n'}
+    ours = files | {"/etc/default/grub.d/kvmlaunch.cfg": 'GRUB_CMDLINE_LINUX="x hugepagesz=1G hugepages=3"\n'}
     again = plan_tuning(host(), tuning(files=ours, grub="update-grub"), wishes, (), boot=True)
 
     assert "host.cmdline.hugepages" in codes(plan)
     assert not any("hugepages=4" in kept.text for kept in plan.files if kept.option == "--boot")
     assert "host.cmdline.hugepages" not in codes(again)
     assert any("hugepages=4" in kept.text for kept in again.files if kept.option == "--boot")
+
+
+def test_grubby_is_told_nothing_over_a_word_of_somebody_else() -> None:
+    wishes = HostWishes(hugepage_pools={"1GiB": 4})
+
+    plan = plan_tuning(
+        host(), tuning(files={"/proc/cmdline": "hugepages=512\n"}, grub="grub2-mkconfig -o x"), wishes, (), boot=True
+    )
+
+    assert "host.cmdline.hugepages" in codes(plan)
+    assert not any(kept.option == "--boot" for kept in plan.files)
 
 
 def test_grubby_is_told_one_size_of_pages() -> None:
@@ -407,6 +418,7 @@ WRITE = "w /sys/kernel/mm/ksm/run - - - - {}\n"
         ({"/etc/sysctl.conf": "vm.swappiness = 60\n"}, ""),  # systemd does not read it but by a link
         ({"/etc/sysctl.d/99-sysctl.conf": "vm.swappiness = 60\n"}, "/etc/sysctl.d/99-sysctl.conf"),
         ({"/etc/sysctl.d/99-local.conf": "vm.swappiness = 10\n"}, ""),
+        ({"/etc/sysctl.d/99-local.conf": "vm.swap* = 60\n. = 1\n"}, ""),
         ({"/etc/sysctl.d/10-early.conf": "vm.swappiness = 60\n"}, ""),
         ({"/etc/udev/rules.d/99-disks.rules": RULE.format("bfq")}, "/etc/udev/rules.d/99-disks.rules"),
         ({"/etc/udev/rules.d/99-disks.rules": RULE.format("mq-deadline")}, ""),

@@ -570,6 +570,33 @@ def test_what_was_tuned_is_the_same_from_wherever_it_is_asked(machine: Machine, 
     del etc
 
 
+def test_a_definition_that_was_only_named_does_not_stop_what_does_not_count_it(machine: Machine, etc: Path) -> None:
+    solo = machine.directory / "solo.toml"
+    solo.write_text(GUEST.replace("autostart = true", "autostart = false"))
+    machine.ok("tune", "apply", "--persist", solo)
+    solo.write_text("broken = \n")
+
+    planned, applied = machine.run("tune", "plan"), machine.run("tune", "apply", "--persist")
+    machine.ok("tune", "off")
+
+    assert (planned.code, applied.code) == (0, 0), planned.err + applied.err
+    del etc
+
+
+def test_there_is_one_vm_of_a_name_wherever_its_definition_lies(machine: Machine, pool: Pool, etc: Path) -> None:
+    pool.set(0)
+    machine.ok("tune", "apply")
+    other = machine.directory / "other/web.toml"
+    other.parent.mkdir()
+    other.write_text(GUEST)
+
+    machine.ok("tune", "apply", other, "--defs", machine.directory / "other")
+
+    assert pool.total() == PAGES
+    machine.ok("tune", "off")
+    del etc
+
+
 def test_a_wish_file_that_leads_nowhere_is_no_empty_wish(machine: Machine, etc: Path) -> None:
     (etc / "kvmlaunch/host.toml").unlink()
     (etc / "kvmlaunch/host.toml").symlink_to("/nowhere")
