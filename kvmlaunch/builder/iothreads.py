@@ -29,6 +29,7 @@ class DiskLoad:
     fast: bool
     written: bool | None  # iothread by hand, None for auto
     shares: bool = False  # a later disk of the one virtio-scsi controller
+    barred: bool = False  # another disk of that controller is to have none, by hand
 
 
 @frozen(kw_only=True)
@@ -49,6 +50,8 @@ def reason_against(load: DiskLoad, spare: int) -> str:
     """Give why auto gives a disk no thread, "" when it does."""
     if load.bus not in THREADED_BUSES:
         return f"{load.bus} works in QEMU's main thread"
+    if load.barred:
+        return "another disk of the controller says iothread = false"
     if load.shares:
         return "the thread of the controller serves it"
     if load.aio == "threads":

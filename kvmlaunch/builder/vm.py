@@ -91,13 +91,15 @@ def check_allocations(definition: Definition, plans: tuple[disk.DiskPlan, ...]) 
 
 def disk_loads(plans: tuple[disk.DiskPlan, ...]) -> tuple[iothreads.DiskLoad, ...]:
     """Give what the decision on I/O threads needs to know of each disk."""
-    first_scsi = next((plan.name for plan in plans if plan.bus.value == "virtio-scsi"), "")
+    scsi = [plan for plan in plans if plan.bus.value == "virtio-scsi"]
+    first_scsi, barred = scsi[0].name if scsi else "", any(plan.disk.iothread is False for plan in scsi)
     return tuple(
         iothreads.DiskLoad(
             name=plan.name,
             bus=plan.bus.value,
             aio=plan.aio.value,
             shares=plan.bus.value == "virtio-scsi" and plan.name != first_scsi,
+            barred=plan.bus.value == "virtio-scsi" and barred,
             fast=plan.facts.rotational is False and plan.facts.scheduler in FAST_SCHEDULERS,
             written=None if plan.disk.iothread is AUTO else plan.disk.iothread,
         )

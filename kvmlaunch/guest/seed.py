@@ -91,7 +91,7 @@ def check_network(content: bytes) -> str:
 
     document = yaml.safe_load(content) or {}
     inner = document.get("network", document)
-    if isinstance(inner, dict) and (inner.get("version") in {1, 2} or inner.get("config") == "disabled"):
+    if isinstance(inner, dict) and (inner.get("version") in (1, 2) or inner.get("config") == "disabled"):
         return ""
     return "it has no `version: 1` or `version: 2`"
 

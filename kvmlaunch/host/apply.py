@@ -96,10 +96,13 @@ def mount_refused(path: PurePosixPath, error: OSError) -> PreflightFailed:
     )
 
 
-def release_mount(path: PurePosixPath, uid: int = 0) -> None:
-    """Unmount; raises Busy `host.hugetlbfs.busy` when a process still uses it; not mounted is fine."""
+def release_mount(path: PurePosixPath, uid: int = 0, *, detach: bool = False) -> None:
+    """Unmount; raises Busy `host.hugetlbfs.busy` when a process still uses it; not mounted is fine.
+
+    One to `detach` goes although somebody reads in it.
+    """
     try:
-        unmount_at(path, uid=uid)
+        unmount_at(path, uid=uid, detach=detach)
     except FileNotFoundError:
         return
     except OSError as error:
@@ -130,7 +133,7 @@ def undo_mount(path: PurePosixPath, type_: str, uid: int = 0) -> Iterator[Findin
     """Unmount what was mounted there, as long as it is of the type that we mount; says whatever else is there."""
     there = mounts_on(str(path))
     while there and there[-1].type == type_:
-        release_mount(path, uid)
+        release_mount(path, uid, detach=type_ == "tmpfs")  # logs, which are kept elsewhere by now
         before, there = there, mounts_on(str(path))
         if len(there) == len(before):  # what lies on a directory above hides it
             break

@@ -17,6 +17,7 @@ from kvmlaunch.model.run_files import CONSOLE_LOG, EVENTS_LOG, LOG, QEMU_LOG
 
 LIMITS = {CONSOLE_LOG: 4 << 20, QEMU_LOG: 1 << 20}  # bytes of a live log; the older half goes to the kept one
 EVENTS_LIMIT = 1 << 20
+EVENT_PLACES = (LOG, ".")  # beside the record it lies when kept, and of VMs that an older release started
 LAST_EVENTS = 1 << 16  # bytes that are kept of a VM that has ended
 CHUNK = 1 << 16
 APPENDING = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -60,13 +61,13 @@ def is_plain(fd: int) -> bool:
 
 
 @contextlib.contextmanager
-def live_log(run: PurePosixPath, name: str, uid: int) -> Iterator[int | None]:
+def live_log(run: PurePosixPath, name: str, uid: int, beneath: str = LOG) -> Iterator[int | None]:
     """Open a log that QEMU writes, for reading and emptying; None where there is none that is a plain file."""
     with contextlib.ExitStack() as stack:
         fd = None
         with contextlib.suppress(FileNotFoundError, OSError):
             run_fd = stack.enter_context(entered(run, uid))
-            directory = os.open(LOG, DIRECTORY, dir_fd=run_fd)
+            directory = os.open(beneath, DIRECTORY, dir_fd=run_fd)
             stack.callback(os.close, directory)
             fd = os.open(name, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
             stack.callback(os.close, fd)
@@ -75,19 +76,28 @@ def live_log(run: PurePosixPath, name: str, uid: int) -> Iterator[int | None]:
 
 def bound_events(run: PurePosixPath, uid: int) -> None:
     """Empty QEMU's event log once it is more than 1 MiB: a guest can cause events; QEMU appends, so it goes on."""
-    with live_log(run, EVENTS_LOG, uid) as events:
-        if events is not None and os.fstat(events).st_size > EVENTS_LIMIT:
-            os.ftruncate(events, 0)
+    for beneath in EVENT_PLACES:
+        with live_log(run, EVENTS_LOG, uid, beneath) as events:
+            if events is not None and os.fstat(events).st_size > EVENTS_LIMIT:
+                os.ftruncate(events, 0)
+
+
+def read_events(run: PurePosixPath, uid: int) -> str:
+    """Give the end of a VM's event log, the live one's or what was kept of it; "" where there is none."""
+    for beneath in EVENT_PLACES:
+        with live_log(run, EVENTS_LOG, uid, beneath) as events:
+            if events is not None:
+                begin = max(0, os.fstat(events).st_size - LAST_EVENTS)
+                return os.pread(events, LAST_EVENTS, begin).decode(errors="replace")
+    return ""
 
 
 def keep_events(run: PurePosixPath, uid: int) -> None:
     """Keep the last events of a VM that has ended where the place of its logs is about to go."""
-    with live_log(run, EVENTS_LOG, uid) as events, contextlib.suppress(FileNotFoundError):
-        if events is not None:
-            begin = max(0, os.fstat(events).st_size - LAST_EVENTS)
-            text = os.pread(events, LAST_EVENTS, begin).decode(errors="replace")
-            with entered(run, uid) as fd:
-                write_atomically(fd, EVENTS_LOG, text, durable=False)
+    text = read_events(run, uid)
+    if text:
+        with contextlib.suppress(FileNotFoundError), entered(run, uid) as fd:
+            write_atomically(fd, EVENTS_LOG, text, durable=False)
 
 
 def rotate_logs(

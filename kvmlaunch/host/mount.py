@@ -6,7 +6,7 @@ from pathlib import PurePosixPath
 from kvmlaunch.host.tree import entered
 
 MS_NOSUID, MS_NODEV, MS_NOEXEC = 2, 4, 8
-UMOUNT_NOFOLLOW = 8
+MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
 
 
 def call(name: str, *arguments: bytes | int) -> None:
@@ -31,7 +31,8 @@ def mount_at(path: PurePosixPath, type_: str, options: str, *, uid: int = 0) -> 
         )
 
 
-def unmount_at(path: PurePosixPath, *, uid: int = 0) -> None:
-    """Unmount what is mounted on a directory; raises OSError, EBUSY when it is in use."""
+def unmount_at(path: PurePosixPath, *, uid: int = 0, detach: bool = False) -> None:
+    """Unmount what is mounted on a directory; raises OSError, EBUSY when it is in use, unless it is to `detach`."""
+    flags = UMOUNT_NOFOLLOW | (MNT_DETACH if detach else 0)
     with entered(path.parent, uid) as parent:
-        call("umount2", f"/proc/self/fd/{parent}/{path.name}".encode(), UMOUNT_NOFOLLOW)
+        call("umount2", f"/proc/self/fd/{parent}/{path.name}".encode(), flags)

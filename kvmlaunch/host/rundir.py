@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from kvmlaunch.errors import Busy, KvmlaunchError, PreflightFailed, Report
 from kvmlaunch.facts.record import parse_last_end, parse_lock_taker, parse_record, render_record
 from kvmlaunch.host.files import read_text_at, remove_if_there, temporary_name, write_atomically
-from kvmlaunch.host.logs import LAST_EVENTS, live_log
+from kvmlaunch.host.logs import read_events
 from kvmlaunch.host.tree import DIRECTORY, entered, make_owned, unsafe
 from kvmlaunch.model.record import Record
 from kvmlaunch.model.run_files import (
@@ -280,18 +280,6 @@ class Contents:
     unreadable: str = ""
     last_end: str = ""
     stopper: int | None = None
-
-
-def read_events(path: PurePosixPath, uid: int) -> str:
-    """Give the end of a VM's event log, the live one's or what was kept of it; "" where there is none."""
-    with live_log(path, EVENTS_LOG, uid) as events:
-        if events is not None:
-            return os.pread(events, LAST_EVENTS, max(0, os.fstat(events).st_size - LAST_EVENTS)).decode(
-                errors="replace"
-            )
-    with contextlib.suppress(FileNotFoundError), entered(path, uid) as fd:
-        return read_text_at(fd, EVENTS_LOG, LAST_EVENTS) or ""
-    return ""
 
 
 def read_contents(path: PurePosixPath, uid: int) -> Contents:

@@ -391,7 +391,7 @@ def disk_hint(use: Use, disk: PlannedDisk) -> str:
     name = disk.table.partition(".")[2]
     own = disk.path.with_name(f"{use.vm}-{name}{disk.path.suffix}")
     own = disk.path.with_name(f"{use.vm}-{name}-own{disk.path.suffix}") if own == disk.path else own
-    words = f"{use.vm}:{name} {quote(str(own))}"
+    words = f"{use.vm}:{name} {quote(str(own))}" + ("" if own.suffix else f" --format {disk.format}")
     return f'kvmlaunch disk convert {words}   # while neither runs; then path = "{own}" in [{disk.table}]'
 
 

@@ -2,7 +2,7 @@
 
 from kvmlaunch.builder.cloud_init import plan_seed
 from kvmlaunch.builder.render import Row, diff_argv, explain_rows, render_argv
-from kvmlaunch.errors import NotRunning, Report
+from kvmlaunch.errors import KvmlaunchError, NotRunning, Report
 from kvmlaunch.model.finding import Finding, errors_of
 from kvmlaunch.run.process import read_cmdline
 from kvmlaunch.steps.caller import Caller
@@ -91,4 +91,7 @@ def diff_seed(resolved: Resolved) -> tuple[str, ...]:
         return ()
     from kvmlaunch.steps.seed import is_new_seed  # noqa: PLC0415 - where there is one
 
-    return ("+ the seed of cloud-init says something else",) if is_new_seed(resolved) else ()
+    try:
+        return ("+ the seed of cloud-init says something else",) if is_new_seed(resolved) else ()
+    except KvmlaunchError as error:
+        return (f"+ no seed of cloud-init: {error.report.message}",)

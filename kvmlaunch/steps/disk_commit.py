@@ -17,8 +17,8 @@ from kvmlaunch.errors import HostFailed, PreflightFailed, Report, TimedOut
 from kvmlaunch.facts.record import parse_job_error
 from kvmlaunch.host.files import read_text_at
 from kvmlaunch.host.images import forget_retired, free_space, held_images, mark_image, owner_of, unmark_image
+from kvmlaunch.host.logs import read_events
 from kvmlaunch.host.rights import rights_of
-from kvmlaunch.host.rundir import read_events
 from kvmlaunch.model.value import frozen
 from kvmlaunch.steps.caller import Caller
 from kvmlaunch.steps.control import query
@@ -84,8 +84,9 @@ def commit_held(caller: Caller, target: Target, progress: Progress) -> Committed
     if not names:
         unmark_image(begun_path(target.image))
         return Committed(target=target, names=())
-    refuse_room(target)
     if seen is not None and runs:
+        if job_row(seen, target) is None and not os.path.lexists(begun_path(target.image)):
+            refuse_room(target)
         commit_live(caller, seen, target, progress)
     else:
         with at_rest(caller, target, "committed"):
@@ -95,7 +96,10 @@ def commit_held(caller: Caller, target: Target, progress: Progress) -> Committed
 
 
 def refuse_room(target: Target) -> None:
-    """Refuse a commit that may fill the store (`host.space`): what the overlays hold, where the image may lack it."""
+    """Refuse to begin a commit that may fill the store beneath a guest that runs (`host.space`).
+
+    It is what the overlays hold, as far as the image may lack it.
+    """
     if target.facts.fully_allocated and target.format == "raw":
         return
     chain = read_chain(target)

@@ -108,8 +108,9 @@ def refuse_lost(target: Target) -> None:
 def refuse_held(caller: Caller, target: Target) -> None:
     """Refuse to make an image that the running VM still has, though nothing lies at its path (`disk.replaced`)."""
     seen = seen_of(caller, target)
-    if seen is not None and any(image.path == target.image for image in lost_images(seen)):
-        raise replaced(seen, target.image, target.table, "an empty one would take its place at the next start")
+    path = PurePosixPath(os.path.realpath(target.disk.path))
+    if seen is not None and any(image.path == path for image in lost_images(seen)):
+        raise replaced(seen, path, target.table, "an empty one would take its place at the next start")
 
 
 def beneath_first(targets: Sequence[Target]) -> tuple[Target, ...]:

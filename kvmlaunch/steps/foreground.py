@@ -124,7 +124,11 @@ def attend(caller: Caller, resolved: Resolved, vm: "RunningVm", tell: Tell, sign
         vm.let_go()
     try:
         clean_up(caller, resolved.name, resolved.places, tell)
-    except Busy:
+    except Busy as error:
+        if isinstance(death, QemuFailed):
+            raise death from error
+        if error.report.code != "vm.locked":
+            raise
         tell("ended", "another command ended it and cleans up")
         return
     if isinstance(death, QemuFailed):

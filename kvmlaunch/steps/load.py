@@ -54,7 +54,7 @@ def running_hint(caller: Caller, name: str) -> str:
     if record is None or not os.path.isfile(record.definition):
         return ""
     words = shlex.split(caller.line)
-    place = next((at for at, word in enumerate(words) if at and word.partition(":")[0] == name), None)
+    place = next((at for at, word in enumerate(words) if at > 1 and word.partition(":")[0] == name), None)
     if place is None:
         return ""
     words[place] = f"{record.definition}{words[place].removeprefix(name)}"

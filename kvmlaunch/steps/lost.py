@@ -4,16 +4,19 @@ What the guest writes goes there, and is gone when QEMU ends; at the image's pat
 """
 
 import os
+import re
 import shlex
 import stat
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from kvmlaunch.errors import Busy, Report
+from kvmlaunch.facts.evidence import parse_open_flags
 from kvmlaunch.model.value import frozen
 from kvmlaunch.run.process import read_cmdline
 from kvmlaunch.steps.observe import Seen
 from kvmlaunch.storage.snapshot import SINCE
 
+FILE = re.compile(r"(?:^|,)file=((?:[^,]|,,)*)")  # of -drive, where a comma is doubled
 DELETED = " (deleted)"  # behind the name of what a descriptor leads to: proc_pid_fd(5)
 
 
@@ -28,14 +31,16 @@ class LostImage:
 def lost_images(seen: Seen) -> tuple[LostImage, ...]:
     """Give the images of a live VM that have no name any more; none where its descriptors may not be seen.
 
-    An image is what its command line names, or the overlay of a snapshot.
+    An image is a file that its command line names and that it writes to, or the overlay of a snapshot.
     """
-    words = "\0".join(read_cmdline(seen.pid or 0)).replace(",,", ",")
+    files = {
+        os.path.realpath(each.replace(",,", ",")) for word in read_cmdline(seen.pid or 0) for each in FILE.findall(word)
+    }
     found: dict[PurePosixPath, LostImage] = {}
     for place in descriptors(seen.pid):
         link = read_link(place)
         path = PurePosixPath(link.removesuffix(DELETED))
-        if link.endswith(DELETED) and (SINCE in path.name or f"={path}" in words) and is_file(place):
+        if link.endswith(DELETED) and (SINCE in path.name or str(path) in files) and is_written(place):
             found.setdefault(path, LostImage(path=path, place=place))
     return tuple(found.values())
 
@@ -56,13 +61,14 @@ def read_link(place: str) -> str:
         return ""
 
 
-def is_file(place: str) -> bool:
-    """Is what a descriptor leads to a regular file without any name."""
+def is_written(place: str) -> bool:
+    """Is what a descriptor leads to a regular file without any name, and open for writing: an image, no seed or CD."""
     try:
         status = os.stat(place)
-    except OSError:
+        flags = parse_open_flags(Path(place.replace("/fd/", "/fdinfo/")).read_text(encoding="ascii"))
+    except (OSError, ValueError):
         return False
-    return stat.S_ISREG(status.st_mode) and status.st_nlink == 0
+    return stat.S_ISREG(status.st_mode) and status.st_nlink == 0 and flags & os.O_ACCMODE != os.O_RDONLY
 
 
 def has_open(seen: Seen, path: PurePosixPath) -> bool:

@@ -118,7 +118,7 @@ def prepare(caller: Caller, word: str, tell: Tell) -> Checked:
         made = adopted(apply_changes(head, (*directories(resolved), *all_changes(resolved)), tell))
         if made.entries:
             journals.write_journal(made)
-        if seeded(resolved) and caller.owner_uid == 0:
+        if seeded(resolved) and caller.owner_uid == 0 and not observe(caller, resolved.name).lives:
             from kvmlaunch.steps.seed import make_seed  # noqa: PLC0415 - with cloud_init only
 
             make_seed(resolved)

@@ -240,6 +240,7 @@ def start(caller: Caller, resolved: Resolved, wishes: Wishes, tell: Tell, keep: 
         claimed(resolved.places.run, user.uid, user.gid) as claim,
         given_back_on_failure(caller, resolved, claim, tell),
     ):
+        keep_logs(claim.path, resolved.places.logs, caller.uid, tell)  # of a printed command that somebody ran
         remove_contents(claim)
         write_record(claim, record_of(resolved, (), 0, "intent"))
         make_log_directory(claim, user.gid)

@@ -18,6 +18,7 @@ from kvmlaunch.guest.seed import (
     LONGEST,
     check_mapping,
     check_meta_data,
+    check_network,
     check_table,
     check_user_data,
     render_meta_data,
@@ -204,6 +205,16 @@ def test_metadata_that_is_no_table_of_names_is_refused(content: bytes) -> None:
 def test_metadata_that_json_cannot_hold_is_refused(content: bytes) -> None:
     assert check_meta_data(content)
     assert check_meta_data(b"since: 2020-01-01\n") == ""
+
+
+@pytest.mark.parametrize("content", [b"packages: [x]\n", b"version: [2]\n", b"network: {version: {a: 1}}\n", b""])
+def test_a_network_that_tells_no_version_is_refused(content: bytes) -> None:
+    assert check_network(content)
+
+
+@pytest.mark.parametrize("content", [b"version: 2\n", b"network: {version: 1}\n", b"network: {config: disabled}\n"])
+def test_a_network_that_cloud_init_reads_is_taken(content: bytes) -> None:
+    assert check_network(content) == ""
 
 
 def test_a_seed_has_user_data_even_where_none_is_written_and_a_network_only_where_it_is() -> None:

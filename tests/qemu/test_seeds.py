@@ -88,6 +88,20 @@ def test_a_file_of_the_seed_that_changed_is_a_difference_of_the_running_vm(machi
     assert changed.json["differences"] == ["+ the seed of cloud-init says something else"]
 
 
+def test_a_seed_that_is_written_anew_beside_a_running_vm_bars_no_restart(machine: Machine) -> None:
+    define(machine, FULL)
+    machine.ok("up", "web", "--paused")
+    define(machine, FULL, user_data=b"#cloud-config\npackages: [jq]\n")
+    machine.ok("preflight", "web", "--apply")
+
+    notes = machine.status("web")["notes"]
+    machine.ok("restart", "web", "--force", "--timeout", "10ms")
+    machine.end("web")
+    machine.ok("preflight", "web", "--undo")
+
+    assert not any("disk.replaced" in note for note in notes)
+
+
 def test_up_writes_a_seed_that_is_roots_alone(machine: Machine) -> None:
     define(machine)
 

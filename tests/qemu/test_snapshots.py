@@ -652,12 +652,22 @@ def test_a_commit_that_may_fill_the_store_is_refused_with_how_much(machine: Mach
     for number in range(10):
         write_live(machine, 5, offset=f"{number}M", length="1M")
 
-    live = refused(machine, "commit", "web:root")
-    machine.end("web")
-    stopped = refused(machine, "commit", "web:root")
-
-    assert (live, stopped) == ((6, "host.space"), (6, "host.space"))
+    assert refused(machine, "commit", "web:root") == (6, "host.space")
     assert sorted(path.name for path in outside.iterdir()) == ["web.img", S1]
+
+
+def test_an_image_behind_a_link_is_seen_to_go_and_a_log_or_a_cd_is_none(machine: Machine) -> None:
+    machine.execute("sh", "-euc", f"mkdir -p {place(machine)}/real; ln -s real {place(machine)}/link")
+    define(machine, '[disk.root]\npath = "link/web.img"\n[cdrom.install]\npath = "web.iso"\n')
+    machine.ok("up", "web", "--paused")
+    machine.execute("sh", "-euc", f"rm {place(machine)}/web.iso {machine.rundir('web')}/log/console.log")
+    before = machine.status("web")["notes"]
+
+    place(machine, "real/web.img").unlink()
+
+    assert not any("disk.replaced" in note for note in before)
+    assert any("disk.replaced" in note for note in machine.status("web")["notes"])
+    assert machine.run("down", "web").codes >= {"disk.replaced"}
 
 
 @pytest.mark.parametrize("deed", ["mv new.img web.img", "rm web.img"])
