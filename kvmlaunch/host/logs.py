@@ -115,7 +115,8 @@ def rotate_logs(
             if source is not None and size and (everything or size > limit):
                 try:
                     keep_log(source, name, kept, log_uid)
-                    os.ftruncate(source, 0)
+                    if not everything:  # at the end it is removed, and whoever follows it reads its last words
+                        os.ftruncate(source, 0)
                 except KvmlaunchError as error:
                     report = error.report
                     found.append(f"{name} is not kept: {report.message}  [{report.code}]")

@@ -40,8 +40,8 @@ from kvmlaunch.storage.image import Image
 class Cloned:
     """A clone: its definition, its disks with what they rest on, the topmost first, and what both VMs have alike.
 
-    `shared` are keys whose values two VMs cannot both have; `overlaid` tells whether overlays rest on the original.
-    `common` are disks that both only read.
+    `shared` are keys whose values two VMs cannot both have; `overlaid` tells whether the original wants to write to
+    what overlays rest on.  `common` are disks that both only read.
     """
 
     file: Path
@@ -77,7 +77,7 @@ def clone(
     for path in disks.values():
         if os.path.lexists(path) and not full:  # a copy that compares equal is taken: a killed command made it
             raise exists_already(path)
-    shared, overlaid = shared_keys(definition), not full and bool(targets)
+    shared, overlaid = shared_keys(definition), not full and any(not target.disk.readonly for target in targets)
     cloned = Cloned(file=file, text=text, shared=shared, overlaid=overlaid, common=common)
     if dry_run:
         return cloned

@@ -48,6 +48,7 @@ from kvmlaunch.steps.disks import (
     top_format,
     top_of,
 )
+from kvmlaunch.steps.lost import lost_images, replaced
 from kvmlaunch.steps.observe import Seen
 from kvmlaunch.steps.resolve import look_at_host
 from kvmlaunch.storage.creation import COPIES_ON_WRITE, OVERLAY_OPTIONS, as_file
@@ -169,6 +170,8 @@ def take_live(seen: Seen, targets: tuple[Target, ...], name: str) -> Taken:
     """Keep disks of a VM that runs, all at one moment; raises Busy `vm.state` where it runs with another disk."""
     for target in targets:
         file_in_chain(seen, target, top_of(target))
+    for image in lost_images(seen):  # an overlay that is gone: another one would be laid over what lies beneath it
+        raise replaced(seen, image.path, targets[0].table, "a snapshot would be laid over another file")
     if all(is_begun(target, name) for target in targets):
         return Taken(name=name, targets=targets, already=True, live=True)
     refuse_taken(targets, name)

@@ -14,8 +14,11 @@ from typing import TYPE_CHECKING
 
 from kvmlaunch.errors import Busy, KvmlaunchError, QemuFailed
 from kvmlaunch.host.rundir import monitor_socket
+from kvmlaunch.model.lifecycle import VmState
 from kvmlaunch.steps.caller import Caller, Tell
 from kvmlaunch.steps.heal import clean_up
+from kvmlaunch.steps.lost import lost_notes
+from kvmlaunch.steps.observe import Seen
 from kvmlaunch.steps.resolve import Resolved
 from kvmlaunch.steps.waking import woken_by_signals
 
@@ -62,6 +65,14 @@ def press_power_button(resolved: Resolved, vm: "RunningVm", tell: Tell) -> None:
         tell("warn", error.report.message)
 
 
+def warn_lost(resolved: Resolved, vm: "RunningVm", tell: Tell) -> None:
+    """Say what a power-down is about to lose: an image that QEMU alone still has."""
+    seen = Seen(name=resolved.name, places=resolved.places, state=VmState.RUNNING, pid=vm.pid)
+    for note in lost_notes(seen):
+        tell("warn", note)
+        notify(os.environ, f"STATUS={note}")
+
+
 def watch(resolved: Resolved, vm: "RunningVm", wakeup: int, tell: Tell) -> bool:
     """Wait for QEMU to end, passing signals on; a guest that ignores the power button is ended when its time is up.
 
@@ -79,6 +90,7 @@ def watch(resolved: Resolved, vm: "RunningVm", wakeup: int, tell: Tell) -> bool:
             return end is not None
         if wakeup in ready:
             os.read(wakeup, 64)
+            warn_lost(resolved, vm, tell)
             notify(os.environ, "STOPPING=1")
             end = end or time.monotonic() + limit
         elif end is not None and time.monotonic() > end:

@@ -7,6 +7,8 @@ import os
 import re
 import shlex
 import stat
+from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 
 from kvmlaunch.errors import Busy, Report
@@ -16,6 +18,7 @@ from kvmlaunch.run.process import read_cmdline
 from kvmlaunch.steps.observe import Seen
 from kvmlaunch.storage.snapshot import SINCE
 
+READ_ONLY = re.compile(r"(?:^|,)(?:readonly=on|media=cdrom)(?:,|$)")  # of -drive
 FILE = re.compile(r"(?:^|,)file=((?:[^,]|,,)*)")  # of -drive, where a comma is doubled
 DELETED = " (deleted)"  # behind the name of what a descriptor leads to: proc_pid_fd(5)
 
@@ -29,20 +32,74 @@ class LostImage:
 
 
 def lost_images(seen: Seen) -> tuple[LostImage, ...]:
-    """Give the images of a live VM that have no name any more; none where its descriptors may not be seen.
+    """Give the images of a live VM that are not at their paths any more; none where its descriptors may not be seen.
 
-    An image is a file that its command line names and that it writes to, or the overlay of a snapshot.
+    They are the files of its drives that it writes to, the overlays of their snapshots, and what those rest on.
     """
-    files = {
-        os.path.realpath(each.replace(",,", ",")) for word in read_cmdline(seen.pid or 0) for each in FILE.findall(word)
-    }
-    found: dict[PurePosixPath, LostImage] = {}
-    for place in descriptors(seen.pid):
+    opened = tuple(open_files(seen.pid))
+    if not opened:
+        return ()
+    drives = dict(drive_files(seen.pid))
+    homes = {path.parent for path in drives}
+    held = {each.identity for each in opened}
+    found = {path: "" for path, writes in drives.items() if writes and identity_at(path) not in held}
+    for each in opened:
+        overlay = SINCE in each.path.name
+        base = not each.written and each.path not in drives and not homes.isdisjoint(each.path.parents[:2])
+        gone = each.deleted and (each.path in found or overlay or base)
+        if gone or (overlay and each.written and each.path.parent not in homes):
+            found[each.path] = each.place
+    spare = (each.place for each in opened if each.written and each.path not in drives and SINCE not in each.path.name)
+    renamed = next(spare, "")
+    return tuple(LostImage(path=path, place=place or renamed) for path, place in found.items())
+
+
+def drive_files(pid: int | None) -> Iterator[tuple[PurePosixPath, bool]]:
+    """Give the files of a VM's drives by its command line, where they really lie, and whether it may write to each."""
+    argv = read_cmdline(pid or 0)
+    for flag, word in pairwise(argv):
+        for name in FILE.findall(word) if flag == "-drive" else ():
+            if name.startswith("/"):
+                path = os.path.realpath(name.replace(",,", ","))
+                yield PurePosixPath(path), READ_ONLY.search(word) is None
+
+
+@frozen(kw_only=True)
+class OpenFile:
+    """A regular file that a process has open: by what name, `deleted` or not, and whether it may write."""
+
+    place: str
+    path: PurePosixPath
+    identity: tuple[int, int]
+    deleted: bool
+    written: bool
+
+
+def open_files(pid: int | None) -> Iterator[OpenFile]:
+    """Give the regular files and block devices that a process has open."""
+    for place in descriptors(pid):
+        try:
+            status = os.stat(place)
+            flags = parse_open_flags(Path(place.replace("/fd/", "/fdinfo/")).read_text(encoding="ascii"))
+        except (OSError, ValueError):
+            continue
         link = read_link(place)
-        path = PurePosixPath(link.removesuffix(DELETED))
-        if link.endswith(DELETED) and (SINCE in path.name or str(path) in files) and is_written(place):
-            found.setdefault(path, LostImage(path=path, place=place))
-    return tuple(found.values())
+        if (stat.S_ISREG(status.st_mode) or stat.S_ISBLK(status.st_mode)) and link.startswith("/"):
+            yield OpenFile(
+                place=place,
+                path=PurePosixPath(link.removesuffix(DELETED)),
+                identity=identity(status),
+                deleted=stat.S_ISREG(status.st_mode) and status.st_nlink == 0,
+                written=flags & os.O_ACCMODE != os.O_RDONLY,
+            )
+
+
+def identity_at(path: PurePosixPath) -> tuple[int, int] | None:
+    """Give by what the file at a path is known, None where there is none."""
+    try:
+        return identity(os.stat(path))
+    except OSError:
+        return None
 
 
 def descriptors(pid: int | None) -> list[str]:
@@ -59,16 +116,6 @@ def read_link(place: str) -> str:
         return os.readlink(place)
     except OSError:
         return ""
-
-
-def is_written(place: str) -> bool:
-    """Is what a descriptor leads to a regular file without any name, and open for writing: an image, no seed or CD."""
-    try:
-        status = os.stat(place)
-        flags = parse_open_flags(Path(place.replace("/fd/", "/fdinfo/")).read_text(encoding="ascii"))
-    except (OSError, ValueError):
-        return False
-    return stat.S_ISREG(status.st_mode) and status.st_nlink == 0 and flags & os.O_ACCMODE != os.O_RDONLY
 
 
 def has_open(seen: Seen, path: PurePosixPath) -> bool:

@@ -17,7 +17,7 @@ from kvmlaunch.steps.caller import Caller, Tell
 from kvmlaunch.steps.heal import clean_up
 from kvmlaunch.steps.host_changes import all_changes
 from kvmlaunch.steps.load import Subject, load, load_subject
-from kvmlaunch.steps.lost import refuse_lost
+from kvmlaunch.steps.lost import lost_notes, refuse_lost
 from kvmlaunch.steps.observe import LEFT, Seen, age, monitor_path, observe, who_holds
 from kvmlaunch.steps.resolve import refuse_errors, resolve
 from kvmlaunch.steps.start import Keep, Started, Wishes, no_more, start
@@ -105,6 +105,8 @@ def settle(caller: Caller, seen: Seen, subject: Subject, wishes: Wishes, tell: T
                 as_planned(caller, seen, subject, dry_run=wishes.dry_run)
                 tell("verified", f"pid {seen.pid}, which kvmlaunch did not start, is as planned")
             findings = (*check_running(caller, seen, subject), *check_paused(seen))
+            for note in lost_notes(seen):
+                tell("warn", note)
             if wishes.boot_from:
                 raise runs_already(seen, f"and was not booted from {wishes.boot_from} now", "restart")
             if wishes.paused and not any(finding.report.code == "vm.paused" for finding in findings):

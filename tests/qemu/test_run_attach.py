@@ -7,7 +7,8 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import pytest
 from attrs import frozen
@@ -303,3 +304,29 @@ def test_the_console_of_a_closed_terminal_leaves_the_vm_alone(machine: Machine) 
     assert is_alive(machine.pid("web"))
     assert machine.status("web")["pid"]
     assert f"{RUN}/web" in str(machine.rundir("web"))
+
+
+def test_who_follows_a_console_reads_its_last_words_after_down(machine: Machine) -> None:
+    machine.define("web")
+    machine.ok("up", "web", "--paused")
+    follower = machine.start("kvmlaunch", "logs", "-f", "web")
+    log = machine.rundir("web") / "log/console.log"
+    log.write_text("first\n")
+    wait_for("it follows", lambda: any("console.log" in link for link in links_of(follower.pid)))
+
+    follower.send_signal(signal.SIGSTOP)
+    with log.open("a") as file:
+        file.write("last words\n")
+    machine.end("web")
+    follower.send_signal(signal.SIGCONT)
+
+    assert "last words" in finish(follower).out
+
+
+def links_of(pid: int) -> list[str]:
+    """Give what the descriptors of a process lead to, those that are gone meanwhile left out."""
+    found = []
+    for each in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(OSError):
+            found.append(str(each.readlink()))
+    return found

@@ -695,3 +695,47 @@ def test_an_image_that_goes_while_the_vm_runs_is_said_and_nothing_is_done_to_ano
     machine.execute("sh", "-euc", saved.partition("   #")[0])
     assert "web.img.saved" in names(machine)
     machine.end("web")
+
+
+def lost(machine: Machine, name: str = "web") -> list[str]:
+    """Give what status says of a VM's images that are gone."""
+    return [note for note in machine.status(name)["notes"] if "disk.replaced" in note]
+
+
+def test_an_overlay_that_is_gone_bars_another_snapshot(machine: Machine) -> None:
+    running(machine)
+    snapshot(machine, "s1")
+    write_live(machine, 5)
+    kept = lost(machine)
+    place(machine, S1).unlink()
+
+    assert kept == []
+    assert len(lost(machine)) == 1
+    assert refused(machine, "create", "web", "s2") == (7, "disk.replaced")
+    assert not place(machine, S2).exists()
+
+
+@pytest.mark.parametrize("deed", ["mv web.img old.img; cp old.img web.img", "mv web.img old.img"])
+def test_an_image_that_was_renamed_is_not_the_vms_any_more(machine: Machine, deed: str) -> None:
+    running(machine)
+    machine.execute("sh", "-euc", f"cd {place(machine)}; {deed}")
+
+    started = machine.run("up", "web")
+
+    assert len(lost(machine)) == 1
+    assert machine.run("diff", "web").code == 10
+    assert "disk.replaced" in started.codes
+    assert machine.run("restart", "web").code in {6, 7}
+    assert "disk.replaced" in machine.run("down", "web").codes
+
+
+def test_a_base_that_is_gone_is_lost_with_the_clone_that_runs(machine: Machine) -> None:
+    define(machine)
+    machine.ok("clone", "new", "--from", "web")
+    machine.ok("up", "new", "--paused")
+    before = lost(machine, "new")
+    place(machine, "web.img").unlink()
+
+    assert before == []
+    assert len(lost(machine, "new")) == 1
+    assert "disk.replaced" in machine.run("down", "new").codes
