@@ -129,7 +129,9 @@ def unfinished_document(image: "Unfinished | None") -> dict[str, Any] | None:
 
 def unfinished_row(image: "Unfinished") -> tuple[str, str, str]:
     """Give the row of an image that is not whole yet."""
-    fate = f"pid {image.pid} makes it" if image.pid else "left by a command that was killed: the next one takes it away"
+    fate = "left by a command that was killed: the next one takes it away"
+    if image.locked:
+        fate = f"pid {image.pid} makes it" if image.pid else "a qemu-img that outlived its command is still at it"
     return ("", short_path(str(image.path)), f"unfinished, {render_rounded(image.allocated)} allocated; {fate}")
 
 
@@ -273,7 +275,11 @@ def check(session: Session, disk: str, repair: bool) -> int:
 def examined_text(each: "Examined", *, repair: bool) -> str:
     """Give what a check came to in words, and what may help."""
     found, again = each.found, f"kvmlaunch disk check {each.target.word} --repair   # on a copy first"
-    fix = "   it cannot be mended: go back to a backup" if repair else f"   fix: {again}"
+    fix = f"   fix: {again}"
+    if repair and each.target.facts.chain:  # which is others' as well, and is not mended here
+        fix = "   it, or an image beneath it, cannot be mended from here: check those too; or go back to a backup"
+    elif repair:
+        fix = "   it cannot be mended: go back to a backup"
     match each.soundness:
         case "corrupt":
             return f"{count(found.corruptions or found.errors, 'cluster')} corrupt  [disk.corrupt]{fix}"

@@ -143,8 +143,8 @@ def start_one(
         )
     if foreground and started.already:
         why = f"pid {started.pid} has another parent, and cannot be watched from here"
-        report = Report(code="vm.state", message=f"{name} runs already", why=why, hint=f"kvmlaunch restart {name}")
-        raise Busy(report)
+        hint = f"kvmlaunch down {name} && kvmlaunch up {name} --foreground"
+        raise Busy(Report(code="vm.state", message=f"{name} runs already", why=why, hint=hint))
     if not session.json and not foreground:
         show_started(session, started, wishes)
     if wishes.ready and not wishes.dry_run:

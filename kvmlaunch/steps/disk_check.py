@@ -41,10 +41,14 @@ WORST: Final[tuple[Soundness, ...]] = ("corrupt", "leaks", "repaired", "sound", 
 
 @frozen(kw_only=True)
 class Unfinished:
-    """An image that is not whole yet: bytes `allocated`, `pid` of the command that makes it, None where none does."""
+    """An image that is not whole yet: bytes `allocated`, whether it is `locked`: something still makes it.
+
+    `pid` is that of the command, None where it has ended.
+    """
 
     path: PurePosixPath
     allocated: int
+    locked: bool
     pid: int | None
 
 
@@ -68,7 +72,10 @@ def unfinished_of(target: Target) -> Unfinished | None:
         status = os.stat(place, follow_symlinks=False)
     except OSError:
         return None
-    return Unfinished(path=place, allocated=status.st_blocks * 512, pid=lock_taker(place))
+    taker = lock_taker(place)
+    lives = taker is not None and os.path.isdir(f"/proc/{taker}")
+    size = status.st_blocks * 512
+    return Unfinished(path=place, allocated=size, locked=taker is not None, pid=taker if lives else None)
 
 
 def look_at(caller: Caller, word: str) -> tuple[Info, ...]:

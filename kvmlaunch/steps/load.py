@@ -45,14 +45,19 @@ def profiles() -> Mapping[str, str]:
 
 
 def running_hint(caller: Caller, name: str) -> str:
-    """Give the same command for the file that a VM of this name runs from; "" where none is known, or it is gone."""
+    """Give the same command for the file that a VM of this name runs from, or how it is ended where that is gone.
+
+    "" where none is known.
+    """
     try:
         run = caller.places(name).run
         record = read_contents(run, caller.uid).record if os.stat(run).st_uid == caller.uid else None
     except (OSError, KvmlaunchError):
         return ""
-    if record is None or not os.path.isfile(record.definition):
+    if record is None:
         return ""
+    if not os.path.isfile(record.definition):
+        return f"kvmlaunch down {name}   # it was started from {record.definition}, which is gone: or put that back"
     words = shlex.split(caller.line)
     place = next((at for at, word in enumerate(words) if at > 1 and word.partition(":")[0] == name), None)
     if place is None:

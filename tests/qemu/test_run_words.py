@@ -456,7 +456,8 @@ def test_a_command_is_given_again_whole_for_the_file_that_a_vm_runs_from(machine
     gone = machine.run("restart", "web").err
 
     assert f"kvmlaunch disk resize {elsewhere}:root 16MiB" in said
-    assert str(elsewhere) not in gone.partition("fix:")[2]
+    assert "fix: kvmlaunch down web" in gone
+    assert f"{elsewhere}, which is gone" in gone
 
 
 def test_facts_that_cannot_be_written_are_an_error_in_the_systems_words(machine: Machine) -> None:
