@@ -77,7 +77,8 @@ def commit_held(caller: Caller, target: Target, progress: Progress) -> Committed
     runs = seen is not None and seen.lives
     if not target.facts.committing:
         refuse_disorder(target)
-    refuse_clones(caller, target, (target.image, *map(PurePosixPath, target.facts.since)), "go into its image")
+    if names or target.facts.committing:  # an image without snapshots may have clones
+        refuse_clones(caller, target, (target.image, *map(PurePosixPath, target.facts.since)), "go into its image")
     if target.facts.committing and read_mark(mark_path(target.image)) != MERGING:
         finish(caller, target, seen)
         return Committed(target=target, names=names, live=runs)

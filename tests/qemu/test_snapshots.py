@@ -322,8 +322,11 @@ def test_a_second_commit_has_nothing_to_do(machine: Machine) -> None:
     machine.ok("disk", "snapshot", "commit", "web:root")
 
     again = machine.ok("disk", "snapshot", "commit", "web:root")
+    machine.ok("clone", "new", "--from", "web")
+    cloned = machine.ok("disk", "snapshot", "commit", "web:root")
 
     assert "no snapshots" in again.err
+    assert "no snapshots" in cloned.err
 
 
 def test_one_disk_of_several_is_committed_and_the_others_keep_their_snapshots(machine: Machine) -> None:
