@@ -34,7 +34,8 @@ class LostImage:
 def lost_images(seen: Seen) -> tuple[LostImage, ...]:
     """Give the images of a live VM that are not at their paths any more; none where its descriptors may not be seen.
 
-    They are the files of its drives that it writes to, the overlays of their snapshots, and what those rest on.
+    They are the files of its drives that it writes to, the overlays of their snapshots, and what those rest on.  An
+    overlay that QEMU has let go was committed.
     """
     opened = tuple(open_files(seen.pid))
     if not opened:
@@ -42,15 +43,17 @@ def lost_images(seen: Seen) -> tuple[LostImage, ...]:
     drives = dict(drive_files(seen.pid))
     homes = {path.parent for path in drives}
     held = {each.identity for each in opened}
-    found = {path: "" for path, writes in drives.items() if writes and identity_at(path) not in held}
+    written = (path for path, writes in drives.items() if writes and SINCE not in path.name)
+    found = {path: "" for path in written if identity_at(path) not in held}
     for each in opened:
         overlay = SINCE in each.path.name
         base = not each.written and each.path not in drives and not homes.isdisjoint(each.path.parents[:2])
         gone = each.deleted and (each.path in found or overlay or base)
         if gone or (overlay and each.written and each.path.parent not in homes):
             found[each.path] = each.place
-    spare = (each.place for each in opened if each.written and each.path not in drives and SINCE not in each.path.name)
-    renamed = next(spare, "")
+    own = (seen.places.run, seen.places.state, seen.places.hugepages)
+    others = (each for each in opened if each.written and each.path not in drives and SINCE not in each.path.name)
+    renamed = next((each.place for each in others if not any(each.path.is_relative_to(place) for place in own)), "")
     return tuple(LostImage(path=path, place=place or renamed) for path, place in found.items())
 
 
