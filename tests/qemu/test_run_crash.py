@@ -232,14 +232,19 @@ def test_up_killed_at_any_call_is_healed_by_the_next_command(machine: Machine) -
     places = points(machine, *words, after=FIRST, others=14)
     machine.end("web")
 
-    for index, point in enumerate(sample(places, 2)):
+    chosen, missed = sample(places, 2), 0
+    for index, point in enumerate(chosen):
         result = killed_at(machine, point, *words)
         try:
-            assert result.code == -signal.SIGKILL or result.code == 128 + signal.SIGKILL, result
+            if result.code == 0:  # not every run comes to the same number of such calls
+                missed += 1
+            else:
+                assert result.code in {-signal.SIGKILL, 128 + signal.SIGKILL}, result
             check_healed_by(machine, "up" if index % 2 else "down")
         except AssertionError as error:
             error.add_note(describe(point, words))
             raise
+    assert missed < len(chosen) // 4
 
 
 def test_down_killed_at_any_call_is_healed_by_the_next_command(machine: Machine) -> None:
