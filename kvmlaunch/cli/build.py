@@ -62,8 +62,8 @@ def tell_about(session: Session, resolved: "Resolved") -> None:
     """Say the fallbacks, to whom the command belongs when `up` would not run it as the caller, and what it needs."""
     import shlex  # noqa: PLC0415 - completion wants the options only
 
-    from kvmlaunch.builder.cloud_init import plan_seed  # noqa: PLC0415 - imported by the plan already
-    from kvmlaunch.builder.vm import build_sidecars  # noqa: PLC0415
+    from kvmlaunch.builder.vm import build_sidecars  # noqa: PLC0415 - imported by the plan already
+    from kvmlaunch.steps.start_findings import lacks_seed  # noqa: PLC0415
 
     show_warnings(session, resolved.name, resolved.plan.findings)
     user = resolved.host.user
@@ -76,20 +76,9 @@ def tell_about(session: Session, resolved: "Resolved") -> None:
         return
     for argv in build_sidecars(resolved.subject.definition, resolved.host, resolved.places).values():
         click.echo(f"up starts beside it, and first: {shlex.join(argv)}", err=True)
-    if plan_seed(resolved.subject.definition).value and lacks_seed(resolved):
+    if lacks_seed(resolved):
         what = "up" if resolved.host.caller_uid else "up, or preflight --apply,"
         click.echo(f"{what} writes the seed of cloud-init first, which is not there as it should be", err=True)
-
-
-def lacks_seed(resolved: "Resolved") -> bool:
-    """Does a printed command find no seed for cloud-init, or one that says something else."""
-    from kvmlaunch.errors import KvmlaunchError  # noqa: PLC0415 - with cloud_init only
-    from kvmlaunch.steps.seed import is_new_seed  # noqa: PLC0415
-
-    try:
-        return is_new_seed(resolved)
-    except KvmlaunchError:
-        return True
 
 
 def row_document(row: "Row") -> dict[str, str]:

@@ -47,7 +47,7 @@ def capture_path(base: str, path: str) -> dict[str, object]:
         "device": device_number(device),
         "owner": user_name(seen.st_uid),
         "mode": stat.S_IMODE(seen.st_mode),
-        **({"mounted_readonly": True} if is_mounted_readonly(real) else {}),
+        **({"mounted_readonly": True} if kind != "block" and is_mounted_readonly(real) else {}),
         "readable": os.access(real, os.R_OK, effective_ids=True),
         "writable": os.access(real, os.W_OK, effective_ids=True),
         **(capture_store(real, kind) if kind in {"file", "block"} else {}),
@@ -56,9 +56,9 @@ def capture_path(base: str, path: str) -> dict[str, object]:
 
 
 def is_mounted_readonly(path: str) -> bool:
-    """Does a file lie on a file system that nobody can write to; a device node does not matter."""
+    """Does a file lie on a file system that nobody can write to; for a device node that does not matter."""
     try:
-        return not stat.S_ISBLK(os.stat(path).st_mode) and bool(os.statvfs(path).f_flag & os.ST_RDONLY)
+        return bool(os.statvfs(path).f_flag & os.ST_RDONLY)
     except OSError:
         return False
 

@@ -17,7 +17,7 @@ from kvmlaunch.model.run_files import CONSOLE_LOG, EVENTS_LOG, LOG, QEMU_LOG
 
 LIMITS = {CONSOLE_LOG: 4 << 20, QEMU_LOG: 1 << 20}  # bytes of a live log; the older half goes to the kept one
 EVENTS_LIMIT = 1 << 20
-EVENT_PLACES = (LOG, ".")  # beside the record it lies when kept, and of VMs that an older release started
+EVENT_PLACES = (LOG, ".")  # beside the record lies what was kept of it
 LAST_EVENTS = 1 << 16  # bytes that are kept of a VM that has ended
 CHUNK = 1 << 16
 APPENDING = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -65,7 +65,7 @@ def live_log(run: PurePosixPath, name: str, uid: int, beneath: str = LOG) -> Ite
     """Open a log that QEMU writes, for reading and emptying; None where there is none that is a plain file."""
     with contextlib.ExitStack() as stack:
         fd = None
-        with contextlib.suppress(FileNotFoundError, OSError):
+        with contextlib.suppress(OSError):
             run_fd = stack.enter_context(entered(run, uid))
             directory = os.open(beneath, DIRECTORY, dir_fd=run_fd)
             stack.callback(os.close, directory)
@@ -76,10 +76,9 @@ def live_log(run: PurePosixPath, name: str, uid: int, beneath: str = LOG) -> Ite
 
 def bound_events(run: PurePosixPath, uid: int) -> None:
     """Empty QEMU's event log once it is more than 1 MiB: a guest can cause events; QEMU appends, so it goes on."""
-    for beneath in EVENT_PLACES:
-        with live_log(run, EVENTS_LOG, uid, beneath) as events:
-            if events is not None and os.fstat(events).st_size > EVENTS_LIMIT:
-                os.ftruncate(events, 0)
+    with live_log(run, EVENTS_LOG, uid) as events:
+        if events is not None and os.fstat(events).st_size > EVENTS_LIMIT:
+            os.ftruncate(events, 0)
 
 
 def read_events(run: PurePosixPath, uid: int) -> str:

@@ -301,10 +301,9 @@ def check_disks(plan: Plan, host: HostFacts) -> Iterator[Finding]:
         yield from check_backing(disk, facts)
         image = disk.image or disk.path
         yield from check_snapshots(image, facts_of(host, image), disk.table, plan.name)
-        if not disk.readonly:
-            yield from check_base(disk.path, facts, disk.table)
         yield from check_holders(disk, facts, host)
         if not disk.readonly:
+            yield from check_base(disk.path, facts, disk.table)
             yield from check_claimed(disk.path, facts, disk.table)
 
 

@@ -5,13 +5,13 @@ those before it takes its share; one that does not is named and takes nothing.  
 no other.  Every claim is looked up by what is claimed, so the work grows with the number of VMs and no faster.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from shlex import quote
 from typing import Final
 
 from attrs import Factory, define
 
-from kvmlaunch.model.address import EVERY_ADDRESS
+from kvmlaunch.model.address import clashing
 from kvmlaunch.model.finding import Finding, error
 from kvmlaunch.model.host import HostFacts, HostNode, HugepagePool
 from kvmlaunch.model.plan import Plan, PlannedDisk, PlannedListener
@@ -288,13 +288,6 @@ def check_ports(member: Member, claims: Claims) -> Iterator[Finding]:
                 why=f"{there[address]} binds {address or 'every address'}:{wanted.port}",
                 hint=port_hint(member.plan, wanted, claims),
             )
-
-
-def clashing(address: str, there: Mapping[str, str]) -> str | None:
-    """Give the address among those bound at a port with which another bind collides, however many there are."""
-    if address in EVERY_ADDRESS:
-        return next(iter(there), None)
-    return next((each for each in (address, *sorted(EVERY_ADDRESS)) if each in there), None)
 
 
 def port_hint(plan: Plan, wanted: PlannedListener, claims: Claims) -> str:

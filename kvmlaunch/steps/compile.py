@@ -1,6 +1,5 @@
 """`print-cmd`, `explain`, `diff`: a definition compiled, nothing changed."""
 
-from kvmlaunch.builder.cloud_init import plan_seed
 from kvmlaunch.builder.render import Row, diff_argv, explain_rows, render_argv
 from kvmlaunch.errors import KvmlaunchError, NotRunning, Report
 from kvmlaunch.model.finding import Finding, errors_of
@@ -10,6 +9,7 @@ from kvmlaunch.steps.load import Subject, load_subject, place_findings
 from kvmlaunch.steps.names import name_of, refuse_unknown
 from kvmlaunch.steps.observe import Seen, observe
 from kvmlaunch.steps.resolve import Resolved, refuse_errors, resolve
+from kvmlaunch.steps.start_findings import seeded
 
 HELD = "-S"  # until the guest is let run
 
@@ -87,7 +87,7 @@ def lost_lines(seen: Seen) -> tuple[str, ...]:
 
 def diff_seed(resolved: Resolved) -> tuple[str, ...]:
     """Say that cloud-init is told something else than by the seed that a running VM has: argv names its file alone."""
-    if not plan_seed(resolved.subject.definition).value:
+    if not seeded(resolved):
         return ()
     from kvmlaunch.steps.seed import is_new_seed  # noqa: PLC0415 - where there is one
 

@@ -69,7 +69,7 @@ def create(
         refuse_led(target)
     coming = {target.disk.path: target for target in targets if target.facts.kind == "missing"}
     for target in coming.values():
-        refuse_lost(target)
+        refuse_orphans(target)
         refuse_held(caller, target)
     intents = [None if is_there(target) else plan_one(caller, target, coming) for target in targets]
     refuse_space([intent.creation for intent in intents if intent and intent.creation])
@@ -84,7 +84,7 @@ def create(
     return tuple(done)
 
 
-def refuse_lost(target: Target) -> None:
+def refuse_orphans(target: Target) -> None:
     """Refuse to make an empty image where overlays rest on one that is gone (`disk.base`): it would be another disk."""
     directory = target.image.parent
     names: list[str] = []

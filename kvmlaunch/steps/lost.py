@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 
 from kvmlaunch.errors import Busy, Report
 from kvmlaunch.facts.evidence import parse_open_flags
+from kvmlaunch.host.readers import link_target, names_in
 from kvmlaunch.model.value import frozen
 from kvmlaunch.run.process import read_cmdline
 from kvmlaunch.steps.observe import Seen
@@ -86,7 +87,7 @@ def open_files(pid: int | None) -> Iterator[OpenFile]:
             flags = parse_open_flags(Path(place.replace("/fd/", "/fdinfo/")).read_text(encoding="ascii"))
         except (OSError, ValueError):
             continue
-        link = read_link(place)
+        link = link_target(place)
         if (stat.S_ISREG(status.st_mode) or stat.S_ISBLK(status.st_mode)) and link.startswith("/"):
             yield OpenFile(
                 place=place,
@@ -97,7 +98,7 @@ def open_files(pid: int | None) -> Iterator[OpenFile]:
             )
 
 
-def identity_at(path: PurePosixPath) -> tuple[int, int] | None:
+def identity_at(path: PurePosixPath | str) -> tuple[int, int] | None:
     """Give by what the file at a path is known, None where there is none."""
     try:
         return identity(os.stat(path))
@@ -107,34 +108,15 @@ def identity_at(path: PurePosixPath) -> tuple[int, int] | None:
 
 def descriptors(pid: int | None) -> list[str]:
     """Give the open files of a process as paths of /proc, none where they may not be listed."""
-    try:
-        return [f"/proc/{pid}/fd/{number}" for number in sorted(os.listdir(f"/proc/{pid}/fd"), key=int)]
-    except OSError:
-        return []
-
-
-def read_link(place: str) -> str:
-    """Give what a descriptor leads to, "" where that is gone."""
-    try:
-        return os.readlink(place)
-    except OSError:
-        return ""
+    return [f"/proc/{pid}/fd/{number}" for number in sorted(names_in(f"/proc/{pid}/fd"), key=int)]
 
 
 def has_open(seen: Seen, path: PurePosixPath) -> bool:
     """Has a live QEMU the very file or device open that lies at a path; true where its descriptors may not be seen."""
-    places = descriptors(seen.pid)
-    try:
-        wanted = identity(os.stat(path))
-    except OSError:
+    places, wanted = descriptors(seen.pid), identity_at(path)
+    if wanted is None:
         return False
-    for place in places:
-        try:
-            if identity(os.stat(place)) == wanted:
-                return True
-        except OSError:
-            continue
-    return not places
+    return not places or any(identity_at(place) == wanted for place in places)
 
 
 def identity(status: os.stat_result) -> tuple[int, int]:

@@ -4,6 +4,7 @@ import os
 from pathlib import PurePosixPath
 
 from kvmlaunch.builder.cloud_init import plan_seed
+from kvmlaunch.errors import KvmlaunchError
 from kvmlaunch.model.finding import Finding, warning
 from kvmlaunch.steps.resolve import Resolved
 
@@ -22,6 +23,18 @@ def seed_findings(resolved: Resolved) -> tuple[Finding, ...]:
     from kvmlaunch.steps.seed import check_seed  # noqa: PLC0415 - with cloud_init only
 
     return check_seed(resolved)
+
+
+def lacks_seed(resolved: Resolved) -> bool:
+    """Does a VM whose definition has a seed lack it, or have one that says something else."""
+    if not seeded(resolved):
+        return False
+    from kvmlaunch.steps.seed import is_new_seed  # noqa: PLC0415 - with cloud_init only
+
+    try:
+        return is_new_seed(resolved)
+    except KvmlaunchError:
+        return True
 
 
 def linger_findings(resolved: Resolved) -> tuple[Finding, ...]:

@@ -70,16 +70,16 @@ def apply(
     `persist` also writes the files that keep it, `boot` the boot loader's as well.  Raises PrivilegeMissing,
     PreflightFailed for a wish that the host has no room for, before anything is changed.
     """
-    planned = plan(caller, words, every=every, boot=boot)
     refuse_user(caller)
-    refuse_errors(planned)
     with host_lock():
         ledger = open_ledger()
         planned = plan(caller, words, every=every, boot=boot)
         refuse_errors(planned)
         remember(ledger, planned.counted, lasting=persist)
+        before = ledger.entries
         found: list[Finding | None] = [*put_back(ledger, planned, tell, files=persist)]
-        planned = plan(caller, words, every=every, boot=boot)  # a pool that was lowered may have to be raised again
+        if ledger.entries != before:  # a pool that was lowered may have to be raised again
+            planned = plan(caller, words, every=every, boot=boot)
         turned = apply_settings(ledger, planned, tell, lasting=persist, drop_caches=drop_caches)
         found += turned
         if planned.wishes.hugetlbfs:
