@@ -323,7 +323,7 @@ def pause(session: Session, vm: str, dry_run: bool) -> None:
 @dry_run_option
 @session_command
 def resume(session: Session, vm: str, dry_run: bool) -> None:
-    """Let a paused VM run on; also after an I/O error, once its cause is gone."""
+    """Let a paused VM run on; also after an I/O error, once its cause is gone.  One that sleeps is woken."""
     control_vm(session, vm, Verb.RESUME, "resumed", "running", dry_run=dry_run)
 
 
@@ -332,5 +332,5 @@ def resume(session: Session, vm: str, dry_run: bool) -> None:
 @dry_run_option
 @session_command
 def reset(session: Session, vm: str, dry_run: bool) -> None:
-    """Press a VM's reset button: the guest is not asked."""
+    """Press a VM's reset button: the guest is not asked.  A VM that is paused stays so."""
     control_vm(session, vm, Verb.RESET, "reset", "", dry_run=dry_run)

@@ -4,10 +4,10 @@ import contextlib
 import json
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Final, Literal
 
-from kvmlaunch.errors import Busy, DefinitionInvalid, KvmlaunchError, NotRunning, Report
+from kvmlaunch.errors import Busy, DefinitionInvalid, KvmlaunchError, NotRunning, Report, TimedOut
 from kvmlaunch.facts.qmp import Query
 from kvmlaunch.model.lifecycle import Answer, Verb, VmState, plan_transition
 from kvmlaunch.model.value import frozen
@@ -18,10 +18,14 @@ from kvmlaunch.steps.observe import LEFT, Seen, monitor_path, observe, who_holds
 
 # In a URI, in a channel, or in a command of the human monitor.
 RUNS_A_PROGRAM: Final = r'\bexec:|"transport": "exec"'
-Deed = Literal["asked", "let run", "told to quit", "in vain", "no answer"]
-WAITS: Final = "io-error"  # QEMU's run state of a guest that waits for its storage
+Deed = Literal["asked", "let run", "woken", "told to quit", "in vain", "no answer"]
+PAUSES: Final = frozenset({"paused", "prelaunch"})  # QEMU's run states of a guest that somebody stopped
+SLEEPS: Final = "suspended"  # of one that put itself to sleep, by ACPI S3: `stop` and `cont` do nothing to it
+WAITS: Final = "io-error"  # of one that waits for its storage
 STANDS_AGAIN: Final = 1.0  # seconds within which a request that fails again has come back
+COMES_SECONDS: Final = 5.0  # within which QEMU has done what its main loop does after the answer
 COMMANDS: Mapping[Verb, str] = {Verb.PAUSE: "stop", Verb.RESUME: "cont", Verb.RESET: "system_reset"}
+WAKE: Final[Query] = ("system_wakeup", {})
 
 
 @frozen(kw_only=True)
@@ -71,38 +75,90 @@ def query(seen: Seen, *queries: Query, seconds: float = 5.0) -> list[object]:
 def press_power_button(target: Target) -> Press:
     """Ask a guest to power down; tells what that came to.
 
-    A guest that is paused is let run to hear it.  A QEMU that its guest has left, as under -no-shutdown, is told to
-    quit: nobody else would end it.
+    A guest that is paused is let run to hear it, one that sleeps is woken.  A QEMU that its guest has left, as under
+    -no-shutdown, is told to quit: nobody else would end it.  A guest that stands still otherwise is not pressed: it
+    would hear that once it runs again, when nobody wants it any more.
     """
-    status, _ = ask(target, (("query-status", {}), ("system_powerdown", {})))
+    status = ask(target, (("query-status", {}),))[0]
     run_state = str(status.get("status", "")) if isinstance(status, dict) else ""
-    if run_state in {"paused", "prelaunch"}:
+    if run_state in PAUSES:
         ask(target, (("cont", {}), ("system_powerdown", {})))
         return Press(run_state=run_state, deed="let run")
+    if run_state == SLEEPS:
+        ask(target, (WAKE, ("system_powerdown", {})))
+        return Press(run_state=run_state, deed="woken")
     if run_state == LEFT:
         with contextlib.suppress(KvmlaunchError):  # it may be gone before it has answered
             ask(target, (("quit", {}),))
         return Press(run_state=run_state, deed="told to quit")
-    stands = isinstance(status, dict) and not status.get("running", True)
-    return Press(run_state=run_state, deed="in vain" if stands else "asked")
+    if isinstance(status, dict) and not status.get("running", True):
+        return Press(run_state=run_state, deed="in vain")
+    ask(target, (("system_powerdown", {}),))
+    return Press(run_state=run_state, deed="asked")
 
 
 def control(caller: Caller, word: str, verb: Verb, *, dry_run: bool = False) -> bool:
     """Pause, resume or reset a VM; tells whether anything changed, or with a dry run would.
 
+    A guest that slept is woken, and one that stood still for another reason than a pause runs on after its reset.
     Raises NotRunning, UnknownVm, Busy, TimedOut.
     """
     seen = live(caller, word)
-    status = query(seen, ("query-status", {}))[0]
-    paused = isinstance(status, dict) and not status.get("running")
-    state = VmState.PAUSED if paused else VmState.RUNNING
+    run_state = run_state_of(seen)
+    awake = run_state == "running" or (verb is Verb.PAUSE and run_state == SLEEPS)
+    state = VmState.RUNNING if awake else VmState.PAUSED
     if plan_transition(state, verb) is Answer.ALREADY:
         return False
-    if not dry_run:
-        query(seen, (COMMANDS[verb], {}))
-    if not dry_run and verb is Verb.RESUME and isinstance(status, dict) and status.get("status") == WAITS:
+    if dry_run:
+        return True
+    wakes = verb is Verb.RESUME and run_state == SLEEPS
+    query(seen, WAKE if wakes else (COMMANDS[verb], {}))
+    if wakes:
+        await_state(seen, {"running"})
+    if verb is Verb.PAUSE and run_state_of(seen) == SLEEPS:
+        raise sleeping(seen)
+    if verb is Verb.RESUME and run_state == WAITS:
         refuse_standing(seen)
+    if verb is Verb.RESET and run_state not in {"running", *PAUSES}:
+        await_state(seen, PAUSES)
+        query(seen, ("cont", {}))
     return True
+
+
+def run_state_of(seen: Seen) -> str:
+    """Give QEMU's own word for how a guest is."""
+    status = query(seen, ("query-status", {}))[0]
+    return str(status.get("status", "")) if isinstance(status, dict) else ""
+
+
+def await_state(seen: Seen, wanted: Collection[str]) -> None:
+    """Wait until a guest is in one of these run states; raises TimedOut `qmp.timeout`."""
+    deadline = time.monotonic() + COMES_SECONDS
+    while (run_state := run_state_of(seen)) not in wanted:
+        if time.monotonic() > deadline:
+            raise TimedOut(
+                Report(
+                    code="qmp.timeout",
+                    message=f"{seen.name} is still {run_state}",
+                    where=f"pid {seen.pid}",
+                    why=f"within {COMES_SECONDS:g} s it was to be {' or '.join(sorted(wanted))}",
+                    hint=f"kvmlaunch status {seen.name}",
+                )
+            )
+        time.sleep(COMES_SECONDS / 100)
+
+
+def sleeping(seen: Seen) -> Busy:
+    """Give the error of a pause of a guest that sleeps: an event of its own wakes it, and QEMU cannot hold it."""
+    return Busy(
+        Report(
+            code="vm.state",
+            message=f"{seen.name} sleeps (ACPI S3), and cannot be paused",
+            where=f"pid {seen.pid}",
+            why="this QEMU stops a guest that runs only",
+            hint=f"kvmlaunch resume {seen.name} && kvmlaunch pause {seen.name}   # wakes it first",
+        )
+    )
 
 
 def refuse_standing(seen: Seen) -> None:

@@ -123,10 +123,13 @@ def end_process(seen: Seen, process: Process, timeout: float, tell: Tell, *, for
     met = ask_powerdown(seen, force=force)
     if met.deed == "let run":
         tell("resumed", "it was paused, and a paused guest hears no power button")
-    asked = "was told to quit: its guest had powered down" if met.deed == "told to quit" else "was asked"
-    tell("powerdown", f"pid {process.pid} {asked}, waiting {timeout:g} s")
-    if wait_asking(seen, process, deadline):
-        return ""
+    if met.deed == "woken":
+        tell("resumed", "it slept (ACPI S3), and a sleeping guest hears no power button")
+    if met.deed != "in vain":
+        asked = "was told to quit: its guest had powered down" if met.deed == "told to quit" else "was asked"
+        tell("powerdown", f"pid {process.pid} {asked}, waiting {timeout:g} s")
+        if wait_asking(seen, process, deadline):
+            return ""
     if force:
         return end_by_force(process, tell)
     unmark_stopping(seen.places.run, owner_of(seen.places.run))
@@ -136,24 +139,33 @@ def end_process(seen: Seen, process: Process, timeout: float, tell: Tell, *, for
         with contextlib.suppress(KvmlaunchError):
             query(seen, ("stop", {}))
             tell("paused", "as it was before")
+    by_force = f"kvmlaunch down {seen.name} --force   # ends it: TERM, then KILL; what it has not flushed is lost"
+    if met.deed == "in vain":
+        raise Busy(
+            Report(
+                code="vm.state",
+                message=f"{seen.name} stands still ({met.run_state}) and hears no power button",
+                where=f"pid {process.pid}",
+                why="nothing was asked of it, and it is left as it is",
+                hint=f"kvmlaunch resume {seen.name}   # says what is wrong, if it still is; or\n{by_force}",
+            )
+        )
     raise TimedOut(
         Report(
             code="vm.stop.timeout",
             message=f"{seen.name} did not power down",
             where=f"pid {process.pid}",
             why=why_up(met, timeout),
-            hint=f"kvmlaunch down {seen.name} --force   # ends it: TERM, then KILL; what it has not flushed is lost",
+            hint=by_force,
         )
     )
 
 
 def why_up(met: "Press", timeout: float) -> str:
     """Give why a guest that was asked to power down has not, by how it was met."""
-    if met.deed == "in vain":
-        return f"it stands still ({met.run_state}) and hears no power button; waited {timeout:g} s"
     if met.deed == "told to quit":
         return f"its guest had powered down, and QEMU did not quit within {timeout:g} s"
-    untouched = "" if met.deed == "let run" else ", untouched"
+    untouched = "" if met.deed in {"let run", "woken"} else ", untouched"
     return f"the guest ignored the power button for {timeout:g} s; it runs on{untouched}"
 
 

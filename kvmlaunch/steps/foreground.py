@@ -60,7 +60,9 @@ def press_power_button(resolved: Resolved, vm: "RunningVm", tell: Tell) -> None:
 
     try:
         press = control.press_power_button(Target(path=monitor_socket(resolved.places.run), pid=vm.pid))
-        tell("powerdown", f"pid {vm.pid} was {press.deed}")
+        stands = press.deed == "in vain"
+        done = f"stands still ({press.run_state}) and hears no power button" if stands else f"was {press.deed}"
+        tell("powerdown", f"pid {vm.pid} {done}")
     except KvmlaunchError as error:
         tell("warn", error.report.message)
 

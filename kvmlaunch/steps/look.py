@@ -37,6 +37,10 @@ ENDS = {
     "host-ui": "the display was closed",
     "host-error": "an error of the host ended it",
 }
+STANDS = {  # by QEMU's run state
+    "io-error": ("it waits for its storage: kvmlaunch resume says what is wrong",),
+    "suspended": ("it sleeps (ACPI S3): kvmlaunch resume wakes it",),
+}
 
 
 @frozen(kw_only=True)
@@ -142,9 +146,8 @@ def build_status(seen: Seen, answer: object) -> Status:
         state = VmState.PAUSED.value
     if seen.lives and isinstance(answer, KvmlaunchError) and seen.state is not VmState.FOREIGN:
         state = VmState.HUNG.value
-    stands = ("it waits for its storage: kvmlaunch resume says what is wrong",) if run_state == "io-error" else ()
     notes = (
-        *stands,
+        *STANDS.get(run_state, ()),
         *((*record.notes, *surplus_note(record.memory)) if record and seen.lives else ()),
         *state_notes(seen),
     )

@@ -200,11 +200,14 @@ def test_a_full_host_file_system_pauses_the_guest_and_resume_goes_on_after_it_is
 
     wait_for("the guest is paused", lambda: machine.status("web")["run_state"] == "io-error")
     seen = machine.status("web")
+    down = machine.run("down", "web")
     again = machine.run("resume", "web")
     machine.execute("mount", "-o", "remount,size=64m", "/srv")
     machine.ok("resume", "web")
     wait_for("the guest has written", lambda: b"guest: written" in read(machine))
 
+    assert (down.code, down.codes) == (7, {"vm.state"})
+    assert "hears no power button" in down.err
     assert seen["state"] == "paused"
     assert any("waits for its storage" in note for note in seen["notes"])
     assert (again.code, again.codes) == (7, {"vm.state"})

@@ -330,3 +330,45 @@ def links_of(pid: int) -> list[str]:
         with suppress(OSError):
             found.append(str(each.readlink()))
     return found
+
+
+# Sleeps by ACPI S3 (SLP_TYP 1 and SLP_EN in PM1a_CNT, at 0x604 on q35) unless a byte of the CMOS says that it did; then
+# it runs in a circle.
+SLEEPER = bytes.fromhex(
+    "b0 7e e6 70 e4 71 3c 5a 74 0f b0 7e e6 70 b0 5a e6 71 ba 04 06 b8 00 24 ef eb fe"
+).ljust(510, b"\0") + b"\x55\xaa"  # fmt: skip
+
+
+@pytest.fixture
+def sleeper(machine: Machine) -> Machine:
+    """Give a VM whose guest has put itself to sleep."""
+    image = machine.directory / "sleeper.img"
+    image.write_bytes(SLEEPER.ljust(1 << 20, b"\0"))
+    machine.define("web", TINY.replace("[network", f'[disk.root]\npath = "{image}"\nformat = "raw"\n[network'))
+    machine.ok("up", "web")
+    wait_for("it sleeps", lambda: machine.status("web")["run_state"] == "suspended")
+    return machine
+
+
+def test_a_guest_that_sleeps_is_told_so_and_woken_by_resume(sleeper: Machine) -> None:
+    notes = sleeper.status("web")["notes"]
+    paused = sleeper.run("pause", "web")
+    sleeper.ok("resume", "web")
+
+    assert "it sleeps (ACPI S3): kvmlaunch resume wakes it" in notes
+    assert (paused.code, paused.codes) == (7, {"vm.state"})
+    assert sleeper.status("web")["run_state"] == "running"
+
+
+def test_a_reset_lets_a_guest_that_slept_run(sleeper: Machine) -> None:
+    sleeper.ok("reset", "web")
+
+    assert sleeper.status("web")["run_state"] == "running"
+
+
+def test_a_guest_that_sleeps_is_woken_to_hear_the_power_button(sleeper: Machine) -> None:
+    down = sleeper.run("down", "web", "--timeout", "1s")
+
+    assert (down.code, down.codes) == (8, {"vm.stop.timeout"})
+    assert "it slept (ACPI S3)" in down.err
+    assert sleeper.status("web")["run_state"] == "running"
