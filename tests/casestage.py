@@ -42,6 +42,7 @@ SUBSTITUTIONS: Final = (
     Substitution("-accel", "^kvm$", "tcg", "the machine may have no KVM; how QEMU reads the other options is the same"),
     Substitution("-cpu", "^host", "max", "host needs KVM"),
     Substitution("-cpu", ",hv-[a-z-]+=[a-z0-9]+", "", "Hyper-V enlightenments need KVM"),
+    Substitution("-cpu", "(?<=,enforce=)on", "off", "TCG cannot give what the KVM of the case's host can"),
     Substitution("-m", r"^(\d+G|\d{4,}M|[2-9]\d\dM)$", f"{RAM // MIB}M", "RAM is cut to what any machine has"),
     Substitution("-object", r"(?<=,size=)(\d{10,}|[2-9]\d{8})(?=,)", f"{RAM}", "a backend has the size of the RAM"),
     Substitution("-object", r"(?<=,host-nodes=)\d+(?=,)", "0", "the machine may have one NUMA node"),

@@ -1,6 +1,6 @@
 """vCPUs: model, features, topology, Hyper-V enlightenments, pinning."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from kvmlaunch.builder.option import BUILT_IN, Part, bare, by_hand, field, fixed, pairs
 from kvmlaunch.model.choice import Choice, Origin
@@ -8,7 +8,7 @@ from kvmlaunch.model.definition import AUTO, Definition, Topology
 from kvmlaunch.model.finding import Finding, error, warning
 from kvmlaunch.model.host import HostFacts
 from kvmlaunch.model.plan import Field
-from kvmlaunch.model.qemu import QemuCaps
+from kvmlaunch.model.qemu import EVERY_FEATURE, QemuCaps
 from kvmlaunch.units import render_cpus
 
 HYPERV = (
@@ -17,6 +17,8 @@ HYPERV = (
 )
 MOST_TCG_VCPUS = 255
 ONE_NODE = "kvmlaunch: one node, and a CPU left for I/O"
+WHOLE = frozenset({"host", "max", "base"})  # models that ask for no feature that the accelerator lacks
+ENFORCE = "enforce"
 HYPERV_SOURCE = "QEMU docs, system/i386/hyperv"
 
 
@@ -45,13 +47,13 @@ def check_model(definition: Definition, caps: QemuCaps, accelerator: str) -> Ite
     written = definition.cpu.model
     if written is AUTO:
         return
-    if caps.cpu_models and written not in caps.cpu_models and written not in {"host", "max", "base"}:
+    if caps.cpu_models and written not in caps.cpu_models and written not in WHOLE:
         yield error(
             code="qemu.capability",
             message=f"this QEMU knows no CPU model {written!r}",
             key="cpu.model",
             why=f"QEMU {caps.version_text} has {len(caps.cpu_models)} models",
-            hint=f"{caps.binary} -cpu help",
+            hint=f"{caps.binary} -cpu help{did_you_mean(written, caps.cpu_models)}",
         )
     if written == "host" and accelerator != "kvm":
         yield error(
@@ -61,6 +63,44 @@ def check_model(definition: Definition, caps: QemuCaps, accelerator: str) -> Ite
             why=f"the accelerator is {accelerator}",
             hint='cpu.model = "max"',
         )
+
+
+def check_features(definition: Definition, caps: QemuCaps) -> Iterator[Finding]:
+    """Check that this QEMU knows every CPU feature that is switched (`qemu.capability`)."""
+    for name in definition.cpu.features:
+        if not caps.has_feature(name):
+            yield error(
+                code="qemu.capability",
+                message=f"this QEMU knows no CPU feature {name!r}",
+                key=f"cpu.features.{name}",
+                why=f"QEMU {caps.version_text} has no property of that name",
+                hint=f"{caps.binary} -cpu help{did_you_mean(name, caps.devices[EVERY_FEATURE])}",
+            )
+
+
+def did_you_mean(word: str, names: Iterable[str]) -> str:
+    """Give the nearest name as the end of a hint, "" when none is near."""
+    import difflib
+
+    near = difflib.get_close_matches(word, sorted(names), n=1)
+    return f"   # did you mean {near[0]!r}?" if near else ""
+
+
+def enforced(definition: Definition, model: Choice[str]) -> Iterator[Field]:
+    """Give the switch that makes QEMU refuse what it cannot give: left alone it drops such features with a warning.
+
+    Where a model or a feature is wished for; who switches `enforce` or `check` by hand is left to it.
+    """
+    features = definition.cpu.features
+    wished = model.value not in WHOLE or "on" in features.values()
+    if wished and not features.keys() & {ENFORCE, "check"}:
+        refuse: Choice[bool] = Choice(
+            value=True,
+            reason="a feature that the accelerator cannot give ends the start, instead of being left out",
+            source="QEMU commit 15e41345906d, on check and enforce",
+            origin=BUILT_IN,
+        )
+        yield field(ENFORCE, f"cpu.{ENFORCE}", refuse)
 
 
 def hyperv_fields(definition: Definition, host: HostFacts, accelerator: str) -> Iterator[Field]:
@@ -231,9 +271,16 @@ def build_cpu(
         )
         for name, switch in definition.cpu.features.items()
     )
-    model = field("", "cpu.model", plan_model(definition, accelerator))
+    model = plan_model(definition, accelerator)
     options = [
-        pairs("-cpu", "cpu", model, *hyperv_fields(definition, host, accelerator), *features),
+        pairs(
+            "-cpu",
+            "cpu",
+            field("", "cpu.model", model),
+            *hyperv_fields(definition, host, accelerator),
+            *features,
+            *enforced(definition, model),
+        ),
         pairs("-smp", "cpu", *topology_fields(definition)),
     ]
     if paused:
@@ -246,6 +293,7 @@ def build_cpu(
         )
     findings = (
         *check_model(definition, caps, accelerator),
+        *check_features(definition, caps),
         *check_vcpus(definition, host, caps, machine, accelerator),
         *check_pins(definition, host),
     )

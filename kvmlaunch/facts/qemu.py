@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 
-from kvmlaunch.model.qemu import MachineType, QemuCaps
+from kvmlaunch.model.qemu import EVERY_FEATURE, MachineType, QemuCaps
 
 BINARY = "binary"
 HELP = "help"
@@ -27,7 +27,7 @@ DEVICE_NAMES = (
     *("virtserialport", "virtconsole", "vhost-vsock-pci", "vhost-user-fs-pci", "vmgenid", "pcie-root-port"),
     *("pvpanic-pci", "i6300esb", "isa-serial", "pci-serial", "isa-debugcon", "tpm-crb", "tpm-tis", "vfio-pci"),
     *("VGA", "qxl-vga", "virtio-vga", "bochs-display", "usb-tablet", "usb-kbd", "usb-storage", "qemu-xhci"),
-    *("virtio-tablet-pci", "virtio-keyboard-pci"),
+    *("virtio-tablet-pci", "virtio-keyboard-pci", EVERY_FEATURE),
 )
 ACCELERATORS = ("kvm", "tcg", "xen")
 # Abstract, but there under whatever name a distribution gives its machine types.

@@ -6,7 +6,7 @@ from pathlib import PurePosixPath
 from kvmlaunch.model.qemu import MachineType, QemuCaps
 
 # Counts up whenever what is asked or kept changes, so that an older cache is asked again.
-SCHEMA = 1
+SCHEMA = 2
 
 
 def render_caps(caps: QemuCaps) -> str:

@@ -102,7 +102,8 @@ class Cpu:
     topology: Auto | Topology = key("Sockets, cores and threads; auto is one socket with a core a vCPU.", AUTO)
     pin: Auto | Literal["none"] | CpuList = key("Host CPUs, one a vCPU; auto chooses them.", "none")
     features: Mapping[str, Literal["on", "off"]] = key(
-        'CPU features switched by hand: `{ pmu = "off" }`.', Factory(dict)
+        'CPU features switched by hand: `{ pmu = "off" }`. What cannot be given ends the start, unless enforce is off.',
+        Factory(dict),
     )
 
 

@@ -9,6 +9,7 @@ from attrs import field
 from kvmlaunch.model.value import frozen
 
 OLDEST_VERSION: Final = (7, 2)  # the oldest that the tests run
+EVERY_FEATURE: Final = "max-x86_64-cpu"  # the device whose properties are the features of every CPU model
 
 
 @frozen(kw_only=True)
@@ -55,6 +56,11 @@ class QemuCaps:
     def machine(self, name: str) -> MachineType | None:
         """Give a machine type by name or alias; "" is the name of none."""
         return next((machine for machine in self.machines if name and name in {machine.name, machine.alias}), None)
+
+    def has_feature(self, name: str) -> bool:
+        """Knows it a CPU feature of this name; QEMU takes `_` for `-`.  True where it was not asked."""
+        known = self.devices.get(EVERY_FEATURE)
+        return known is None or not known.isdisjoint({name, name.replace("_", "-")})
 
     def device_has(self, device: str, prop: str) -> bool:
         """Has this device this property."""

@@ -1,7 +1,9 @@
 """Why QEMU refused or died, from its exit status and its own words."""
 
+import json
 import re
 import shlex
+from collections.abc import Iterable
 
 from kvmlaunch.errors import Report
 
@@ -31,6 +33,8 @@ KNOWN = (
         "ls -l /dev/kvm",
     ),
 )
+# `CPUID.07H:EBX.avx512f [bit 16]`, `MSR(48CH).vmx-ept-2mb [bit 16]`
+LACKS = re.compile(r"doesn't support requested feature: \w+(?:\.\w+:\w+|\(\w+\))\.(\S+) \[bit")
 IMAGE = re.compile(r"using the image \[(.+)\]")
 SIGNALS = {
     7: (
@@ -58,6 +62,12 @@ def vm_of(argv: tuple[str, ...]) -> str:
     return named[1] if named else "VM"
 
 
+def do_without(features: Iterable[str]) -> str:
+    """Give the lines of a definition that ask for none of these CPU features."""
+    switches = ", ".join(f'{json.dumps(name) if "." in name else name} = "off"' for name in features)
+    return f"[cpu]\nfeatures = {{ {switches} }}   # or another model; auto asks for none that cannot be given"
+
+
 def report_death(status: int, text: str, argv: tuple[str, ...], log: str) -> Report:
     """Give the report of a QEMU that ended: `status` is negative for a signal, its text stands verbatim."""
     words, vm = text.strip(), vm_of(argv)
@@ -67,6 +77,14 @@ def report_death(status: int, text: str, argv: tuple[str, ...], log: str) -> Rep
             -status, ("qemu.exit", f"QEMU was ended by signal {-status}", f"kill -l {-status}   # names it")
         )
         return Report(code=code, message=message, where=log, why=quoted, hint=hint.format(vm=vm))
+    if "doesn't support requested features" in words:
+        return Report(
+            code="host.cpu.features",
+            message="the accelerator cannot give the CPU features that were asked for",
+            where=log,
+            why=quoted,
+            hint=do_without(dict.fromkeys(LACKS.findall(words))),
+        )
     for pattern, code, message, hint in KNOWN:
         if pattern.search(words):
             image = IMAGE.search(words)

@@ -190,7 +190,7 @@ MET_ELSEWHERE: Final = {
         ("qemu.exit", "qemu.signal.bus", "qemu.signal.sys", "qemu.signal.abrt", "qemu.signal.kill"),
         "test_preflight_death.py",
     ),
-    "host.hugepages.short": "test_preflight_death.py",
+    **dict.fromkeys(("host.hugepages.short", "host.cpu.features"), "test_preflight_death.py"),
     "disk.corrupt": "test_backing.py",
     **dict.fromkeys(("fleet.pin", "fleet.mac", "fleet.tap"), "test_preflight_fleet.py"),
 }

@@ -52,6 +52,19 @@ def test_its_own_words_tell_the_cause_and_stand_verbatim(text: str, code: str) -
     assert report.hint
 
 
+@pytest.mark.parametrize("who", ["TCG", "Host"])
+def test_cpu_features_that_cannot_be_given_are_named_as_the_lines_that_do_without_them(who: str) -> None:
+    lacks = f"qemu: warning: {'host' if who == 'Host' else who} doesn't support requested feature: CPUID"
+    text = f"{lacks}.01H:ECX.pcid [bit 17]\n{lacks}.07H:EBX.avx512f [bit 16]\n{lacks}.01H:ECX.sse4.1 [bit 19]\n"
+    text += f"{lacks}.80000001H:ECX.3dnowprefetch [bit 8]\n"
+
+    report = report_death(1, f"{text}qemu: {who} doesn't support requested features\n", ARGV, LOG)
+
+    assert report.code == "host.cpu.features"
+    assert 'features = { pcid = "off", avx512f = "off", "sse4.1" = "off", 3dnowprefetch = "off" }' in report.hint
+    assert "bit 17" in report.why
+
+
 def test_an_unknown_end_names_its_status() -> None:
     assert "exit status 42" in report_death(42, "", ARGV, LOG).message
 

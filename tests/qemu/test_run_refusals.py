@@ -5,6 +5,8 @@ import pytest
 from tests.fakes.qemu import WORDS
 from tests.sandbox import KVMLAUNCH, TINY, Machine, Result
 
+UNAVAILABLE = '{"path": "/machine/unattached/device[0]", "property": "unavailable-features"}'
+
 
 def up_with(machine: Machine, behaviour: str, *more: str) -> Result:
     """Start a VM with a QEMU that fails in one way."""
@@ -19,6 +21,18 @@ def test_a_qemu_that_refuses_is_quoted_word_for_word(machine: Machine) -> None:
     assert result.codes >= {"qemu.exit"}
     assert WORDS in result.err
     assert machine.leftovers() == []
+
+
+def test_a_cpu_feature_that_cannot_be_given_ends_the_start_and_the_fix_that_is_named_works(machine: Machine) -> None:
+    machine.define(
+        "web", TINY.replace("[memory]", '[cpu]\nmodel = "Nehalem"\nfeatures = {perfctr_core = "on"}\n[memory]')
+    )
+    result = machine.run("up", "web")
+    machine.ok("up", "web", "--set", "cpu.features.perfctr-core=off", "--set", "cpu.features.perfctr_core=off")
+
+    assert (result.code, result.codes & {"host.cpu.features"}) == (9, {"host.cpu.features"})
+    assert 'features = { perfctr-core = "off" }' in result.err
+    assert machine.ok("monitor", "web", "qom-get", UNAVAILABLE, "--json").json["return"] == []
 
 
 def test_the_words_of_a_qemu_that_refused_are_kept_in_its_log(machine: Machine) -> None:
