@@ -18,6 +18,7 @@ HYPERV = (
 MOST_TCG_VCPUS = 255
 ONE_NODE = "kvmlaunch: one node, and a CPU left for I/O"
 WHOLE = frozenset({"host", "max", "base"})  # models that ask for no feature that the accelerator lacks
+AMD = frozenset({"AuthenticAMD", "HygonGenuine"})  # vendors of /proc/cpuinfo
 ENFORCE = "enforce"
 HYPERV_SOURCE = "QEMU docs, system/i386/hyperv"
 
@@ -86,14 +87,38 @@ def did_you_mean(word: str, names: Iterable[str]) -> str:
     return f"   # did you mean {near[0]!r}?" if near else ""
 
 
-def enforced(definition: Definition, model: Choice[str]) -> Iterator[Field]:
+def thread_fields(definition: Definition, host: HostFacts, model: Choice[str], accelerator: str) -> Iterator[Field]:
+    """Give what tells a guest on an AMD CPU of the threads of a core; `host` leaves it out unless it is asked for."""
+    topology = plan_topology(definition)
+    wanted = topology.value.threads > 1 and model.value in WHOLE and "topoext" not in definition.cpu.features
+    if wanted and accelerator == "kvm" and host.cpus.vendor in AMD:
+        told: Choice[bool] = Choice(
+            value=True,
+            reason="an AMD CPU tells the threads of a core by it, and model host has it when asked for only",
+            source="QEMU commit: i386: Disable TOPOEXT by default on -cpu host",
+            origin=topology.origin,
+        )
+        yield field("topoext", "cpu.topology.topoext", told)
+
+
+def check_threads(definition: Definition, model: Choice[str], accelerator: str) -> Iterator[Finding]:
+    """Warn where a guest will take the threads of a core for cores (`qemu.cpu.threads`)."""
+    if accelerator == "tcg" and model.value in WHOLE and plan_topology(definition).value.threads > 1:
+        yield warning(
+            code="qemu.cpu.threads",
+            message="the guest takes the threads of a core for cores",
+            key="cpu.topology.threads",
+            why="TCG emulates an AMD CPU, and not the topoext by which that tells its threads",
+            hint="threads = 1   # with more cores; or KVM",
+        )
+
+
+def enforced(definition: Definition, *, wished: bool) -> Iterator[Field]:
     """Give the switch that makes QEMU refuse what it cannot give: left alone it drops such features with a warning.
 
-    Where a model or a feature is wished for; who switches `enforce` or `check` by hand is left to it.
+    Where a feature, or a model that has some, is wished for; who switches `enforce` or `check` by hand is left to it.
     """
-    features = definition.cpu.features
-    wished = model.value not in WHOLE or "on" in features.values()
-    if wished and not features.keys() & {ENFORCE, "check"}:
+    if wished and not definition.cpu.features.keys() & {ENFORCE, "check"}:
         refuse: Choice[bool] = Choice(
             value=True,
             reason="a feature that the accelerator cannot give ends the start, instead of being left out",
@@ -272,14 +297,17 @@ def build_cpu(
         for name, switch in definition.cpu.features.items()
     )
     model = plan_model(definition, accelerator)
+    threads = tuple(thread_fields(definition, host, model, accelerator))
+    wished = bool(threads) or model.value not in WHOLE or "on" in definition.cpu.features.values()
     options = [
         pairs(
             "-cpu",
             "cpu",
             field("", "cpu.model", model),
             *hyperv_fields(definition, host, accelerator),
+            *threads,
             *features,
-            *enforced(definition, model),
+            *enforced(definition, wished=wished),
         ),
         pairs("-smp", "cpu", *topology_fields(definition)),
     ]
@@ -294,6 +322,7 @@ def build_cpu(
     findings = (
         *check_model(definition, caps, accelerator),
         *check_features(definition, caps),
+        *check_threads(definition, model, accelerator),
         *check_vcpus(definition, host, caps, machine, accelerator),
         *check_pins(definition, host),
     )

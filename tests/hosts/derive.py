@@ -326,6 +326,14 @@ def small(files: Files, _: Probes) -> None:
     with_node(files, 0, (0, 1), 2 * GIB)
 
 
+def amd(files: Files, probes: Probes) -> None:
+    """Put AMD's CPUs in the place of Intel's."""
+    files["/proc/cpuinfo"] = (
+        "processor\t: 0\nvendor_id\t: AuthenticAMD\nmodel name\t: AMD EPYC 7543\nflags\t\t: svm sse4_2 avx2 topoext\n"
+    )
+    probes.update(modules=["kvm", "kvm_amd"])
+
+
 Edit = Callable[[Files, Probes], None]
 HOSTS: Mapping[str, tuple[Edit, ...]] = {
     BASE: (),
@@ -341,6 +349,7 @@ HOSTS: Mapping[str, tuple[Edit, ...]] = {
     "vhost": (kvm_intel, vhost),
     "hugetlb-cgroup": (kvm_intel, hugetlb_cgroup),
     "small": (kvm_intel, small),
+    "kvm-amd": (kvm_intel, amd),
 }
 
 
