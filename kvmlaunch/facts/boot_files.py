@@ -70,6 +70,8 @@ def parse_rule(file: str, rule: str, devices: Sequence[BlockDevice]) -> Iterator
         kernel = device.name.replace("!", "/")  # as udev has it
         rotational = {True: "1", False: "0", None: None}[device.rotational]
         seen = {"ACTION": "add", "SUBSYSTEM": "block", "KERNEL": kernel, "ATTR queue/rotational": rotational}
+        if device.identity:
+            seen[f"ATTR {device.identity[0]}"] = device.identity[1]
         for name, value in sets.items():
             queue = READ_AHEAD if name == "bdi/read_ahead_kb" else name
             if queue.startswith("queue/"):

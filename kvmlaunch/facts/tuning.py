@@ -20,12 +20,16 @@ GRUB_DROP_IN = "/etc/default/grub.d/kvmlaunch.cfg"
 RC_LOCAL, PROCPS, INIT = "/etc/rc.local", "/etc/init.d/procps", "/proc/1/comm"
 FILES = (
     *(f"{KSM}/*", UKSM, f"{THP}/enabled", f"{THP}/defrag", CMDLINE, BUDDYINFO, MEMINFO),
-    *(RC_LOCAL, PROCPS, INIT, GRUB_DROP_IN),
+    *(RC_LOCAL, PROCPS, INIT, GRUB_DROP_IN, "/sys/block/*/serial"),
     *(f"{CPUS}/scaling_governor", f"{CPUS}/scaling_available_governors"),
     *(f"/sys/module/{name}" for name in MODULES),
     *(f"/proc/sys/{name.replace('.', '/')}" for name in SYSCTLS),
 )
-QUEUE_FILES = ("scheduler", "read_ahead_kb", "rotational")
+SERIAL = "serial"
+IDENTITIES = ("wwid", "device/wwid", SERIAL)  # of NVMe, of SCSI and SATA, of virtio
+DEVICE_FILES = ("queue/scheduler", "queue/read_ahead_kb", "queue/rotational", *IDENTITIES)
+# What a rule of udev and a line of a shell script take as it is.
+PLAIN_IDENTITY = r"[A-Za-z0-9_.:+=/-](?:[A-Za-z0-9_.:+=/ -]{0,198}[A-Za-z0-9_.:+=/-])?"
 
 CHOSEN = r"\[([^\[\]\s]+)\]"
 CPU_NUMBER = r"/sys/devices/system/cpu/cpu([0-9]{1,5})/cpufreq/scaling_governor"
@@ -37,9 +41,9 @@ def sysctl_path(name: str) -> str:
     return f"/proc/sys/{name.replace('.', '/')}"
 
 
-def queue_file(device: str, name: str) -> str:
-    """Give a file of a device's queue; a slash in a device's name is written `!` there."""
-    return f"/sys/block/{device.replace('/', '!')}/queue/{name}"
+def device_file(device: str, name: str) -> str:
+    """Give a file of a block device; a slash in a device's name is written `!` there."""
+    return f"/sys/block/{device.replace('/', '!')}/{name}"
 
 
 def parse_knob(files: Mapping[str, str], path: str) -> Knob | None:
@@ -103,16 +107,30 @@ def parse_devices(files: Mapping[str, str], probe: object) -> tuple[BlockDevice,
 
 def parse_device(files: Mapping[str, str], name: str, seen: Mapping[str, object]) -> BlockDevice:
     """Give one device."""
-    rotational = files.get(queue_file(name, "rotational"), "").strip()
+    rotational = files.get(device_file(name, "queue/rotational"), "").strip()
     queues, vms = seen.get("queues"), seen.get("vms")
     return BlockDevice(
         name=name,
-        scheduler=parse_knob(files, queue_file(name, "scheduler")),
-        read_ahead=parse_knob(files, queue_file(name, "read_ahead_kb")),
+        identity=parse_identity(files, name),
+        scheduler=parse_knob(files, device_file(name, "queue/scheduler")),
+        read_ahead=parse_knob(files, device_file(name, "queue/read_ahead_kb")),
         rotational=rotational != "0" if rotational else None,
         queues=queues if type(queues) is int else 0,
         vms=tuple(str(vm) for vm in vms) if isinstance(vms, list) else (),
     )
+
+
+def parse_identity(files: Mapping[str, str], name: str) -> tuple[str, str] | None:
+    """Give the file that tells a device from others and its text, None where there is none or an odd one.
+
+    A serial number is whatever the maker of a virtual disk wrote: one that two disks have tells nothing.
+    """
+    for file in IDENTITIES:
+        text = files.get(device_file(name, file), "").strip()
+        same = [path for path, other in files.items() if path.endswith(f"/{SERIAL}") and other.strip() == text]
+        if re.fullmatch(PLAIN_IDENTITY, text) and (file != SERIAL or len(same) == 1):
+            return file, text
+    return None
 
 
 def parse_governors(files: Mapping[str, str]) -> Mapping[int, Knob]:

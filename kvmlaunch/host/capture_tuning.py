@@ -34,7 +34,7 @@ def capture_tuning(
     mounted = mounts.parse_mounts(files)
     devices, opened = capture_devices(base, mounted, paths)
     names = dict.fromkeys((*devices, *opened))
-    files |= read_all(base, (tuning.queue_file(name, each) for name in names for each in tuning.QUEUE_FILES))
+    files |= read_all(base, (tuning.device_file(name, each) for name in names for each in tuning.DEVICE_FILES))
     processes = [pid for pid in names_in(f"{base}/proc") if pid.isdecimal()]
     return Captured(
         files=files,

@@ -24,9 +24,14 @@ class Knob:
 
 @frozen(kw_only=True)
 class BlockDevice:
-    """A device beneath VMs' disks; `vms` have one on it.  `queues` are its hardware queues."""
+    """A device beneath VMs' disks; `vms` have one on it.  `queues` are its hardware queues.
+
+    `identity` is the file beneath /sys/block/NAME that tells it from others, and what stands there: it stays when the
+    kernel counts its disks in another order.
+    """
 
     name: str
+    identity: tuple[str, str] | None = None
     scheduler: Knob | None = None
     read_ahead: Knob | None = None
     rotational: bool | None = None

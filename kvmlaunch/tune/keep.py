@@ -85,7 +85,7 @@ def build_files(settings: Sequence[Setting], tuning: HostTuning, wishes: HostWis
     else:
         yield from build_script(settings, tuning)
     if kept_by(settings, "udev") and (tuning.udev or tuning.init == SYSTEMD):
-        yield render_udev(kept_by(settings, "udev"))
+        yield render_udev(kept_by(settings, "udev"), tuning)
     if wishes.hugetlbfs:
         mount = render_mount(wishes.hugetlbfs, tuning)
         yield mount
@@ -128,13 +128,25 @@ def boot_pages(cmdline: Sequence[str], default_page: int, page_size: int) -> int
     return pages
 
 
-def render_udev(settings: Sequence[Setting]) -> KeptFile:
+def identity_of(setting: Setting, tuning: HostTuning) -> tuple[str, str] | None:
+    """Give what tells the device of a setting from every other one; None where its name alone does."""
+    identities = [device.identity for device in tuning.queues]
+    for device in tuning.queues:
+        place = f"/sys/block/{device.name.replace('/', '!')}/"
+        if setting.knob.path.startswith(place) and identities.count(device.identity) == 1:
+            return device.identity
+    return None
+
+
+def render_udev(settings: Sequence[Setting], tuning: HostTuning) -> KeptFile:
     """Give the rules that set a device's queue, or a module's parameter, as soon as it appears: udev(7)."""
     lines = []
     for setting in settings:
         _, _, kind, name, *rest = setting.knob.path.split("/")  # /sys/block/NAME/queue/FILE, /sys/module/NAME/...
-        device = name.replace("!", "/")  # as udev has it
-        match = f'ACTION=="add|change", SUBSYSTEM=="{kind}", KERNEL=="{device}"'
+        device = f'KERNEL=="{name.replace("!", "/")}"'  # as udev has it
+        if identity := identity_of(setting, tuning):
+            device = f'ATTR{{{identity[0]}}}=="{identity[1]}"'
+        match = f'ACTION=="add|change", SUBSYSTEM=="{kind}", {device}'
         lines.append(f'{match}, ATTR{{{"/".join(rest)}}}="{setting.wanted.value}"\n')
     command = "udevadm control --reload && udevadm trigger --subsystem-match=block"
     if any(setting.knob.path.startswith("/sys/module/") for setting in settings):
@@ -189,8 +201,7 @@ def build_script(settings: Sequence[Setting], tuning: HostTuning) -> Iterator[Ke
     """Give the script for a host without systemd: every setting in it, for /etc/rc.local to run."""
     if not settings:
         return
-    verbs = {True: "raise_pool", False: "set_knob"}
-    lines = [f"{verbs[setting.counted]} {setting.wanted.value} {setting.knob.path}\n" for setting in settings]
+    lines = [script_line(setting, tuning) for setting in settings]
     text = f"""\
 #!/bin/sh
 {HEAD}
@@ -206,8 +217,25 @@ raise_pool() {{
     fi
 }}
 
+set_device() {{ # value, file of the device, file that tells it from others, what stands there
+    for device in /sys/block/*; do
+        if [ -r "$device/$3" ] && [ "$(sed 's/^ *//; s/ *$//' "$device/$3")" = "$4" ]; then
+            set_knob "$1" "$device/$2"
+        fi
+    done
+}}
+
 {"".join(lines)}"""
     yield KeptFile(path=SCRIPT_FILE, text=text, mode=0o755, command=SCRIPT_FILE, inactive=script_inactive(tuning))
+
+
+def script_line(setting: Setting, tuning: HostTuning) -> str:
+    """Give the line of our script that makes a setting."""
+    path, value = setting.knob.path, setting.wanted.value
+    if identity := identity_of(setting, tuning):
+        file = path.split("/", 4)[4]  # of /sys/block/NAME/queue/FILE
+        return f"set_device {value} {file} {identity[0]} '{identity[1]}'\n"
+    return f"{'raise_pool' if setting.counted else 'set_knob'} {value} {path}\n"
 
 
 def script_inactive(tuning: HostTuning) -> str:

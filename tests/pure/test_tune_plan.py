@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess  # noqa: TID253 - the tools of systemd judge what is written
 from pathlib import Path
+from typing import Final
 
 import pytest
 from attrs import evolve
@@ -68,6 +69,65 @@ def test_a_rule_names_a_device_as_udev_does() -> None:
     plan = plan_tuning(host(), found, HostWishes(), ())
 
     assert 'KERNEL=="cciss/c0d0"' in text_of(plan, "/etc/udev/rules.d/80-kvmlaunch.rules")
+
+
+RULES: Final = "/etc/udev/rules.d/80-kvmlaunch.rules"
+SATA: Final = {"/sys/block/sda/device/wwid": "t10.ATA     SSD 870 S5Y2\n"}
+
+
+@pytest.mark.parametrize(
+    ("device", "file", "text", "match"),
+    [
+        ("nvme0n1", "wwid", "eui.0025385b21404321\n", 'ATTR{wwid}=="eui.0025385b21404321"'),
+        ("sda", "device/wwid", "t10.ATA     SSD 870 S5Y2   \n", 'ATTR{device/wwid}=="t10.ATA     SSD 870 S5Y2"'),
+        ("vda", "serial", "root\n", 'ATTR{serial}=="root"'),
+        ("vda", "serial", "\n", 'KERNEL=="vda"'),
+        ("vda", "serial", 'a"b*\n', 'KERNEL=="vda"'),
+        ("vda", "serial", "it's\n", 'KERNEL=="vda"'),
+    ],
+)
+def test_a_rule_names_a_disk_by_what_stays_with_it(device: str, file: str, text: str, match: str) -> None:
+    files = queue(device, "bfq", rotational="1") | {f"/sys/block/{device}/{file}": text}
+    written = text_of(plan_tuning(host(), tuning(devices={device: 1}, files=files), HostWishes(), ()), RULES)
+
+    found = tuning(devices={device: 1}, files={**files, RULES: written})
+
+    assert f'SUBSYSTEM=="block", {match}, ATTR{{queue/scheduler}}=' in written
+    assert [line.sure for line in found.boot_lines if line.file == RULES] == [True]
+
+
+def test_disks_that_tell_the_same_go_by_their_names() -> None:
+    serials = {"/sys/block/vda/serial": "root\n", "/sys/block/vdb/serial": "root\n"}
+    paths = {"/sys/block/sda/device/wwid": "naa.5000\n", "/sys/block/sdb/device/wwid": "naa.5000\n"}
+    names = ("sda", "sdb", "vda")  # vdb is no VM's
+    files = {path: text for name in names for path, text in queue(name, "bfq", rotational="1").items()}
+
+    plan = plan_tuning(host(), tuning(devices=dict.fromkeys(names, 1), files=files | serials | paths), HostWishes(), ())
+
+    assert [f'KERNEL=="{name}"' in text_of(plan, RULES) for name in names] == [True, True, True]
+
+
+def test_the_script_finds_a_disk_by_what_stays_with_it(tmp_path: Path) -> None:
+    files = queue("sda", "none", rotational="1") | SATA
+    found = without_systemd(tuning(devices={"sda": 1}, files=files))
+    script = text_of(plan_tuning(host(), found, HostWishes(), ()), "/etc/kvmlaunch/boot.sh")
+    for name, text in {"sdb": "t10.ATA     SSD 870 S5Y2    \n", "sda": "t10.ATA     SSD 870 S5Y\n"}.items():
+        place = tmp_path / "sys/block" / name
+        (place / "device").mkdir(parents=True)
+        (place / "queue").mkdir()
+        (place / "device/wwid").write_text(text)
+        (place / "queue/scheduler").write_text("none\n")
+
+    ran = subprocess.run(  # noqa: S603 - our own script
+        ["sh", "-eu", "-c", script.replace(" /sys/", f" {tmp_path}/sys/")],  # noqa: S607 - of PATH
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert [(tmp_path / f"sys/block/{name}/queue/scheduler").read_text() for name in ("sda", "sdb")] == [
+        "none\n",
+        "mq-deadline\n",
+    ]
 
 
 def test_a_device_without_a_choice_of_scheduler_is_left_alone() -> None:
