@@ -45,7 +45,9 @@ class Layers:
     @property
     def broken(self) -> bool:
         """Tell that a whole text is missing, so that what it would have said is unknown."""
-        return any(placed.position or placed.mistake.code == "def.extends" for placed in self.found)
+        return any(
+            placed.position or placed.key == "extends" or placed.mistake.code == "def.extends" for placed in self.found
+        )
 
 
 def wanted_files(source: Source, home: PurePosixPath | None = None) -> tuple[PurePosixPath, ...]:
@@ -154,7 +156,8 @@ def place_of(tree: Tree) -> str:
 
 
 def remove(layers: Layers, lower: Tree, node: Leaf) -> Tree:
-    """Give the lower layers without what `unset` names; a name of nothing is a mistake."""
+    """Give the lower layers without what `unset` names; a name of nothing is a mistake, where all layers are there."""
+    whole = not layers.broken
     if not isinstance(node.value, list):
         right = f"[{shown(node.value)}]" if isinstance(node.value, str) else ""
         mistake = wrong_type(node.value, "an array of key paths", right=right)
@@ -165,7 +168,7 @@ def remove(layers: Layers, lower: Tree, node: Leaf) -> Tree:
             path = key_path(text)
             if node_at(lower, path) is not None:
                 lower = without(lower, path)
-            elif not is_unwritten(path, lower):
+            elif whole and not is_unwritten(path, lower):
                 raise nothing_to_unset(path, lower)
         except Mistake as mistake:
             key = join_path(("unset", index))

@@ -53,7 +53,7 @@ def reader(form: Form) -> Reader:
     if is_table(form):
         return lambda value, path, reading: read_table(form, value, path, reading, {})
     if is_named(form):
-        return named_reader(reader(get_args(form)[1]))
+        return named_reader(get_args(form)[1])
     if generic(form) is tuple:
         return array_reader(reader(get_args(form)[0]))
     return choice_reader(form)
@@ -111,12 +111,20 @@ def key_reader(field: "attrs.Attribute[Any]") -> Reader:
     return ranged
 
 
-def named_reader(inner: Reader) -> Reader:
-    """Give what reads a table whose keys are names; an entry with a mistake is left out."""
+def named_reader(form: Form) -> Reader:
+    """Give what reads a table whose keys are names of such values; an entry with a mistake is left out."""
+    inner = reader(form)
+    keys = fields_of(form).keys() if is_table(form) else frozenset()
 
     def read(value: object, path: Path, reading: Reading) -> dict[str, Any]:
         if type(value) is not dict:
             raise wrong_type(value, "a table")
+        if keys and value and value.keys() <= keys and not any(type(entry) is dict for entry in value.values()):
+            place = join_path(path)
+            message = f"[{place}] holds tables by their names; these are the keys of one"
+            raise Mistake(
+                code="def.value.type", message=message, hint=f"[{place}.NAME]   # above them, with a name of its own"
+            )
         entries = {name: read_beneath(inner, entry, (*path, name), reading) for name, entry in value.items()}
         return {name: entry for name, entry in entries.items() if entry is not UNBUILT}
 

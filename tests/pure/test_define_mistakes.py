@@ -213,6 +213,25 @@ def test_a_shorthand_beside_its_table_is_told_what_to_write(text: str) -> None:
     assert finding.report.hint == '[disk.root]\npath = "x.img"'
 
 
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ('disk = { path = "x.img", format = "raw" }\n', "[disk.NAME]"),
+        ('[network]\ntype = "bridge"\n', "[network.NAME]"),
+    ],
+)
+def test_the_keys_of_one_where_names_are_wanted_are_told_so(text: str, hint: str) -> None:
+    finding = only(text)
+
+    assert finding.report.code == "def.value.type"
+    assert hint in finding.report.hint
+
+
+@pytest.mark.parametrize("extends", ['["gone.toml"]', '"gone.toml"', "[1]"])
+def test_a_template_that_is_missing_is_the_only_mistake_of_what_rests_on_it(extends: str) -> None:
+    assert len(findings(f'extends = {extends}\nunset = ["disk.scratch.cache", "network.lan"]\n')) == 1
+
+
 @pytest.mark.parametrize("name", ["a,process=evil", "../x", "", "a" * 41, "a\n", "é", "-a", "A"])
 def test_a_vm_has_a_plain_name(name: str) -> None:
     found = findings("", name=name)
