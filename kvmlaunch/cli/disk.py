@@ -1,5 +1,6 @@
 """`disk`: the disks of definitions made, looked at, grown, converted, checked, removed."""
 
+import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -274,17 +275,20 @@ def check(session: Session, disk: str, repair: bool) -> int:
 
 def examined_text(each: "Examined", *, repair: bool) -> str:
     """Give what a check came to in words, and what may help."""
-    found, again = each.found, f"kvmlaunch disk check {each.target.word} --repair   # on a copy first"
-    fix = f"   fix: {again}"
-    if repair and each.target.facts.chain:  # which is others' as well, and is not mended here
-        fix = "   it, or an image beneath it, cannot be mended from here: check those too; or go back to a backup"
+    from kvmlaunch.steps.disk_check import beneath  # noqa: PLC0415 - as above
+
+    found, image = each.found, shlex.quote(str(each.path))
+    fix, where = f"   fix: kvmlaunch disk check {each.target.word} --repair   # on a copy first", ""
+    if each.path in beneath(each.target):  # which is others' as well
+        where = f" in {each.path}, beneath it"
+        fix = f"   fix: qemu-img check -r all {image}   # on a copy first; no VM may use it"
     elif repair:
         fix = "   it cannot be mended: go back to a backup"
     match each.soundness:
         case "corrupt":
-            return f"{count(found.corruptions or found.errors, 'cluster')} corrupt  [disk.corrupt]{fix}"
+            return f"{count(found.corruptions or found.errors, 'cluster')} corrupt{where}  [disk.corrupt]{fix}"
         case "leaks":
-            return f"sound, {count(found.leaks, 'cluster')} taken by nothing{fix}"
+            return f"sound, {count(found.leaks, 'cluster')} taken by nothing{where}{fix}"
         case "nothing to check":
             return f"{each.target.format} has nothing to check"
         case _:
@@ -295,7 +299,7 @@ def examined_document(each: "Examined") -> dict[str, Any]:
     """Give the JSON form of a check."""
     found = each.found
     numbers = {"corruptions": found.corruptions, "leaks": found.leaks, "errors": found.errors}
-    return {**target_document(each.target), "soundness": each.soundness, **numbers}
+    return {**target_document(each.target), "soundness": each.soundness, "image": str(each.path), **numbers}
 
 
 @disk.command()

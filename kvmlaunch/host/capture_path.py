@@ -166,12 +166,14 @@ def read_chain(path: str, head: bytes, backing: str) -> dict[str, object]:
     chain: list[str] = []
     external = block.parse_external(head)
     while backing and len(chain) < DEEPEST_CHAIN:
-        path = backing_path(path, backing)
+        path, stated = backing_path(path, backing), block.parse_backing_format(head)
         chain.append(path)
         try:
             head, backing = read_head(path)
         except OSError as error:
             return {"chain": chain, "external": external, "broken": f"{path}: {error.strerror}"}
+        if stated == "qcow2" and block.parse_header(head) != stated:
+            return {"chain": chain, "external": external, "broken": f"{path}: it has no qcow2 header any more"}
         external = external or block.parse_external(head)
     return {"chain": chain, "external": external}
 

@@ -94,9 +94,10 @@ def look_at_one(target: Target) -> Info:
 
 @frozen(kw_only=True)
 class Examined:
-    """What a check of a disk came to."""
+    """What a check of a disk came to, and of which of its images that is told."""
 
     target: Target
+    path: PurePosixPath
     soundness: Soundness
     found: Checked
 
@@ -127,9 +128,13 @@ def check_one(target: Target, *, repair: bool) -> Examined:
         check_image(target, path, format_, repair=repair)
         for path, format_ in ((target.image, need_format(target)), *overlays)
     ]
-    beneath = (PurePosixPath(each) for each in target.facts.chain if each.endswith(".qcow2"))
-    found += [check_image(target, path, "qcow2", repair=False) for path in beneath]
+    found += [check_image(target, path, "qcow2", repair=False) for path in beneath(target) if path.suffix == ".qcow2"]
     return min(found, key=lambda each: WORST.index(each.soundness))
+
+
+def beneath(target: Target) -> tuple[PurePosixPath, ...]:
+    """Give the images that the image of a disk rests on, the nearest first."""
+    return tuple(PurePosixPath(each) for each in target.facts.chain)
 
 
 def check_image(target: Target, path: PurePosixPath, format_: str, *, repair: bool) -> Examined:
@@ -147,7 +152,7 @@ def run_check(target: Target, path: PurePosixPath, format_: str, *, repair: bool
     mend = ("-r", "all") if repair else ()
     done = qemu_img("check", "--output=json", "-f", format_, *mend, str(path), paths=(path,))
     if done.status == NOT_FOR_THIS_FORMAT:
-        return Examined(target=target, soundness="nothing to check", found=Checked())
+        return Examined(target=target, path=path, soundness="nothing to check", found=Checked())
     if done.status not in {0, CORRUPT, LEAKS}:
         raise unreadable(target, failed_tool(done, path).report.why)
     try:
@@ -155,7 +160,7 @@ def run_check(target: Target, path: PurePosixPath, format_: str, *, repair: bool
     except ValueError as error:
         raise unreadable(target, str(error)) from error
     words: dict[int, Soundness] = {CORRUPT: "corrupt", LEAKS: "leaks"}
-    return Examined(target=target, soundness=words.get(done.status, "sound"), found=found)
+    return Examined(target=target, path=path, soundness=words.get(done.status, "sound"), found=found)
 
 
 def remove(caller: Caller, word: str) -> Target:

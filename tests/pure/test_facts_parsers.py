@@ -193,6 +193,25 @@ def test_image_headers(head: bytes, name: str) -> None:
     assert block.parse_header(head) == name
 
 
+@pytest.mark.parametrize(
+    ("version", "length", "extensions", "name"),
+    [
+        (3, 112, "6803f857 00000004 00000000 00000000 e2792aca 00000005 71636f7732000000 00000000 00000000", "qcow2"),
+        (2, 0, "e2792aca 00000003 7261770000000000", "raw"),
+        (3, 104, "00000000 00000000 e2792aca 00000003 7261770000000000", ""),
+        (3, 104, "6803f857 ffffffff", ""),
+        (3, 104, "", ""),
+    ],
+)
+def test_the_format_of_a_backing_file_is_what_the_image_says(
+    version: int, length: int, extensions: str, name: str
+) -> None:
+    fields = b"QFI\xfb" + version.to_bytes(4, "big")
+    head = (fields.ljust(100, b"\0") + length.to_bytes(4, "big")).ljust(length, b"\0") if length else fields.ljust(72)
+
+    assert block.parse_backing_format(head + bytes.fromhex(extensions)) == name
+
+
 def test_the_backing_file_of_a_qcow2_image() -> None:
     head = b"QFI\xfb" + (3).to_bytes(4, "big") + (104).to_bytes(8, "big") + (9).to_bytes(4, "big")
     assert block.parse_backing_place(head) == (104, 9)

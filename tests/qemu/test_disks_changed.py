@@ -432,16 +432,28 @@ def test_no_empty_image_is_made_beneath_overlays_of_one_that_is_gone(machine: Ma
     assert not place(machine, "other.img").exists()
 
 
-def test_a_damaged_backing_file_is_told_of_its_overlay_and_not_mended_there(machine: Machine) -> None:
+def test_a_damaged_backing_file_is_named_and_not_mended_from_its_overlay(machine: Machine) -> None:
     created(machine, OVERLAY)
     damage(place(machine, "base.qcow2"), "refcounts")
     before = place(machine, "base.qcow2").read_bytes()
 
     found = machine.run("disk", "check", "web:root", "--json")
-    machine.run("disk", "check", "web:root", "--repair")
+    repaired = machine.run("disk", "check", "web:root", "--repair")
 
     assert (found.code, found.json["disks"][0]["soundness"]) == (6, "corrupt")
+    assert found.json["disks"][0]["image"] == str(place(machine, "base.qcow2"))
+    assert f"in {place(machine, 'base.qcow2')}, beneath it" in repaired.err
     assert place(machine, "base.qcow2").read_bytes() == before
+
+
+def test_a_backing_file_that_is_no_image_any_more_is_named_before_the_start(machine: Machine) -> None:
+    created(machine, OVERLAY)
+    place(machine, "base.qcow2").write_bytes(bytes(1 << 20))
+
+    up = machine.run("up", "web")
+
+    assert (up.code, up.codes & {"disk.backing"}) == (6, {"disk.backing"})
+    assert "base.qcow2: it has no qcow2 header any more" in up.err
 
 
 def test_what_can_be_mended_is_and_is_said_to_be(machine: Machine) -> None:
