@@ -8,9 +8,7 @@ moment; `merged`: the image holds it, the overlays go.
 import contextlib
 import os
 import time
-from collections.abc import Mapping
 from pathlib import PurePosixPath
-from typing import Any
 
 from kvmlaunch.builder.names import drive_id
 from kvmlaunch.errors import HostFailed, PreflightFailed, Report, TimedOut
@@ -22,7 +20,7 @@ from kvmlaunch.host.rights import rights_of
 from kvmlaunch.model.value import frozen
 from kvmlaunch.steps.caller import Caller
 from kvmlaunch.steps.control import query
-from kvmlaunch.steps.disk_live import file_in_chain, top_file
+from kvmlaunch.steps.disk_live import file_in_chain, job_of, job_row, top_file
 from kvmlaunch.steps.disk_snapshot import need_image, retire, snapshot_names
 from kvmlaunch.steps.disks import (
     Progress,
@@ -148,18 +146,6 @@ def drop_overlays(caller: Caller, target: Target) -> None:
     forget_retired(target.image)
     unmark_image(begun_path(target.image))
     unmark_image(mark_path(target.image))
-
-
-def job_of(target: Target) -> str:
-    """Give the id of the job that merges a disk."""
-    return f"commit-{target.name}"
-
-
-def job_row(seen: Seen, target: Target) -> Mapping[str, Any] | None:
-    """Give the job that merges a disk, None when there is none."""
-    found = query(seen, ("query-block-jobs", {}))[0]
-    rows = found if isinstance(found, list) else []
-    return next((row for row in rows if isinstance(row, dict) and row.get("device") == job_of(target)), None)
 
 
 def commit_live(caller: Caller, seen: Seen, target: Target, progress: Progress) -> None:

@@ -12,6 +12,7 @@ from kvmlaunch.steps.disks import Target
 from kvmlaunch.steps.lost import refuse_replaced
 from kvmlaunch.steps.observe import Seen
 from kvmlaunch.storage.image import plain_file
+from kvmlaunch.storage.snapshot import JOB, parse_merging
 
 
 def image_of(seen: Seen, target: Target) -> Mapping[str, Any]:
@@ -44,6 +45,30 @@ def name_in_chain(seen: Seen, target: Target, path: PurePosixPath) -> str | None
             return name
         image = image.get("backing-image")
     return None
+
+
+def job_of(target: Target) -> str:
+    """Give the id of the job that merges a disk."""
+    return f"{JOB}{target.name}"
+
+
+def job_row(seen: Seen, target: Target) -> Mapping[str, Any] | None:
+    """Give the job that merges a disk, None when there is none."""
+    return parse_merging(query(seen, ("query-block-jobs", {}))[0]).get(target.name)
+
+
+def refuse_merging(seen: Seen, target: Target) -> None:
+    """Refuse to change a disk whose snapshots QEMU still merges (`vm.state`): the command may have been ended."""
+    if job_row(seen, target) is not None:
+        raise Busy(
+            Report(
+                code="vm.state",
+                message=f"the snapshots of {target.word} are being merged",
+                where=f"pid {seen.pid}",
+                why=f"QEMU has the job {job_of(target)}",
+                hint=f"kvmlaunch disk snapshot commit {target.word}   # goes on with it where the command was ended",
+            )
+        )
 
 
 def file_in_chain(seen: Seen, target: Target, path: PurePosixPath) -> str:

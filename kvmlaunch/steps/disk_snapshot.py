@@ -30,7 +30,7 @@ from kvmlaunch.preflight.disk import holder_text
 from kvmlaunch.steps.agent import Rest, frozen_guest
 from kvmlaunch.steps.caller import Caller
 from kvmlaunch.steps.control import query
-from kvmlaunch.steps.disk_live import file_in_chain, is_in_chain
+from kvmlaunch.steps.disk_live import file_in_chain, is_in_chain, refuse_merging
 from kvmlaunch.steps.disks import (
     Target,
     at_rest,
@@ -170,6 +170,7 @@ def take_live(seen: Seen, targets: tuple[Target, ...], name: str) -> Taken:
     """Keep disks of a VM that runs, all at one moment; raises Busy `vm.state` where it runs with another disk."""
     for target in targets:
         file_in_chain(seen, target, top_of(target))
+        refuse_merging(seen, target)
     for image in lost_images(seen):  # an overlay that is gone: another one would be laid over what lies beneath it
         raise replaced(seen, image.path, targets[0].table, "a snapshot would be laid over another file")
     if all(is_begun(target, name) for target in targets):

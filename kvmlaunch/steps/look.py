@@ -24,6 +24,7 @@ from kvmlaunch.steps.caller import Caller
 from kvmlaunch.steps.heal import tend
 from kvmlaunch.steps.lost import lost_notes
 from kvmlaunch.steps.observe import LEFT, Seen, age, monitor_path, observe, who_holds
+from kvmlaunch.storage.snapshot import parse_merging
 from kvmlaunch.units import count, render_size
 
 AGENT_SECONDS = 1.0  # for all guests together
@@ -137,8 +138,20 @@ def namesakes(name: str) -> Iterator[tuple[int, int]]:
                 yield os.stat(f"/proc/{pid}").st_uid, int(pid)
 
 
-def build_status(seen: Seen, answer: object) -> Status:
-    """Give the status of what was seen, with QEMU's answer to query-status (None when it was not asked)."""
+def merging_notes(name: str, answer: object) -> Iterator[str]:
+    """Say of which disks QEMU merges the snapshots, by its answer to query-block-jobs, and who goes on with that."""
+    for disk, job in parse_merging(answer).items():
+        length, done = job.get("len"), job.get("offset")
+        share = f"{done * 100 // length} %" if isinstance(length, int) and isinstance(done, int) and length else "begun"
+        command = f"kvmlaunch disk snapshot commit {name}:{disk}"
+        yield f"the snapshots of disk {disk} are being merged ({share}): {command} goes on where its command was ended"
+
+
+def build_status(seen: Seen, answer: object, jobs: object) -> Status:
+    """Give the status of what was seen, with QEMU's answers to query-status and query-block-jobs, None for not asked.
+
+    Instead of the first there may be the error that it came to.
+    """
     record = seen.record
     run_state = str(answer.get("status", "")) if isinstance(answer, dict) else ""
     state = VmState.RUNNING.value if seen.state is VmState.FOREIGN else seen.state.value
@@ -148,6 +161,7 @@ def build_status(seen: Seen, answer: object) -> Status:
         state = VmState.HUNG.value
     notes = (
         *STANDS.get(run_state, ()),
+        *merging_notes(seen.name, jobs),
         *((*record.notes, *surplus_note(record.memory)) if record and seen.lives else ()),
         *state_notes(seen),
     )
@@ -174,6 +188,7 @@ def status_of(caller: Caller, names: Sequence[str]) -> tuple[Status, ...]:
     living = [each for each in seen if each.lives]
     answers: dict[str, object] = {}
     chardevs: dict[str, object] = {}
+    jobs: dict[str, object] = {}
     for each in living:
         with contextlib.suppress(KvmlaunchError):
             tend(caller, each.places)
@@ -181,12 +196,12 @@ def status_of(caller: Caller, names: Sequence[str]) -> tuple[Status, ...]:
         from kvmlaunch.run.qmp import Target, ask_all  # noqa: PLC0415 - only when something runs
 
         targets = [Target(path=monitor_path(each), pid=each.pid) for each in living]
-        queries: tuple[Query, ...] = (("query-status", {}), ("query-chardev", {}))
+        queries: tuple[Query, ...] = (("query-status", {}), ("query-chardev", {}), ("query-block-jobs", {}))
         for each, answer in zip(living, ask_all(targets, queries), strict=True):
             answers[each.name] = answer[0] if isinstance(answer, list) else answer
-            chardevs[each.name] = answer[1] if isinstance(answer, list) else None
+            chardevs[each.name], jobs[each.name] = answer[1:] if isinstance(answer, list) else (None, None)
     told = addresses_of([each for each in living if is_open(chardevs[each.name], CHANNEL)])
-    found = (build_status(each, answers.get(each.name)) for each in seen)
+    found = (build_status(each, answers.get(each.name), jobs.get(each.name)) for each in seen)
     return tuple(evolve(each, addresses=told.get(each.name, ())) for each in found)
 
 

@@ -16,6 +16,7 @@ MARK: Final = ".committing"
 BEGUN: Final = ".merging"
 SINCE: Final = ".since-"
 SUFFIX: Final = ".qcow2"
+JOB: Final = "commit-"  # begins the id of QEMU's job that merges the snapshots of a disk
 MAKING: Final = ".making"  # of an image that is not whole yet, behind a dot and its name
 NAME: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
 
@@ -41,6 +42,13 @@ def mark_path(image: PurePosixPath) -> PurePosixPath:
 def begun_path(image: PurePosixPath) -> PurePosixPath:
     """Give the file that stands for a commit that has begun, and may have failed since."""
     return image.with_name(f"{image.name}{BEGUN}")
+
+
+def parse_merging(answer: object) -> Mapping[str, Mapping[str, object]]:
+    """Give the jobs that merge snapshots, by the name of their disk, of an answer to query-block-jobs."""
+    rows = [row for row in answer if isinstance(row, dict)] if isinstance(answer, list) else []
+    jobs = {str(row.get("device", "")): row for row in rows}
+    return {name.removeprefix(JOB): row for name, row in jobs.items() if name.startswith(JOB)}
 
 
 def is_overlay_name(file: str, image: str) -> bool:

@@ -742,3 +742,25 @@ def test_a_base_that_is_gone_is_lost_with_the_clone_that_runs(machine: Machine) 
     assert before == []
     assert len(lost(machine, "new")) == 1
     assert "disk.replaced" in machine.run("down", "new").codes
+
+
+def test_a_live_commit_that_goes_on_without_its_command_is_told_and_bars_the_disk_until_it_is_finished(
+    machine: Machine,
+) -> None:
+    running(machine)
+    snapshot(machine, "s1")
+    write_live(machine, 2, offset="128k", length="256k")
+    with monitor_at(machine.rundir("web") / "qmp.sock") as qmp:
+        qmp.ask("block-commit", **{"device": "disk-root", "job-id": "commit-root", "speed": 1})
+
+    notes = machine.status("web")["notes"]
+    refusal = machine.run("disk", "snapshot", "create", "web", "s2")
+    with monitor_at(machine.rundir("web") / "qmp.sock") as qmp:
+        qmp.ask("block-job-set-speed", device="commit-root", speed=0)
+    machine.ok("disk", "snapshot", "commit", "web:root")
+
+    assert any("disk root are being merged" in note for note in notes)
+    assert (refusal.code, refusal.codes) == (7, {"vm.state"})
+    assert "kvmlaunch disk snapshot commit web:root" in refusal.err
+    assert listed(machine) == {"root": []}
+    assert not any("merged" in note for note in machine.status("web")["notes"])
