@@ -22,6 +22,8 @@ TABLE_NAME: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
 NAME_HINT: Final = "lower-case letters, digits and -, at most 40, the first no -"
 WORD: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,63}")
 INTERFACE: Final = re.compile(r"[^\s/:,=\x00-\x1f]{1,15}")
+# Labels of a host name, RFC 1123; as long as Linux takes one, gethostname(2).
+HOST_NAME: Final = re.compile(r"(?=.{1,64}\Z)(?!-)[A-Za-z0-9-]{1,63}(?<!-)(?:\.(?!-)[A-Za-z0-9-]{1,63}(?<!-))*")
 USER: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,31}\$?")
 LONGEST_SERIAL: Final = 20
 LONGEST_TAG: Final = 36  # bytes, of virtiofs; virtio 1.3, section 5.11.4
@@ -94,6 +96,10 @@ def check_words(definition: Definition) -> Broke:
         yield Broken(("machine",), choice(f"{shown(machine)} is no name of a machine type", hint=hint))
     if isinstance(user, str) and not USER.fullmatch(user):
         yield Broken(("security", "user"), choice(f"{shown(user)} is no name of a user"))
+    host = definition.cloud_init.hostname
+    if isinstance(host, str) and not HOST_NAME.fullmatch(host):
+        hint = "letters, digits and -, in labels with dots between them, at most 64"
+        yield Broken(("cloud_init", "hostname"), choice(f"{shown(host)} is no host name", hint=hint))
 
 
 def check_cpu(definition: Definition) -> Broke:
