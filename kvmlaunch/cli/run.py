@@ -25,12 +25,18 @@ if TYPE_CHECKING:
 
 
 class DurationType(click.ParamType[float]):
-    """A duration on the command line: `90s`, `2m`."""
+    """A duration on the command line: `90s`, `2m`; `zero` takes 0 as well."""
 
     name = "duration"
 
+    def __init__(self, *, zero: bool = False) -> None:
+        """Take durations above 0, and 0 where not to wait at all means something."""
+        self.zero = zero
+
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """Give seconds."""
+        if self.zero and value == "0":
+            return 0.0
         try:
             return value if isinstance(value, float) else parse_duration(str(value))
         except ValueError as error:
@@ -39,6 +45,12 @@ class DurationType(click.ParamType[float]):
 
 timeout_option = click.option(
     "--timeout", type=DurationType(), metavar="TIME", help="How long to wait at most, such as 90s or 2m."
+)
+patience_option = click.option(
+    "--timeout",
+    type=DurationType(zero=True),
+    metavar="TIME",
+    help="How long to wait for the guest, such as 90s or 2m; 0 for not at all.",
 )
 jobs_option = click.option(
     "-j", "--jobs", type=click.IntRange(1, 64), default=1, metavar="N", help="So many VMs at once."
@@ -254,7 +266,7 @@ def show_ended(session: Session, ended: "Ended", undo: str, *, dry_run: bool) ->
 @vms_argument
 @dry_run_option
 @click.option("--force", is_flag=True, help="After the timeout end QEMU: TERM, then KILL.")
-@timeout_option
+@patience_option
 @click.option("--all", "every", is_flag=True, help="Every running VM.")
 @jobs_option
 @session_command
@@ -274,7 +286,7 @@ def down(
 @vms_argument
 @dry_run_option
 @click.option("--force", is_flag=True, help="After the timeout end QEMU: TERM, then KILL.")
-@timeout_option
+@patience_option
 @jobs_option
 @session_command
 def restart(

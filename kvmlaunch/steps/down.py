@@ -165,6 +165,8 @@ def why_up(met: "Press", timeout: float) -> str:
     """Give why a guest that was asked to power down has not, by how it was met."""
     if met.deed == "told to quit":
         return f"its guest had powered down, and QEMU did not quit within {timeout:g} s"
+    if timeout == 0:
+        return "it was asked to, and was not waited for"
     untouched = "" if met.deed in {"let run", "woken"} else ", untouched"
     return f"the guest ignored the power button for {timeout:g} s; it runs on{untouched}"
 

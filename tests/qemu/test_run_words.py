@@ -405,6 +405,19 @@ def test_a_vm_that_runs_from_elsewhere_is_named_with_its_file(machine: Machine) 
     assert "far away/web.toml' " in unknown.err
 
 
+def test_a_guest_need_not_be_waited_for(machine: Machine) -> None:
+    machine.define("web")
+    machine.ok("up", "web")
+
+    asked = machine.run("down", "web", "--timeout", "0")
+    forced = machine.ok("down", "web", "--force", "--timeout", "0", "--json").json["vms"][0]
+
+    assert (asked.code, asked.codes & {"vm.stop.timeout"}) == (8, {"vm.stop.timeout"})
+    assert "was not waited for" in asked.err
+    assert forced["forced"] == "SIGTERM"
+    assert machine.run("up", "web", "--timeout", "0").code == 2
+
+
 def test_a_paused_vm_that_does_not_power_down_is_paused_again(machine: Machine) -> None:
     machine.define("web")
     machine.ok("up", "web")
