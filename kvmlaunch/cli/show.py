@@ -86,7 +86,7 @@ def show_warnings(session: Session, vm: str, findings: Iterable[Finding], *, fix
         report = finding.report
         say(session, vm, "warn", "", f"{report.message}  [{report.code}]")
         where = f"{short_path(report.where)}: " if report.where else ""
-        talk(f"  {where}{report.why}")
+        talk(f"  {where}{report.why}".replace("\n", "\n  "))
         if (session.verbose or fixes) and report.hint:
             talk("\n".join(fix_lines(report)))
 

@@ -7,7 +7,7 @@ from typing import assert_never
 from attrs import evolve
 
 from kvmlaunch.model.evidence import DriveEvidence, Evidence
-from kvmlaunch.model.finding import Finding, error
+from kvmlaunch.model.finding import Finding, error, warning
 from kvmlaunch.model.plan import (
     AcceleratorPromise,
     DrivePromise,
@@ -17,10 +17,11 @@ from kvmlaunch.model.plan import (
     Promise,
     SandboxPromise,
 )
-from kvmlaunch.units import render_size
+from kvmlaunch.units import count, render_size
 
 O_DIRECT = 0o40000
 ORDINARY_PAGE = 4096  # of ordinary memory, which may be swapped out again, some may be missing
+MOST_LINES = 10
 FELL_BACK = re.compile(r".*falling back.*", re.IGNORECASE)
 
 
@@ -150,6 +151,20 @@ def check_cmdline(argv: tuple[str, ...], seen: tuple[str, ...]) -> Iterator[Find
         why=f"missing: {gone}\nnot planned: {come}",
         hint=hint,
     )
+
+
+def check_words(argv: tuple[str, ...], evidence: Evidence) -> Iterator[Finding]:
+    """Say what QEMU has printed at a start that it went through with: nobody would look into its log for it."""
+    program = argv[0].rpartition("/")[2]
+    said = [line for line in evidence.log.splitlines() if line.startswith(f"{program}:")]
+    if said:
+        more = [f"… and {count(len(said) - MOST_LINES, 'line')} more"] if len(said) > MOST_LINES else []
+        yield warning(
+            code="qemu.said",
+            message="QEMU runs as planned, and has something to say",
+            why="\n".join([*said[:MOST_LINES], *more]),
+            hint=f"kvmlaunch logs {evidence.name} --source qemu",
+        )
 
 
 def check_promises(

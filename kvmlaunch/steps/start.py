@@ -163,9 +163,12 @@ def launch(resolved: Resolved, claim: Claim, argv: tuple[str, ...], deadline: fl
     return vm
 
 
-def verify(resolved: Resolved, vm: "RunningVm", argv: tuple[str, ...], deadline: float) -> None:
-    """Read every promise back; raises QemuFailed `qemu.promise` with all that are broken."""
-    from kvmlaunch.preflight.promises import check_promises  # noqa: PLC0415 - imported while QEMU initialises
+def verify(resolved: Resolved, vm: "RunningVm", argv: tuple[str, ...], deadline: float) -> Resolved:
+    """Read every promise back; gives the plan with what QEMU has to say beside it.
+
+    Raises QemuFailed `qemu.promise` with all promises that are broken.
+    """
+    from kvmlaunch.preflight.promises import check_promises, check_words  # noqa: PLC0415 - imported by launch()
     from kvmlaunch.run.qmp import Target  # noqa: PLC0415
     from kvmlaunch.run.verify import collect_evidence  # noqa: PLC0415
 
@@ -176,6 +179,8 @@ def verify(resolved: Resolved, vm: "RunningVm", argv: tuple[str, ...], deadline:
     if broken:
         reports = tuple(finding.report for finding in broken)
         raise QemuFailed(evolve(reports[0], where=reports[0].where or f"pid {vm.pid}"), reports)
+    said = (*resolved.subject.findings, *check_words(argv, evidence))
+    return evolve(resolved, subject=evolve(resolved.subject, findings=said))
 
 
 def pin_threads(resolved: Resolved, vm: "RunningVm", *, paused: bool) -> None:
@@ -263,7 +268,7 @@ def start(caller: Caller, resolved: Resolved, wishes: Wishes, tell: Tell, keep: 
         tell("exec", shlex.join(argv))
         vm = launch(resolved, claim, argv, deadline)
         try:
-            verify(resolved, vm, argv, deadline)
+            resolved = verify(resolved, vm, argv, deadline)
             pin_threads(resolved, vm, paused=wishes.paused)
             write_record(claim, record_of(resolved, argv, vm.pid, "running"))
         except BaseException:

@@ -185,7 +185,7 @@ MET_ELSEWHERE: Final = {
     "qemu.version": "test_preflight_checks.py",
     "host.hugetlbfs.pagesize": "test_preflight_checks.py",
     "host.hugetlbfs.stacked": "test_preflight_checks.py",
-    "qemu.promise": "test_preflight_promises.py",
+    **dict.fromkeys(("qemu.promise", "qemu.said"), "test_preflight_promises.py"),
     **dict.fromkeys(
         ("qemu.exit", "qemu.signal.bus", "qemu.signal.sys", "qemu.signal.abrt", "qemu.signal.kill"),
         "test_preflight_death.py",

@@ -18,7 +18,7 @@ from kvmlaunch.model.plan import (
     Plan,
     SandboxPromise,
 )
-from kvmlaunch.preflight.promises import check_promises
+from kvmlaunch.preflight.promises import check_promises, check_words
 from kvmlaunch.units import MIB
 from tests.casebook import accepted_cases, plan_of, run_case
 
@@ -158,6 +158,17 @@ def test_a_single_deviation_is_found(what: str, name: str, key: str, deviate: De
     found = problems(name, deviate(evidence_of(name)))
 
     assert [each for each, _ in found] == [key], what
+
+
+def test_what_qemu_prints_at_a_start_that_went_well_is_said() -> None:
+    evidence, argv = evidence_of(CASE), ("/usr/bin/qemu-system-x86_64", "-nodefaults")
+    lines = [f"qemu-system-x86_64: warning: number {number}" for number in range(12)]
+
+    (found,) = check_words(argv, evolve(evidence, log="\n".join(["[INFO virtiofsd] connected", *lines])))
+
+    assert (found.severity, found.report.code) == ("warning", "qemu.said")
+    assert found.report.why.splitlines() == [*lines[:10], "… and 2 lines more"]
+    assert not list(check_words(argv, evidence))
 
 
 def test_a_guest_that_turns_its_volatile_cache_off_breaks_no_promise() -> None:

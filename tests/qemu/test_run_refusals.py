@@ -35,6 +35,16 @@ def test_a_cpu_feature_that_cannot_be_given_ends_the_start_and_the_fix_that_is_n
     assert machine.ok("monitor", "web", "qom-get", UNAVAILABLE, "--json").json["return"] == []
 
 
+def test_what_qemu_prints_at_a_start_that_goes_well_is_shown(machine: Machine) -> None:
+    machine.define(
+        "web", TINY.replace("vcpus = 1", "cpu = { vcpus = 4, topology = { sockets = 1, cores = 2, threads = 2 } }")
+    )
+    result = machine.ok("up", "web")
+
+    assert "qemu.said" in result.codes
+    assert "hyperthreading" in result.err
+
+
 def test_the_words_of_a_qemu_that_refused_are_kept_in_its_log(machine: Machine) -> None:
     up_with(machine, "refuses")
 
