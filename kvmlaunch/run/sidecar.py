@@ -80,12 +80,18 @@ def noted_pid(run: PurePosixPath, socket: str) -> int | None:
 
 
 def find_server(run: PurePosixPath, socket: str) -> int | None:
-    """Give the process that serves a socket, of those that the run directory's owner or root has; None for none."""
-    owners = {0, os.stat(run).st_uid}
+    """Give the process that serves a socket, of those that the run directory's owner or root has; None for none.
+
+    A process of a container may have the same command line: what counts is whose run directory it sees.
+    """
+    status = os.stat(run)
     for name in filter(str.isdecimal, os.listdir("/proc")):
         with suppress(OSError):
-            if os.stat(f"/proc/{name}").st_uid in owners and serves(read_cmdline(int(name)), run / socket):
-                return int(name)
+            ours = os.stat(f"/proc/{name}").st_uid in {0, status.st_uid}
+            if ours and serves(read_cmdline(int(name)), run / socket):
+                seen = os.stat(f"/proc/{name}/root{run}")
+                if (seen.st_dev, seen.st_ino) == (status.st_dev, status.st_ino):
+                    return int(name)
     return None
 
 
