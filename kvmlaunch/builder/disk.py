@@ -62,6 +62,8 @@ def plan_format(definition: Definition, name: str, disk: Disk, facts: PathFacts)
             value="raw", reason="a block device holds the guest's bytes as they are", source=source, origin=origin
         )
     suffix = disk.path.suffix
+    if facts.kind == "missing" and suffix not in SUFFIXES and disk.path.is_relative_to("/dev"):
+        return Choice(value="raw", reason="a block device, once it is there", source=source, origin=origin)
     return Choice(
         value=SUFFIXES.get(suffix, ""),
         reason=f"the suffix {suffix}; content is never probed",
@@ -139,15 +141,10 @@ def plan_disk(definition: Definition, name: str, host: HostFacts, engine: Engine
     )
 
 
-def is_absent_device(plan: DiskPlan) -> bool:
-    """Is it a device that is not there: what it would be cannot be told, and that it is missing is said elsewhere."""
-    return plan.facts.kind == "missing" and plan.disk.path.is_relative_to("/dev")
-
-
 def check_disk(plan: DiskPlan, machine: str) -> Iterator[Finding]:
     """Check what was written by hand against the image and the machine, and say what is risky."""
     yield from check_direct(plan)
-    if not plan.format.value and not is_absent_device(plan):
+    if not plan.format.value:
         yield error(
             code="def.disk.format",
             message=f"the format of {plan.disk.path.name} is not known by its suffix",

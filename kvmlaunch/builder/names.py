@@ -2,6 +2,7 @@
 
 import hashlib
 
+DEFAULT_NETWORK = "net0"  # of a definition without any
 LONGEST_STEM = 26  # QEMU refuses a node name of 32 characters, and `fmt-` takes 4 of 31
 
 

@@ -11,7 +11,6 @@ from kvmlaunch.model.host import HostFacts
 from kvmlaunch.model.plan import Field, PlannedListener, PlannedNetwork
 from kvmlaunch.model.value import frozen
 
-DEFAULT_NETWORK = "net0"
 MOST_QUEUES = 8
 RINGS = "QEMU docs, devices/virtio (rings); tx above 256 needs vhost-user"
 TAP_SOURCE = "kvmlaunch docs, reference (networks)"

@@ -2,10 +2,12 @@
 
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 
+from kvmlaunch.builder.names import DEFAULT_NETWORK
 from kvmlaunch.builder.option import Part, by_hand, field
 from kvmlaunch.model.definition import Definition
-from kvmlaunch.model.finding import Finding, error
+from kvmlaunch.model.finding import Finding, error, warning
 from kvmlaunch.model.plan import Field, Option
 
 IDENTITY = re.compile(r'(?:^|,)(?:id|node-name)=([^,]+)|"(?:id|node-name)"\s*:\s*"([^"]+)"')
@@ -25,6 +27,25 @@ def taken(options: tuple[Option, ...]) -> frozenset[str]:
 def check_raw(definition: Definition, options: tuple[Option, ...]) -> Iterator[Finding]:
     """Refuse an id that is taken (`def.raw.id`)."""
     ours = taken(options)
+    for option, value in pairwise(definition.raw.args):
+        group, identity, *_ = (*value.split("."), "", "")
+        if option in {"-set", "--set"} and identity in ours:
+            yield error(
+                code="def.raw.id",
+                message=f"-set changes the {group} {identity!r}, which kvmlaunch made",
+                key="raw.args",
+                why="what it says would go past every check",
+                hint="the key of the definition that says it; or one of your own, made in raw.args",
+            )
+    by_hand_too = {"-netdev", "-nic", "-net"}.intersection(definition.raw.args)
+    if by_hand_too and not definition.network:
+        yield warning(
+            code="def.raw.network",
+            message="the VM has a card on user networking beside the one of raw.args",
+            key="raw.args",
+            why="a definition without [network] has one by itself",
+            hint=f'[network.{DEFAULT_NETWORK}]\ntype = "none"   # leaves it out',
+        )
     for argument in definition.raw.args:
         for identity in identities(argument):
             if identity in ours:

@@ -78,11 +78,11 @@ def shown(value: object) -> str:
             return str(value)
 
 
-def wrong_type(value: object, wanted: str, *, right: str = "") -> Mistake:
+def wrong_type(value: object, wanted: str, *, right: str = "", hint: str = "") -> Mistake:
     """Give the mistake of a value that is of another type than the key's."""
     kind = KINDS.get(type(value), "no value of a definition")
     what = f"{kind} stands here" if isinstance(value, list | dict) else f"{shown(value)} is {kind}"
-    return Mistake(code="def.value.type", message=f"{what}; {wanted} is wanted", right=right)
+    return Mistake(code="def.value.type", message=f"{what}; {wanted} is wanted", right=right, hint=hint)
 
 
 def choose(value: object, choices: tuple[str, ...], *, what: str = "one of the choices") -> Mistake:

@@ -22,19 +22,28 @@ CLASHES: Final = {
     "-smp": "vcpus and cpu.topology say it",
     "-cpu": "cpu.model and cpu.features say it",
     "-name": "the VM's name is the name of its file",
-    "-uuid": "the UUID is computed from the VM's name",
+    "-uuid": "the UUID is computed from the VM's name, as VMs are known by it",
     "-mem-path": "memory.hugepages says it",
     "-mem-prealloc": "memory.prealloc says it",
-    "-numa": "memory.numa says it",
+    "-numa": "a guest has one NUMA node; memory.numa binds it to one of the host's",
     "-kernel": "boot.kernel says it",
     "-initrd": "boot.initrd says it",
     "-append": "boot.append says it",
-    "-vnc": "[display] says it",
+    "-vnc": 'display = { type = "vnc" } says it',
+    "-snapshot": "`kvmlaunch clone` or `kvmlaunch disk snapshot create` keeps a disk as it is, and `revert` goes back",
+    "-cdrom": 'cdrom = "PATH" says it',
+    "-hda": 'disk = "PATH" says it',
+    "-hdb": '[disk.NAME] path = "PATH" says it',
+    "-hdc": '[disk.NAME] path = "PATH" says it',
+    "-hdd": '[disk.NAME] path = "PATH" says it',
+    "-fda": "-drive if=floppy,format=raw,file=PATH states the format",
+    "-fdb": "-drive if=floppy,index=1,format=raw,file=PATH states the format",
+    "-pflash": "-drive if=pflash,format=raw,file=PATH states the format",
     "-sandbox": "security.sandbox says it",
     "-runas": "security.user says it",
     "-chroot": "security.user and the sandbox take its place",
     "-daemonize": "QEMU is left running without it; with the sandbox it dies of it",
-    "-S": "`kvmlaunch pause` stops a VM; `up` waits for one that runs",
+    "-S": "`kvmlaunch up VM --paused` starts it so, `kvmlaunch resume VM` lets it run",
     "-qmp": "kvmlaunch holds the monitor; `kvmlaunch monitor` talks to it",
     "-qmp-pretty": "kvmlaunch holds the monitor; `kvmlaunch monitor` talks to it",
     "-monitor": "kvmlaunch holds the monitor; `kvmlaunch monitor` talks to it",
@@ -45,7 +54,32 @@ CLASHES: Final = {
     "-readconfig": "what it reads could not be checked; write the options out",
 }
 STREAMS: Final = {"-gdb", "-serial", "-parallel", "-debugcon", "-chardev"}
-MACHINE_TYPE: Final = r"[^=,]*(?:,|$)|(?:.*,)?(?:type|accel|memory-backend)="
+# What in the value of an option clashes, with what is wrong with it and what to write instead.
+CLASHING_PARTS: Final = (
+    (
+        "-machine",
+        r"[^=,]*(?:,|$)|(?:.*,)?(?:type|accel)=",
+        "with a type or an accelerator clashes with what kvmlaunch writes",
+        "remove it: machine and accel say it",
+    ),
+    (
+        "-machine",
+        r"(?:.*,)?memory-backend=",
+        "memory-backend= clashes with what kvmlaunch writes",
+        "remove it: [memory] says it; memory that is shared with another process is there for a [share] only",
+    ),
+    (
+        "-boot",
+        r"[a-z]*(?:,|$)|(?:.*,)?(?:order|once)=",
+        "with an order does nothing beside boot indexes, which kvmlaunch writes",
+        "boot = 1   # in [disk.NAME] or [cdrom.NAME]; for one start: kvmlaunch up VM --boot cdrom.NAME",
+    ),
+    ("-smbios", r"(?:.*,)?uuid=", "uuid= clashes with what kvmlaunch writes", f"remove it: {CLASHES['-uuid']}"),
+    ("-run-with", r"(?:.*,)?user=", "user= clashes with security.user", "remove it: security.user says it"),
+    ("-display", "vnc", "vnc clashes with [display]", f"remove it: {CLASHES['-vnc']}"),
+)
+NETWORKS: Final = ("-netdev", "-nic", "-net")
+NETWORK_KIND: Final = r"(?:type=)?(\w+)(?:,|$)|(?:.*,)type=(\w+)"
 SECRET_IN: Final = {
     "-object": r"""(?:^|,)data=|["']data["']\s*:|tls-creds.*password=""",
     "-spice": r"(?:^|,)password=",
@@ -54,7 +88,8 @@ SECRET_IN: Final = {
 LOGIN_IN_URL: Final = r"[a-z]://[^/@\s,]*[:%][^/@\s,]+@"
 ESCAPED: Final = r"\\u([0-9a-fA-F]{4})"
 HIDDEN_FORWARD: Final = r"hostfwd=(?:tcp|udp)?::|hostfwd=:"
-RUNS_A_PROGRAM: Final = r"guestfwd=.*-cmd:|(?:^|,)helper=|(?:^|,)(?:down)?script=(?!no(?:,|$))"
+RUNS_A_PROGRAM: Final = r"guestfwd=.*-cmd:|(?:^|,)(?:helper|smb)=|(?:^|,)(?:down)?script=(?!no(?:,|$))"
+OWN_DESCRIPTORS: Final = r"(?:^|,)(?:fds?|sock)="
 SOCKET_LISTENS: Final = r"(?:^|,)listen=(\[[^\]]*\]|[^:,]*):"
 SERVES: Final = r"(?:^|,)server(?:=(?:on|yes|true|y))?(?:,|$)"
 LISTENS: Final = r"(?:tcp|telnet|websocket):(\[[^\]]*\]|[^:,]*):[0-9]"
@@ -66,6 +101,11 @@ def check_raw(arguments: Sequence[str]) -> Iterator[tuple[int, Mistake]]:
         hint = "options begin with -; a bare word would be a disk"
         yield 0, Mistake(code="def.raw.option", message=f"{shown(arguments[0])} is no option", hint=hint)
     for index, option, value in options(arguments):
+        first, *rest = option.split()
+        if rest:
+            words = ", ".join(map(shown, (first, " ".join(rest))))
+            message = f"{first} and its value are two words"
+            yield index, Mistake(code="def.raw.option", message=message, hint=f"args = [{words}]")
         for mistake in check_option(option, value):
             yield index, mistake
 
@@ -83,28 +123,29 @@ def check_option(option: str, value: str) -> Iterator[Mistake]:
     if option in CLASHES:
         message = f"{option} clashes with what kvmlaunch writes"
         yield Mistake(code="def.raw.option", message=message, hint=f"remove it: {CLASHES[option]}")
-    elif option == "-machine" and re.match(MACHINE_TYPE, value):
-        message = "-machine with a type, an accelerator or the memory clashes with what kvmlaunch writes"
-        yield Mistake(code="def.raw.option", message=message, hint="remove it: machine, accel and [memory] say it")
-    elif option == "-run-with" and "user=" in value:
-        message = "-run-with user= clashes with security.user"
-        yield Mistake(code="def.raw.option", message=message, hint="remove it: security.user says it")
+    for name, pattern, what, hint in CLASHING_PARTS:
+        if option == name and re.match(pattern, value):
+            yield Mistake(code="def.raw.option", message=f"{option} {what}", hint=hint)
+    if option == "-drive" and not states_format(plain(value)):
+        message = "-drive does not say its format: QEMU would take it from what the guest has written"
+        yield Mistake(code="def.disk.format", message=message, hint="format=raw or format=qcow2 in it")
     elif option in STREAMS and value.startswith("mon:"):
         message, hint = f"{option} mon: opens a monitor", f"remove it: {CLASHES['-monitor']}"
         yield Mistake(code="def.raw.option", message=message, hint=hint)
     elif option == "-incoming":
         yield from check_incoming(value)
-    elif option == "-display" and value.startswith("vnc"):
-        yield Mistake(
-            code="def.raw.option", message="-display vnc clashes with [display]", hint="remove it: [display] says it"
-        )
     if has_secret(option, plain(value)):
         message = f"{option} has a secret in it, which anybody can read in the process list"
         hint = "put it into a file with mode 0600: -object secret,id=NAME,file=PATH"
         yield Mistake(code="def.secret", message=message, hint=hint)
-    if option in {"-netdev", "-nic", "-net"}:
+    if option in NETWORKS:
         yield from check_netdev(option, as_pairs(value))
     yield from check_listener(option, value)
+
+
+def states_format(drive: str) -> bool:
+    """Does a drive state the format of its image; one without an image has none."""
+    return option_value(drive, "file") is None or re.search(r"(?:^|,)(?:format|driver)=", drive) is not None
 
 
 def has_secret(option: str, value: str) -> bool:
@@ -194,6 +235,19 @@ def check_netdev(option: str, value: str) -> Iterator[Mistake]:
     if served is not None and not is_loopback(served):
         message, hint = f"{option} listens to the network", "the address 127.0.0.1, or type bridge"
         yield Mistake(code="def.net.exposed", message=message, hint=hint)
-    if re.search(RUNS_A_PROGRAM, value):
+    kind = network_kind(value)
+    quiet = re.search(r"(?:^|,)script=no", value) and re.search(r"(?:^|,)downscript=no", value)
+    scripted = kind == "tap" and not quiet and not re.search(OWN_DESCRIPTORS, value)
+    if kind == "none":
+        message = f"{option} none does not take away the card that a VM has by itself"
+        yield Mistake(code="def.raw.option", message=message, hint='[network.net0]\ntype = "none"')
+    if kind == "bridge" or scripted or re.search(RUNS_A_PROGRAM, value):
         message = f"{option} runs a program, and the sandbox kills QEMU for it"
-        yield Mistake(code="def.raw.option", message=message, hint="script=no,downscript=no, and no -cmd: or helper=")
+        hint = '[network.NAME]\nbridge = "br0"   # or, by hand: script=no,downscript=no, and no -cmd:, helper= or smb='
+        yield Mistake(code="def.raw.option", message=message, hint=hint)
+
+
+def network_kind(value: str) -> str:
+    """Give the kind of a network by hand: `user` of `user,id=…`."""
+    found = re.match(NETWORK_KIND, value)
+    return (found[1] or found[2]) if found else ""

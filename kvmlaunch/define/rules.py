@@ -5,6 +5,7 @@ from a profile is left to the builder, which may choose otherwise.
 """
 
 import re
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
@@ -24,6 +25,8 @@ WORD: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,63}")
 INTERFACE: Final = re.compile(r"[^\s/:,=\x00-\x1f]{1,15}")
 # Labels of a host name, RFC 1123; as long as Linux takes one, gethostname(2).
 HOST_NAME: Final = re.compile(r"(?=.{1,64}\Z)(?!-)[A-Za-z0-9-]{1,63}(?<!-)(?:\.(?!-)[A-Za-z0-9-]{1,63}(?<!-))*")
+NO_BRIDGES: Final = {"nat": "user", "slirp": "user", "default": "user", "user": "user", "none": "none", "tap": "tap"}
+FOREIGN_SUFFIXES: Final = frozenset({".vmdk", ".vdi", ".vhd", ".vhdx", ".qed"})
 USER: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,31}\$?")
 LONGEST_SERIAL: Final = 20
 LONGEST_TAG: Final = 36  # bytes, of virtiofs; virtio 1.3, section 5.11.4
@@ -251,7 +254,13 @@ def check_formats(definition: Definition) -> Broke:
         why = "*.img and *.raw are raw, *.qcow2 is qcow2; content is never probed, as the guest can write it"
         hint = 'format = "raw"\nor: format = "qcow2"'
         if definition.origin(f"disk.{name}.path").key == "disk":
-            hint = f'[disk.{name}]\npath = {quote(disk.path.name)}\nformat = "raw"   # or "qcow2"'
+            hint = f'[disk.{name}]\npath = {quote(str(disk.path))}\nformat = "raw"   # or "qcow2"'
+        if suffix in FOREIGN_SUFFIXES:
+            new = disk.path.with_suffix(".qcow2")
+            convert = shlex.join(("qemu-img", "convert", "-O", "qcow2", str(disk.path), str(new)))
+            hint = f"{convert}   # and {new.name} in the definition"
+        elif suffix == ".iso":
+            hint = f"cdrom = {quote(str(disk.path))}"
         mistake = Mistake(code="def.disk.format", message=message, why=why, hint=hint)
         yield Broken(("disk", name, "path"), mistake, needs=(("disk", name, "format"),))
 
@@ -286,6 +295,11 @@ def check_networks(definition: Definition) -> Broke:
             if value is not None and not INTERFACE.fullmatch(value):
                 hint = "at most 15 characters, no blank, /, :, comma or ="
                 yield Broken(("network", name, key), choice(f"{shown(value)} is no name of an interface", hint=hint))
+        if network.bridge in NO_BRIDGES and definition.origin(f"network.{name}.bridge").key == "network":
+            kind = NO_BRIDGES[str(network.bridge)]
+            message = f"{shown(network.bridge)} is no bridge: `network` names one"
+            hint = f"[network.{name}]\ntype = {quote(kind)}   # or, where it is one: bridge = {shown(network.bridge)}"
+            yield Broken(("network", name, "bridge"), choice(message, hint=hint))
         yield from check_network(name, network)
     yield from check_twins(definition)
 
@@ -367,12 +381,14 @@ def check_display(definition: Definition) -> Broke:
         return
     if not is_loopback(host):
         message = f"{shown(address)} opens the screen to the network, without a password"
+        port = port if port >= FIRST_VNC_PORT else FIRST_VNC_PORT + port  # QEMU's :1 is port 5901
         right = quote(f"127.0.0.1:{port}")
         hint = f"from elsewhere: ssh -L {port}:127.0.0.1:{port} HOST"
         yield Broken(key, Mistake(code="def.net.exposed", message=message, right=right, hint=hint))
-    if port < FIRST_VNC_PORT:
+    elif port < FIRST_VNC_PORT:
         message = f"port {port} is below {FIRST_VNC_PORT}, the port of VNC's display 0"
-        yield Broken(key, Mistake(code="def.value.range", message=message, right=quote(f"{host or '127.0.0.1'}:5901")))
+        right = quote(f"{host}:{FIRST_VNC_PORT + port}")
+        yield Broken(key, Mistake(code="def.value.range", message=message, right=right))
 
 
 def check_ready(definition: Definition) -> Broke:

@@ -15,7 +15,7 @@ def expand(layer: Tree) -> Tree:
         return layer
     expanded: Tree = {}
     for key, node in layer.items():
-        if key in SHORTHANDS and isinstance(node, Leaf):
+        if key in SHORTHANDS and isinstance(node, Leaf) and not isinstance(node.value, list):
             table: Tree | Leaf = node
             for segment in reversed(SHORTHANDS[key].split(".")):
                 table = {segment: table}

@@ -13,12 +13,14 @@ import attrs
 from attrs import define
 
 from kvmlaunch.define.keys import Form, atoms, fields_of, generic, is_named, is_table, members, words
+from kvmlaunch.define.meant import meant_key, meant_table
 from kvmlaunch.define.mistake import Misplaced, Mistake, choose, nearest, shown, wrong_type
 from kvmlaunch.define.tree import Path, join_path, quote
 from kvmlaunch.define.values import PARSERS, WANTED
 from kvmlaunch.model.definition import AUTO, LOADING_KEYS, SHORTHANDS, Auto, Definition
 
 T = TypeVar("T")
+SHORT: Final = 3  # letters
 UNBUILT: Final = object()  # stands for what a mistake kept from being built
 
 
@@ -62,7 +64,7 @@ def reader(form: Form) -> Reader:
 def read_table(form: type, value: object, path: Path, reading: Reading, unwritten: dict[str, object]) -> Any:  # noqa: ANN401 - of the class that is given
     """Give a class built of a table with fixed keys."""
     if type(value) is not dict:
-        raise wrong_type(value, "a table")
+        raise wrong_type(value, "a table", hint=meant_table(path, value))
     fields, readers = fields_of(form), key_readers(form)
     written = {
         name: read_beneath(read, value[name], (*path, name), reading) for name, read in readers.items() if name in value
@@ -118,7 +120,7 @@ def named_reader(form: Form) -> Reader:
 
     def read(value: object, path: Path, reading: Reading) -> dict[str, Any]:
         if type(value) is not dict:
-            raise wrong_type(value, "a table")
+            raise wrong_type(value, "a table", hint=meant_table(path, value))
         if keys and value and value.keys() <= keys and not any(type(entry) is dict for entry in value.values()):
             place = join_path(path)
             message = f"[{place}] holds tables by their names; these are the keys of one"
@@ -136,7 +138,9 @@ def array_reader(inner: Reader) -> Reader:
 
     def read(value: object, path: Path, reading: Reading) -> Any:  # noqa: ANN401 - a tuple, or UNBUILT
         if type(value) is not list:
-            raise wrong_type(value, "an array", right=f"[{quote(value)}]" if type(value) is str else "")
+            text = value if isinstance(value, str) else ""
+            parts = text.split() if text.startswith("-") else [text]  # of a command line its words
+            raise wrong_type(value, "an array", right=f"[{', '.join(map(quote, parts))}]" if text else "")
         items: Sequence[Any] = [read_beneath(inner, item, (*path, index), reading) for index, item in enumerate(value)]
         return UNBUILT if any(item is UNBUILT for item in items) else tuple(items)
 
@@ -166,13 +170,17 @@ def unknown_key(table: type, name: str, path: Path, root: type = Definition) -> 
     known = tuple(fields_of(table)) + ((*LOADING_KEYS, *SHORTHANDS) if table is Definition else ())
     hint = why = ""
     message = f"`{join_path((name,))}` is no key" + (f" of [{join_path(path)}]" if path else "")
-    close = nearest(name, known)
+    close = nearest(name, known) if len(name) > SHORT else ""  # everything is near a short word
+    meant = meant_key(path, name) if root is Definition else ""
     if name == "name" and not path:
         why = "the VM's name is the name of its file"
+    elif meant:
+        hint, close = meant, ""
     elif close or elsewhere(name, root):
         hint = elsewhere(name, root) or f"did you mean `{close}`?"
     else:
-        hint = f"keys here: {', '.join(fields_of(table))}; notes of your own start with x-"
+        hint = f"keys here: {', '.join(dict.fromkeys((*known[len(fields_of(table)) :], *fields_of(table))))}"
+        hint += "; notes of your own start with x-"
     mistake = Mistake(code="def.key.unknown", message=message, why=why, hint=hint, meant=close)
     return Misplaced(path=(*path, name), mistake=mistake, on_key=True)
 

@@ -1,5 +1,6 @@
 """Disks and the files that QEMU reads: there, readable, nobody else's, and what they claim to be."""
 
+import re
 import shlex
 from collections.abc import Iterator
 from itertools import pairwise
@@ -12,6 +13,7 @@ from kvmlaunch.model.image import RAW_SUFFIXES, overlay_directories
 from kvmlaunch.model.plan import Plan, PlannedDisk
 from kvmlaunch.units import count
 
+ADDRESS = re.compile(r"(?:nbd|rbd|iscsi|https?|ftps?|ssh|nfs|gluster|json)(?:\+\w+)?:")  # as QEMU takes them
 SMALLEST_QCOW2 = 104  # bytes: the header of version 3; docs/interop/qcow2.txt
 KINDS = {"directory": "a directory", "fifo": "a FIFO", "character": "a character device", "socket": "a socket"}
 
@@ -40,6 +42,8 @@ def facts_of(host: HostFacts, path: PurePosixPath) -> PathFacts:
 def create_hint(disk: PlannedDisk, vm: str) -> str:
     """Give what makes an image or a volume that is missing; for a CD-ROM, or a device that is no volume, nothing."""
     name = disk.table.removeprefix("disk.")
+    if any(ADDRESS.match(part) for part in disk.path.parts):
+        return "a path is a file's; a disk of the network is made a block device first: qemu-nbd --connect, rbd map"
     if name == disk.table:
         return f"the path of an image that there is, in [{disk.table}]"
     if disk.made:
