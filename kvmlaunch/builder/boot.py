@@ -1,9 +1,10 @@
 """Firmware, or a kernel booted directly."""
 
+from itertools import count
 from pathlib import PurePosixPath
 
 from kvmlaunch.builder.option import Part, by_hand, field, fixed, pairs, value
-from kvmlaunch.model.choice import Choice
+from kvmlaunch.model.choice import Choice, Origin
 from kvmlaunch.model.definition import AUTO, Definition
 from kvmlaunch.model.finding import error
 from kvmlaunch.model.host import HostFacts
@@ -169,18 +170,26 @@ def firmware_choice(definition: Definition) -> Choice[str]:
     )
 
 
-def plan_disk_index(definition: Definition, name: str, *, instead: str) -> Choice[int] | None:
-    """Choose the boot index: as written; 1 for the first disk when none is written; None for the others.
+def plan_indexes(definition: Definition, *, instead: str) -> dict[str, Choice[int]]:
+    """Choose the boot indexes, by the table of a disk or CD-ROM: as written, and of those that are left the free ones.
 
+    They go to the first disk, where no disk has one written, then to the CD-ROMs: UEFI tries nothing without.
     `instead` is the CD-ROM that this start boots from, "" for none.
     """
-    written, key = definition.disk[name].boot, f"disk.{name}.boot"
-    if written is not AUTO:
-        return by_hand(definition, key, written)
-    taken = any(disk.boot is not AUTO for disk in definition.disk.values()) or any(
-        cdrom.boot for cdrom in definition.cdrom.values()
-    )
-    if taken or name != next(iter(definition.disk)):
-        return None
-    reason = "the first disk, as no boot index is written" + (f"; this start boots from {instead}" if instead else "")
-    return Choice(value=1, reason=reason, source="QEMU docs, bootindex", origin=definition.origin(key))
+    wished = {f"disk.{name}": disk.boot for name, disk in definition.disk.items()}
+    wished |= {f"cdrom.{name}": AUTO if cdrom.boot is None else cdrom.boot for name, cdrom in definition.cdrom.items()}
+    written = {table: index for table, index in wished.items() if isinstance(index, int)}
+    chosen = {table: by_hand(definition, f"{table}.boot", index) for table, index in written.items()}
+    by_disk = any(table.startswith("disk.") for table in written)
+    first = [] if by_disk else [f"disk.{name}" for name in definition.disk][:1]
+    left = [*first, *(table for name in definition.cdrom if (table := f"cdrom.{name}") not in written)]
+    free = (index for index in count(1) if index not in written.values())
+    for table in left:
+        reason = "the first disk" if table in first else "after the disk, where that does not boot"
+        reason += f"; this start boots from {instead}" if instead else ""
+        origin = definition.origin(f"{table}.boot")
+        chosen[table] = Choice(value=next(free), reason=reason, source="QEMU docs, bootindex", origin=origin)
+    if instead:
+        origin = Origin(kind="set", place="--boot", key=f"{instead}.boot")
+        chosen[instead] = Choice(value=0, reason="this start boots from it", source="up --boot", origin=origin)
+    return chosen

@@ -20,20 +20,6 @@ CACHE_REASON = "the host's page cache serves a read-only image"
 CACHE_SOURCE = "kvmlaunch docs, performance"
 
 
-def plan_boot(definition: Definition, name: str, *, instead: str) -> Choice[int] | None:
-    """Choose the boot index: 0 when this start is to boot from it, else as written."""
-    key = f"cdrom.{name}.boot"
-    if instead == f"cdrom.{name}":
-        return Choice(
-            value=0,
-            reason="this start boots from it",
-            source="up --boot",
-            origin=Origin(kind="set", place="--boot", key=key),
-        )
-    written = definition.cdrom[name].boot
-    return None if written is None else by_hand(definition, key, written)
-
-
 def drive_fields(definition: Definition, name: str) -> tuple[Field, ...]:
     """Give the fields of `-drive`."""
     table = f"cdrom.{name}"
@@ -91,7 +77,7 @@ def check_drivers(definition: Definition, host: HostFacts) -> Iterator[Finding]:
             )
 
 
-def build_cdrom(definition: Definition, name: str, *, bus: str, boot: Choice[int] | None) -> Part:
+def build_cdrom(definition: Definition, name: str, *, bus: str, boot: Choice[int]) -> Part:
     """Give a CD-ROM's drive and device; `bus` is its SATA or IDE port."""
     table = f"cdrom.{name}"
     device = [
@@ -104,8 +90,7 @@ def build_cdrom(definition: Definition, name: str, *, bus: str, boot: Choice[int
         ),
         wiring("bus", table, bus, "its port"),
     ]
-    if boot:
-        device.append(field("bootindex", f"{table}.boot", boot))
+    device.append(field("bootindex", f"{table}.boot", boot))
     promise = DrivePromise(
         table=table,
         id=names.cdrom_id(name),

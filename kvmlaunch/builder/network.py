@@ -35,7 +35,7 @@ class NetworkPlan:
 
 def networks_of(definition: Definition) -> dict[str, Network]:
     """Give the networks; one with user networking where none is written."""
-    return dict(definition.network) or {DEFAULT_NETWORK: Network()}
+    return dict(definition.network) or {names.DEFAULT_NETWORK: Network()}
 
 
 def plan_type(definition: Definition, name: str, network: Network) -> Choice[str]:

@@ -124,6 +124,7 @@ def build_disks(
     yield iothreads.build_iothreads(definition, host, threads, loads)
     scsi_threads = next((threads.of_disk[name] for name in scsi if name in threads.of_disk), ())
     yield controllers.build_controllers(definition, buses, machine_name, scsi_threads)
+    indexes = boot.plan_indexes(definition, instead=boot_from)
     for plan in plans:
         yield Part(findings=tuple(aio.check_aio(plan.table, plan.disk.aio, host, caps)))
         yield disk.build_disk(
@@ -133,12 +134,11 @@ def build_disks(
             machine=machine_name,
             threads=threads.of_disk.get(plan.name, ()),
             bus=seats.get(plan.table, ""),
-            boot=boot.plan_disk_index(definition, plan.name, instead=boot_from),
+            boot=indexes.get(plan.table),
         )
     for name in definition.cdrom:
-        yield cdrom.build_cdrom(
-            definition, name, bus=seats[f"cdrom.{name}"], boot=cdrom.plan_boot(definition, name, instead=boot_from)
-        )
+        table = f"cdrom.{name}"
+        yield cdrom.build_cdrom(definition, name, bus=seats[table], boot=indexes[table])
 
 
 def beside_memory(definition: Definition, host: HostFacts) -> HostFacts:

@@ -177,7 +177,7 @@ class Disk:
     detect_zeroes: Literal["off", "on", "unmap"] = key("Turn written zeros into holes.", "off")
     readonly: bool = key("The guest may not write.", default=False)
     boot: Auto | int = key(
-        "Boot index, the smallest first; auto is 1 for the first disk when none is written.",
+        "Boot index, the smallest first; auto is the smallest free one for the first disk when no disk has one.",
         AUTO,
         least=1,
         most=1_000_000,
@@ -200,7 +200,9 @@ class Cdrom:
     """`[cdrom.NAME]`."""
 
     path: PurePosixPath = key("ISO image, always read-only.")
-    boot: int | None = key("Boot index, the smallest first.", None, least=1, most=1_000_000)
+    boot: int | None = key(
+        "Boot index, the smallest first; without it the CD-ROMs come after the disk.", None, least=1, most=1_000_000
+    )
 
 
 @frozen(kw_only=True)
