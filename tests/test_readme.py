@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess  # noqa: TID253 - a reader's shell runs the lines
 import sys
+import tomllib
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +21,7 @@ TESTS: Final = Path(__file__).resolve().parent
 ROOT: Final = TESTS.parent
 PAGES: Final = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 README: Final = PAGES[0].read_text()
+RAW_LINES: Final = (ROOT / "docs" / "raw-lines.md").read_text()
 # They answer and change nothing but what the test gives them.
 HARMLESS: Final = (
     "validate",
@@ -157,6 +159,25 @@ def test_the_definition_beside_the_raw_line_gives_that_line_and_more(tmp_path: P
     assert "cache=none,aio=native" in drive
     assert "hostfwd=tcp:127.0.0.1:2222-:22" in argv[argv.index("-netdev") + 1]
     assert {"-nodefaults", "-sandbox"} <= set(argv)
+
+
+@pytest.mark.parametrize("block", blocks(RAW_LINES, "toml"))
+def test_what_is_written_by_hand_is_taken(block: str, tmp_path: Path, reader: dict[str, str]) -> None:
+    (tmp_path / "vmdefs" / "web01.toml").write_text(block)
+    by_hand: list[str] = tomllib.loads(block)["raw"]["args"]
+    words = [word.replace("${vm.dir}", str(tmp_path / "vmdefs")) for word in by_hand]
+
+    ran = subprocess.run(
+        ["bash", "-euc", "kvmlaunch print-cmd web01"],  # noqa: S607 - the bash of PATH
+        cwd=tmp_path,
+        env=reader,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+
+    assert shlex.split(ran.stdout)[-len(words) :] == words
 
 
 def test_the_transcript_counts_the_checks_as_the_code_does() -> None:
