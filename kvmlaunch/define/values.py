@@ -53,7 +53,7 @@ HTTP = r"http://(?:\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+)(?::([0-9]{1,6}))?(?:[/?][!
 def parse_str(value: object) -> str:
     """Give text; a number is refused with the text that it would be."""
     if isinstance(value, bool) or (isinstance(value, int) and abs(value) <= LARGEST_INTEGER):
-        raise wrong_type(value, "text", right=quote(shown(value)))
+        raise wrong_type(value, "text", right="" if type(value) is bool else quote(shown(value)))
     return parse_text(value, "text")
 
 

@@ -1,5 +1,6 @@
 """Disks and the files that QEMU reads: there, readable, nobody else's, and what they claim to be."""
 
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -137,7 +138,8 @@ def check_container(path: PurePosixPath, facts: PathFacts, table: str, *, writte
             message=f"{path} has a {header} header, and its name says raw",
             key=key,
             why=why,
-            hint=f'format = "{header}"   # or, to open it raw all the same, format = "raw"',
+            hint=f'[{table}]\npath = {json.dumps(str(path), ensure_ascii=False)}\nformat = "{header}"'
+            '   # or, to open it raw all the same, "raw"',
         )
 
 
