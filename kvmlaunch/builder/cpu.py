@@ -19,6 +19,7 @@ MOST_TCG_VCPUS = 255
 ONE_NODE = "kvmlaunch: one node, and a CPU left for I/O"
 WHOLE = frozenset({"host", "max", "base"})  # models that ask for no feature that the accelerator lacks
 AMD = frozenset({"AuthenticAMD", "HygonGenuine"})  # vendors of /proc/cpuinfo
+OF_KVM = frozenset({"pmu", "host-cache-info", "vmware-cpuid-freq"})  # properties that are no CPUID bits
 ENFORCE = "enforce"
 HYPERV_SOURCE = "QEMU docs, system/i386/hyperv"
 
@@ -66,9 +67,9 @@ def check_model(definition: Definition, caps: QemuCaps, accelerator: str) -> Ite
         )
 
 
-def check_features(definition: Definition, caps: QemuCaps) -> Iterator[Finding]:
-    """Check that this QEMU knows every CPU feature that is switched (`qemu.capability`)."""
-    for name in definition.cpu.features:
+def check_features(definition: Definition, caps: QemuCaps, accelerator: str) -> Iterator[Finding]:
+    """Check that this QEMU and its accelerator know every CPU feature that is switched (`qemu.capability`)."""
+    for name, switch in definition.cpu.features.items():
         if not caps.has_feature(name):
             yield error(
                 code="qemu.capability",
@@ -76,6 +77,14 @@ def check_features(definition: Definition, caps: QemuCaps) -> Iterator[Finding]:
                 key=f"cpu.features.{name}",
                 why=f"QEMU {caps.version_text} has no property of that name",
                 hint=f"{caps.binary} -cpu help{did_you_mean(name, caps.devices[EVERY_FEATURE])}",
+            )
+        elif accelerator == "tcg" and switch == "on" and (name in OF_KVM or name.startswith(("hv-", "kvm-", "kvm_"))):
+            yield error(
+                code="qemu.capability",
+                message=f"the CPU feature {name!r} needs KVM",
+                key=f"cpu.features.{name}",
+                why="TCG takes the word, and the guest sees nothing of it",
+                hint=f'{name} = "off"   # or leave it out',
             )
 
 
@@ -321,7 +330,7 @@ def build_cpu(
         )
     findings = (
         *check_model(definition, caps, accelerator),
-        *check_features(definition, caps),
+        *check_features(definition, caps, accelerator),
         *check_threads(definition, model, accelerator),
         *check_vcpus(definition, host, caps, machine, accelerator),
         *check_pins(definition, host),

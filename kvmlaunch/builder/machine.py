@@ -291,10 +291,11 @@ def build_machine(
 
 
 def build_panic(definition: Definition) -> Part:
-    """Give what a guest panic does; pausing needs the device by which the guest tells."""
-    if definition.lifecycle.on_crash == "report":
+    """Give what a guest panic does, where that is written: the guest tells of it through a device."""
+    written = definition.lifecycle.on_crash
+    if "lifecycle.on_crash" not in definition.origins:
         return Part()
-    pause: Choice[str] = by_hand(definition, "lifecycle.on_crash", "pause")
+    does: Choice[str] = by_hand(definition, "lifecycle.on_crash", {"report": "none", "pause": "pause"}[written])
     return Part(
         options=(
             pairs(
@@ -307,6 +308,6 @@ def build_panic(definition: Definition) -> Part:
                 ),
                 wiring("id", "lifecycle.pvpanic", "pvpanic0"),
             ),
-            pairs("-action", "lifecycle", field("panic", "lifecycle.on_crash", pause)),
+            pairs("-action", "lifecycle", field("panic", "lifecycle.on_crash", does)),
         )
     )

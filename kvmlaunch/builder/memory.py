@@ -326,12 +326,28 @@ def lock_options(definition: Definition) -> tuple[Option, ...]:
     return (pairs("-overcommit", "memory", field("mem-lock", "memory.lock", lock)),)
 
 
-def plan_balloon(definition: Definition, memory: MemoryPlan) -> Choice[str]:
-    """Choose the balloon: with ordinary memory, so that free pages return to the host; none with hugepages."""
-    if definition.memory.balloon is not AUTO:
-        return by_hand(definition, "memory.balloon", definition.memory.balloon)
+def balloon_obstacle(definition: Definition, memory: MemoryPlan) -> tuple[str, Origin] | None:
+    """Give why a balloon would give nothing back, or what another key asked for, with where that comes from."""
     if memory.backing == "hugepages":
-        return Choice(value="off", reason="hugepages are not given back page by page", source=POLICY, origin=BUILT_IN)
+        return "hugepages are not given back page by page", BUILT_IN
+    if definition.memory.lock:
+        return "locked memory is not given back", definition.origin("memory.lock")
+    if definition.memory.prealloc is True:
+        return "it would give back what prealloc took", definition.origin("memory.prealloc")
+    return None
+
+
+def plan_balloon(definition: Definition, memory: MemoryPlan) -> Choice[str]:
+    """Choose the balloon: as written; else none where nothing can be given back, so that free pages return to the host.
+
+    A profile wishes for one, and yields to what is written for the memory.
+    """
+    written, thwarted = definition.memory.balloon, balloon_obstacle(definition, memory)
+    origin = definition.origin("memory.balloon")
+    if written is not AUTO and (origin.kind != "profile" or thwarted is None):
+        return by_hand(definition, "memory.balloon", written)
+    if thwarted is not None:
+        return Choice(value="off", reason=thwarted[0], source=POLICY, origin=thwarted[1])
     if definition.os == "windows":
         return Choice(
             value="off", reason="Windows needs a driver for it", source=POLICY, origin=definition.origin("os")

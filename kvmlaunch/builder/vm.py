@@ -253,6 +253,14 @@ def check_boot_from(definition: Definition, boot_from: str) -> Iterator[Finding]
             why=f"CD drives of this VM: {there}",
             hint=boot_hint(definition, boot_from),
         )
+    elif boot_from and definition.boot.kernel is not None:
+        yield error(
+            code="def.value.choice",
+            message=f"a VM with boot.kernel does not boot from {boot_from}",
+            key="boot.kernel",
+            why="the kernel is what it starts",
+            hint=f"kvmlaunch up {definition.name}   # without --boot",
+        )
 
 
 def build_sidecars(definition: Definition, host: HostFacts, places: Places) -> dict[str, tuple[str, ...]]:

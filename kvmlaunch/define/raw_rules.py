@@ -64,6 +64,13 @@ CLASHING_PARTS: Final = (
     ),
     (
         "-machine",
+        r"(?:.*,)?(?:kernel|initrd|append|firmware|memory|smp|smm|mem-merge|dump-guest-core|hpet|vmport)[=.]",
+        "with what a key says clashes with what kvmlaunch writes",
+        "remove it: [boot], [memory], [cpu] and [firmware] say it",
+    ),
+    ("-global", r".*cfi\.pflash01", "of the firmware's flash clashes with [firmware]", "remove it: [firmware] says it"),
+    (
+        "-machine",
         r"(?:.*,)?memory-backend=",
         "memory-backend= clashes with what kvmlaunch writes",
         "remove it: [memory] says it; memory that is shared with another process is there for a [share] only",

@@ -6,16 +6,25 @@ from a profile is left to the builder, which may choose otherwise.
 
 import re
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from kvmlaunch.define.broken import Broke, Broken, by_hand, choice
+from kvmlaunch.define.device_rules import (
+    check_append,
+    check_cards,
+    check_memory_wishes,
+    check_nvme,
+    check_secure_boot,
+    check_serials,
+    check_tags,
+)
 from kvmlaunch.define.mistake import Mistake, shown
-from kvmlaunch.define.tree import Path, quote
+from kvmlaunch.define.tree import quote
 from kvmlaunch.define.values import is_loopback, parse_host_port, render_forward
 from kvmlaunch.model.address import EVERY_ADDRESS, collide
 from kvmlaunch.model.definition import AUTO, DIRECT, Definition, Disk, Network, Topology
 from kvmlaunch.model.image import RAW_SUFFIXES, SUFFIXES, overlay_directories
-from kvmlaunch.model.value import frozen
 from kvmlaunch.model.volume import parse_volume_name
 from kvmlaunch.units import GIB, MIB, count, render_size
 
@@ -35,21 +44,6 @@ BLOCK: Final = 4096  # bytes; QEMU opens no image past the page cache that ends 
 FIRST_VNC_PORT: Final = 5900
 
 
-@frozen
-class Broken:
-    """A rule that is broken: the key to show, what is wrong, and other keys it rests on.
-
-    A key that is wrong itself counts as not written here, so what rests on it is not reported.
-    """
-
-    key: Path
-    mistake: Mistake
-    needs: tuple[Path, ...] = ()
-
-
-Broke = Iterator[Broken]
-
-
 def check_rules(definition: Definition) -> Broke:
     """Give every broken rule."""
     for rule in RULES:
@@ -62,16 +56,6 @@ def check_vm_name(name: str) -> Mistake | None:
         return None
     message = f"{shown(name)} is no name for a VM"
     return Mistake(code="def.name", message=message, hint=NAME_HINT)
-
-
-def by_hand(definition: Definition, key: str) -> bool:
-    """Tell a key that a file or `--set` wrote, not a profile or nobody."""
-    return definition.origin(key).kind in {"file", "set"}
-
-
-def choice(message: str, *, why: str = "", right: str = "", hint: str = "") -> Mistake:
-    """Give the mistake of values that do not go together."""
-    return Mistake(code="def.value.choice", message=message, why=why, right=right, hint=hint)
 
 
 def check_names(definition: Definition) -> Broke:
@@ -461,6 +445,13 @@ RULES: Final[tuple[Callable[[Definition], Broke], ...]] = (
     check_display,
     check_ready,
     check_shares,
+    check_tags,
+    check_serials,
+    check_nvme,
+    check_cards,
+    check_memory_wishes,
+    check_secure_boot,
+    check_append,
     check_keys,
     check_arguments,
 )

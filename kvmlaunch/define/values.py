@@ -227,6 +227,9 @@ def parse_mac(value: object) -> MacAddress:
     if not re.fullmatch(MAC, mac):
         message = f"{shown(text)} is no MAC address"
         raise Mistake(code="def.value.choice", message=message, hint='write six pairs, such as "52:54:00:12:34:56"')
+    if mac == "00:00:00:00:00:00":
+        message = f"{shown(text)} is no address of a device"
+        raise Mistake(code="def.value.choice", message=message, why="QEMU takes it for none", hint="leave mac out")
     if int(mac[:2], 16) & 1:
         why = "the lowest bit of the first byte says multicast"
         right = f'"52:54:00{mac[8:]}"'

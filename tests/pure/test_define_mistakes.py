@@ -255,6 +255,46 @@ def test_the_keys_of_one_where_names_are_wanted_are_told_so(text: str, hint: str
     assert hint in finding.report.hint
 
 
+@pytest.mark.parametrize(
+    ("text", "code", "hint"),
+    [
+        ('[disk.a]\npath = "a.img"\n[disk.b]\npath = "b.img"\nserial = "a"', "def.value.choice", "of its own"),
+        (
+            '[disk.a]\npath = "a.img"\nserial = "x"\n[disk.b]\npath = "b.img"\nserial = "x"',
+            "def.value.choice",
+            "of its own",
+        ),
+        (f'[disk.a]\npath = "a.img"\nbus = "virtio-scsi"\nserial = "{"x" * 37}"', "def.value.range", "x" * 36),
+        ('[disk.a]\npath = "a.img"\nbus = "nvme"\nreadonly = true', "def.value.choice", 'bus = "virtio-blk"'),
+        ('[disk.a]\npath = "a.img"\nbus = "nvme"\nqueues = 65', "def.value.range", "queues = 64"),
+        ('[share.a]\npath = "/a"\n[share.b]\npath = "/b"\ntag = "a"', "def.value.choice", "of its own"),
+        ('[network.a]\ntype = "none"\nmtu = 1500', "def.value.choice", "remove it"),
+        ("[network.a]\nmtu = 9000", "def.value.choice", 'bridge = "br0"'),
+        ('[network.a]\nbridge = "br0"\nmodel = "e1000e"\nmtu = 9000', "def.value.choice", 'model = "virtio-net"'),
+        ('[memory]\nballoon = "on"\nprealloc = true', "def.value.choice", 'balloon = "off"'),
+        ('[memory]\nballoon = "on"\nlock = true', "def.value.choice", 'balloon = "off"'),
+        ('[memory]\nksm = "on"\n[share.a]\npath = "/a"\ntype = "virtiofs"', "def.value.choice", 'type = "9p"'),
+        (
+            '[boot]\nfirmware = "uefi"\nkernel = "k"\n[firmware]\nsecure_boot = true',
+            "def.value.choice",
+            "boot from its disk",
+        ),
+        (
+            'machine = "pc-i440fx-7.2"\nboot.firmware = "uefi"\nfirmware.secure_boot = true',
+            "def.value.choice",
+            'machine = "auto"',
+        ),
+        (f'[boot]\nkernel = "k"\nappend = "{"x" * 2048}"', "def.value.range", ""),
+        ('[network.a]\nmac = "00:00:00:00:00:00"', "def.value.choice", "leave mac out"),
+    ],
+)
+def test_what_would_be_dropped_in_silence_is_refused(text: str, code: str, hint: str) -> None:
+    finding = only(text)
+
+    assert finding.report.code == code
+    assert hint in finding.report.hint
+
+
 @pytest.mark.parametrize("extends", ['["gone.toml"]', '"gone.toml"', "[1]"])
 def test_a_template_that_is_missing_is_the_only_mistake_of_what_rests_on_it(extends: str) -> None:
     assert len(findings(f'extends = {extends}\nunset = ["disk.scratch.cache", "network.lan"]\n')) == 1
