@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from kvmlaunch.model.address import collide
 from kvmlaunch.model.change import Change, TapChange
-from kvmlaunch.model.finding import Finding, error
+from kvmlaunch.model.finding import Finding, error, warning
 from kvmlaunch.model.host import HostFacts, Listener, NetworkDevice
 from kvmlaunch.model.plan import Plan, PlannedListener, PlannedNetwork
 
@@ -90,9 +90,48 @@ def check_own_tap(plan: Plan, network: PlannedNetwork, host: HostFacts) -> Itera
         yield from check_tap(network, host)
 
 
+def check_state(network: PlannedNetwork, host: HostFacts) -> Iterator[Finding]:
+    """Tell of a bridge or tap through which nothing would pass, or no packet as large as the guest is told it may send.
+
+    Down is a warning (`host.network.down`), as it may come up later; so is a port of the bridge with a smaller MTU.  A
+    tap that is not ours keeps its own: a larger wish is an error (`host.network.mtu`).
+    """
+    name = network.bridge if network.type == "bridge" else network.ifname
+    device, wanted = host.network_devices.get(name), network.mtu or 0
+    if device is None:
+        return
+    if not device.up:
+        yield warning(
+            code="host.network.down",
+            message=f"{name} is down: nothing passes",
+            key=f"{network.table}.{'bridge' if network.type == 'bridge' else 'ifname'}",
+            why=f"the flags of /sys/class/net/{name} lack IFF_UP",
+            hint=f"ip link set {name} up",
+        )
+    if network.type == "tap" and device.mtu < wanted:
+        yield error(
+            code="host.network.mtu",
+            message=f"{name} takes packets of {device.mtu} bytes, the guest is told {wanted}",
+            key=f"{network.table}.mtu",
+            why="a tap that exists is used as it is",
+            hint=f"ip link set {name} mtu {wanted}",
+        )
+    ports = [each for each in host.network_devices.values() if each.master == name and each.name != network.ifname]
+    for port in ports if network.type == "bridge" else ():
+        if port.mtu < wanted:
+            yield warning(
+                code="host.network.mtu",
+                message=f"{port.name} of {name} takes packets of {port.mtu} bytes, the guest is told {wanted}",
+                key=f"{network.table}.mtu",
+                why="larger ones that are to pass there are lost",
+                hint=f"ip link set {port.name} mtu {wanted}",
+            )
+
+
 def check_networks(plan: Plan, host: HostFacts) -> Iterator[Finding]:
     """Check every network of a plan."""
     for network in plan.networks:
+        yield from check_state(network, host)
         yield from check_bridge(network, host)
         yield from check_own_tap(plan, network, host) if network.owned else check_tap(network, host)
 

@@ -301,6 +301,8 @@ def vhost(files: Files, probes: Probes) -> None:
     with_device(files, "tap-web01", tun_flags="0x1002", owner="0")
     with_device(files, "tap-alice", tun_flags="0x1102", owner="1000")
     with_device(files, "br9000", bridge__stp_state="0", mtu="9000")
+    with_device(files, "br-down", bridge__stp_state="0", flags="0x1002")
+    with_device(files, "tap-down", tun_flags="0x1002", owner="0", flags="0x1002")
     probes.update(vhost="", masters={"eno1": "br0", "tap-web01": "br0", "tap-alice": "br0"})
     rest = "00000000:0000 0A 00000000:00000000 00:00000000 00000000"
     files["/proc/net/tcp"] = (
