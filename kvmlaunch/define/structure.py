@@ -176,6 +176,8 @@ def unknown_key(table: type, name: str, path: Path, root: type = Definition) -> 
         why = "the VM's name is the name of its file"
     elif meant:
         hint, close = meant, ""
+    elif path and root is Definition and name in {*fields_of(root), *LOADING_KEYS, *SHORTHANDS}:
+        hint, close = f"`{name}` stands at the top of the file, above the first [table]", ""
     elif close or elsewhere(name, root):
         hint = elsewhere(name, root) or f"did you mean `{close}`?"
     else:

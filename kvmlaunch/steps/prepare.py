@@ -25,7 +25,7 @@ from kvmlaunch.steps.load import load_subject
 from kvmlaunch.steps.names import name_of, refuse_unknown
 from kvmlaunch.steps.observe import observe, owner_of
 from kvmlaunch.steps.resolve import Resolved, refuse_errors, resolve
-from kvmlaunch.steps.start_findings import linger_findings, seed_findings, seeded
+from kvmlaunch.steps.start_findings import linger_findings, own_findings, seeded
 
 
 @frozen(kw_only=True)
@@ -79,7 +79,7 @@ def check_resolved(caller: Caller, resolved: Resolved) -> Checked:
     journal = journals.read_journal(caller.owner_uid, resolved.name) if caller.uid == 0 else None
     return Checked(
         name=resolved.name,
-        findings=(*resolved.findings(), *seed_findings(resolved), *linger_findings(resolved)),
+        findings=(*resolved.findings(), *own_findings(resolved), *linger_findings(resolved)),
         changes=all_changes(resolved),
         prepared=journal is not None and bool(journal.owned("prepared")),
     )

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from attrs import evolve
 
+from kvmlaunch.builder.boot import VARIABLES
 from kvmlaunch.builder.render import render_argv
 from kvmlaunch.builder.tpm import STATE
 from kvmlaunch.builder.vm import build_sidecars
@@ -87,7 +88,7 @@ def make_variables(resolved: Resolved) -> None:
     template, user = resolved.plan.variables, resolved.host.user
     if template is None:
         return
-    store = resolved.places.state / "uefi-variables.fd"
+    store = resolved.places.state / VARIABLES
     make_owned(resolved.places.state, user.uid, user.gid, 0o700)
     own_files(resolved.places.state, user.uid, user.gid)
     if os.path.exists(store):

@@ -1,13 +1,17 @@
-"""What a start finds beyond its plan: the seed for cloud-init, a user whose runtime directory goes away."""
+"""What a start finds beyond its plan: the seed for cloud-init, UEFI variables, a runtime directory that goes away."""
 
 import os
+import shlex
 from pathlib import PurePosixPath
 
+from kvmlaunch.builder.boot import VARIABLES
 from kvmlaunch.builder.cloud_init import plan_seed
 from kvmlaunch.errors import KvmlaunchError
-from kvmlaunch.model.finding import Finding, warning
+from kvmlaunch.model.finding import Finding, error, warning
 from kvmlaunch.steps.resolve import Resolved
 
+PLATFORM_KEY = "PK\0".encode("utf-16-le")
+LARGEST_STORE = 16 << 20  # bytes
 LINGER = PurePosixPath("/var/lib/systemd/linger")  # of logind: a file for each user who lingers
 
 
@@ -23,6 +27,45 @@ def seed_findings(resolved: Resolved) -> tuple[Finding, ...]:
     from kvmlaunch.steps.seed import check_seed  # noqa: PLC0415 - with cloud_init only
 
     return check_seed(resolved)
+
+
+def variable_findings(resolved: Resolved) -> tuple[Finding, ...]:
+    """Refuse secure boot with a variable store that has no keys (`boot.variables`): nothing would be checked by them.
+
+    A store is made once, of a template with keys where secure boot is asked for then.  Source: UEFI, 32.3, the platform
+    key `PK`.
+    """
+    store = resolved.places.state / VARIABLES
+    if not resolved.subject.definition.firmware.secure_boot:
+        return ()
+    try:
+        fd = os.open(store, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return ()
+    except OSError as failure:
+        return (refused_variables(store, failure.strerror or str(failure)),)
+    with os.fdopen(fd, "rb") as file:
+        if PLATFORM_KEY in file.read(LARGEST_STORE):
+            return ()
+    return (refused_variables(store, "it has no platform key: it was made by a start without secure_boot"),)
+
+
+def refused_variables(store: PurePosixPath, why: str) -> Finding:
+    """Give the refusal of a variable store."""
+    place = shlex.quote(str(store))
+    return error(
+        code="boot.variables",
+        message="secure boot would check nothing with the variables that this VM has",
+        key="firmware.secure_boot",
+        where=str(store),
+        why=why,
+        hint=f"mv {place} {place}.before   # the next start makes one with keys; boot entries of the guest are lost",
+    )
+
+
+def own_findings(resolved: Resolved) -> tuple[Finding, ...]:
+    """Give what is wrong with the files that a VM has of its own: its seed, its UEFI variables."""
+    return (*seed_findings(resolved), *variable_findings(resolved))
 
 
 def lacks_seed(resolved: Resolved) -> bool:

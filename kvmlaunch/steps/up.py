@@ -21,7 +21,7 @@ from kvmlaunch.steps.lost import lost_notes, refuse_lost
 from kvmlaunch.steps.observe import LEFT, Seen, age, monitor_path, observe, who_holds
 from kvmlaunch.steps.resolve import refuse_errors, resolve
 from kvmlaunch.steps.start import Keep, Started, Wishes, no_more, start
-from kvmlaunch.steps.start_findings import linger_findings, seed_findings
+from kvmlaunch.steps.start_findings import linger_findings, own_findings
 
 
 def check_running(caller: Caller, seen: Seen, subject: Subject) -> tuple[Finding, ...]:
@@ -92,7 +92,7 @@ def check_restart(caller: Caller, word: str) -> None:
     if seen.lives:
         refuse_lost(seen)
     resolved = resolve(caller, subject, everything=True, running=seen.pid)  # what it holds is free for it
-    refuse_errors(subject.definition.name, (*resolved.findings(), *seed_findings(resolved)))
+    refuse_errors(subject.definition.name, (*resolved.findings(), *own_findings(resolved)))
 
 
 def settle(caller: Caller, seen: Seen, subject: Subject, wishes: Wishes, tell: Tell) -> Started | None:
@@ -162,7 +162,7 @@ def up(caller: Caller, word: str, wishes: Wishes, tell: Tell, keep: Keep = no_mo
         caller, subject, everything=True, running=running, boot_from=wishes.boot_from, paused=wishes.paused
     )
     findings = resolved.findings()
-    refuse_errors(name, (*findings, *seed_findings(resolved)))
+    refuse_errors(name, (*findings, *own_findings(resolved)))
     for finding in linger_findings(resolved):
         tell("warn", f"{finding.report.message}: {finding.report.why}  [{finding.report.code}]")
     tell("preflight", f"{CHECK_COUNT} checks")

@@ -295,6 +295,14 @@ def test_what_would_be_dropped_in_silence_is_refused(text: str, code: str, hint:
     assert hint in finding.report.hint
 
 
+@pytest.mark.parametrize("key", ["boot.firmware", "memory", "extends", "accel"])
+def test_a_key_of_the_top_beneath_a_table_is_told_where_it_stands(key: str) -> None:
+    finding = only(f'[network.lan]\nbridge = "br0"\n{key} = "x"\n')
+
+    assert finding.report.code == "def.key.unknown"
+    assert "above the first [table]" in finding.report.hint
+
+
 @pytest.mark.parametrize("extends", ['["gone.toml"]', '"gone.toml"', "[1]"])
 def test_a_template_that_is_missing_is_the_only_mistake_of_what_rests_on_it(extends: str) -> None:
     assert len(findings(f'extends = {extends}\nunset = ["disk.scratch.cache", "network.lan"]\n')) == 1

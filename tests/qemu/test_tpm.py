@@ -76,6 +76,24 @@ def test_the_printed_command_is_told_what_comes_before_it(machine: Machine) -> N
     assert f"{RUN}/web/tpm.sock" in printed.err
 
 
+def test_secure_boot_is_refused_with_variables_that_have_no_keys(machine: Machine) -> None:
+    machine.define("web", f'{TINY}[boot]\nfirmware = "uefi"\n')
+    machine.ok("up", "web", "--paused")
+    machine.ok("down", "web", "--force", "--timeout", "0")
+    machine.define("web", SECURE)
+
+    refused = machine.run("up", "web")
+    before = machine.run("preflight", "web")
+    store = machine.outside("/var/lib/kvmlaunch/vm/web/uefi-variables.fd")
+    store.rename(store.with_suffix(".before"))
+    machine.ok("up", "web", "--paused")
+
+    assert (refused.code, refused.codes & {"boot.variables"}) == (6, {"boot.variables"})
+    assert "boot.variables" in before.codes
+    assert store.exists()
+    machine.ok("restart", "web", "--force", "--timeout", "0")
+
+
 @pytest.mark.parametrize("key", ["firmware.tpm=1", "firmware.secure_boot=true"])
 def test_what_cannot_be_is_refused_with_its_place(machine: Machine, key: str) -> None:
     machine.define("web", TINY)
