@@ -16,6 +16,7 @@ from kvmlaunch.model.image import SUFFIXES
 from kvmlaunch.model.plan import DrivePromise, Field, FieldValue, Option, PlannedDisk
 from kvmlaunch.model.qemu import QemuCaps
 from kvmlaunch.model.value import frozen
+from kvmlaunch.units import render_size
 
 WRITE_THROUGH = ("writethrough", "directsync")
 LONGEST_SERIAL = 20
@@ -141,9 +142,35 @@ def plan_disk(definition: Definition, name: str, host: HostFacts, engine: Engine
     )
 
 
-def check_disk(plan: DiskPlan, machine: str) -> Iterator[Finding]:
+def check_image(plan: DiskPlan, definition: Definition) -> Iterator[Finding]:
+    """Say where an image that is there is another one than the definition would make: smaller, or over another base."""
+    facts, disk, vm = plan.facts, plan.disk, definition.name
+    size = facts.virtual_size if plan.format.value == "qcow2" else facts.size
+    if facts.kind not in {"file", "block"} or disk.path != definition.disk[plan.name].path:  # a snapshot's overlay
+        return
+    if disk.size is not None and 0 < size < disk.size:
+        yield warning(
+            code="disk.size",
+            message=f"{disk.path.name} has {render_size(size)}, the definition says {render_size(disk.size)}",
+            key=f"{plan.table}.size",
+            why="size is for an image that is made",
+            hint=f"kvmlaunch disk resize {vm}:{plan.name} {render_size(disk.size)}",
+        )
+    beneath = facts.chain[0] if facts.chain else facts.backing
+    if disk.backing is not None and beneath and PurePosixPath(beneath).name != disk.backing.name:
+        yield warning(
+            code="disk.backing",
+            message=f"{disk.path.name} rests on {beneath}, the definition says {disk.backing}",
+            key=f"{plan.table}.backing",
+            why="backing is for an image that is made",
+            hint=f"kvmlaunch disk info {vm}:{plan.name}   # shows what it rests on",
+        )
+
+
+def check_disk(plan: DiskPlan, definition: Definition, machine: str) -> Iterator[Finding]:
     """Check what was written by hand against the image and the machine, and say what is risky."""
     yield from check_direct(plan)
+    yield from check_image(plan, definition)
     if not plan.format.value:
         yield error(
             code="def.disk.format",
@@ -407,5 +434,5 @@ def build_disk(
     return Part(
         options=(drive, device),
         promises=(promise(plan),),
-        findings=tuple(check_disk(plan, machine)),
+        findings=tuple(check_disk(plan, definition, machine)),
     )

@@ -93,6 +93,7 @@ def nine_options(definition: Definition, name: str, kind: Choice[str]) -> tuple[
     table, id_, share = f"share.{name}", names.share_id(name), definition.share[name]
     device: Choice[str] = Choice(value="virtio-9p-pci", reason=kind.reason, source=kind.source, origin=kind.origin)
     model = fixed("mapped-xattr", "no file of the guest's is another user's on the host", NINE)
+    remap = fixed("remap", "no two files have one inode number, also where another file system lies beneath", NINE)
     reading = [field("readonly", f"{table}.readonly", by_hand(definition, f"{table}.readonly", True))]  # noqa: FBT003
     return (
         pairs(
@@ -102,6 +103,7 @@ def nine_options(definition: Definition, name: str, kind: Choice[str]) -> tuple[
             wiring("id", table, id_),
             field("path", f"{table}.path", by_hand(definition, f"{table}.path", share.path)),
             field("security_model", f"{table}.security_model", model),
+            field("multidevs", f"{table}.multidevs", remap),
             *(reading if share.readonly else []),
         ),
         pairs(

@@ -91,6 +91,14 @@ def read_events(run: PurePosixPath, uid: int) -> str:
     return ""
 
 
+def read_said(run: PurePosixPath, uid: int) -> str:
+    """Give the end of what the QEMU of a running VM has printed; "" where that cannot be read."""
+    with contextlib.suppress(OSError), live_log(run, QEMU_LOG, uid) as log:
+        if log is not None:
+            return os.pread(log, LAST_EVENTS, max(0, os.fstat(log).st_size - LAST_EVENTS)).decode(errors="replace")
+    return ""
+
+
 def keep_events(run: PurePosixPath, uid: int) -> None:
     """Keep the last events of a VM that has ended where the place of its logs is about to go."""
     text = read_events(run, uid)

@@ -22,7 +22,7 @@ from kvmlaunch.units import count, render_size
 O_DIRECT = 0o40000
 ORDINARY_PAGE = 4096  # of ordinary memory, which may be swapped out again, some may be missing
 MOST_LINES = 10
-FELL_BACK = re.compile(r".*falling back.*", re.IGNORECASE)
+FELL_BACK = re.compile(r".*(?:falling back|fallback to).*", re.IGNORECASE)
 
 
 def broken(what: str, planned: object, seen: object, key: str) -> Finding:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from kvmlaunch.facts.agent import is_open
 from kvmlaunch.facts.qmp import Query
 from kvmlaunch.host.capture import read_all
 from kvmlaunch.host.definitions import definition_files
+from kvmlaunch.host.logs import read_said
 from kvmlaunch.host.places import run_parent
 from kvmlaunch.model.lifecycle import VmState
 from kvmlaunch.model.run_files import NOTE, SOCKET, TPM
@@ -23,10 +25,11 @@ from kvmlaunch.run.process import read_cmdline
 from kvmlaunch.steps.caller import Caller
 from kvmlaunch.steps.heal import tend
 from kvmlaunch.steps.lost import lost_notes
-from kvmlaunch.steps.observe import LEFT, Seen, age, monitor_path, observe, who_holds
+from kvmlaunch.steps.observe import LEFT, Seen, age, monitor_path, observe, owner_of, who_holds
 from kvmlaunch.storage.snapshot import parse_merging
 from kvmlaunch.units import count, render_size
 
+SAYS = re.compile(r"\S*qemu\S*: ")
 AGENT_SECONDS = 1.0  # for all guests together
 ENDS = {
     "guest-shutdown": "the guest powered down",
@@ -112,10 +115,21 @@ def state_notes(seen: Seen) -> Iterator[str]:
     if seen.lives:
         yield from lost_notes(seen)
         yield from sidecar_notes(seen)
+        yield from said_notes(seen)
     if seen.state is VmState.ENDED:
         yield f"what it held is still held: kvmlaunch down {seen.name} gives it back"
     if seen.state is VmState.STOPPED and os.geteuid() == 0:
         yield from (f"uid {uid} runs a {seen.name} of its own (pid {pid})" for uid, pid in namesakes(seen.name))
+
+
+def said_notes(seen: Seen) -> Iterator[str]:
+    """Give what QEMU has printed since it was started: some of it comes only when the guest's drivers start."""
+    said = read_said(seen.places.run, owner_of(seen.places.run)).rpartition("\n# ")[2].splitlines()
+    lines = [line for line in said if SAYS.match(line)]
+    if lines:
+        more = f" ({count(len(lines) - 1, 'line')} more)" if lines[1:] else ""
+        text = "".join(character if character.isprintable() else "?" for character in lines[-1])
+        yield f"QEMU says{more}: {text}   kvmlaunch logs {seen.name} --source qemu"
 
 
 def sidecar_notes(seen: Seen) -> Iterator[str]:

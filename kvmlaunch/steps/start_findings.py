@@ -30,7 +30,7 @@ def seed_findings(resolved: Resolved) -> tuple[Finding, ...]:
 
 
 def variable_findings(resolved: Resolved) -> tuple[Finding, ...]:
-    """Refuse secure boot with a variable store that has no keys (`boot.variables`): nothing would be checked by them.
+    """Refuse secure boot with a variable store that has no keys (`firmware.variables`): it would check nothing.
 
     A store is made once, of a template with keys where secure boot is asked for then.  Source: UEFI, 32.3, the platform
     key `PK`.
@@ -54,7 +54,7 @@ def refused_variables(store: PurePosixPath, why: str) -> Finding:
     """Give the refusal of a variable store."""
     place = shlex.quote(str(store))
     return error(
-        code="boot.variables",
+        code="firmware.variables",
         message="secure boot would check nothing with the variables that this VM has",
         key="firmware.secure_boot",
         where=str(store),

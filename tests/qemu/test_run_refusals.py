@@ -43,6 +43,7 @@ def test_what_qemu_prints_at_a_start_that_goes_well_is_shown(machine: Machine) -
 
     assert "qemu.said" in result.codes
     assert "hyperthreading" in result.err
+    assert any("QEMU says" in note and "hyperthreading" in note for note in machine.status("web")["notes"])
 
 
 def test_the_words_of_a_qemu_that_refused_are_kept_in_its_log(machine: Machine) -> None:

@@ -88,8 +88,8 @@ def test_secure_boot_is_refused_with_variables_that_have_no_keys(machine: Machin
     store.rename(store.with_suffix(".before"))
     machine.ok("up", "web", "--paused")
 
-    assert (refused.code, refused.codes & {"boot.variables"}) == (6, {"boot.variables"})
-    assert "boot.variables" in before.codes
+    assert (refused.code, refused.codes & {"firmware.variables"}) == (6, {"firmware.variables"})
+    assert "firmware.variables" in before.codes
     assert store.exists()
     machine.ok("restart", "web", "--force", "--timeout", "0")
 
