@@ -97,6 +97,23 @@ def press_power_button(target: Target) -> Press:
     return Press(run_state=run_state, deed="asked")
 
 
+def unheard(seen: Seen, press: Press) -> Busy:
+    """Give the error of a power button that a guest does not hear, as it stands still."""
+    first = f"kvmlaunch reset {seen.name}   # starts it anew"
+    if press.run_state == WAITS:
+        first = f"kvmlaunch resume {seen.name}   # says what is wrong, if it still is"
+    by_force = f"kvmlaunch down {seen.name} --force   # ends it: TERM, then KILL; what it has not flushed is lost"
+    return Busy(
+        Report(
+            code="vm.state",
+            message=f"{seen.name} stands still ({press.run_state}) and hears no power button",
+            where=f"pid {seen.pid}",
+            why="nothing was asked of it, and it is left as it is",
+            hint=f"{first}; or\n{by_force}",
+        )
+    )
+
+
 def control(caller: Caller, word: str, verb: Verb, *, dry_run: bool = False) -> bool:
     """Pause, resume or reset a VM; tells whether anything changed, or with a dry run would.
 

@@ -116,7 +116,7 @@ def ask_agent(seen: Seen, process: Process, timeout: float, tell: Tell) -> bool:
 
 
 def end_process(seen: Seen, process: Process, timeout: float, tell: Tell, *, force: bool) -> str:
-    """Ask, wait, and with force end; gives the signal that ended it, "" for none.  Raises TimedOut."""
+    """Ask, wait, and with force end; gives the signal that ended it, "" for none.  Raises TimedOut, Busy."""
     deadline = time.monotonic() + timeout
     if timeout > 0 and ask_agent(seen, process, timeout, tell):
         return ""
@@ -139,24 +139,17 @@ def end_process(seen: Seen, process: Process, timeout: float, tell: Tell, *, for
         with contextlib.suppress(KvmlaunchError):
             query(seen, ("stop", {}))
             tell("paused", "as it was before")
-    by_force = f"kvmlaunch down {seen.name} --force   # ends it: TERM, then KILL; what it has not flushed is lost"
     if met.deed == "in vain":
-        raise Busy(
-            Report(
-                code="vm.state",
-                message=f"{seen.name} stands still ({met.run_state}) and hears no power button",
-                where=f"pid {process.pid}",
-                why="nothing was asked of it, and it is left as it is",
-                hint=f"kvmlaunch resume {seen.name}   # says what is wrong, if it still is; or\n{by_force}",
-            )
-        )
+        from kvmlaunch.steps.control import unheard  # noqa: PLC0415 - on this path only
+
+        raise unheard(seen, met)
     raise TimedOut(
         Report(
             code="vm.stop.timeout",
             message=f"{seen.name} did not power down",
             where=f"pid {process.pid}",
             why=why_up(met, timeout),
-            hint=by_force,
+            hint=f"kvmlaunch down {seen.name} --force   # ends it: TERM, then KILL; what it has not flushed is lost",
         )
     )
 
