@@ -1,5 +1,6 @@
 """Firmware, or a kernel booted directly."""
 
+import re
 from itertools import count
 from pathlib import PurePosixPath
 
@@ -183,12 +184,15 @@ def plan_indexes(definition: Definition, *, instead: str) -> dict[str, Choice[in
     by_disk = any(table.startswith("disk.") for table in written)
     first = [] if by_disk else [f"disk.{name}" for name in definition.disk][:1]
     left = [*first, *(table for name in definition.cdrom if (table := f"cdrom.{name}") not in written)]
-    free = (index for index in count(1) if index not in written.values())
+    taken = {*written.values(), *map(int, re.findall(r"bootindex\W{1,4}([0-9]{1,7})", " ".join(definition.raw.args)))}
     for table in left:
+        disks = [each.value for name, each in chosen.items() if name.startswith("disk.")] if table not in first else []
+        index = next(index for index in count(max(disks, default=0) + 1) if index not in taken)
+        taken.add(index)
         reason = "the first disk" if table in first else "after the disk, where that does not boot"
         reason += f"; this start boots from {instead}" if instead else ""
         origin = definition.origin(f"{table}.boot")
-        chosen[table] = Choice(value=next(free), reason=reason, source="QEMU docs, bootindex", origin=origin)
+        chosen[table] = Choice(value=index, reason=reason, source="QEMU docs, bootindex", origin=origin)
     if instead:
         origin = Origin(kind="set", place="--boot", key=f"{instead}.boot")
         chosen[instead] = Choice(value=0, reason="this start boots from it", source="up --boot", origin=origin)

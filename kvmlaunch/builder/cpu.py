@@ -20,7 +20,7 @@ ONE_NODE = "kvmlaunch: one node, and a CPU left for I/O"
 WHOLE = frozenset({"host", "max", "base"})  # models that ask for no feature that the accelerator lacks
 AMD = frozenset({"AuthenticAMD", "HygonGenuine"})  # vendors of /proc/cpuinfo
 OF_KVM = frozenset({"pmu", "host-cache-info", "vmware-cpuid-freq"})  # properties that are no CPUID bits
-ENFORCE = "enforce"
+ENFORCE, TOPOEXT = "enforce", "topoext"
 HYPERV_SOURCE = "QEMU docs, system/i386/hyperv"
 
 
@@ -99,25 +99,27 @@ def did_you_mean(word: str, names: Iterable[str]) -> str:
 def thread_fields(definition: Definition, host: HostFacts, model: Choice[str], accelerator: str) -> Iterator[Field]:
     """Give what tells a guest on an AMD CPU of the threads of a core; `host` leaves it out unless it is asked for."""
     topology = plan_topology(definition)
-    wanted = topology.value.threads > 1 and model.value in WHOLE and "topoext" not in definition.cpu.features
-    if wanted and accelerator == "kvm" and host.cpus.vendor in AMD:
+    wanted = topology.value.threads > 1 and model.value in WHOLE and TOPOEXT not in definition.cpu.features
+    if wanted and accelerator == "kvm" and host.cpus.vendor in AMD and TOPOEXT in host.cpus.flags:
         told: Choice[bool] = Choice(
             value=True,
             reason="an AMD CPU tells the threads of a core by it, and model host has it when asked for only",
             source="QEMU commit: i386: Disable TOPOEXT by default on -cpu host",
             origin=topology.origin,
         )
-        yield field("topoext", "cpu.topology.topoext", told)
+        yield field(TOPOEXT, "cpu.topology.topoext", told)
 
 
-def check_threads(definition: Definition, model: Choice[str], accelerator: str) -> Iterator[Finding]:
+def check_threads(definition: Definition, host: HostFacts, model: Choice[str], accelerator: str) -> Iterator[Finding]:
     """Warn where a guest will take the threads of a core for cores (`qemu.cpu.threads`)."""
-    if accelerator == "tcg" and model.value in WHOLE and plan_topology(definition).value.threads > 1:
+    lacks = host.cpus.vendor in AMD and TOPOEXT not in host.cpus.flags
+    if (accelerator == "tcg" or lacks) and model.value in WHOLE and plan_topology(definition).value.threads > 1:
+        lacking = "TCG emulates an AMD CPU without" if accelerator == "tcg" else "this is an AMD CPU without"
         yield warning(
             code="qemu.cpu.threads",
             message="the guest takes the threads of a core for cores",
             key="cpu.topology.threads",
-            why="TCG emulates an AMD CPU, and not the topoext by which that tells its threads",
+            why=f"{lacking} the topoext by which one tells its threads",
             hint="threads = 1   # with more cores; or KVM",
         )
 
@@ -125,7 +127,8 @@ def check_threads(definition: Definition, model: Choice[str], accelerator: str) 
 def enforced(definition: Definition, *, wished: bool) -> Iterator[Field]:
     """Give the switch that makes QEMU refuse what it cannot give: left alone it drops such features with a warning.
 
-    Where a feature, or a model that has some, is wished for; who switches `enforce` or `check` by hand is left to it.
+    Where a feature is wished for; what a model by name lacks is shown, as QEMU prints it.  Who switches `enforce` or
+    `check` by hand is left to it.
     """
     if wished and not definition.cpu.features.keys() & {ENFORCE, "check"}:
         refuse: Choice[bool] = Choice(
@@ -307,7 +310,7 @@ def build_cpu(
     )
     model = plan_model(definition, accelerator)
     threads = tuple(thread_fields(definition, host, model, accelerator))
-    wished = bool(threads) or model.value not in WHOLE or "on" in definition.cpu.features.values()
+    wished = bool(threads) or "on" in definition.cpu.features.values()
     options = [
         pairs(
             "-cpu",
@@ -331,7 +334,7 @@ def build_cpu(
     findings = (
         *check_model(definition, caps, accelerator),
         *check_features(definition, caps, accelerator),
-        *check_threads(definition, model, accelerator),
+        *check_threads(definition, host, model, accelerator),
         *check_vcpus(definition, host, caps, machine, accelerator),
         *check_pins(definition, host),
     )

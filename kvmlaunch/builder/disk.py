@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath
+from posixpath import normpath
 from shlex import quote
 
 from attrs import evolve
@@ -156,8 +157,8 @@ def check_image(plan: DiskPlan, definition: Definition) -> Iterator[Finding]:
             why="size is for an image that is made",
             hint=f"kvmlaunch disk resize {vm}:{plan.name} {render_size(disk.size)}",
         )
-    beneath = facts.chain[0] if facts.chain else facts.backing
-    if disk.backing is not None and beneath and PurePosixPath(beneath).name != disk.backing.name:
+    beneath = normpath(disk.path.parent / facts.backing.removeprefix("file:")) if facts.backing else ""
+    if disk.backing is not None and beneath and str(disk.backing) not in {beneath, *facts.chain[:1]}:
         yield warning(
             code="disk.backing",
             message=f"{disk.path.name} rests on {beneath}, the definition says {disk.backing}",

@@ -27,7 +27,7 @@ def obstacle(definition: Definition, name: str, host: HostFacts) -> str:
         return "virtiofsd is not installed"
     if host.user.uid != 0:
         return f"virtiofsd needs root to confine itself, and QEMU runs as {host.user.name or host.user.uid}"
-    if definition.memory.ksm == "on":
+    if definition.memory.ksm == "on" and definition.origin("memory.ksm").kind != "profile":
         return "memory.ksm is on, and memory that is shared with virtiofsd is not merged"
     if definition.share[name].readonly:
         return "virtiofsd of QEMU 7.2 shares nothing read-only"

@@ -1,5 +1,6 @@
 """`up`, `down`, `restart`, `pause`, `resume`, `reset`."""
 
+import re
 import shlex
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -35,7 +36,7 @@ class DurationType(click.ParamType[float]):
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """Give seconds."""
-        if self.zero and value == "0":
+        if self.zero and re.fullmatch("0(?:ms|s|m|h)?", str(value)):
             return 0.0
         try:
             return value if isinstance(value, float) else parse_duration(str(value))
@@ -295,6 +296,10 @@ def restart(
     """Power VMs down and start them again from their definitions, which are checked first."""
     from kvmlaunch.steps.start import Wishes  # noqa: PLC0415 - beside its use
     from kvmlaunch.steps.up import check_restart  # noqa: PLC0415
+
+    if timeout == 0 and not force:
+        message = "--timeout 0 needs --force here: a guest that is not waited for cannot be started again"
+        raise click.UsageError(message)
 
     def restart_one(word: str) -> tuple[int, Document]:
         check_restart(session.caller(), word)

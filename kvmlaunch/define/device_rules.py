@@ -11,6 +11,7 @@ from kvmlaunch.model.definition import AUTO, Definition
 LONGEST_SCSI_SERIAL = 36  # bytes: what page 80 has room for in QEMU
 TOLD_SCSI_SERIAL = 20  # of them page 83 tells
 MOST_NVME_QUEUES = 64  # of the 65 interrupts of QEMU's nvme one is the admin queue's
+USER_MTU = 1500  # bytes
 LONGEST_APPEND = 2047  # bytes: COMMAND_LINE_SIZE of Linux on x86 without the NUL
 
 
@@ -19,11 +20,13 @@ def check_serials(definition: Definition) -> Broke:
     taken: dict[bytes, str] = {}
     for name, disk in definition.disk.items():
         serial = disk.serial if isinstance(disk.serial, str) else name
+        if not serial:
+            continue
         told = serial.encode() if disk.serial is AUTO else serial.encode()[:TOLD_SCSI_SERIAL]  # a long name is hashed
         first = taken.setdefault(told, name)
         if first != name:
-            message = f"disk.{first} and disk.{name} have one serial number, {quote(serial)}"
-            why = "the guest could not tell them apart; a disk without one has its name for it"
+            message = f"disk.{first} and disk.{name} have one serial number in its first {TOLD_SCSI_SERIAL} bytes"
+            why = f"{quote(serial)}: the guest could not tell them apart; a disk without one has its name for it"
             key = ("disk", name if disk.serial is not AUTO else first, "serial")
             yield Broken(key, choice(message, why=why, hint="give each disk a serial number of its own"))
         if disk.bus == "virtio-scsi" and len(serial.encode()) > LONGEST_SCSI_SERIAL:
@@ -35,13 +38,7 @@ def check_serials(definition: Definition) -> Broke:
 def check_nvme(definition: Definition) -> Broke:
     """Give what QEMU's NVMe does not keep."""
     for name, disk in definition.disk.items():
-        if disk.bus != "nvme":
-            continue
-        if disk.readonly:
-            why = "its guest is told that it can be written, and every write fails"
-            mistake = choice('readonly does not go with bus = "nvme"', why=why, hint='bus = "virtio-blk"')
-            yield Broken(("disk", name, "readonly"), mistake, needs=(("disk", name, "bus"),))
-        if isinstance(disk.queues, int) and disk.queues > MOST_NVME_QUEUES:
+        if disk.bus == "nvme" and isinstance(disk.queues, int) and disk.queues > MOST_NVME_QUEUES:
             message = f"an NVMe disk has at most {MOST_NVME_QUEUES} queues, {disk.queues} are asked for"
             mistake = Mistake(code="def.value.range", message=message, right=str(MOST_NVME_QUEUES))
             yield Broken(("disk", name, "queues"), mistake)
@@ -60,38 +57,28 @@ def check_tags(definition: Definition) -> Broke:
 
 
 def check_cards(definition: Definition) -> Broke:
-    """Give keys of a network that its type or its model does not have."""
+    """Give an MTU that nobody is told of, or that the network does not have."""
     for name, network in definition.network.items():
-        if network.type == "none":
-            for key in ("mac", "mtu", "model", "queues", "vhost"):
-                if by_hand(definition, f"network.{name}.{key}"):
-                    mistake = choice(f'{key} does not go with type = "none": there is no card', hint="remove it")
-                    yield Broken(("network", name, key), mistake, needs=(("network", name, "type"),))
-        elif network.mtu is not None:
-            user = network.type == "user" or not (network.type is not AUTO or network.bridge or network.ifname)
-            if user or network.model != "virtio-net":
-                message = "mtu goes with virtio-net on a bridge or a tap"
-                why = (
-                    "the guest is told of it by virtio-net" if not user else "user networking has packets of 1500 bytes"
-                )
-                hint = 'bridge = "br0"' if user else 'model = "virtio-net"'
-                needs = (("network", name, "model"), ("network", name, "type"), ("network", name, "bridge"))
-                yield Broken(("network", name, "mtu"), choice(message, why=why, hint=hint), needs=needs)
+        key, mtu = ("network", name, "mtu"), network.mtu or 0
+        if network.type in {"none", "bridge"} or network.bridge or not mtu:
+            continue
+        if network.type == "tap" or network.ifname:
+            if network.model != "virtio-net":
+                why = "the tap is used as it is, and virtio-net alone tells a guest"
+                mistake = choice("mtu goes with virtio-net on a tap", why=why, hint='model = "virtio-net"')
+                yield Broken(key, mistake, needs=(("network", name, "model"), ("network", name, "type")))
+        elif mtu > USER_MTU or network.model != "virtio-net":
+            why = f"packets there have {USER_MTU} bytes, and virtio-net alone tells a guest of fewer"
+            mistake = choice(f"user networking does not have an mtu of {mtu}", why=why, hint='bridge = "br0"')
+            yield Broken(key, mistake, needs=(("network", name, "model"), ("network", name, "type")))
 
 
 def check_memory_wishes(definition: Definition) -> Broke:
     """Give wishes for the memory that undo each other."""
     memory = definition.memory
-    if memory.balloon == "on" and by_hand(definition, "memory.balloon"):
-        for key, asked in (("prealloc", memory.prealloc is True), ("lock", memory.lock)):
-            if asked:
-                why = (
-                    "a balloon gives back what prealloc took"
-                    if key == "prealloc"
-                    else "locked pages are not given back"
-                )
-                mistake = choice(f'{key} = true and balloon = "on" exclude each other', why=why, hint='balloon = "off"')
-                yield Broken(("memory", "balloon"), mistake, needs=(("memory", key),))
+    if memory.lock and memory.balloon == "on" and by_hand(definition, "memory.balloon"):
+        mistake = choice('lock = true and balloon = "on" exclude each other', hint='balloon = "off"')
+        yield Broken(("memory", "balloon"), mistake, needs=(("memory", "lock"),))
     shared = [name for name, share in definition.share.items() if share.type == "virtiofs"]
     if shared and memory.ksm == "on" and by_hand(definition, "memory.ksm"):
         why = f"virtiofs of share.{shared[0]} shares the guest's memory, and shared memory is not merged"

@@ -1,6 +1,6 @@
 """What was probably meant: a word of QEMU's, libvirt's or a compose file's, or a value where a table stands."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from kvmlaunch.define.mistake import shown
@@ -41,6 +41,8 @@ MAIN_KEYS: Final[Mapping[str, str]] = {
     "memory": "size",
 }
 
+NAMED: Final = frozenset({"disk", "cdrom", "share", "network"})  # tables of tables
+
 
 def meant_key(path: Path, name: str) -> str:
     """Give the line to write for a key that a table does not have, "" where it is no word that is known elsewhere."""
@@ -52,14 +54,36 @@ def meant_table(path: Path, value: object) -> str:
     """Give the line to write for a value that stands where a table is wanted, "" where nobody can tell."""
     table = str(path[0]) if path else ""
     if isinstance(value, list):
-        many = [f"[{table}.NAME{number}]\npath = {shown(each)}" for number, each in enumerate(value, 1)]
+        many = [f"[{table}.name{number}]\npath = {shown(each)}" for number, each in enumerate(value, 1)]
         return "\n".join(many) if table in {"disk", "cdrom"} and all(isinstance(each, str) for each in value) else ""
-    if isinstance(value, dict) or not isinstance(value, str | int):
+    if isinstance(value, bool) or not isinstance(value, str | int):
         return ""
-    if table == "cpu":
-        return f"vcpus = {shown(value)}" if type(value) is int else f"cpu.model = {shown(value)}"
-    if table in {"boot", "firmware"}:
-        if value in {"uefi", "bios"}:
-            return f"boot.firmware = {shown(value)}"
-        return "kvmlaunch up VM --boot cdrom.NAME   # once; always: boot = 1 in [disk.NAME] or [cdrom.NAME]"
+    if table in MEANT_TABLES:
+        return MEANT_TABLES[table](value)
+    if table in NAMED and len(path) == 1:
+        return f"[{table}.NAME]\n{MAIN_KEYS[table]} = {shown(value)}"
     return f"{join_path(path)}.{MAIN_KEYS[table]} = {shown(value)}" if table in MAIN_KEYS else ""
+
+
+def meant_cpu(value: str | int) -> str:
+    """Give what a value for [cpu] says: a number of vCPUs, or a model."""
+    return f"vcpus = {value}" if isinstance(value, int) else f"cpu.model = {shown(value)}"
+
+
+def meant_boot(value: str | int) -> str:
+    """Give what a value for [boot] says: the firmware, or what a start boots from."""
+    if value in {"uefi", "bios"}:
+        return f"boot.firmware = {shown(value)}"
+    return "kvmlaunch up VM --boot cdrom.NAME   # once; always: boot = 1 in [disk.NAME] or [cdrom.NAME]"
+
+
+def meant_firmware(value: str | int) -> str:
+    """Give what a value for [firmware] says: which kind of firmware."""
+    return f"boot.firmware = {shown('bios' if value == 'bios' else 'uefi')}   # as the distribution installs it"
+
+
+MEANT_TABLES: Final[Mapping[str, Callable[[str | int], str]]] = {
+    "cpu": meant_cpu,
+    "boot": meant_boot,
+    "firmware": meant_firmware,
+}

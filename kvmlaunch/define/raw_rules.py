@@ -12,6 +12,7 @@ from typing import Final
 from kvmlaunch.define.mistake import Mistake, shown
 from kvmlaunch.define.values import is_loopback
 from kvmlaunch.model.address import EVERY_ADDRESS
+from kvmlaunch.model.definition import Definition
 
 # Options that the builder writes, or that change what a VM promises, with what to write instead.
 CLASHES: Final = {
@@ -64,7 +65,7 @@ CLASHING_PARTS: Final = (
     ),
     (
         "-machine",
-        r"(?:.*,)?(?:kernel|initrd|append|firmware|memory|smp|smm|mem-merge|dump-guest-core|hpet|vmport)[=.]",
+        r"(?:.*,)?(?:kernel|initrd|append|firmware|memory|smp|mem-merge)[=.]",
         "with what a key says clashes with what kvmlaunch writes",
         "remove it: [boot], [memory], [cpu] and [firmware] say it",
     ),
@@ -75,16 +76,11 @@ CLASHING_PARTS: Final = (
         "memory-backend= clashes with what kvmlaunch writes",
         "remove it: [memory] says it; memory that is shared with another process is there for a [share] only",
     ),
-    (
-        "-boot",
-        r"[a-z]*(?:,|$)|(?:.*,)?(?:order|once)=",
-        "with an order does nothing beside boot indexes, which kvmlaunch writes",
-        "boot = 1   # in [disk.NAME] or [cdrom.NAME]; for one start: kvmlaunch up VM --boot cdrom.NAME",
-    ),
     ("-smbios", r"(?:.*,)?uuid=", "uuid= clashes with what kvmlaunch writes", f"remove it: {CLASHES['-uuid']}"),
     ("-run-with", r"(?:.*,)?user=", "user= clashes with security.user", "remove it: security.user says it"),
     ("-display", "vnc", "vnc clashes with [display]", f"remove it: {CLASHES['-vnc']}"),
 )
+BOOT_ORDER: Final = r"[a-z]*(?:,|$)|(?:.*,)?(?:order|once)="
 NETWORKS: Final = ("-netdev", "-nic", "-net")
 NETWORK_KIND: Final = r"(?:type=)?(\w+)(?:,|$)|(?:.*,)type=(\w+)"
 SECRET_IN: Final = {
@@ -102,8 +98,9 @@ SERVES: Final = r"(?:^|,)server(?:=(?:on|yes|true|y))?(?:,|$)"
 LISTENS: Final = r"(?:tcp|telnet|websocket):(\[[^\]]*\]|[^:,]*):[0-9]"
 
 
-def check_raw(arguments: Sequence[str]) -> Iterator[tuple[int, Mistake]]:
+def check_raw(definition: Definition) -> Iterator[tuple[int, Mistake]]:
     """Give what is wrong with arguments by hand, each with the number of its argument."""
+    arguments = definition.raw.args
     if arguments and not arguments[0].startswith("-"):
         hint = "options begin with -; a bare word would be a disk"
         yield 0, Mistake(code="def.raw.option", message=f"{shown(arguments[0])} is no option", hint=hint)
@@ -113,7 +110,7 @@ def check_raw(arguments: Sequence[str]) -> Iterator[tuple[int, Mistake]]:
             words = ", ".join(map(shown, (first, " ".join(rest))))
             message = f"{first} and its value are two words"
             yield index, Mistake(code="def.raw.option", message=message, hint=f"args = [{words}]")
-        for mistake in check_option(option, value):
+        for mistake in (*check_option(option, value), *check_beside(option, value, definition)):
             yield index, mistake
 
 
@@ -123,6 +120,32 @@ def options(arguments: Sequence[str]) -> Iterator[tuple[int, str, str]]:
         if argument.startswith("-"):
             name = argument[1:] if argument.startswith("--") else argument
             yield index, name, arguments[index + 1] if index + 1 < len(arguments) else ""
+
+
+def check_beside(option: str, value: str, definition: Definition) -> Iterator[Mistake]:
+    """Give what is wrong with an option beside what else the definition says."""
+    if option == "-boot" and (definition.disk or definition.cdrom) and re.match(BOOT_ORDER, value):
+        message = "-boot with an order does nothing beside boot indexes, which kvmlaunch writes"
+        hint = "boot = 1   # in [disk.NAME] or [cdrom.NAME]; for one start: kvmlaunch up VM --boot cdrom.NAME"
+        yield Mistake(code="def.raw.option", message=message, hint=hint)
+    if option not in NETWORKS:
+        return
+    cards = [network for network in definition.network.values() if network.type != "none"]
+    if network_kind(as_pairs(value)) == "none" and (cards or not definition.network):
+        message = f"{option} none does not take away the card that the VM has"
+        yield Mistake(code="def.raw.option", message=message, hint='[network.net0]\ntype = "none"')
+    if definition.security.sandbox and runs_program(as_pairs(value)):
+        message = f"{option} runs a program, and the sandbox kills QEMU for it"
+        hint = '[network.NAME]\nbridge = "br0"   # or, by hand: script=no,downscript=no, and no -cmd:, helper= or smb='
+        yield Mistake(code="def.raw.option", message=message, hint=hint)
+
+
+def runs_program(value: str) -> bool:
+    """Does a network by hand start a helper, a script or a server beside QEMU."""
+    kind = network_kind(value)
+    quiet = re.search(r"(?:^|,)script=no", value) and re.search(r"(?:^|,)downscript=no", value)
+    scripted = kind == "tap" and not quiet and not re.search(OWN_DESCRIPTORS, value)
+    return kind == "bridge" or scripted or re.search(RUNS_A_PROGRAM, value) is not None
 
 
 def check_option(option: str, value: str) -> Iterator[Mistake]:
@@ -151,8 +174,9 @@ def check_option(option: str, value: str) -> Iterator[Mistake]:
 
 
 def states_format(drive: str) -> bool:
-    """Does a drive state the format of its image; one without an image has none."""
-    return option_value(drive, "file") is None or re.search(r"(?:^|,)(?:format|driver)=", drive) is not None
+    """Does a drive state the format of its image; one without an image has none, and nobody writes to a CD-ROM."""
+    image = option_value(drive, r"file(?:\.filename)?")
+    return image is None or re.search(r"""(?:^|,)(?:format|driver)=|media=cdrom|["']driver["']""", drive) is not None
 
 
 def has_secret(option: str, value: str) -> bool:
@@ -242,16 +266,6 @@ def check_netdev(option: str, value: str) -> Iterator[Mistake]:
     if served is not None and not is_loopback(served):
         message, hint = f"{option} listens to the network", "the address 127.0.0.1, or type bridge"
         yield Mistake(code="def.net.exposed", message=message, hint=hint)
-    kind = network_kind(value)
-    quiet = re.search(r"(?:^|,)script=no", value) and re.search(r"(?:^|,)downscript=no", value)
-    scripted = kind == "tap" and not quiet and not re.search(OWN_DESCRIPTORS, value)
-    if kind == "none":
-        message = f"{option} none does not take away the card that a VM has by itself"
-        yield Mistake(code="def.raw.option", message=message, hint='[network.net0]\ntype = "none"')
-    if kind == "bridge" or scripted or re.search(RUNS_A_PROGRAM, value):
-        message = f"{option} runs a program, and the sandbox kills QEMU for it"
-        hint = '[network.NAME]\nbridge = "br0"   # or, by hand: script=no,downscript=no, and no -cmd:, helper= or smb='
-        yield Mistake(code="def.raw.option", message=message, hint=hint)
 
 
 def network_kind(value: str) -> str:

@@ -42,6 +42,7 @@ LONGEST_TAG: Final = 36  # bytes, of virtiofs; virtio 1.3, section 5.11.4
 MOST_SCSI_QUEUES: Final = 1022  # of virtio's 1024 two are for control and events
 BLOCK: Final = 4096  # bytes; QEMU opens no image past the page cache that ends within one
 FIRST_VNC_PORT: Final = 5900
+LAST_DISPLAY: Final = 100  # below it a number is taken for that of a display
 
 
 def check_rules(definition: Definition) -> Broke:
@@ -281,8 +282,11 @@ def check_networks(definition: Definition) -> Broke:
                 yield Broken(("network", name, key), choice(f"{shown(value)} is no name of an interface", hint=hint))
         if network.bridge in NO_BRIDGES and definition.origin(f"network.{name}.bridge").key == "network":
             kind = NO_BRIDGES[str(network.bridge)]
+            tap = '\nifname = "tap0"' if kind == "tap" else ""
             message = f"{shown(network.bridge)} is no bridge: `network` names one"
-            hint = f"[network.{name}]\ntype = {quote(kind)}   # or, where it is one: bridge = {shown(network.bridge)}"
+            hint = (
+                f"[network.{name}]\ntype = {quote(kind)}{tap}   # or, where it is one: bridge = {shown(network.bridge)}"
+            )
             yield Broken(("network", name, "bridge"), choice(message, hint=hint))
         yield from check_network(name, network)
     yield from check_twins(definition)
@@ -365,13 +369,14 @@ def check_display(definition: Definition) -> Broke:
         return
     if not is_loopback(host):
         message = f"{shown(address)} opens the screen to the network, without a password"
-        port = port if port >= FIRST_VNC_PORT else FIRST_VNC_PORT + port  # QEMU's :1 is port 5901
+        port = port if port >= LAST_DISPLAY else FIRST_VNC_PORT + port  # QEMU's :1 is port 5901
         right = quote(f"127.0.0.1:{port}")
         hint = f"from elsewhere: ssh -L {port}:127.0.0.1:{port} HOST"
         yield Broken(key, Mistake(code="def.net.exposed", message=message, right=right, hint=hint))
     elif port < FIRST_VNC_PORT:
         message = f"port {port} is below {FIRST_VNC_PORT}, the port of VNC's display 0"
-        right = quote(f"{host}:{FIRST_VNC_PORT + port}")
+        address = f"[{host}]" if ":" in host else host
+        right = quote(f"{address}:{FIRST_VNC_PORT + port if port < LAST_DISPLAY else FIRST_VNC_PORT}")
         yield Broken(key, Mistake(code="def.value.range", message=message, right=right))
 
 
@@ -405,7 +410,7 @@ def check_arguments(definition: Definition) -> Broke:
         return
     from kvmlaunch.define.raw_rules import check_raw  # noqa: PLC0415 - where there are any
 
-    for index, mistake in check_raw(definition.raw.args):
+    for index, mistake in check_raw(definition):
         yield Broken(("raw", "args", index), mistake)
 
 

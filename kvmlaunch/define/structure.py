@@ -5,6 +5,7 @@ written, so that what is right around it is built, and the rules across keys see
 be built for want of a key is left out, and the mistake of that key is the only one told.
 """
 
+import shlex
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, Final, TypeVar, get_args
@@ -133,13 +134,21 @@ def named_reader(form: Form) -> Reader:
     return read
 
 
+def split_words(text: str) -> list[str]:
+    """Give the words of a command line as a shell has them, those between blanks where it could not."""
+    try:
+        return shlex.split(text)
+    except ValueError:
+        return text.split()
+
+
 def array_reader(inner: Reader) -> Reader:
     """Give what reads an array of any length; one with a mistake goes whole."""
 
     def read(value: object, path: Path, reading: Reading) -> Any:  # noqa: ANN401 - a tuple, or UNBUILT
         if type(value) is not list:
             text = value if isinstance(value, str) else ""
-            parts = text.split() if text.startswith("-") else [text]  # of a command line its words
+            parts = split_words(text) if text.startswith("-") else [text]  # of a command line its words
             raise wrong_type(value, "an array", right=f"[{', '.join(map(quote, parts))}]" if text else "")
         items: Sequence[Any] = [read_beneath(inner, item, (*path, index), reading) for index, item in enumerate(value)]
         return UNBUILT if any(item is UNBUILT for item in items) else tuple(items)

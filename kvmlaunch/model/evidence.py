@@ -50,3 +50,8 @@ class Evidence:
     cmdline: tuple[str, ...]
     run_state: str = "running"
     log: str = ""
+
+
+def said_by(program: str, log: str) -> list[str]:
+    """Give the lines of a log that a program printed as its own: they begin with the last part of its path."""
+    return [line for line in log.splitlines() if line.startswith(f"{program.rpartition('/')[2]}: ")]

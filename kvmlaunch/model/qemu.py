@@ -58,9 +58,12 @@ class QemuCaps:
         return next((machine for machine in self.machines if name and name in {machine.name, machine.alias}), None)
 
     def has_feature(self, name: str) -> bool:
-        """Knows it a CPU feature of this name; QEMU takes `_` for `-`.  True where it was not asked."""
+        """Knows it a CPU feature of this name; QEMU takes `_` for `-`.
+
+        True where it was not asked, and for `legacy-…`, which device-list-properties leaves out.
+        """
         known = self.devices.get(EVERY_FEATURE)
-        return known is None or not known.isdisjoint({name, name.replace("_", "-")})
+        return known is None or name.startswith("legacy-") or not known.isdisjoint({name, name.replace("_", "-")})
 
     def device_has(self, device: str, prop: str) -> bool:
         """Has this device this property."""

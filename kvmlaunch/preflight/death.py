@@ -3,9 +3,10 @@
 import json
 import re
 import shlex
-from collections.abc import Iterable
+from collections.abc import Collection
 
 from kvmlaunch.errors import Report
+from kvmlaunch.model.codes import REMEDIES
 
 KNOWN = (
     (
@@ -33,8 +34,10 @@ KNOWN = (
         "ls -l /dev/kvm",
     ),
 )
-# `CPUID.07H:EBX.avx512f [bit 16]`, `MSR(48CH).vmx-ept-2mb [bit 16]`
-LACKS = re.compile(r"doesn't support requested feature: \w+(?:\.\w+:\w+|\(\w+\))\.(\S+) \[bit")
+# `CPUID.07H:EBX.avx512f [bit 16]`, `CPUID[eax=07h,ecx=00h].EBX.hle [bit 4]`, `MSR(48CH).vmx-ept-2mb [bit 16]`
+LACKS = re.compile(
+    r"doesn't support requested feature: (?:CPUID\.\w+:\w+|CPUID\[[^\]]*\]\.\w+|\w+\(\w+\))\.(\S+) \[bit"
+)
 IMAGE = re.compile(r"using the image \[(.+)\]")
 SIGNALS = {
     7: (
@@ -62,10 +65,12 @@ def vm_of(argv: tuple[str, ...]) -> str:
     return named[1] if named else "VM"
 
 
-def do_without(features: Iterable[str]) -> str:
+def do_without(features: Collection[str]) -> str:
     """Give the lines of a definition that ask for none of these CPU features."""
+    if not features:
+        return REMEDIES["host.cpu.features"]
     switches = ", ".join(f'{json.dumps(name) if "." in name else name} = "off"' for name in features)
-    return f"[cpu]\nfeatures = {{ {switches} }}   # or another model; auto asks for none that cannot be given"
+    return f"features = {{ {switches} }}   # in [cpu]; or another model; auto asks for none that cannot be given"
 
 
 def report_death(status: int, text: str, argv: tuple[str, ...], log: str) -> Report:

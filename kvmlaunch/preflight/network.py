@@ -116,7 +116,8 @@ def check_state(network: PlannedNetwork, host: HostFacts) -> Iterator[Finding]:
             why="a tap that exists is used as it is",
             hint=f"ip link set {name} mtu {wanted}",
         )
-    ports = [each for each in host.network_devices.values() if each.master == name and each.name != network.ifname]
+    # What another VM's tap takes is that VM's matter.
+    ports = [each for each in host.network_devices.values() if each.master == name and each.kind != "tap"]
     for port in ports if network.type == "bridge" else ():
         if port.mtu < wanted:
             yield warning(

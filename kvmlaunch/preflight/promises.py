@@ -6,7 +6,7 @@ from typing import assert_never
 
 from attrs import evolve
 
-from kvmlaunch.model.evidence import DriveEvidence, Evidence
+from kvmlaunch.model.evidence import DriveEvidence, Evidence, said_by
 from kvmlaunch.model.finding import Finding, error, warning
 from kvmlaunch.model.plan import (
     AcceleratorPromise,
@@ -155,8 +155,7 @@ def check_cmdline(argv: tuple[str, ...], seen: tuple[str, ...]) -> Iterator[Find
 
 def check_words(argv: tuple[str, ...], evidence: Evidence) -> Iterator[Finding]:
     """Say what QEMU has printed at a start that it went through with: nobody would look into its log for it."""
-    program = argv[0].rpartition("/")[2]
-    said = [line for line in evidence.log.splitlines() if line.startswith(f"{program}:")]
+    said = said_by(argv[0], evidence.log)
     if said:
         more = [f"… and {count(len(said) - MOST_LINES, 'line')} more"] if len(said) > MOST_LINES else []
         yield warning(

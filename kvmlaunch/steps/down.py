@@ -133,7 +133,7 @@ def end_process(seen: Seen, process: Process, timeout: float, tell: Tell, *, for
     if force:
         return end_by_force(process, tell)
     unmark_stopping(seen.places.run, owner_of(seen.places.run))
-    if met.deed == "let run":
+    if met.deed == "let run" and timeout > 0:  # else it has not heard the button yet, and would at its next resume
         from kvmlaunch.steps.control import query  # noqa: PLC0415 - on this path only
 
         with contextlib.suppress(KvmlaunchError):

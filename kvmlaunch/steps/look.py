@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import re
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from kvmlaunch.host.capture import read_all
 from kvmlaunch.host.definitions import definition_files
 from kvmlaunch.host.logs import read_said
 from kvmlaunch.host.places import run_parent
+from kvmlaunch.model.evidence import said_by
 from kvmlaunch.model.lifecycle import VmState
 from kvmlaunch.model.run_files import NOTE, SOCKET, TPM
 from kvmlaunch.model.value import frozen
@@ -29,7 +29,6 @@ from kvmlaunch.steps.observe import LEFT, Seen, age, monitor_path, observe, owne
 from kvmlaunch.storage.snapshot import parse_merging
 from kvmlaunch.units import count, render_size
 
-SAYS = re.compile(r"\S*qemu\S*: ")
 AGENT_SECONDS = 1.0  # for all guests together
 ENDS = {
     "guest-shutdown": "the guest powered down",
@@ -124,8 +123,9 @@ def state_notes(seen: Seen) -> Iterator[str]:
 
 def said_notes(seen: Seen) -> Iterator[str]:
     """Give what QEMU has printed since it was started: some of it comes only when the guest's drivers start."""
-    said = read_said(seen.places.run, owner_of(seen.places.run)).rpartition("\n# ")[2].splitlines()
-    lines = [line for line in said if SAYS.match(line)]
+    argv = read_cmdline(seen.pid or 0)
+    since = read_said(seen.places.run, owner_of(seen.places.run)).rpartition("\n# ")[2]
+    lines = said_by(argv[0], since) if argv else []
     if lines:
         more = f" ({count(len(lines) - 1, 'line')} more)" if lines[1:] else ""
         text = "".join(character if character.isprintable() else "?" for character in lines[-1])

@@ -136,12 +136,8 @@ def test_what_goes_together_is_let_pass(text: str) -> None:
         ('"-machine", "usb=off,accel=tcg"', "def.raw.option"),
         ('"-mem-path", "/x"', "def.raw.option"),
         ('"-numa", "node"', "def.raw.option"),
-        ('"-boot", "d"', "def.raw.option"),
         ('"-machine", "usb=off,append=quiet"', "def.raw.option"),
-        ('"-machine", "dump-guest-core=on"', "def.raw.option"),
         ('"-global", "driver=cfi.pflash01,property=secure,value=off"', "def.raw.option"),
-        ('"-boot", "menu=on,once=d"', "def.raw.option"),
-        ('"-boot", "order=nc"', "def.raw.option"),
         ('"-snapshot"', "def.raw.option"),
         ('"-smbios", "type=1,uuid=550e8400-e29b-41d4-a716-446655440000"', "def.raw.option"),
         ('"-machine", "usb=off,memory-backend=m"', "def.raw.option"),
@@ -150,6 +146,7 @@ def test_what_goes_together_is_let_pass(text: str) -> None:
         ('"-drive", "file=/x.qcow2,if=virtio"', "def.disk.format"),
         ('"-drive", "file=/x,,format=raw.qcow2,if=virtio"', "def.disk.format"),
         ('"-nic", "none"', "def.raw.option"),
+        ('"-drive", "if=none,id=x,file.driver=file,file.filename=/x"', "def.disk.format"),
         ('"-net", "none"', "def.raw.option"),
         ('"-netdev", "bridge,id=n,br=br0"', "def.raw.option"),
         ('"-nic", "bridge"', "def.raw.option"),
@@ -213,6 +210,8 @@ def test_an_argument_by_hand_that_undoes_a_promise_is_refused(arguments: str, co
         '"-boot", "menu=on,splash-time=5000"',
         '"-smbios", "type=0,vendor=x"',
         '"-drive", "if=none,id=d,media=cdrom"',
+        '"-drive", "file=/x.iso,media=cdrom,readonly=on"',
+        '"-machine", "hpet=on"',
         '"-drive", "file=/x.img,driver=raw,if=none,id=d"',
         '"-netdev", "tap,id=n,ifname=tap7,script=no,downscript=no"',
         '"-netdev", "tap,id=n,fd=7"',
@@ -236,3 +235,8 @@ def test_an_argument_by_hand_that_undoes_a_promise_is_refused(arguments: str, co
 )
 def test_an_argument_by_hand_that_adds_something_is_let_pass(arguments: str) -> None:
     assert check(f"raw.args = [{arguments}]") == []
+
+
+@pytest.mark.parametrize("value", ["d", "menu=on,once=d", "order=nc"])
+def test_an_order_beside_boot_indexes_is_refused(value: str) -> None:
+    assert [code for code, _ in check(f'disk = "a.img"\nraw.args = ["-boot", "{value}"]')] == ["def.raw.option"]

@@ -56,13 +56,20 @@ def test_its_own_words_tell_the_cause_and_stand_verbatim(text: str, code: str) -
 def test_cpu_features_that_cannot_be_given_are_named_as_the_lines_that_do_without_them(who: str) -> None:
     lacks = f"qemu: warning: {'host' if who == 'Host' else who} doesn't support requested feature: CPUID"
     text = f"{lacks}.01H:ECX.pcid [bit 17]\n{lacks}.07H:EBX.avx512f [bit 16]\n{lacks}.01H:ECX.sse4.1 [bit 19]\n"
-    text += f"{lacks}.80000001H:ECX.3dnowprefetch [bit 8]\n"
+    text += f"{lacks}[eax=80000001h].ECX.3dnowprefetch [bit 8]\n"
 
     report = report_death(1, f"{text}qemu: {who} doesn't support requested features\n", ARGV, LOG)
 
     assert report.code == "host.cpu.features"
     assert 'features = { pcid = "off", avx512f = "off", "sse4.1" = "off", 3dnowprefetch = "off" }' in report.hint
     assert "bit 17" in report.why
+
+
+def test_features_in_words_that_are_not_known_have_a_fix_all_the_same() -> None:
+    report = report_death(1, "qemu: warning: lacks x\nqemu: TCG doesn't support requested features\n", ARGV, LOG)
+
+    assert (report.code, "features = {" in report.hint) == ("host.cpu.features", False)
+    assert "cpu.features" in report.hint
 
 
 def test_an_unknown_end_names_its_status() -> None:

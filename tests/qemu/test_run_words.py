@@ -416,6 +416,7 @@ def test_a_guest_need_not_be_waited_for(machine: Machine) -> None:
     assert "was not waited for" in asked.err
     assert forced["forced"] == "SIGTERM"
     assert machine.run("up", "web", "--timeout", "0").code == 2
+    assert machine.run("restart", "web", "--timeout", "0s").code == 2
 
 
 def test_a_paused_vm_that_does_not_power_down_is_paused_again(machine: Machine) -> None:
