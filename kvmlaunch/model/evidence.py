@@ -53,5 +53,9 @@ class Evidence:
 
 
 def said_by(program: str, log: str) -> list[str]:
-    """Give the lines of a log that a program printed as its own: they begin with the last part of its path."""
-    return [line for line in log.splitlines() if line.startswith(f"{program.rpartition('/')[2]}: ")]
+    """Give the lines of a log that a program printed as its own, each once: they begin with the last part of its path.
+
+    QEMU repeats what it says of a vCPU for the next one.
+    """
+    begin = f"{program.rpartition('/')[2]}: "
+    return list(dict.fromkeys(line for line in log.splitlines() if line.startswith(begin)))
