@@ -8,6 +8,8 @@ from kvmlaunch.define.mistake import Mistake
 from kvmlaunch.define.tree import Leaf, Tree, merge, node_at
 from kvmlaunch.model.definition import SHORTHANDS
 
+NAMED = ("disk", "cdrom", "network")  # a list there means several, which are told by their names
+
 
 def expand(layer: Tree) -> Tree:
     """Give the layer with its shorthands as tables."""
@@ -15,7 +17,8 @@ def expand(layer: Tree) -> Tree:
         return layer
     expanded: Tree = {}
     for key, node in layer.items():
-        if key in SHORTHANDS and isinstance(node, Leaf) and not isinstance(node.value, list):
+        several = key in NAMED and isinstance(node, Leaf) and isinstance(node.value, list)
+        if key in SHORTHANDS and isinstance(node, Leaf) and not several:
             table: Tree | Leaf = node
             for segment in reversed(SHORTHANDS[key].split(".")):
                 table = {segment: table}

@@ -144,6 +144,7 @@ def test_a_rule_that_rests_on_a_wrong_key_is_not_told() -> None:
         ('network.lan.ports = ["80:80"]', "def.key.unknown", 'forwards = ["tcp:127.0.0.1:8080:80"]'),
         ('disk = ["a.img", "b.img"]', "def.value.type", '[disk.name2]\npath = "b.img"'),
         ("disk = [1]", "def.value.type", ""),
+        ("memory = [1]", "def.value.type", ""),
         ('disk.root = "x.img"', "def.value.type", 'disk.root.path = "x.img"'),
         ('share.src = "/srv"', "def.value.type", 'share.src.path = "/srv"'),
         ('boot = "cdrom"', "def.value.type", "--boot cdrom.NAME"),
