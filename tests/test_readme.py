@@ -138,19 +138,24 @@ def test_every_command_line_that_is_shown_is_one(page: Path) -> None:
     assert wrong == []
 
 
-def test_the_definition_beside_the_raw_line_gives_that_line_and_more(tmp_path: Path, reader: dict[str, str]) -> None:
-    (tmp_path / "vmdefs" / "web01.toml").write_text(blocks(README, "toml")[0])
-
+def printed(directory: Path, environment: dict[str, str]) -> list[str]:
+    """Give the words of the command line of web01 as a reader's shell prints it."""
     ran = subprocess.run(
         ["bash", "-euc", "kvmlaunch print-cmd web01"],  # noqa: S607 - the bash of PATH
-        cwd=tmp_path,
-        env=reader,
+        cwd=directory,
+        env=environment,
         capture_output=True,
         text=True,
         timeout=60,
         check=True,
     )
-    argv = shlex.split(ran.stdout)
+    return shlex.split(ran.stdout)
+
+
+def test_the_definition_beside_the_raw_line_gives_that_line_and_more(tmp_path: Path, reader: dict[str, str]) -> None:
+    (tmp_path / "vmdefs" / "web01.toml").write_text(blocks(README, "toml")[0])
+
+    argv = printed(tmp_path, reader)
 
     assert [argv[argv.index(flag) + 1].split(",")[0] for flag in ("-smp", "-m", "-cpu")] == ["4", "8G", "host"]
     assert "-mem-prealloc" in argv
@@ -167,17 +172,7 @@ def test_what_is_written_by_hand_is_taken(block: str, tmp_path: Path, reader: di
     by_hand: list[str] = tomllib.loads(block)["raw"]["args"]
     words = [word.replace("${vm.dir}", str(tmp_path / "vmdefs")) for word in by_hand]
 
-    ran = subprocess.run(
-        ["bash", "-euc", "kvmlaunch print-cmd web01"],  # noqa: S607 - the bash of PATH
-        cwd=tmp_path,
-        env=reader,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
-
-    assert shlex.split(ran.stdout)[-len(words) :] == words
+    assert printed(tmp_path, reader)[-len(words) :] == words
 
 
 def test_the_transcript_counts_the_checks_as_the_code_does() -> None:

@@ -275,11 +275,9 @@ def check(session: Session, disk: str, repair: bool) -> int:
 
 def examined_text(each: "Examined", *, repair: bool) -> str:
     """Give what a check came to in words, and what may help."""
-    from kvmlaunch.steps.disk_check import beneath  # noqa: PLC0415 - as above
-
     found, image = each.found, shlex.quote(str(each.path))
     fix, where = f"   fix: kvmlaunch disk check {each.target.word} --repair   # on a copy first", ""
-    if each.path in beneath(each.target):  # which is others' as well
+    if each.beneath:
         where = f" in {each.path}, beneath it"
         fix = f"   fix: qemu-img check -r all {image}   # on a copy first; no VM may use it"
     elif repair:

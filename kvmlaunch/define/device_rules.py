@@ -8,47 +8,60 @@ from kvmlaunch.define.mistake import Mistake
 from kvmlaunch.define.tree import quote
 from kvmlaunch.model.definition import AUTO, Definition
 
-LONGEST_SCSI_SERIAL = 36  # bytes: what page 80 has room for in QEMU
-TOLD_SCSI_SERIAL = 20  # of them page 83 tells
-MOST_NVME_QUEUES = 64  # of the 65 interrupts of QEMU's nvme one is the admin queue's
+LONGEST_SERIAL = 20  # bytes, of virtio-blk, SATA and NVMe; of SCSI's page 83 too, by which udev names a disk
+LONGEST_SCSI_SERIAL = 36  # what SCSI's page 80 has room for in QEMU
+LONGEST_TAG = 36  # bytes, of virtiofs; virtio 1.3, section 5.11.4
+MOST_QUEUES = {
+    "virtio-scsi": 1022,  # of virtio's 1024 two are for control and events
+    "nvme": 64,  # of the 65 interrupts of QEMU's device one is the admin queue's
+}
 USER_MTU = 1500  # bytes
 LONGEST_APPEND = 2047  # bytes: COMMAND_LINE_SIZE of Linux on x86 without the NUL
 
 
+def too_long(what: str, text: str, most: int) -> Mistake:
+    """Give the mistake of a text of which a guest sees the beginning only."""
+    message = f"the {what} has {len(text.encode())} bytes, the guest sees {most}"
+    right = quote(text.encode()[:most].decode(errors="ignore"))
+    return Mistake(code="def.value.range", message=message, right=right)
+
+
 def check_serials(definition: Definition) -> Broke:
-    """Give disks with one serial number: a guest finds one of them, and refuses the second NVMe."""
+    """Give serial numbers that are cut off, and disks with one: a guest finds one of them, a second NVMe not at all."""
     taken: dict[bytes, str] = {}
     for name, disk in definition.disk.items():
         serial = disk.serial if isinstance(disk.serial, str) else name
         if not serial:
             continue
-        told = serial.encode() if disk.serial is AUTO else serial.encode()[:TOLD_SCSI_SERIAL]  # a long name is hashed
+        most = LONGEST_SCSI_SERIAL if disk.bus == "virtio-scsi" else LONGEST_SERIAL
+        if disk.serial is not AUTO and len(serial.encode()) > most:
+            yield Broken(("disk", name, "serial"), too_long("serial number", serial, most))
+        told = serial.encode() if disk.serial is AUTO else serial.encode()[:LONGEST_SERIAL]  # a long name is hashed
         first = taken.setdefault(told, name)
         if first != name:
-            message = f"disk.{first} and disk.{name} have one serial number in its first {TOLD_SCSI_SERIAL} bytes"
+            message = f"disk.{first} and disk.{name} have one serial number in its first {LONGEST_SERIAL} bytes"
             why = f"{quote(serial)}: the guest could not tell them apart; a disk without one has its name for it"
             key = ("disk", name if disk.serial is not AUTO else first, "serial")
             yield Broken(key, choice(message, why=why, hint="give each disk a serial number of its own"))
-        if disk.bus == "virtio-scsi" and len(serial.encode()) > LONGEST_SCSI_SERIAL:
-            message = f"the serial number has {len(serial.encode())} bytes, the guest sees {LONGEST_SCSI_SERIAL}"
-            right = quote(serial.encode()[:LONGEST_SCSI_SERIAL].decode(errors="ignore"))
-            yield Broken(("disk", name, "serial"), Mistake(code="def.value.range", message=message, right=right))
 
 
-def check_nvme(definition: Definition) -> Broke:
-    """Give what QEMU's NVMe does not keep."""
+def check_queues(definition: Definition) -> Broke:
+    """Give more queues than a bus has."""
     for name, disk in definition.disk.items():
-        if disk.bus == "nvme" and isinstance(disk.queues, int) and disk.queues > MOST_NVME_QUEUES:
-            message = f"an NVMe disk has at most {MOST_NVME_QUEUES} queues, {disk.queues} are asked for"
-            mistake = Mistake(code="def.value.range", message=message, right=str(MOST_NVME_QUEUES))
+        most = MOST_QUEUES.get(str(disk.bus))
+        if most is not None and isinstance(disk.queues, int) and disk.queues > most:
+            message = f"{disk.bus} has at most {most} queues, {disk.queues} are asked for"
+            mistake = Mistake(code="def.value.range", message=message, right=str(most))
             yield Broken(("disk", name, "queues"), mistake)
 
 
 def check_tags(definition: Definition) -> Broke:
-    """Give shares with one tag: a guest reaches the first of them alone."""
+    """Give tags that are cut off, and shares with one tag: a guest reaches the first of them alone."""
     taken: dict[str, str] = {}
     for name, share in definition.share.items():
         tag = name if share.tag is AUTO else str(share.tag)
+        if len(tag.encode()) > LONGEST_TAG:
+            yield Broken(("share", name, "tag"), too_long("tag", tag, LONGEST_TAG))
         first = taken.setdefault(tag, name)
         if first != name:
             key = ("share", name if share.tag is not AUTO else first, "tag")

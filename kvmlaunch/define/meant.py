@@ -5,6 +5,7 @@ from typing import Final
 
 from kvmlaunch.define.mistake import shown
 from kvmlaunch.define.tree import Path, join_path
+from kvmlaunch.model.definition import NAMED_TABLES
 
 FORWARDS: Final = 'forwards = ["tcp:127.0.0.1:8080:80"]   # here port 80 of the guest at 8080 of the host'
 # What to write for a key that is none, by table and key; of a table that holds others by name, by the outer one.
@@ -41,8 +42,6 @@ MAIN_KEYS: Final[Mapping[str, str]] = {
     "memory": "size",
 }
 
-NAMED: Final = frozenset({"disk", "cdrom", "share", "network"})  # tables of tables
-
 
 def meant_key(path: Path, name: str) -> str:
     """Give the line to write for a key that a table does not have, "" where it is no word that is known elsewhere."""
@@ -60,7 +59,7 @@ def meant_table(path: Path, value: object) -> str:
         return ""
     if table in MEANT_TABLES:
         return MEANT_TABLES[table](value)
-    if table in NAMED and len(path) == 1:
+    if table in NAMED_TABLES and len(path) == 1:
         return f"[{table}.NAME]\n{MAIN_KEYS[table]} = {shown(value)}"
     return f"{join_path(path)}.{MAIN_KEYS[table]} = {shown(value)}" if table in MAIN_KEYS else ""
 

@@ -14,7 +14,7 @@ from kvmlaunch.define.device_rules import (
     check_append,
     check_cards,
     check_memory_wishes,
-    check_nvme,
+    check_queues,
     check_secure_boot,
     check_serials,
     check_tags,
@@ -23,7 +23,7 @@ from kvmlaunch.define.mistake import Mistake, shown
 from kvmlaunch.define.tree import quote
 from kvmlaunch.define.values import is_loopback, parse_host_port, render_forward
 from kvmlaunch.model.address import EVERY_ADDRESS, collide
-from kvmlaunch.model.definition import AUTO, DIRECT, Definition, Disk, Network, Topology
+from kvmlaunch.model.definition import AUTO, DIRECT, NAMED_TABLES, Definition, Disk, Network, Topology
 from kvmlaunch.model.image import RAW_SUFFIXES, SUFFIXES, overlay_directories
 from kvmlaunch.model.volume import parse_volume_name
 from kvmlaunch.units import GIB, MIB, count, render_size
@@ -37,9 +37,6 @@ HOST_NAME: Final = re.compile(r"(?=.{1,64}\Z)(?!-)[A-Za-z0-9-]{1,63}(?<!-)(?:\.(
 NO_BRIDGES: Final = {"nat": "user", "slirp": "user", "default": "user", "user": "user", "none": "none", "tap": "tap"}
 FOREIGN_SUFFIXES: Final = frozenset({".vmdk", ".vdi", ".vhd", ".vhdx", ".qed"})
 USER: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,31}\$?")
-LONGEST_SERIAL: Final = 20
-LONGEST_TAG: Final = 36  # bytes, of virtiofs; virtio 1.3, section 5.11.4
-MOST_SCSI_QUEUES: Final = 1022  # of virtio's 1024 two are for control and events
 BLOCK: Final = 4096  # bytes; QEMU opens no image past the page cache that ends within one
 FIRST_VNC_PORT: Final = 5900
 LAST_DISPLAY: Final = 100  # below it a number is taken for that of a display
@@ -61,7 +58,7 @@ def check_vm_name(name: str) -> Mistake | None:
 
 def check_names(definition: Definition) -> Broke:
     """Give names of tables that could be no id and no part of a file's name."""
-    for table in ("disk", "cdrom", "network", "share"):
+    for table in NAMED_TABLES:
         for name in getattr(definition, table):
             if not TABLE_NAME.fullmatch(name):
                 message = f"{shown(name)} is no name for a {table}"
@@ -263,14 +260,6 @@ def check_bus(name: str, disk: Disk, bus: str) -> Broke:
         message = 'on_error does not go with bus = "nvme"'
         mistake = choice(message, why="QEMU's nvme has no rerror and werror", hint='bus = "virtio-blk"')
         yield Broken(("disk", name, "on_error"), mistake, needs=(("disk", name, "bus"),))
-    if bus == "virtio-scsi" and isinstance(disk.queues, int) and disk.queues > MOST_SCSI_QUEUES:
-        message = f"a virtio-scsi controller has at most {MOST_SCSI_QUEUES} queues, {disk.queues} are asked for"
-        mistake = Mistake(code="def.value.range", message=message, right=str(MOST_SCSI_QUEUES))
-        yield Broken(("disk", name, "queues"), mistake)
-    if isinstance(disk.serial, str) and bus != "virtio-scsi" and len(disk.serial.encode()) > LONGEST_SERIAL:
-        message = f"the serial number has {len(disk.serial.encode())} bytes, the guest sees {LONGEST_SERIAL}"
-        right = quote(disk.serial.encode()[:LONGEST_SERIAL].decode(errors="ignore"))
-        yield Broken(("disk", name, "serial"), Mistake(code="def.value.range", message=message, right=right))
 
 
 def check_networks(definition: Definition) -> Broke:
@@ -414,17 +403,6 @@ def check_arguments(definition: Definition) -> Broke:
         yield Broken(("raw", "args", index), mistake)
 
 
-def check_shares(definition: Definition) -> Broke:
-    """Give tags that are longer than a guest can be told."""
-    for name, share in definition.share.items():
-        tag = name if share.tag is AUTO else str(share.tag)
-        if len(tag.encode()) > LONGEST_TAG:
-            message = f"the tag has {len(tag.encode())} bytes, a guest is told {LONGEST_TAG}"
-            right = quote(tag.encode()[:LONGEST_TAG].decode(errors="ignore"))
-            key = ("share", name, "tag")
-            yield Broken(key, Mistake(code="def.value.range", message=message, right=right))
-
-
 def check_keys(definition: Definition) -> Broke:
     """Give public keys that are none: nobody could log in with them."""
     if not definition.cloud_init.ssh_keys:
@@ -449,10 +427,9 @@ RULES: Final[tuple[Callable[[Definition], Broke], ...]] = (
     check_networks,
     check_display,
     check_ready,
-    check_shares,
     check_tags,
     check_serials,
-    check_nvme,
+    check_queues,
     check_cards,
     check_memory_wishes,
     check_secure_boot,

@@ -6,9 +6,7 @@ there and not at a `memory.size` that the file does not have.
 
 from kvmlaunch.define.mistake import Mistake
 from kvmlaunch.define.tree import Leaf, Tree, merge, node_at
-from kvmlaunch.model.definition import SHORTHANDS
-
-NAMED = ("disk", "cdrom", "network")  # a list there means several, which are told by their names
+from kvmlaunch.model.definition import NAMED_TABLES, SHORTHANDS
 
 
 def expand(layer: Tree) -> Tree:
@@ -17,7 +15,8 @@ def expand(layer: Tree) -> Tree:
         return layer
     expanded: Tree = {}
     for key, node in layer.items():
-        several = key in NAMED and isinstance(node, Leaf) and isinstance(node.value, list)
+        # A list of disks means several, which have names.
+        several = key in NAMED_TABLES and isinstance(node, Leaf) and isinstance(node.value, list)
         if key in SHORTHANDS and isinstance(node, Leaf) and not several:
             table: Tree | Leaf = node
             for segment in reversed(SHORTHANDS[key].split(".")):

@@ -176,7 +176,8 @@ def choice_reader(form: Form) -> Reader:
 
 def unknown_key(table: type, name: str, path: Path, root: type = Definition) -> Misplaced:
     """Give the mistake of a key that does not exist, with the nearest that does."""
-    known = tuple(fields_of(table)) + ((*LOADING_KEYS, *SHORTHANDS) if table is Definition else ())
+    top = (*LOADING_KEYS, *SHORTHANDS) if table is Definition else ()
+    known = tuple(dict.fromkeys((*top, *fields_of(table))))
     hint = why = ""
     message = f"`{join_path((name,))}` is no key" + (f" of [{join_path(path)}]" if path else "")
     close = nearest(name, known) if len(name) > SHORT else ""  # everything is near a short word
@@ -190,8 +191,7 @@ def unknown_key(table: type, name: str, path: Path, root: type = Definition) -> 
     elif close or elsewhere(name, root):
         hint = elsewhere(name, root) or f"did you mean `{close}`?"
     else:
-        hint = f"keys here: {', '.join(dict.fromkeys((*known[len(fields_of(table)) :], *fields_of(table))))}"
-        hint += "; notes of your own start with x-"
+        hint = f"keys here: {', '.join(known)}; notes of your own start with x-"
     mistake = Mistake(code="def.key.unknown", message=message, why=why, hint=hint, meant=close)
     return Misplaced(path=(*path, name), mistake=mistake, on_key=True)
 

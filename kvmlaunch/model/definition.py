@@ -365,6 +365,8 @@ LOADING_KEYS: Final[Mapping[str, str]] = {
     "unset": "Key paths of templates that this file removes.",
     "vars": "Strings for `${name}`.",
 }
+# Tables that hold tables by names which the user chooses.
+NAMED_TABLES: Final = ("disk", "cdrom", "network", "share")
 # The five scalar shorthands: what is written, and the key path that it means.
 SHORTHANDS: Final[Mapping[str, str]] = {
     "vcpus": "cpu.vcpus",

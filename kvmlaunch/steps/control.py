@@ -97,19 +97,23 @@ def press_power_button(target: Target) -> Press:
     return Press(run_state=run_state, deed="asked")
 
 
+def by_force(name: str) -> str:
+    """Give the command that ends a VM whose guest does not, and what that costs."""
+    return f"kvmlaunch down {name} --force   # ends it: TERM, then KILL; what it has not flushed is lost"
+
+
 def unheard(seen: Seen, press: Press) -> Busy:
     """Give the error of a power button that a guest does not hear, as it stands still."""
     first = f"kvmlaunch reset {seen.name}   # starts it anew"
     if press.run_state == WAITS:
         first = f"kvmlaunch resume {seen.name}   # says what is wrong, if it still is"
-    by_force = f"kvmlaunch down {seen.name} --force   # ends it: TERM, then KILL; what it has not flushed is lost"
     return Busy(
         Report(
             code="vm.state",
             message=f"{seen.name} stands still ({press.run_state}) and hears no power button",
             where=f"pid {seen.pid}",
             why="nothing was asked of it, and it is left as it is",
-            hint=f"{first}; or\n{by_force}",
+            hint=f"{first}; or\n{by_force(seen.name)}",
         )
     )
 

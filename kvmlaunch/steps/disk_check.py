@@ -101,6 +101,11 @@ class Examined:
     soundness: Soundness
     found: Checked
 
+    @property
+    def beneath(self) -> bool:
+        """Is it of an image that the disk's own rests on, and others' may too."""
+        return self.path in images_beneath(self.target)
+
 
 def check(caller: Caller, word: str, *, repair: bool = False) -> tuple[Examined, ...]:
     """Check the images of a word, and mend them; raises Busy while the VM runs, PreflightFailed for no sound image."""
@@ -128,11 +133,12 @@ def check_one(target: Target, *, repair: bool) -> Examined:
         check_image(target, path, format_, repair=repair)
         for path, format_ in ((target.image, need_format(target)), *overlays)
     ]
-    found += [check_image(target, path, "qcow2", repair=False) for path in beneath(target) if path.suffix == ".qcow2"]
+    others = (path for path in images_beneath(target) if path.suffix == ".qcow2")
+    found += [check_image(target, path, "qcow2", repair=False) for path in others]
     return min(found, key=lambda each: WORST.index(each.soundness))
 
 
-def beneath(target: Target) -> tuple[PurePosixPath, ...]:
+def images_beneath(target: Target) -> tuple[PurePosixPath, ...]:
     """Give the images that the image of a disk rests on, the nearest first."""
     return tuple(PurePosixPath(each) for each in target.facts.chain)
 

@@ -132,16 +132,14 @@ def end_process(seen: Seen, process: Process, timeout: float, tell: Tell, *, for
             return ""
     if force:
         return end_by_force(process, tell)
+    from kvmlaunch.steps.control import by_force, query, unheard  # noqa: PLC0415 - on this path only
+
     unmark_stopping(seen.places.run, owner_of(seen.places.run))
     if met.deed == "let run" and timeout > 0:  # else it has not heard the button yet, and would at its next resume
-        from kvmlaunch.steps.control import query  # noqa: PLC0415 - on this path only
-
         with contextlib.suppress(KvmlaunchError):
             query(seen, ("stop", {}))
             tell("paused", "as it was before")
     if met.deed == "in vain":
-        from kvmlaunch.steps.control import unheard  # noqa: PLC0415 - on this path only
-
         raise unheard(seen, met)
     raise TimedOut(
         Report(
@@ -149,7 +147,7 @@ def end_process(seen: Seen, process: Process, timeout: float, tell: Tell, *, for
             message=f"{seen.name} did not power down",
             where=f"pid {process.pid}",
             why=why_up(met, timeout),
-            hint=f"kvmlaunch down {seen.name} --force   # ends it: TERM, then KILL; what it has not flushed is lost",
+            hint=by_force(seen.name),
         )
     )
 

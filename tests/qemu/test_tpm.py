@@ -2,10 +2,13 @@
 
 import os
 import signal
-from pathlib import Path
+import subprocess  # noqa: TID253 - a process that the project knows nothing of
+import sys
+from pathlib import Path, PurePosixPath
 
 import pytest
 
+from kvmlaunch.run.sidecar import find_server
 from tests.sandbox import RUN, TINY, Machine, Result, wait_for
 
 TPM = f"{TINY}[firmware]\ntpm = true\n"
@@ -121,6 +124,21 @@ def test_an_emulator_that_was_not_noted_any_more_is_ended_too(machine: Machine) 
     wait_for("the emulator has ended", lambda: not emulators(machine))
 
     assert len(left) == 1
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_a_server_counts_where_it_sees_the_same_run_directory(tmp_path: Path, *, apart: bool) -> None:
+    stays = "import time; print(flush=True); time.sleep(60)"
+    words = [sys.executable, "-c", stays, f"type=unixio,path={tmp_path}/tpm.sock"]
+    hidden = f'mount -t tmpfs none {tmp_path} && exec "$@"'
+    within = ["unshare", "-m", "sh", "-c", hidden, "sh", *words] if apart else words
+    with subprocess.Popen(within, stdout=subprocess.PIPE) as process:  # noqa: S603 - a test's own command
+        assert process.stdout is not None
+        process.stdout.readline()
+        found = find_server(PurePosixPath(tmp_path), "tpm.sock")
+        process.kill()
+
+    assert found == (None if apart else process.pid)
 
 
 def test_what_a_vm_keeps_is_given_to_whom_it_runs_as_next(machine: Machine) -> None:
