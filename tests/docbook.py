@@ -4,82 +4,27 @@ A part stands between `<!-- begin NAME -->` and `<!-- end NAME -->`; everything 
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Final, get_args
 
-import attrs
 import click
 
 from kvmlaunch.cli.commands import COMMANDS
 from kvmlaunch.cli.main import LazyGroup, cli
 from kvmlaunch.cli.session import OPTIONS
-from kvmlaunch.define.keys import Form, atoms, fields_of, generic, is_named, is_table, words
-from kvmlaunch.define.schema import default_of
+from kvmlaunch.define.keys import atoms, fields_of, is_named, is_table
+from kvmlaunch.define.meaning import LOADING_KINDS, default_text, kind_text
 from kvmlaunch.model.codes import CODES
-from kvmlaunch.model.definition import (
-    LOADING_KEYS,
-    SHORTHANDS,
-    Bandwidth,
-    CpuList,
-    Definition,
-    Duration,
-    Forward,
-    HostNumaNode,
-    MacAddress,
-    ReadAhead,
-    Ready,
-    Size,
-)
+from kvmlaunch.model.definition import LOADING_KEYS, SHORTHANDS, Definition
 from kvmlaunch.model.wishes import HostWishes
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 REFERENCE: Final = ROOT / "docs" / "reference.md"
-KINDS: Final[Mapping[Any, str]] = {
-    int: "number",
-    bool: "true, false",
-    str: "text",
-    PurePosixPath: "path",
-    Size: "size",
-    ReadAhead: "size",
-    Bandwidth: "size a second",
-    Duration: "duration",
-    CpuList: "CPU list",
-    HostNumaNode: "node number, as text",
-    MacAddress: "MAC address",
-    Forward: "forward",
-    Ready: "http URL, `console:REGEX`, `tcp:ADDRESS:PORT`",
-}
 
 
 def cell(text: str) -> str:
     """Give a text as it may stand in a cell of a table."""
     return text.replace("|", "\\|").replace("*.", "\\*.")
-
-
-def kind_text(form: Form, field: Any) -> str:  # noqa: ANN401 - an attribute, or None inside an array
-    """Give what may be written at a key: words as QEMU's or ours, then kinds of values."""
-    if is_named(form):
-        return "table of text" if get_args(form)[1] is str else f"table of {kind_text(get_args(form)[1], None)}"
-    if generic(form) is tuple:
-        return f"array of {kind_text(get_args(form)[0], None)}"
-    kinds = [f"`{word}`" for word in words(form)]
-    for atom in atoms(form):
-        kind = "table" if is_table(atom) else KINDS[atom]
-        if atom is int and field is not None and field.metadata.get("least") is not None:
-            kind += f" from {field.metadata['least']:,} to {field.metadata['most']:,}"
-        kinds.append(kind)
-    return ", ".join(kinds)
-
-
-def default_text(field: "attrs.Attribute[Any]") -> str:
-    """Give the default as it would be written, "required" where there is none."""
-    if field.default is attrs.NOTHING:
-        return "required"
-    value = default_of(field)
-    if value in (None, "", []):
-        return ""
-    text = str(value).lower() if isinstance(value, bool) else str(value)
-    return f"`{text}`" if isinstance(value, int) or str(value) == "auto" or isinstance(value, str) else text
 
 
 def key_rows(table: Any) -> Iterator[str]:  # noqa: ANN401 - a class of the model
@@ -110,10 +55,7 @@ def table_head(*names: str) -> list[str]:
 def render_keys() -> str:
     """Give every key of a definition, a table of the definition each."""
     lines = ["### At the top", "", *table_head("key", "value", "default", "what it is"), *key_rows(Definition)]
-    lines += [
-        row(f"`{name}`", "array of text" if name != "vars" else "table of text", "", doc)
-        for name, doc in LOADING_KEYS.items()
-    ]
+    lines += [row(f"`{name}`", LOADING_KINDS[name], "", doc) for name, doc in LOADING_KEYS.items()]
     lines += ["", "Shorthands:", "", *table_head("written", "means")]
     lines += [row(f"`{name}`", f"`{path}`") for name, path in SHORTHANDS.items()]
     for name, field in fields_of(Definition).items():

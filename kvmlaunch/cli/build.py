@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 import click
+from attrs import asdict
 
 from kvmlaunch.cli.session import (
     Session,
@@ -126,20 +127,41 @@ def show_meaning(session: Session, word: str) -> bool:
     return True
 
 
+def show_key(session: Session, path: str) -> bool:
+    """Print what a key of a definition means, and those beneath it; tells whether there is such a key."""
+    from kvmlaunch.define.meaning import meanings  # noqa: PLC0415 - completion wants the options only
+
+    key, *beneath = meanings(path) or (None,)
+    if key is None:
+        return False
+    if session.json:
+        show_document("key", {**asdict(key), "keys": [asdict(each) for each in beneath]})
+        return True
+    lines = [key.path, key.sentence, f"holds    {key.holds}", f"default  {key.default}" if key.default else ""]
+    click.echo("\n  ".join(line for line in lines if line))
+    if beneath:
+        click.echo()
+        show_table([(each.path, each.holds, each.default, each.sentence) for each in beneath])
+    return True
+
+
 def no_meaning(word: str, vms: "Iterable[str]", error: UnknownVm) -> UnknownVm:
-    """Give the refusal of a word that is neither a VM nor a code or topic, with what is nearest to it."""
+    """Give the refusal of a word that is neither a VM nor a key, code or topic, with what is nearest to it."""
     import difflib
 
     from kvmlaunch.define.keys import key_paths  # noqa: PLC0415 - imported by the search already
     from kvmlaunch.model.codes import CODES, TOPICS  # noqa: PLC0415
 
-    commands = {key: f"kvmlaunch explain VM {key}" for key in key_paths()}
-    commands |= {each: f"kvmlaunch explain {each}" for each in (*CODES, *TOPICS, *vms)}
-    near = difflib.get_close_matches(word, commands, n=1, cutoff=0.5)
-    hint = commands[near[0]] if near else "kvmlaunch ls   # lists the VMs, kvmlaunch explain --help the topics"
+    known = (*key_paths(), *CODES, *TOPICS, *vms)
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    hint = (
+        f"kvmlaunch explain {near[0]}"
+        if near
+        else "kvmlaunch ls   # lists the VMs, kvmlaunch explain --help the topics"
+    )
     report = Report(
         code=error.report.code,
-        message=f"{word} is no VM, no code and no topic",
+        message=f"{word} is no VM, key, code or topic",
         where=error.report.where,
         why=error.report.why,
         hint=hint,
@@ -173,9 +195,10 @@ def ancestry(keys: "Iterable[str]") -> set[str]:
 @facts_option
 @session_command
 def explain(session: Session, what: str, keys: tuple[str, ...], facts: str | None) -> None:
-    """Tell every decision about a VM with its reason, KEYS only at and beneath these; or what a code means.
+    """Tell every decision about a VM with its reason, KEYS only at and beneath these; or what a key or a code means.
 
-    WHAT is a VM, a code that stands in brackets behind an error, or a topic: security.
+    WHAT is a VM, a key of a definition such as disk.cache, a code that stands in brackets behind an error, or a
+    topic: security.
     """
     if show_meaning(session, what):
         return
@@ -187,6 +210,8 @@ def explain(session: Session, what: str, keys: tuple[str, ...], facts: str | Non
     except UnknownVm as error:
         if is_file(what) or caller.file:
             raise
+        if not keys and show_key(session, what):
+            return
         raise no_meaning(what, names_in(caller.search), error) from error
     rows = rows_at(resolved.name, every, keys)
     if session.json:

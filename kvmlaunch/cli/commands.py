@@ -17,7 +17,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "guest-script": ("kvmlaunch.cli.guest:guest_script", "Look", "Print a script that tunes a guest from within."),
     "monitor": ("kvmlaunch.cli.look:monitor", "Look", "Send one QMP command."),
     "print-cmd": ("kvmlaunch.cli.build:print_cmd", "Compile", "Print the QEMU command line that `up` runs."),
-    "explain": ("kvmlaunch.cli.build:explain", "Compile", "Tell every decision with its reason, or what a code means."),
+    "explain": (
+        "kvmlaunch.cli.build:explain",
+        "Compile",
+        "Tell every decision with its reason, or what a key or code means.",
+    ),
     "diff": ("kvmlaunch.cli.build:diff", "Compile", "Compare a running VM with what its definition would start now."),
     "validate": ("kvmlaunch.cli.define:validate", "Compile", "Check definitions, all mistakes at once."),
     "show": ("kvmlaunch.cli.define:show", "Compile", "Print a definition, or with --resolved every value of it."),

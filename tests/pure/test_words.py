@@ -91,7 +91,7 @@ def test_the_help_of_explain_lists_the_topics() -> None:
     [
         ("disk.missng", "kvmlaunch explain disk.missing"),
         ("secruity", "kvmlaunch explain security"),
-        ("lifecycle.autostrat", "kvmlaunch explain VM lifecycle.autostart"),
+        ("lifecycle.autostrat", "kvmlaunch explain lifecycle.autostart"),
         ("web02", "kvmlaunch explain web01"),
         ("zzzzzz", "kvmlaunch ls   # lists the VMs, kvmlaunch explain --help the topics"),
     ],
