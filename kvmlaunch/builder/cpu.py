@@ -20,6 +20,7 @@ ONE_NODE = "kvmlaunch: one node, and a CPU left for I/O"
 WHOLE = frozenset({"host", "max", "base"})  # models that ask for no feature that the accelerator lacks
 AMD = frozenset({"AuthenticAMD", "HygonGenuine"})  # vendors of /proc/cpuinfo
 OF_KVM = frozenset({"pmu", "host-cache-info", "vmware-cpuid-freq"})  # properties that are no CPUID bits
+OF_KVM_PREFIXES = ("hv-", "hv_", "kvm-", "kvm_")
 ENFORCE, TOPOEXT = "enforce", "topoext"
 HYPERV_SOURCE = "QEMU docs, system/i386/hyperv"
 
@@ -68,24 +69,31 @@ def check_model(definition: Definition, caps: QemuCaps, accelerator: str) -> Ite
 
 
 def check_features(definition: Definition, caps: QemuCaps, accelerator: str) -> Iterator[Finding]:
-    """Check that this QEMU and its accelerator know every CPU feature that is switched (`qemu.capability`)."""
-    for name, switch in definition.cpu.features.items():
+    """Check that this QEMU and its accelerator know every CPU feature and property (`qemu.capability`)."""
+    for table, name, value in by_table(definition):
         if not caps.has_feature(name):
             yield error(
                 code="qemu.capability",
                 message=f"this QEMU knows no CPU feature {name!r}",
-                key=f"cpu.features.{name}",
+                key=f"cpu.{table}.{name}",
                 why=f"QEMU {caps.version_text} has no property of that name",
                 hint=f"{caps.binary} -cpu help{did_you_mean(name, caps.devices[EVERY_FEATURE])}",
             )
-        elif accelerator == "tcg" and switch == "on" and (name in OF_KVM or name.startswith(("hv-", "kvm-", "kvm_"))):
+        elif accelerator == "tcg" and value != "off" and (name in OF_KVM or name.startswith(OF_KVM_PREFIXES)):
             yield error(
                 code="qemu.capability",
                 message=f"the CPU feature {name!r} needs KVM",
-                key=f"cpu.features.{name}",
+                key=f"cpu.{table}.{name}",
                 why="TCG takes the word, and the guest sees nothing of it",
-                hint=f'{name} = "off"   # or leave it out',
+                hint=f'{name} = "off"   # or leave it out' if table == "features" else "leave it out",
             )
+
+
+def by_table(definition: Definition) -> Iterator[tuple[str, str, str]]:
+    """Give the CPU features and properties by hand: their table, name and value."""
+    for table in ("features", "properties"):
+        for name, value in getattr(definition.cpu, table).items():
+            yield table, name, value
 
 
 def did_you_mean(word: str, names: Iterable[str]) -> str:
@@ -301,12 +309,8 @@ def build_cpu(
 ) -> Part:
     """Give `-cpu`, `-smp` and `-S`: for a start that is to stay paused, or until threads are pinned."""
     features = tuple(
-        field(
-            name,
-            f"cpu.features.{name}",
-            by_hand(definition, f"cpu.features.{name}", switch),
-        )
-        for name, switch in definition.cpu.features.items()
+        field(name, f"cpu.{table}.{name}", by_hand(definition, f"cpu.{table}.{name}", value))
+        for table, name, value in by_table(definition)
     )
     model = plan_model(definition, accelerator)
     threads = tuple(thread_fields(definition, host, model, accelerator))

@@ -31,6 +31,8 @@ from kvmlaunch.units import GIB, MIB, count, render_size
 TABLE_NAME: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
 NAME_HINT: Final = "lower-case letters, digits and -, at most 40, the first no -"
 WORD: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,63}")
+PROPERTY: Final = re.compile(r"[^,\x00-\x1f\x7f]{1,64}")  # -cpu has no escape for a comma
+OF_ONE_CPU: Final = frozenset({"apic-id", "node-id", "socket-id", "die-id", "module-id", "core-id", "thread-id"})
 INTERFACE: Final = re.compile(r"[^\s/:,=\x00-\x1f]{1,15}")
 # Labels of a host name, RFC 1123; as long as Linux takes one, gethostname(2).
 HOST_NAME: Final = re.compile(r"(?=.{1,64}\Z)(?!-)[A-Za-z0-9-]{1,63}(?<!-)(?:\.(?!-)[A-Za-z0-9-]{1,63}(?<!-))*")
@@ -63,11 +65,12 @@ def check_names(definition: Definition) -> Broke:
             if not TABLE_NAME.fullmatch(name):
                 message = f"{shown(name)} is no name for a {table}"
                 yield Broken((table, name), Mistake(code="def.name", message=message, hint=NAME_HINT))
-    for name in definition.cpu.features:
-        if not WORD.fullmatch(name):
-            hint = "`-cpu help` of the QEMU binary lists them"
-            mistake = Mistake(code="def.name", message=f"{shown(name)} is no name for a CPU feature", hint=hint)
-            yield Broken(("cpu", "features", name), mistake)
+    for table in ("features", "properties"):
+        for name in getattr(definition.cpu, table):
+            if not WORD.fullmatch(name):
+                hint = "`-cpu help` of the QEMU binary lists them"
+                mistake = Mistake(code="def.name", message=f"{shown(name)} is no name for a CPU feature", hint=hint)
+                yield Broken(("cpu", table, name), mistake)
 
 
 def check_words(definition: Definition) -> Broke:
@@ -85,6 +88,22 @@ def check_words(definition: Definition) -> Broke:
     if isinstance(host, str) and not HOST_NAME.fullmatch(host):
         hint = "letters, digits and -, in labels with dots between them, at most 64"
         yield Broken(("cloud_init", "hostname"), choice(f"{shown(host)} is no host name", hint=hint))
+
+
+def check_properties(definition: Definition) -> Broke:
+    """Give values of CPU properties that QEMU would take apart, or that are another key's."""
+    cpu = definition.cpu
+    for name, value in cpu.properties.items():
+        key = ("cpu", "properties", name)
+        if value in {"on", "off"} or name in cpu.features:
+            hint = f'features = {{ {name} = "{cpu.features.get(name, value)}" }}'
+            yield Broken(key, choice(f"the CPU feature {name} is on or off: it stands in cpu.features", hint=hint))
+        elif name.replace("_", "-") in OF_ONE_CPU:
+            yield Broken(key, choice(f"{name} is another for each vCPU", hint="cpu.topology says where each is"))
+        elif not PROPERTY.fullmatch(value):
+            yield Broken(
+                key, choice(f"{shown(value)} is no value of a CPU property", hint="at most 64 characters, no comma")
+            )
 
 
 def check_cpu(definition: Definition) -> Broke:
@@ -417,6 +436,7 @@ def check_keys(definition: Definition) -> Broke:
 RULES: Final[tuple[Callable[[Definition], Broke], ...]] = (
     check_names,
     check_words,
+    check_properties,
     check_cpu,
     check_memory,
     check_boot,

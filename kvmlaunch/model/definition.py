@@ -105,6 +105,9 @@ class Cpu:
         'CPU features switched by hand: `{ pmu = "off" }`. What cannot be given ends the start, unless enforce is off.',
         Factory(dict),
     )
+    properties: Mapping[str, str] = key(
+        'CPU properties that are numbers or texts: `{ phys-bits = "40", hv-vendor-id = "none" }`.', Factory(dict)
+    )
 
 
 @frozen(kw_only=True)

@@ -105,7 +105,7 @@ def keys_of(kind: type, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]
 
 def pattern_of(path: str) -> str:
     """Give a written key path as keys_of names it."""
-    return re.sub(r"^(disk|cdrom|network|share|labels|cpu\.features)\.[^.]+", r"\1.*", path)
+    return re.sub(r"^(disk|cdrom|network|share|labels|cpu\.features|cpu\.properties)\.[^.]+", r"\1.*", path)
 
 
 def test_every_key_of_the_definition_is_written_by_some_case() -> None:
