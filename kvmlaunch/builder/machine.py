@@ -242,12 +242,16 @@ def build_rtc(definition: Definition) -> Option:
 
 
 def build_identity(definition: Definition, uuid: str) -> tuple[Option, ...]:
-    """Give `-name` and `-uuid`: by them a process is known to be this VM."""
+    """Give `-name` and `-uuid`, by which a process is known to be this VM, and the UUID by hand that its guest sees."""
     name: Choice[str] = Choice(
         value=definition.name,
         reason="the definition's file name",
         source="kvmlaunch: one file a VM",
         origin=Origin(kind="file", place=str(definition.file)),
+    )
+    computed, given = (
+        fixed(uuid, "computed from machine-id, user and name: stable", names.__name__),
+        system_uuid(definition),
     )
     return (
         pairs(
@@ -260,10 +264,18 @@ def build_identity(definition: Definition, uuid: str) -> tuple[Option, ...]:
                 fixed(value=True, reason="threads are told apart by name in ps and top", source="QEMU man page, -name"),
             ),
         ),
-        value(
-            "-uuid", "machine", "uuid", fixed(uuid, "computed from machine-id, user and name: stable", names.__name__)
+        value("-uuid", "machine", "name.uuid" if given.value else "uuid", computed),
+        *(
+            [pairs("-smbios", "machine", wiring("type", "uuid", "1"), field("uuid", "uuid", given))]
+            if given.value
+            else []
         ),
     )
+
+
+def system_uuid(definition: Definition) -> Choice[str]:
+    """Give the UUID by hand that the guest sees, "" for the computed one: `-smbios` overrides `-uuid`."""
+    return by_hand(definition, "uuid", "" if definition.uuid is AUTO else str(definition.uuid))
 
 
 def build_machine(

@@ -228,7 +228,7 @@ def identity(definition: Definition, host: HostFacts, caps: QemuCaps) -> Promise
     """Give what QEMU must say of itself."""
     return IdentityPromise(
         name=definition.name,
-        uuid=names.vm_uuid(host.machine_id, host.caller_uid, definition.name),
+        uuid=machine.system_uuid(definition).value or names.vm_uuid(host.machine_id, host.caller_uid, definition.name),
         machine=machine.real_name(machine.plan_machine(definition, caps).value, caps),
         vcpus=definition.cpu.vcpus,
         uid=host.user.uid,
@@ -296,6 +296,7 @@ def build_vm(
         digest=definition.digest,
         binary=caps.binary,
         uuid=names.vm_uuid(host.machine_id, host.caller_uid, definition.name),
+        system_uuid=machine.system_uuid(definition).value,
         user=host.user.name or str(host.user.uid),
         options=tuple(option for part in parts for option in part.options),
         promises=(*(promise for part in parts for promise in part.promises), identity(definition, host, caps)),

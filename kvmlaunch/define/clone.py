@@ -26,8 +26,9 @@ def inherited_keys(definition: Definition, name: str, *, overlay: bool) -> tuple
 
 
 def own_addresses(definition: Definition) -> tuple[str, ...]:
-    """Give the MAC addresses that are written: a clone has others."""
-    return tuple(f"network.{name}.mac" for name, network in definition.network.items() if network.mac is not AUTO)
+    """Give the UUID and MAC addresses that are written: a clone has others."""
+    macs = (f"network.{name}.mac" for name, network in definition.network.items() if network.mac is not AUTO)
+    return (*(["uuid"] if definition.uuid is not AUTO else []), *macs)
 
 
 def shared_keys(definition: Definition) -> tuple[str, ...]:

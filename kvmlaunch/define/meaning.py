@@ -21,6 +21,7 @@ from kvmlaunch.model.definition import (
     ReadAhead,
     Ready,
     Size,
+    Uuid,
 )
 
 KINDS: Final[Mapping[Any, str]] = {
@@ -35,6 +36,7 @@ KINDS: Final[Mapping[Any, str]] = {
     CpuList: "CPU list",
     HostNumaNode: "node number, as text",
     MacAddress: "MAC address",
+    Uuid: "UUID",
     Forward: "forward",
     Ready: "http URL, `console:REGEX`, `tcp:ADDRESS:PORT`",
 }

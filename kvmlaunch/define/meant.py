@@ -28,7 +28,6 @@ MEANT: Final[Mapping[str, str]] = {
     **dict.fromkeys(("vnc", "vga", "graphics"), 'display = { type = "vnc" }'),
     **dict.fromkeys(("args", "extra_args", "qemu_args"), 'raw.args = ["-device", "…"]'),
     "arch": "a guest is x86-64",
-    "uuid": "the UUID is computed from the VM's name, as VMs are known by it",
     "disk.snapshot": "kvmlaunch disk snapshot create VM NAME   # and revert; or kvmlaunch clone NEW --from VM",
 }
 # The key that a value is meant for which stands where a table does.

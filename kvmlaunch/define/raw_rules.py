@@ -23,7 +23,7 @@ CLASHES: Final = {
     "-smp": "vcpus and cpu.topology say it",
     "-cpu": "cpu.model and cpu.features say it",
     "-name": "the VM's name is the name of its file",
-    "-uuid": "the UUID is computed from the VM's name, as VMs are known by it",
+    "-uuid": 'uuid = "…" says it',
     "-mem-path": "memory.hugepages says it",
     "-mem-prealloc": "memory.prealloc says it",
     "-numa": "a guest has one NUMA node; memory.numa binds it to one of the host's",

@@ -26,6 +26,7 @@ from kvmlaunch.model.definition import (
     MacAddress,
     Ready,
     Size,
+    Uuid,
 )
 
 Schema = dict[str, Any]
@@ -38,6 +39,7 @@ PATTERNS: Final[dict[Any, str]] = {
     CpuList: r" *[0-9]{1,5}(-[0-9]{1,5})?( *, *[0-9]{1,5}(-[0-9]{1,5})?)* *",
     HostNumaNode: r"[0-9]{1,4}",
     MacAddress: r"[0-9A-Fa-f]{2}([:-][0-9A-Fa-f]{2}){5}",
+    Uuid: r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}",
     Forward: r"(tcp|udp):(\[[0-9A-Fa-f:.%]+\]|[0-9.]+):[0-9]{1,5}:[0-9]{1,5}",
     Ready: r"(http://|console:|tcp:).+",
 }
@@ -48,6 +50,7 @@ EXAMPLES: Final[dict[Any, str]] = {
     CpuList: "2-5,8",
     HostNumaNode: "0",
     MacAddress: "52:54:00:12:34:56",
+    Uuid: "123e4567-e89b-42d3-a456-426614174000",
     Forward: "tcp:127.0.0.1:8080:80",
     Ready: "http://127.0.0.1:8080/",
 }

@@ -21,6 +21,7 @@ from kvmlaunch.model.definition import (
     ReadAhead,
     Ready,
     Size,
+    Uuid,
 )
 from kvmlaunch.units import (
     KIB,
@@ -42,6 +43,7 @@ LARGEST_PORT: Final = 65535
 MOST_BANDWIDTH: Final = 900 << 40  # bytes a second; QEMU's include/qemu/throttle.h has 10^15
 MOST_READ_AHEAD: Final = 64 * MIB
 LARGEST_INTEGER: Final = (1 << 63) - 1
+UUID = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 MAC = r"[0-9a-f]{2}(:[0-9a-f]{2}){5}"
 IPV4 = r"(?:(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)(?:\.(?!$)|$)){4}"
 IPV6 = r"[0-9a-fA-F:]*:[0-9a-fA-F:]*(?:\d+(?:\.\d+){3})?(?:%[A-Za-z0-9]+)?"
@@ -239,6 +241,17 @@ def parse_mac(value: object) -> MacAddress:
     return MacAddress(mac)
 
 
+def parse_uuid(value: object) -> Uuid:
+    """Give a UUID in lower case, with hyphens."""
+    text = parse_text(value, WANTED[Uuid])
+    uuid = text.lower()
+    if not re.fullmatch(UUID, uuid) or not uuid.strip("0-"):
+        message = f"{shown(text)} is no UUID of a machine"
+        hint = "write 32 hexadecimal digits with hyphens, not all zero; uuidgen makes one"
+        raise Mistake(code="def.value.choice", message=message, hint=hint)
+    return Uuid(uuid)
+
+
 def parse_port(text: str) -> int:
     """Give a port number of 1 to 65535."""
     port = int(text)
@@ -379,6 +392,7 @@ PARSERS: Final[dict[Any, Callable[[object], object]]] = {
     CpuList: parse_cpu_list,
     HostNumaNode: parse_numa_node,
     MacAddress: parse_mac,
+    Uuid: parse_uuid,
     Forward: parse_forward,
     Ready: parse_ready,
     PurePosixPath: parse_path,
@@ -391,6 +405,7 @@ RENDERERS: Final[dict[Any, Callable[[Any], str]]] = {
     CpuList: render_cpus,
     HostNumaNode: str,
     MacAddress: str,
+    Uuid: str,
     Forward: render_forward,
     Ready: render_ready,
     PurePosixPath: str,
@@ -408,6 +423,7 @@ WANTED: Final[dict[Any, str]] = {
     CpuList: 'a list of CPUs such as "2-5"',
     HostNumaNode: 'a host NUMA node such as "0"',
     MacAddress: 'a MAC address such as "52:54:00:12:34:56"',
+    Uuid: 'a UUID such as "123e4567-e89b-42d3-a456-426614174000"',
     Forward: 'a forward such as "tcp:127.0.0.1:8080:80"',
     Ready: "an http URL, console:REGEX or tcp:ADDRESS:PORT",
     PurePosixPath: "a path",

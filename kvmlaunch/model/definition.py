@@ -30,6 +30,7 @@ ReadAhead = NewType("ReadAhead", int)  # bytes, written "128KiB"
 Duration = NewType("Duration", float)  # seconds, written "90s"
 CpuList = NewType("CpuList", tuple[int, ...])  # sorted, written "2-9,34-41"
 HostNumaNode = NewType("HostNumaNode", int)  # written "0"
+Uuid = NewType("Uuid", str)  # lower case, RFC 9562
 MacAddress = NewType("MacAddress", str)  # lower case, six pairs with colons, unicast
 
 Profile = Literal["server", "database", "desktop", "density", "scratch"]
@@ -339,6 +340,7 @@ class Definition:
         "auto is kvm and an error where it does not work; any is kvm, else tcg with a warning.", AUTO
     )
     machine: Auto | str = key("A name of `-machine help`; auto is the newest q35 of this QEMU.", AUTO)
+    uuid: Auto | Uuid = key("System UUID that the guest sees; auto is computed from machine-id, user and name.", AUTO)
     cpu: Cpu = table(Cpu, "Virtual CPUs.")
     memory: Memory = table(Memory, "RAM and what backs it.")
     boot: Boot = table(Boot, "Firmware, or a kernel booted directly.")

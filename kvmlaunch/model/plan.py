@@ -226,6 +226,7 @@ class Plan:
     `options` stand in argv's order.  `promises` are read back from the live QEMU.  `findings` are the
     fallbacks and clashes seen while building.  `choices` are decisions that are no part of argv (whom
     QEMU runs as, pinning), by key.  `variables` is the template of the UEFI variable store, None with BIOS.
+    `uuid` is computed, and QEMU is known by it; `system_uuid` is the one by hand that the guest sees, or "".
     `vcpu_pins` and `iothread_pins` give host CPUs in order, empty when nothing is pinned.
     """
 
@@ -250,6 +251,7 @@ class Plan:
     iothread_pins: tuple[int, ...] = ()
     iothreads: tuple[str, ...] = ()
     serial: bool = True
+    system_uuid: str = ""
 
     @property
     def thread_pins(self) -> Mapping[str, int]:

@@ -91,6 +91,7 @@ class Claims:
     bound: frozenset[tuple[str, int]]
     cpus: dict[int, str] = Factory(dict)
     ports: dict[tuple[str, int], dict[str, str]] = Factory(dict)
+    uuids: dict[str, str] = Factory(dict)
     macs: dict[str, str] = Factory(dict)
     taps: dict[str, str] = Factory(dict)
     files: dict[str, Use] = Factory(dict)
@@ -102,7 +103,7 @@ def check_fleet(members: Sequence[Member], host: HostFacts) -> tuple[tuple[Findi
     """Give for each VM, in their order, why it cannot run beside those before it: an error a conflict, none if it can.
 
     Findings: `host.hugepages.short`, `host.memory.short`, `host.port.used`, `disk.locked`, `fleet.pin`, `fleet.mac`,
-    `fleet.tap`.  A VM is counted as planned, whether or not something else stands in its way.
+    `fleet.tap`, `fleet.uuid`.  A VM is counted as planned, whether or not something else stands in its way.
     """
     claims = open_claims(host)
     found: dict[int, tuple[Finding, ...]] = {}
@@ -347,6 +348,25 @@ def claim_networks(member: Member, claims: Claims) -> None:
             claims.taps.setdefault(network.ifname, member.plan.name)
 
 
+def check_uuid(member: Member, claims: Claims) -> Iterator[Finding]:
+    """Refuse a UUID by hand that another VM has too (`fleet.uuid`): guests tell machines apart by it."""
+    uuid = member.plan.system_uuid
+    if uuid in claims.uuids:
+        yield error(
+            code="fleet.uuid",
+            message=f"{uuid} is the UUID of two VMs",
+            key="uuid",
+            why=f"{claims.uuids[uuid]} has it too",
+            hint='uuid = "auto"   # computed from the VM\'s name',
+        )
+
+
+def claim_uuid(member: Member, claims: Claims) -> None:
+    """Take the UUID by hand of a VM."""
+    if member.plan.system_uuid:
+        claims.uuids.setdefault(member.plan.system_uuid, member.plan.name)
+
+
 def uses_of(member: Member, disk: PlannedDisk) -> Iterator[tuple[str, tuple[str, ...], Use]]:
     """Give every file that a disk opens: its path, what it is known by (inode and real path), and how it is used.
 
@@ -401,6 +421,7 @@ Check = Callable[[Member, Claims], Iterator[Finding]]
 Claim = Callable[[Member, Claims], None]
 SUBJECTS: Final[tuple[tuple[Check, Claim], ...]] = (
     (check_memory, claim_memory),
+    (check_uuid, claim_uuid),
     (check_pins, claim_pins),
     (check_ports, claim_ports),
     (check_networks, claim_networks),

@@ -192,7 +192,7 @@ MET_ELSEWHERE: Final = {
     ),
     **dict.fromkeys(("host.hugepages.short", "host.cpu.features"), "test_preflight_death.py"),
     "disk.corrupt": "test_backing.py",
-    **dict.fromkeys(("fleet.pin", "fleet.mac", "fleet.tap"), "test_preflight_fleet.py"),
+    **dict.fromkeys(("fleet.pin", "fleet.mac", "fleet.tap", "fleet.uuid"), "test_preflight_fleet.py"),
 }
 
 

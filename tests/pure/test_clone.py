@@ -18,6 +18,7 @@ from kvmlaunch.model.definition import Definition
 SURROUNDINGS: Final = Surroundings(environment={}, home=PurePosixPath("/root"), working_directory=PurePosixPath("/w"))
 PROFILES: Final = load_profiles()
 FILE: Final = PurePosixPath("/vm/web.toml")
+UUID: Final = "123e4567-e89b-42d3-a456-426614174000"
 ROOT: Final = '[disk.root]\npath = "web.img"\n'
 
 
@@ -107,10 +108,11 @@ def test_how_the_original_was_made_is_not_inherited(more: str, overlay: tuple[st
     assert inherited_keys(definition, "root", overlay=False) == full
 
 
-def test_a_hardware_address_that_is_written_is_not_inherited() -> None:
+def test_an_address_that_is_written_is_not_inherited() -> None:
     text = '[network.a]\nmac = "52:54:00:00:00:01"\n[network.b]\ntype = "user"\n'
 
     assert own_addresses(defined(text)) == ("network.a.mac",)
+    assert own_addresses(defined(f'uuid = "{UUID}"\n{text}')) == ("uuid", "network.a.mac")
     assert document(text)["unset"] == ["network.a.mac"]
 
 

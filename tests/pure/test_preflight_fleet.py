@@ -281,6 +281,14 @@ def test_a_mac_address_by_hand_is_one_vms_whatever_its_spelling() -> None:
     assert only(members).report.why == "a has it too"
 
 
+def test_a_uuid_by_hand_is_one_vms_whatever_its_spelling() -> None:
+    uuid = "123e4567-e89b-42d3-a456-42661417400a"
+    members = fleet(*[f'{SMALL}uuid = "{each}"\n' for each in (uuid, uuid.upper(), uuid[:-1] + "b")])
+
+    assert named(members) == {"b": ["fleet.uuid"]}
+    assert only(members).report.why == "a has it too"
+
+
 def test_computed_macs_and_taps_never_meet() -> None:
     assert named(fleet(*[f'{SMALL}[network.lan]\nbridge = "br0"\n'] * 5)) == {}
 
