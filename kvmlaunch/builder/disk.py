@@ -188,6 +188,22 @@ def check_disk(plan: DiskPlan, definition: Definition, machine: str) -> Iterator
             why="a crash of the host, or of QEMU, loses data that the guest believes safe",
             hint='cache = "none"',
         )
+    if plan.disk.discard == "unmap" and plan.facts.no_discard:
+        yield warning(
+            code="disk.discard",
+            message=f"disk {plan.name}: a guest's trim frees nothing",
+            key=f"{plan.table}.discard",
+            why=f"{plan.disk.path} takes no discard: its discard_max_bytes is 0",
+            hint='discard = "ignore"',
+        )
+    if plan.bus.value == "nvme" and plan.disk.readonly:
+        yield warning(
+            code="disk.readonly",
+            message=f"disk {plan.name}: the guest is not told that it is read-only",
+            key=f"{plan.table}.readonly",
+            why="QEMU's NVMe has no write protection to show: what the guest writes fails, at last",
+            hint='bus = "virtio-blk"',
+        )
     if plan.bus.value == "ide" and "q35" in machine:
         yield error(
             code="qemu.capability",
@@ -269,6 +285,13 @@ def plan_discard(plan: DiskPlan, definition: Definition) -> Choice[str]:
     key = f"{plan.table}.discard"
     if plan.disk.discard is not AUTO:
         return by_hand(definition, key, plan.disk.discard)
+    if plan.facts.no_discard:
+        return Choice(
+            value="ignore",
+            reason=f"{plan.disk.path} takes no discard, so a guest's trim would free nothing",
+            source="Linux Documentation/ABI/stable/sysfs-block, discard_max_bytes",
+            origin=Origin(kind="host", place=str(plan.disk.path), key=key),
+        )
     return Choice(
         value="unmap",
         reason="a guest's trim frees blocks on the host; a trimmed image is sparse, so aio may change at a later start",

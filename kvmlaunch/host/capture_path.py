@@ -48,6 +48,7 @@ def capture_path(base: str, path: str) -> dict[str, object]:
         "owner": user_name(seen.st_uid),
         "mode": stat.S_IMODE(seen.st_mode),
         **({"mounted_readonly": True} if kind != "block" and is_mounted_readonly(real) else {}),
+        **({"no_discard": True} if kind == "block" and takes_no_discard(base, device_number(device)) else {}),
         "readable": os.access(real, os.R_OK, effective_ids=True),
         "writable": os.access(real, os.W_OK, effective_ids=True),
         **(capture_store(real, kind) if kind in {"file", "block"} else {}),
@@ -306,6 +307,17 @@ def capture_disks(base: str, device: str, mounted: tuple[Mount, ...], depth: int
     if not below:
         return [capture_disk(place)]
     return [disk for number in below if number for disk in capture_disks(base, number.strip(), mounted, depth + 1)]
+
+
+def takes_no_discard(base: str, device: str) -> bool:
+    """Does a block device say that it frees nothing; one whose queue tells no limit does not say so.
+
+    Source: Linux Documentation/ABI/stable/sysfs-block, discard_max_bytes.
+    """
+    place = os.path.realpath(f"{base}/sys/dev/block/{device}")
+    if os.path.exists(f"{place}/partition"):
+        place = os.path.dirname(place)
+    return (read_text(f"{place}/queue/discard_max_bytes") or "").strip() == "0"
 
 
 def device_of_file(base: str, path: str | None, mounted: tuple[Mount, ...]) -> list[str]:

@@ -174,6 +174,8 @@ CODES: Final[dict[str, tuple[int, str]]] = {
     "cdrom.drivers.old": (0, "The virtio drivers for Windows on a CD are old."),
     "disk.qcow2.unallocated": (0, "Writes to this qcow2 image allocate clusters first, which is slow."),
     "disk.size": (0, "The image is smaller than the definition says."),
+    "disk.discard": (0, "The device takes no discard, so a guest's trim frees nothing."),
+    "disk.readonly": (0, "An NVMe disk does not tell its guest that it is read-only."),
     "disk.cache.unsafe": (0, "cache=unsafe ignores the guest's flushes: a crash of the host loses data."),
     "qemu.machine.deprecated": (0, "The machine type goes away with a later QEMU."),
     "vm.paused": (0, "The VM runs already, and its vCPUs stand still."),
@@ -255,6 +257,8 @@ REMEDIES: Final[dict[str, str]] = {
     "cdrom.drivers.old": "Take a newer virtio-win.iso, and install its drivers in the guest.",
     "disk.qcow2.unallocated": "Convert it: kvmlaunch disk convert VM:DISK NEW.qcow2; or take raw, or an LVM volume.",
     "disk.size": "kvmlaunch disk resize VM:DISK SIZE; or write the size that it has.",
+    "disk.discard": "Write discard=ignore, or leave discard out.",
+    "disk.readonly": "Write bus=virtio-blk, of which a guest sees that it is read-only.",
     "disk.cache.unsafe": "Leave cache out unless the data may be lost.",
     "qemu.machine.deprecated": "Write the newest machine, after the guest was tried with it, or leave it out.",
 }

@@ -170,8 +170,8 @@ class PathFacts:
     `committing` tells of a commit at its last step.  `volume_id` is the name of an ISO 9660 image.
     `inode` is `major:minor:number` of the file itself, for identity.  `real` is the
     path without links, `device` the bottom block device, with its scheduler's bracketed word, whether it
-    rotates and its hardware queues.  `claimed` tells of a block device that the kernel itself holds,
-    `mounted_readonly` of a file on a file system that is mounted so.
+    rotates and its hardware queues.  `no_discard` tells of a block device that frees nothing, `claimed` of one that
+    the kernel itself holds, `mounted_readonly` of a file on a file system that is mounted so.
     """
 
     path: PurePosixPath
@@ -197,6 +197,7 @@ class PathFacts:
     committing: bool = False
     claimed: bool = False
     mounted_readonly: bool = False
+    no_discard: bool = False
     virtual_size: int = 0
     cluster_size: int = 0
     extended_l2: bool = False

@@ -12,7 +12,7 @@ import pytest
 from kvmlaunch.facts import network
 from kvmlaunch.facts.sources import Captured, Wanted, parse_captured
 from kvmlaunch.host.capture import capture_host, expand
-from kvmlaunch.host.capture_path import capture_disks, open_image
+from kvmlaunch.host.capture_path import capture_disks, open_image, takes_no_discard
 from kvmlaunch.host.rights import capture_user, rights_of
 from kvmlaunch.host.sockets import capture_sockets
 from kvmlaunch.model.host import PathFacts, UserFacts
@@ -178,6 +178,17 @@ def test_the_disk_below_a_partition_a_volume_and_a_loop(tmp_path: Path) -> None:
     for number in ("259:2", "253:0", "9:0", "252:0", "7:0"):
         assert capture_disks(str(tmp_path), number, ()) == [disk]
     assert capture_disks(str(tmp_path), "9:9", ()) == []
+
+
+@pytest.mark.parametrize(("limit", "none"), [("0\n", True), ("1073741824\n", False), (None, False)])
+def test_a_device_that_frees_nothing_says_so(tmp_path: Path, limit: str | None, *, none: bool) -> None:
+    limits = {"sda/queue/discard_max_bytes": limit} if limit is not None else {}
+    write(tmp_path / "sys/devices", {"sda/size": "1\n", "sda/sda1/partition": "1\n", **limits})
+    (tmp_path / "sys/dev/block").mkdir(parents=True)
+    for number, device in {"8:0": "sda", "8:1": "sda/sda1"}.items():
+        (tmp_path / "sys/dev/block" / number).symlink_to(f"../../devices/{device}")
+
+    assert [takes_no_discard(str(tmp_path), number) for number in ("8:0", "8:1", "9:9")] == [none, none, False]
 
 
 def header(backing: str) -> bytes:
