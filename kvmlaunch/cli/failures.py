@@ -7,12 +7,24 @@ import tempfile
 import traceback
 
 import click
+from attrs import evolve
 
 from kvmlaunch.cli.session import Session, vm_of
 from kvmlaunch.cli.show import show_failure
 from kvmlaunch.errors import HostFailed, KvmlaunchError, PreflightFailed, Report
+from kvmlaunch.host.tree import failed
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
+CLOSED = errno.EBADF
+# What a system call fails of wherever it stands, and what to do about it.
+OF_THE_HOST = {
+    errno.EMFILE: "ulimit -n   # so many files may a process open: raise it",
+    errno.ENFILE: "sysctl fs.file-max   # so many files may all processes open: raise it",
+    errno.ENOMEM: "free -h   # memory is short",
+    errno.ENOLCK: "cat /proc/locks   # the kernel has no room for a lock, or the file system none at all",
+    errno.EIO: "dmesg   # tells of the device that failed",
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EROFS), ""),
+}
 
 
 def usage_failure(error: click.ClickException) -> KvmlaunchError:
@@ -33,16 +45,30 @@ def output_failure(error: Exception) -> KvmlaunchError | None:
         return None
     # Without a buffer nothing is left to be written again: then it is where click wrote.
     writing = any(frame.name == "echo" for frame in traceback.extract_tb(error.__traceback__))
-    if error.errno in FULL and writing:
-        return PreflightFailed(Report(code="host.space", message=f"standard output: {os.strerror(error.errno or 0)}"))
+    if writing and error.errno in {*FULL, CLOSED}:
+        return unanswered(error)
     try:
         sys.stdout.flush()
     except OSError as again:
-        closed, full = again.errno == errno.EBADF, again.errno in FULL
-        what = "it is closed" if closed else os.strerror(again.errno or 0)
-        report = Report(code="host.space" if full else "host.failed", message=f"standard output: {what}")
-        return PreflightFailed(report) if full else HostFailed(report)
+        return unanswered(again)
     return None
+
+
+def unanswered(error: OSError) -> KvmlaunchError:
+    """Give the failure of a standard output: whatever the command does to a VM or a host is done by then."""
+    full, what = error.errno in FULL, "it is closed" if error.errno == CLOSED else os.strerror(error.errno or 0)
+    why = "what the command does is done; its answer alone could not be written"
+    report = Report(code="host.space" if full else "host.failed", message=f"standard output: {what}", why=why)
+    return PreflightFailed(report) if full else HostFailed(report)
+
+
+def host_failure(error: Exception) -> KvmlaunchError | None:
+    """Give the failure of a system call that any host may have at any place, None for any other error."""
+    if not isinstance(error, OSError) or error.errno not in OF_THE_HOST:
+        return None
+    failure = failed(str(error.filename or "a system call"), error)
+    where = str(error.filename or "")
+    return type(failure)(evolve(failure.report, where=where, hint=OF_THE_HOST[error.errno]))
 
 
 def show_bug(session: Session, error: Exception) -> int:

@@ -109,10 +109,10 @@ def outcome(argv: list[str]) -> int:
     except SystemExit as left:  # click's own: its completion, and a reader of stdout that went away, which it covers
         return int(left.code or 0) if isinstance(sys.stdout, io.TextIOBase) else 0
     except Exception as error:  # noqa: BLE001 - the one place where a bug becomes a line
-        from kvmlaunch.cli.failures import output_failure, show_bug  # noqa: PLC0415 - on a failure only
+        from kvmlaunch.cli.failures import host_failure, output_failure, show_bug  # noqa: PLC0415 - on a failure only
 
-        lost = output_failure(error)
-        return show_end(argv, lost) if lost else show_bug(last_session(argv), error)
+        known = output_failure(error) or host_failure(error)
+        return show_end(argv, known) if known else show_bug(last_session(argv), error)
     return result if isinstance(result, int) else 0
 
 

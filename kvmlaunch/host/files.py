@@ -32,7 +32,7 @@ def write_atomically(directory_fd: int, name: str, text: str, *, durable: bool =
             os.fsync(directory_fd)
     except OSError as error:
         remove_if_there(directory_fd, temporary)
-        raise failed(name, error) from error
+        raise failed(place_of(directory_fd, name), error) from error
 
 
 def write_all(fd: int, content: bytes) -> None:
@@ -48,9 +48,18 @@ def remove_if_there(directory_fd: int, name: str) -> None:
     except FileNotFoundError:
         return
     except OSError as error:
-        if error.errno in {errno.EROFS, errno.ENOSPC, errno.EDQUOT}:
-            raise failed(name, error) from error
-        raise unsafe(name, f"it cannot be removed: {error.strerror}") from error
+        place = place_of(directory_fd, name)
+        if error.errno in {errno.EISDIR, errno.EPERM, errno.EACCES}:
+            raise unsafe(place, f"it cannot be removed: {error.strerror}") from error
+        raise failed(place, error) from error
+
+
+def place_of(directory_fd: int, name: str) -> str:
+    """Give where a file of an opened directory lies, for a message."""
+    try:
+        return f"{os.readlink(f'/proc/self/fd/{directory_fd}')}/{name}"
+    except OSError:
+        return name
 
 
 def write_new(path: Path, text: str) -> None:

@@ -15,7 +15,7 @@ from kvmlaunch.errors import Busy, KvmlaunchError, PreflightFailed, Report
 from kvmlaunch.facts.record import parse_last_end, parse_lock_taker, parse_record, render_record
 from kvmlaunch.host.files import read_text_at, remove_if_there, temporary_name, write_atomically
 from kvmlaunch.host.logs import read_events
-from kvmlaunch.host.tree import DIRECTORY, entered, make_owned, unsafe
+from kvmlaunch.host.tree import DIRECTORY, entered, failed, make_owned, unsafe
 from kvmlaunch.model.record import Record
 from kvmlaunch.model.run_files import (
     AGENT,
@@ -145,8 +145,12 @@ def write_record(claim: Claim, record: Record) -> None:
 
 def make_log_directory(claim: Claim, gid: int) -> None:
     """Make the directory of the logs."""
-    with contextlib.suppress(FileExistsError):
+    try:
         os.mkdir(LOG, 0o700, dir_fd=claim.fd)
+    except FileExistsError:
+        pass
+    except OSError as error:
+        raise failed(claim.path / LOG, error) from error
     try:
         fd = os.open(LOG, DIRECTORY, dir_fd=claim.fd)
     except OSError as error:

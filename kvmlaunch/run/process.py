@@ -100,6 +100,24 @@ def children(pid: int) -> tuple[int, ...]:
 
 
 @contextlib.contextmanager
+def none_left_behind() -> Iterator[None]:
+    """End every child that what is within has started when it fails.
+
+    A signal, or a failure, can come between a start and our hold on the child.  What the child is cannot tell whether
+    it is ours: in the middle of its exec it has no command line.  As nobody has waited for it, its pid is its own.
+    """
+    before = children(os.getpid())
+    try:
+        yield
+    except BaseException:
+        for pid in set(children(os.getpid())).difference(before):
+            with contextlib.suppress(ProcessLookupError, ChildProcessError):
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+        raise
+
+
+@contextlib.contextmanager
 def held(pid: int) -> Iterator[Process | None]:
     """Hold a process by pidfd; None when there is none of that pid."""
     try:

@@ -7,11 +7,10 @@ import os
 import shlex
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from signal import SIGKILL
 
 from kvmlaunch.errors import HostFailed, Report
 from kvmlaunch.model.value import frozen
-from kvmlaunch.run.process import children, held, read_cmdline
+from kvmlaunch.run.process import none_left_behind
 from kvmlaunch.run.spawn import Owner, has_ended, spawn_child
 
 EVERY = 0.1  # seconds between two looks
@@ -42,12 +41,10 @@ def run_long(
     with ExitStack() as stack:
         out, err = (memory_file(stack) for _ in range(2))
         try:
-            process = spawn_child(argv, owner, out_fd=out, err_fd=err, fds=fds)
+            with none_left_behind():
+                process = spawn_child(argv, owner, out_fd=out, err_fd=err, fds=fds)
         except OSError as error:
             raise HostFailed(report_unstarted(argv[0], error)) from error
-        except BaseException:  # a signal between the start and our hold on it
-            end_child(argv)
-            raise
         try:
             while not has_ended(process, EVERY):
                 look(text_of(out))
@@ -58,15 +55,6 @@ def run_long(
                 process.wait()
             raise
         return Finished(status=process.returncode, out=text_of(out), err=text_of(err))
-
-
-def end_child(argv: tuple[str, ...]) -> None:
-    """End a tool that an interruption left without a hold: a child of ours with these words, or still with our own."""
-    for pid in children(os.getpid()):
-        with held(pid) as process:
-            if process and read_cmdline(pid) in {argv, read_cmdline(os.getpid())}:
-                process.send(SIGKILL)
-                process.wait(GRACE)
 
 
 def memory_file(stack: ExitStack) -> int:

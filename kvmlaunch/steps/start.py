@@ -38,6 +38,7 @@ from kvmlaunch.model.change import Change
 from kvmlaunch.model.finding import Finding
 from kvmlaunch.model.run_files import EVENTS, LOG, QEMU_LOG, QMP, TPM
 from kvmlaunch.model.value import frozen
+from kvmlaunch.run.process import none_left_behind
 from kvmlaunch.steps.caller import Caller, Tell
 from kvmlaunch.steps.heal import end_beside, give_back_under_lock, keep_logs
 from kvmlaunch.steps.host_changes import all_changes, change_host
@@ -194,17 +195,20 @@ def pin_threads(resolved: Resolved, vm: "RunningVm", *, paused: bool) -> None:
     pin_and_continue(monitor_socket(resolved.places.run), vm.pid, plan.vcpu_pins, plan.thread_pins, go_on=not paused)
 
 
-def end_children(uuid: str) -> None:
-    """End a QEMU of this start that an interruption left without a hold: a child of ours with the VM's UUID."""
-    from signal import SIGKILL  # noqa: PLC0415 - the failing path only
-
-    from kvmlaunch.run.process import carries_uuid, children, held, read_cmdline  # noqa: PLC0415
-
-    for pid in children(os.getpid()):
-        with held(pid) as process:
-            if process and carries_uuid(read_cmdline(pid), uuid):
-                process.send(SIGKILL)
-                process.wait(10)
+def launch_verified(
+    resolved: Resolved, claim: Claim, argv: tuple[str, ...], deadline: float, *, paused: bool
+) -> tuple[Resolved, "RunningVm"]:
+    """Start QEMU, read every promise back, and record the VM as running; one of which that cannot be said is ended."""
+    vm = launch(resolved, claim, argv, deadline)
+    try:
+        resolved = verify(resolved, vm, argv, deadline)
+        pin_threads(resolved, vm, paused=paused)
+        write_record(claim, record_of(resolved, argv, vm.pid, "running"))
+    except BaseException:
+        vm.end()
+        vm.let_go()
+        raise
+    return resolved, vm
 
 
 def close_logs(claim: Claim) -> None:
@@ -221,7 +225,6 @@ def given_back_on_failure(caller: Caller, resolved: Resolved, claim: Claim, tell
     try:
         yield
     except BaseException:
-        end_children(resolved.plan.uuid)
         close_logs(claim)
         for undo in (
             lambda: keep_logs(claim.path, resolved.places.logs, caller.uid, tell),
@@ -267,18 +270,11 @@ def start(caller: Caller, resolved: Resolved, wishes: Wishes, tell: Tell, keep: 
         argv = render_argv(resolved.plan, resolved.places)
         deadline = time.monotonic() + (wishes.timeout or float(resolved.subject.definition.lifecycle.start_timeout))
         tell("exec", shlex.join(argv))
-        vm = launch(resolved, claim, argv, deadline)
-        try:
-            resolved = verify(resolved, vm, argv, deadline)
-            pin_threads(resolved, vm, paused=wishes.paused)
-            write_record(claim, record_of(resolved, argv, vm.pid, "running"))
-        except BaseException:
-            vm.end()
-            vm.let_go()
-            raise
-        seconds = time.monotonic() - begun
-        tell("started", f"pid {vm.pid} in {seconds:.2f} s")
-        then = keep(resolved, vm)
+        with none_left_behind():
+            resolved, vm = launch_verified(resolved, claim, argv, deadline, paused=wishes.paused)
+            seconds = time.monotonic() - begun
+            tell("started", f"pid {vm.pid} in {seconds:.2f} s")
+            then = keep(resolved, vm)
     then()
     findings = resolved.findings()
     return Started(name=resolved.name, pid=vm.pid, seconds=seconds, argv=argv, findings=findings, changes=changes)
