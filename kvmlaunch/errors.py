@@ -11,6 +11,7 @@ of them.  What else escapes is a bug of ours.
     │   ├── DefinitionInvalid        5
     │   ├── PreflightFailed          6
     │   ├── Busy                     7
+    │   │   └── Unreachable          7
     │   └── PrivilegeMissing        77
     ├── HostFailed                   1   the host did not do what it was told
     ├── TimedOut                     8
@@ -84,6 +85,10 @@ class Busy(Refused):
     """Somebody else holds it, or a state forbids it; the report names the holder."""
 
     exit_code = 7
+
+
+class Unreachable(Busy):
+    """The VM runs, and its monitor cannot be reached: its socket was removed, or another process took its name."""
 
 
 class PrivilegeMissing(Refused):

@@ -69,7 +69,7 @@ def status(session: Session, vms: tuple[str, ...]) -> int:
     """Tell how VMs are; all that run when none is named.  Exit code 3 when a named one is not running."""
     caller = session.caller()
     known = met_or_unknown(session, caller, vms)
-    found = status_of(caller, known if vms else met_names(caller))
+    found = with_definitions(caller, status_of(caller, known if vms else met_names(caller)))
     if session.json:
         show_document("status", {"vms": [status_document(each) for each in found]})
     else:

@@ -15,6 +15,7 @@ from kvmlaunch.errors import Busy, KvmlaunchError, PreflightFailed, Report
 from kvmlaunch.facts.record import parse_last_end, parse_lock_taker, parse_record, render_record
 from kvmlaunch.host.files import read_text_at, remove_if_there, temporary_name, write_atomically
 from kvmlaunch.host.logs import read_events
+from kvmlaunch.host.readers import read_text
 from kvmlaunch.host.tree import DIRECTORY, entered, failed, make_owned, unsafe
 from kvmlaunch.model.record import Record
 from kvmlaunch.model.run_files import (
@@ -69,8 +70,17 @@ def holder_text(fd: int) -> str:
     text = read_text_at(fd, RECORD)
     with contextlib.suppress(ValueError):
         record = parse_record(text or "")
-        return f"pid {record.pid}" if record.pid else f"pid {record.launcher}, kvmlaunch, starting it"
+        if record.state == "running":
+            return f"pid {record.pid}"
+        stopped = ", and is stopped: kill -CONT lets it go on" if is_stopped(record.launcher) else ""
+        return f"pid {record.launcher}, kvmlaunch, which starts it{stopped}"
     return "another command of kvmlaunch"
+
+
+def is_stopped(pid: int) -> bool:
+    """Does a process stand still by a signal, as after Ctrl-Z."""
+    state = (read_text(f"/proc/{pid}/stat") or "").rpartition(")")[2].split()
+    return state[:1] in (["T"], ["t"])
 
 
 def lock_directory(fd: int, path: PurePosixPath) -> None:

@@ -123,6 +123,7 @@ CODES: Final[dict[str, tuple[int, str]]] = {
     "host.fixed": (6, "The host cannot be changed from here, as root is in a container."),
     "host.locked": (7, "Another command is changing the host."),
     "host.hugetlbfs.busy": (7, "A process still uses the mount."),
+    "qmp.unreachable": (7, "The VM runs, and nobody answers on its monitor: the socket was removed or replaced."),
     "qmp.identity": (7, "Another process holds the monitor's socket; nothing was sent to it."),
     "vm.start.timeout": (8, "QEMU, or the guest, was not ready in time."),
     "vm.stop.timeout": (8, "The guest did not power down in time; it was left as it is unless forced."),

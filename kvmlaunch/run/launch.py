@@ -8,7 +8,7 @@ from signal import SIGKILL, SIGTERM
 
 from attrs import define
 
-from kvmlaunch.errors import KvmlaunchError, NotRunning, QemuFailed, Report, TimedOut
+from kvmlaunch.errors import KvmlaunchError, NotRunning, QemuFailed, Report, TimedOut, Unreachable
 from kvmlaunch.preflight.death import report_death
 from kvmlaunch.run.process import Process
 from kvmlaunch.run.spawn import Owner, spawn
@@ -96,7 +96,7 @@ def wait_for_greeting(vm: RunningVm, deadline: float, ask: Callable[[float], obj
         left = deadline - time.monotonic()
         try:
             ask(max(0.05, left))
-        except NotRunning:
+        except (NotRunning, Unreachable):
             if vm.process.wait(LOOK_AGAIN * 5):
                 raise vm.death() from None
             if left <= 0:

@@ -63,6 +63,14 @@ def read_start_time(pid: int) -> int:
     return parse_start_time(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace"))
 
 
+def is_alive(pid: int) -> bool:
+    """Is there a process of this pid that runs; a zombie does not."""
+    with contextlib.suppress(OSError):
+        state = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        return state[:1] not in (["Z"], ["X"])
+    return False
+
+
 def read_cmdline(pid: int) -> tuple[str, ...]:
     """Give the argv of a process; empty when it is gone or a zombie."""
     with contextlib.suppress(OSError):

@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import Literal
 
-from attrs import define
+from attrs import define, evolve
 
-from kvmlaunch.errors import Busy, HostFailed, KvmlaunchError, NotRunning, Report, TimedOut
+from kvmlaunch.errors import Busy, HostFailed, KvmlaunchError, NotRunning, Report, TimedOut, Unreachable
 from kvmlaunch.facts.qmp import Conversation, NoQmp, Query, QueryRefused
 from kvmlaunch.model.value import frozen
-from kvmlaunch.run.process import foreign
+from kvmlaunch.run.process import foreign, is_alive
 
 CHUNK = 1 << 16
 BACKLOG_PAUSE = 0.02  # seconds
@@ -40,34 +40,46 @@ class Target:
         return "monitor" if self.kind == "monitor" else "channel to the guest's agent"
 
 
-def refused(target: Target, why: str) -> NotRunning:
-    """Give the error of a socket that nobody serves."""
+def refused(target: Target, why: str) -> NotRunning | Unreachable:
+    """Give the error of a socket that nobody serves; a VM whose process lives is not stopped for that."""
+    message, where = f"nobody answers on the {target.name}", str(target.path)
+    if target.kind == "monitor" and target.pid is not None and is_alive(target.pid):
+        report = Report(code="qmp.unreachable", message=message, where=where, why=f"pid {target.pid} runs; {why}")
+        return Unreachable(evolve(report, hint=by_force(target)))
     code = "vm.stopped" if target.kind == "monitor" else "agent.missing"
-    return NotRunning(
-        Report(code=code, message=f"nobody answers on the {target.name}", where=str(target.path), why=why)
-    )
+    return NotRunning(Report(code=code, message=message, where=where, why=why))
+
+
+def by_force(target: Target) -> str:
+    """Give the command that ends a VM of which the monitor is of no use."""
+    return f"kvmlaunch down {target.path.parent.name} --force   # works without the monitor"
 
 
 def open_socket(target: Target, seconds: float) -> socket.socket:
-    """Connect to a socket of QEMU's and check who listens there; raises NotRunning, Busy `qmp.identity`, TimedOut."""
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    connection.settimeout(seconds)
+    """Connect to a socket of QEMU's, waiting for a place in a full backlog: one client, and one that waits, fill it.
+
+    Raises what try_socket does, and TimedOut.
+    """
+    deadline = time.monotonic() + seconds
+    while (connection := try_socket(target)) is None:
+        if time.monotonic() > deadline:
+            raise late(target, seconds)
+        time.sleep(BACKLOG_PAUSE)
+    return connection
+
+
+def try_socket(target: Target) -> socket.socket | None:
+    """Connect at once and check who listens there; None where the backlog is full.
+
+    Raises NotRunning, Unreachable, Busy `qmp.identity`, PrivilegeMissing.
+    """
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
-        connect(connection, target, time.monotonic() + seconds)
-        peer = peer_pid(connection)
-        if target.pid is not None and peer != target.pid:
-            raise Busy(
-                Report(
-                    code="qmp.identity",
-                    message=f"another process holds the socket of the {target.name}",
-                    where=str(target.path),
-                    why=f"pid {peer} listens there, the VM is pid {target.pid}",
-                    hint=f"kvmlaunch down {target.path.parent.name} --force   # ends the VM without the monitor",
-                )
-            )
-    except (TimeoutError, BlockingIOError) as error:
+        connection.connect(str(target.path))
+        check_peer(target, peer_pid(connection))
+    except BlockingIOError:
         connection.close()
-        raise late(target, seconds) from error
+        return None
     except PermissionError as error:
         connection.close()
         raise (refused(target, "permission denied") if target.pid is None else foreign(target.pid)) from error
@@ -77,21 +89,21 @@ def open_socket(target: Target, seconds: float) -> socket.socket:
     except KvmlaunchError:
         connection.close()
         raise
-    connection.settimeout(0)
     return connection
 
 
-def connect(connection: socket.socket, target: Target, deadline: float) -> None:
-    """Connect, waiting for a place in a full backlog: with one client, and one that waits, QEMU's is full."""
-    while True:
-        try:
-            connection.connect(str(target.path))
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(BACKLOG_PAUSE)
-        else:
-            return
+def check_peer(target: Target, peer: int) -> None:
+    """Refuse a listener that is not the process that it must be (`qmp.identity`)."""
+    if target.pid is not None and peer != target.pid:
+        raise Busy(
+            Report(
+                code="qmp.identity",
+                message=f"another process holds the socket of the {target.name}",
+                where=str(target.path),
+                why=f"pid {peer} listens there, the VM is pid {target.pid}",
+                hint=by_force(target),
+            )
+        )
 
 
 def peer_pid(connection: socket.socket) -> int:
@@ -109,7 +121,7 @@ def late(target: Target, seconds: float) -> TimedOut:
             message=f"{'QEMU does not answer' if monitor else 'no turn came'} on the {target.name}",
             where=str(target.path),
             why=f"no answer within {seconds:g} s: it is stopped, or another client is connected",
-            hint=f"kvmlaunch down {target.path.parent.name} --force   # works without the monitor",
+            hint=by_force(target),
         )
     )
 
@@ -179,25 +191,37 @@ def converse(links: Sequence[Link], deadline: float) -> None:
 def ask_all(
     targets: Sequence[Target], queries: Sequence[Query], *, seconds: float = 2.0
 ) -> list[Answers | KvmlaunchError]:
-    """Ask many monitors at once; one that does not answer gives its error in its place."""
+    """Ask many monitors at once; one that does not answer gives its error in its place, and delays no other."""
     deadline = time.monotonic() + seconds
     outcomes: dict[int, Answers | KvmlaunchError] = {}
     links: dict[int, Link] = {}
+    waiting = dict(enumerate(targets))
     try:
-        for number, target in enumerate(targets):
-            try:
-                connection = open_socket(target, max(0.01, deadline - time.monotonic()))
-            except KvmlaunchError as error:
-                outcomes[number] = error
-            else:
-                talk = Conversation(queries=queries)
-                links[number] = Link(target=target, connection=connection, conversation=talk)
-        converse(list(links.values()), deadline)
+        while True:
+            for number, target in tuple(waiting.items()):
+                try:
+                    connection = try_socket(target)
+                except KvmlaunchError as error:
+                    outcomes[number] = error
+                else:
+                    if connection is None:
+                        continue
+                    talk = Conversation(queries=queries)
+                    links[number] = Link(target=target, connection=connection, conversation=talk)
+                del waiting[number]
+            going = [link for link in links.values() if link.outcome is None]
+            now = time.monotonic()
+            if now >= deadline or not (going or waiting):
+                break
+            if not going:
+                time.sleep(BACKLOG_PAUSE)
+            converse(going, min(deadline, now + BACKLOG_PAUSE) if waiting else deadline)
     finally:
         for link in links.values():
             link.connection.close()
     for number, link in links.items():
         outcomes[number] = late(link.target, seconds) if link.outcome is None else link.outcome
+    outcomes |= {number: late(target, seconds) for number, target in waiting.items()}
     return [outcomes[number] for number in range(len(targets))]
 
 

@@ -7,7 +7,7 @@ import os
 from signal import SIGKILL
 
 from kvmlaunch.builder.render import render_argv
-from kvmlaunch.errors import Busy, KvmlaunchError, NotRunning, Report
+from kvmlaunch.errors import Busy, KvmlaunchError, NotRunning, Report, Unreachable
 from kvmlaunch.host.rundir import Claim, link_socket, write_record
 from kvmlaunch.host.tree import entered
 from kvmlaunch.preflight.promises import check_promises
@@ -32,7 +32,7 @@ def guest_has_run(seen: Seen) -> bool:
     path = monitor_path(seen)
     try:
         answer = ask(Target(path=path, pid=seen.pid), (("query-status", {}),), seconds=SECONDS)[0]
-    except NotRunning as error:
+    except (NotRunning, Unreachable) as error:
         if os.path.lexists(path):
             raise otherwise(seen, f"its monitor cannot be asked: {error.report.why}", "--force") from error
         return False

@@ -23,7 +23,12 @@ from kvmlaunch.units import render_size
 if TYPE_CHECKING:
     from kvmlaunch.steps.control import Press
 
+ASKED = {
+    "told to quit": "was told to quit: its guest had powered down",
+    "no answer": "does not answer on its monitor, so its guest was not asked",
+}
 ASK_AGAIN = 5.0  # seconds
+STOP_SECONDS = 90.0  # where no definition of a VM can be read
 AGENT_SECONDS = 30.0  # that an agent is given to end its guest
 TERM_SECONDS = 10.0  # how long QEMU may take to flush and close its images
 
@@ -126,7 +131,7 @@ def end_process(seen: Seen, process: Process, timeout: float, tell: Tell, *, for
     if met.deed == "woken":
         tell("resumed", "it slept (ACPI S3), and a sleeping guest hears no power button")
     if met.deed != "in vain":
-        asked = "was told to quit: its guest had powered down" if met.deed == "told to quit" else "was asked"
+        asked = ASKED.get(met.deed, "was asked")
         tell("powerdown", f"pid {process.pid} {asked}, waiting {timeout:g} s")
         if wait_asking(seen, process, deadline):
             return ""
@@ -174,11 +179,23 @@ def never_ran(seen: Seen, *, force: bool) -> bool:
         raise
 
 
-def end_seen(seen: Seen, timeout: float | None, tell: Tell, *, force: bool) -> str:
+def stop_seconds(caller: Caller, word: str, seen: Seen) -> float:
+    """Give how long a guest may take to power down: as its start recorded, else as its definition has it, if it can."""
+    if seen.record:
+        return seen.record.stop_timeout
+    from kvmlaunch.steps.load import load  # noqa: PLC0415 - for a QEMU only that kvmlaunch did not start
+
+    with contextlib.suppress(KvmlaunchError):
+        definition = load(caller, word)[1].definition
+        if definition:
+            return float(definition.lifecycle.stop_timeout)
+    return STOP_SECONDS
+
+
+def end_seen(seen: Seen, timeout: float, tell: Tell, *, force: bool) -> str:
     """End the QEMU that was seen; gone meanwhile is fine."""
     if seen.pid is None:
         return ""
-    default = seen.record.stop_timeout if seen.record else 90.0
     with held(seen.pid) as candidate:
         process = verified_process(seen, candidate)
         if process is None:
@@ -187,7 +204,7 @@ def end_seen(seen: Seen, timeout: float | None, tell: Tell, *, force: bool) -> s
             process.send(SIGKILL)
             process.wait(TERM_SECONDS)
             return "SIGKILL"
-        return end_process(seen, process, default if timeout is None else timeout, tell, force=force)
+        return end_process(seen, process, timeout, tell, force=force)
 
 
 def clean_up_after(caller: Caller, name: str, places: Places, tell: Tell) -> bool:
@@ -240,7 +257,8 @@ def down(
         refuse_unknown(caller, word)
     if dry_run:
         return Ended(name=name, already=answer is Answer.ALREADY)
-    forced = end_seen(seen, timeout, tell, force=force)
+    seconds = stop_seconds(caller, word, seen) if seen.lives and timeout is None else timeout or 0.0
+    forced = end_seen(seen, seconds, tell, force=force)
     leftovers = seen.leftovers or (caller.uid == 0 and journals.read_journal(0, name) is not None)
     prepared = clean_up_after(caller, name, places, tell) if leftovers else False
     if leftovers and not seen.lives and seen.state is not VmState.STOPPED:

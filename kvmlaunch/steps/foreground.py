@@ -10,7 +10,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from kvmlaunch.errors import Busy, KvmlaunchError, QemuFailed
 from kvmlaunch.host.rundir import monitor_socket
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from kvmlaunch.run.launch import RunningVm
 
 PRESS_AGAIN = 5000  # milliseconds: a guest that still boots did not see the first time
+Ending = Literal["unasked", "asked", "forced"]
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -75,10 +76,10 @@ def warn_lost(resolved: Resolved, vm: "RunningVm", tell: Tell) -> None:
         notify(os.environ, f"STATUS={note}")
 
 
-def watch(resolved: Resolved, vm: "RunningVm", wakeup: int, tell: Tell) -> bool:
+def watch(resolved: Resolved, vm: "RunningVm", wakeup: int, tell: Tell) -> Ending:
     """Wait for QEMU to end, passing signals on; a guest that ignores the power button is ended when its time is up.
 
-    Tells whether a signal asked for the end.
+    Tells whether a signal asked for the end, and whether that had to be forced.
     """
     poller = select.poll()
     poller.register(vm.process.fd, select.POLLIN)
@@ -89,7 +90,7 @@ def watch(resolved: Resolved, vm: "RunningVm", wakeup: int, tell: Tell) -> bool:
     while True:
         ready = dict(poller.poll(None if end is None else PRESS_AGAIN))
         if vm.process.fd in ready:
-            return end is not None
+            return "unasked" if end is None else "asked"
         if wakeup in ready:
             os.read(wakeup, 64)
             warn_lost(resolved, vm, tell)
@@ -98,7 +99,7 @@ def watch(resolved: Resolved, vm: "RunningVm", wakeup: int, tell: Tell) -> bool:
         elif end is not None and time.monotonic() > end:
             tell("down", f"the guest did not power down within {limit:g} s")
             vm.end(10)
-            return True
+            return "forced"
         press_power_button(resolved, vm, tell)
 
 
@@ -131,9 +132,10 @@ def attend(caller: Caller, resolved: Resolved, vm: "RunningVm", tell: Tell, sign
     try:
         notify(os.environ, f"READY=1\nSTATUS={resolved.name} runs, verified, pid {vm.pid}")
         tell("foreground", f"pid {vm.pid}; SIGTERM powers it down")
-        asked = watch(resolved, vm, signals_fd, tell)
+        ending = watch(resolved, vm, signals_fd, tell)
         status = vm.poll() or 0
-        death = vm.death() if status and not asked else None
+        killed = ending == "asked" and status < 0  # by somebody else, and what the guest was about to flush is lost
+        death = vm.death() if status and (ending == "unasked" or killed) else None
     finally:
         vm.let_go()
     try:

@@ -21,7 +21,7 @@ from kvmlaunch.model.evidence import said_by
 from kvmlaunch.model.lifecycle import VmState
 from kvmlaunch.model.run_files import NOTE, SOCKET, TPM
 from kvmlaunch.model.value import frozen
-from kvmlaunch.run.process import read_cmdline
+from kvmlaunch.run.process import read_cmdline, read_uid
 from kvmlaunch.steps.caller import Caller
 from kvmlaunch.steps.heal import tend
 from kvmlaunch.steps.lost import lost_notes
@@ -183,7 +183,13 @@ def build_status(seen: Seen, answer: object, jobs: object) -> Status:
         name=seen.name, state=state, run_state=run_state, pid=seen.pid, notes=notes, last_end=end_text(seen, run_state)
     )
     if record is None:
-        return evolve(head, seconds=age(seen) if seen.lives else 0.0)
+        pid = seen.pid or 0
+        return evolve(
+            head,
+            seconds=age(seen) if seen.lives else 0.0,
+            resident=resident_memory(pid) if pid else 0,
+            user=read_uid(pid) if pid else None,
+        )
     return evolve(
         head,
         started=record.started,

@@ -8,7 +8,7 @@ after the claim is undone in reverse order.
 from attrs import evolve
 
 from kvmlaunch.builder.render import render_argv
-from kvmlaunch.errors import Busy, KvmlaunchError, Report
+from kvmlaunch.errors import Busy, NotRunning, Report
 from kvmlaunch.host.definitions import is_same_file
 from kvmlaunch.model.finding import Finding, warning
 from kvmlaunch.model.lifecycle import Answer, Verb, VmState, plan_transition
@@ -52,12 +52,12 @@ def check_running(caller: Caller, seen: Seen, subject: Subject) -> tuple[Finding
 
 
 def check_paused(seen: Seen) -> tuple[Finding, ...]:
-    """Say that a VM which runs already stands still (`vm.paused`)."""
+    """Say that a VM which runs already stands still (`vm.paused`); raises TimedOut, Busy where it cannot be asked."""
     from kvmlaunch.run.qmp import Target, ask  # noqa: PLC0415
 
     try:
         answer = ask(Target(path=monitor_path(seen), pid=seen.pid), (("query-status", {}),), seconds=2)[0]
-    except KvmlaunchError:
+    except NotRunning:  # it ended at this very moment
         return ()
     if isinstance(answer, dict) and not answer.get("running"):
         word = str(answer.get("status", "paused"))
@@ -105,7 +105,9 @@ def settle(caller: Caller, seen: Seen, subject: Subject, wishes: Wishes, tell: T
                 as_planned(caller, seen, subject, dry_run=wishes.dry_run)
                 tell("verified", f"pid {seen.pid}, which kvmlaunch did not start, is as planned")
             findings = (*check_running(caller, seen, subject), *check_paused(seen))
-            for note in lost_notes(seen):
+            from kvmlaunch.steps.look import sidecar_notes  # noqa: PLC0415 - this path only
+
+            for note in (*lost_notes(seen), *sidecar_notes(seen)):
                 tell("warn", note)
             if wishes.boot_from:
                 raise runs_already(seen, f"and was not booted from {wishes.boot_from} now", "restart")

@@ -1,12 +1,14 @@
 """A tool that may take long: how it ended, what it printed meanwhile, and that it ends with us."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from kvmlaunch.errors import HostFailed
-from kvmlaunch.run.spawn import Owner
+from kvmlaunch.run.process import none_left_behind
+from kvmlaunch.run.spawn import Child, Owner, spawn_child
 from kvmlaunch.run.tool import run_long
 from tests.sandbox import is_alive
 
@@ -73,3 +75,19 @@ def test_a_tool_that_cannot_be_executed_is_said(tmp_path: Path) -> None:
         run_long((str(tmp_path / "tool"),), US)
 
     assert raised.value.report.code == "host.tool.failed"
+
+
+def test_only_what_was_started_within_is_ended_by_a_failure() -> None:
+    def begin() -> Child:
+        return spawn_child(("sleep", "60"), US, out_fd=1, err_fd=2, fds=())
+
+    children = [begin()]
+    with suppress(KeyboardInterrupt), none_left_behind():
+        children.append(begin())
+        raise KeyboardInterrupt
+    alive = [is_alive(child.pid) for child in children]
+    for child in children:
+        child.kill()
+        child.wait()
+
+    assert alive == [True, False]

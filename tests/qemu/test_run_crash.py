@@ -330,11 +330,12 @@ def test_an_up_whose_launcher_hangs_is_starting_and_no_second_one_begins(machine
     process.send_signal(signal.SIGSTOP)
 
     status = machine.run("status", "web", "--json")
-    second = machine.run("up", "web")
+    second, forced = machine.run("up", "web"), machine.run("down", "web", "--force")
 
     process.send_signal(signal.SIGCONT)
     process.send_signal(signal.SIGTERM)
     finish(process)
+    assert f"pid {process.pid}, kvmlaunch, which starts it, and is stopped" in forced.err
     assert status.json["vms"][0]["state"] == "starting"
     assert second.code == 7
     assert machine.leftovers() == []

@@ -107,6 +107,21 @@ def test_a_qemu_that_is_killed_ends_the_foreground_with_the_reason(machine: Mach
     assert machine.leftovers() == []
 
 
+def test_a_qemu_that_is_killed_while_its_guest_powers_down_is_no_clean_end(machine: Machine) -> None:
+    machine.define("web")
+
+    with service(machine) as (process, manager):
+        manager.recv(4096)
+        process.terminate()
+        manager.recv(4096)
+        machine.kill(machine.pid("web"))
+        result = finish(process)
+
+    assert result.code == 9
+    assert result.codes >= {"qemu.signal.kill"}
+    assert machine.leftovers() == []
+
+
 def test_a_foreground_that_is_killed_leaves_the_vm_running(machine: Machine) -> None:
     machine.define("web")
 

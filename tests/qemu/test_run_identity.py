@@ -156,19 +156,40 @@ def test_another_process_behind_both_sockets_is_told_apart_and_asked_nothing(mac
 
 def test_a_stopped_qemu_is_seen_as_not_answering_and_down_needs_force(machine: Machine) -> None:
     machine.define("web")
-    machine.ok("up", "web")
+    machine.define("other")
+    machine.ok("up", "web", "other", "--paused")
     pid = machine.pid("web")
     machine.kill(pid, signal.SIGSTOP)
 
-    seen = machine.status("web")
+    looks = [machine.run("status", "web", "other", "--json").json["vms"] for _ in range(3)]  # its backlog is full then
+    seen, again = machine.status("web"), machine.run("up", "web")
     gentle = machine.run("down", "web", "--timeout", "100ms")
     forced = machine.run("down", "web", "--force", "--timeout", "100ms")
 
+    machine.end("other")
+    assert [[vm["state"] for vm in vms] for vms in looks] == [["not answering", "paused"]] * 3
     assert seen["state"] == "not answering"
+    assert (again.code, again.codes) == (8, {"qmp.timeout"})
     assert gentle.code == 8
     assert gentle.codes & {"qmp.timeout", "vm.stop.timeout"}
     assert forced.code == 0, forced.err
     assert "SIGKILL" in forced.err
+    assert "its guest was not asked" in forced.err
+    assert machine.leftovers() == []
+
+
+def test_a_vm_without_its_monitors_sockets_runs_and_is_ended_by_force_alone(machine: Machine) -> None:
+    machine.define("web")
+    machine.ok("up", "web")
+    for name in ("qmp.sock", "qmp-own.sock"):
+        (machine.rundir("web") / name).unlink()
+
+    answers = [machine.run(*words, "web") for words in (("down",), ("pause",), ("up",))]
+    forced = machine.run("down", "web", "--force", "--timeout", "100ms")
+
+    assert [(each.code, each.codes) for each in answers] == [(7, {"qmp.unreachable"})] * 3
+    assert all("down web --force" in each.err for each in answers)
+    assert forced.code == 0, forced.err
     assert machine.leftovers() == []
 
 
