@@ -124,7 +124,12 @@ def parse_cpus(text: str) -> tuple[int, ...]:
 
     Source: cpuset(7), "List format".
     """
-    found: set[int] = set()
+    return tuple(sorted(set(parse_cpu_order(text))))
+
+
+def parse_cpu_order(text: str) -> tuple[int, ...]:
+    """Give the CPU numbers of a list as they stand there: `4,0-1` is 4, 0, 1."""
+    found: list[int] = []
     for part in text.strip().split(",") if text.strip() else ():
         match = CPU_RANGE.fullmatch(part.strip())
         if match is None:
@@ -134,15 +139,15 @@ def parse_cpus(text: str) -> tuple[int, ...]:
         if first > last or last > LARGEST_CPU:
             message = f"{part!r} is no range of CPUs; the first is the smaller, the largest {LARGEST_CPU}"
             raise ValueError(message)
-        found.update(range(first, last + 1))
-    return tuple(sorted(found))
+        found.extend(range(first, last + 1))
+    return tuple(found)
 
 
 def render_cpus(cpus: tuple[int, ...]) -> str:
-    """Give the kernel's list format for CPU numbers: `2-9,34-41`."""
+    """Give the kernel's list format for CPU numbers, in their order: `2-9,34-41`."""
     parts: list[str] = []
     start = previous = None
-    for cpu in (*sorted(set(cpus)), None):
+    for cpu in (*cpus, None):
         if start is not None and previous is not None and cpu != previous + 1:
             parts.append(str(start) if start == previous else f"{start}-{previous}")
             start = None

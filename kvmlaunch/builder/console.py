@@ -4,9 +4,12 @@ from kvmlaunch.builder.option import BUILT_IN, Part, by_hand, field, fixed, pair
 from kvmlaunch.model.choice import Choice
 from kvmlaunch.model.definition import Definition
 from kvmlaunch.model.plan import Field, Option, Place
+from kvmlaunch.model.qemu import machine_version
 from kvmlaunch.model.run_files import CONSOLE, CONSOLE_LOG, EVENTS, EVENTS_LOG, LOG, QMP
 
 QMP_SOURCE = "QEMU docs, interop/qmp-spec"
+
+FIRST_GENERATION_ID = (2, 6)  # machine types before it have no writable fw_cfg, by which the guest is told
 
 
 def socket_fields(id_: str, socket: str, log: str, why: str, log_choice: Choice[bool]) -> tuple[Field, ...]:
@@ -108,8 +111,8 @@ def build_monitors() -> Part:
     )
 
 
-def build_small_devices(definition: Definition) -> Part:
-    """Give the random number source, and for guests that read it the generation id."""
+def build_small_devices(machine: str) -> Part:
+    """Give the random number source, and the generation id where the machine type has room for it."""
     rng = (
         pairs(
             "-object",
@@ -141,4 +144,5 @@ def build_small_devices(definition: Definition) -> Part:
         field("guid", "vmgenid.guid", fixed("auto", "new at each start", "QEMU docs, specs/vmgenid")),
         wiring("id", "vmgenid", "vmgenid0"),
     )
-    return Part(options=rng if definition.machine == "microvm" else (*rng, generation))
+    version = machine_version(machine)
+    return Part(options=rng if version is not None and version < FIRST_GENERATION_ID else (*rng, generation))

@@ -1,5 +1,6 @@
 """vCPUs: model, features, topology, Hyper-V enlightenments, pinning."""
 
+import re
 from collections.abc import Iterable, Iterator
 
 from kvmlaunch.builder.option import BUILT_IN, Part, bare, by_hand, field, fixed, pairs
@@ -15,10 +16,12 @@ HYPERV = (
     *("hv-relaxed", "hv-vapic", "hv-vpindex", "hv-runtime", "hv-time", "hv-synic", "hv-stimer", "hv-stimer-direct"),
     *("hv-tlbflush", "hv-ipi", "hv-frequencies"),
 )
-MOST_TCG_VCPUS = 255
+MOST_APIC_ID = 254  # of an APIC; 255 is for all
+FIRST_X2APIC = (9, 0, 0)  # whose TCG emulates one, in models that have every feature
 ONE_NODE = "kvmlaunch: one node, and a CPU left for I/O"
 WHOLE = frozenset({"host", "max", "base"})  # models that ask for no feature that the accelerator lacks
 AMD = frozenset({"AuthenticAMD", "HygonGenuine"})  # vendors of /proc/cpuinfo
+AMD_MODEL = re.compile(r"EPYC|Opteron|Dhyana|phenom|athlon|qemu64")
 OF_KVM = frozenset({"pmu", "host-cache-info", "vmware-cpuid-freq"})  # properties that are no CPUID bits
 OF_KVM_PREFIXES = ("hv-", "hv_", "kvm-", "kvm_")
 ENFORCE, TOPOEXT = "enforce", "topoext"
@@ -79,6 +82,15 @@ def check_features(definition: Definition, caps: QemuCaps, accelerator: str) -> 
                 why=f"QEMU {caps.version_text} has no property of that name",
                 hint=f"{caps.binary} -cpu help{did_you_mean(name, caps.devices[EVERY_FEATURE])}",
             )
+        elif caps.is_switch(name) == (table == "properties"):
+            other = f'properties = {{ {name} = "…" }}' if table == "features" else f'features = {{ {name} = "off" }}'
+            yield error(
+                code="qemu.capability",
+                message=f"the CPU feature {name!r} is {'a value' if table == 'features' else 'on or off'}",
+                key=f"cpu.{table}.{name}",
+                why=f"so QEMU {caps.version_text} says",
+                hint=f"{other}   # in [cpu]",
+            )
         elif accelerator == "tcg" and value != "off" and (name in OF_KVM or name.startswith(OF_KVM_PREFIXES)):
             yield error(
                 code="qemu.capability",
@@ -120,8 +132,9 @@ def thread_fields(definition: Definition, host: HostFacts, model: Choice[str], a
 
 def check_threads(definition: Definition, host: HostFacts, model: Choice[str], accelerator: str) -> Iterator[Finding]:
     """Warn where a guest will take the threads of a core for cores (`qemu.cpu.threads`)."""
-    lacks = host.cpus.vendor in AMD and TOPOEXT not in host.cpus.flags
-    if (accelerator == "tcg" or lacks) and model.value in WHOLE and plan_topology(definition).value.threads > 1:
+    lacks = host.cpus.vendor in AMD and TOPOEXT not in host.cpus.flags and model.value in WHOLE
+    emulated = accelerator == "tcg" and (model.value in WHOLE or AMD_MODEL.match(model.value) is not None)
+    if (emulated or lacks) and plan_topology(definition).value.threads > 1:
         lacking = "TCG emulates an AMD CPU without" if accelerator == "tcg" else "this is an AMD CPU without"
         yield warning(
             code="qemu.cpu.threads",
@@ -204,6 +217,21 @@ def topology_fields(definition: Definition) -> tuple[Field, ...]:
     )
 
 
+def last_apic_id(definition: Definition) -> int:
+    """Give the APIC ID of the last vCPU: sockets, cores and threads have bits of their own, so numbers are left out.
+
+    Source: QEMU include/hw/i386/topology.h.
+    """
+    topology = plan_topology(definition).value
+    threads, cores = ((number - 1).bit_length() for number in (topology.threads, topology.cores))
+    return (topology.sockets - 1) << (cores + threads) | (topology.cores - 1) << threads | (topology.threads - 1)
+
+
+def emulates_x2apic(definition: Definition, caps: QemuCaps) -> bool:
+    """Has a CPU under TCG an x2APIC."""
+    return caps.version >= FIRST_X2APIC and plan_model(definition, "tcg").value in WHOLE
+
+
 def check_vcpus(
     definition: Definition, host: HostFacts, caps: QemuCaps, machine: str, accelerator: str
 ) -> Iterator[Finding]:
@@ -218,13 +246,13 @@ def check_vcpus(
             why=f"asked for: {vcpus}",
             hint=f"vcpus = {found.cpu_max}",
         )
-    elif accelerator == "tcg" and vcpus > MOST_TCG_VCPUS:
+    elif accelerator == "tcg" and last_apic_id(definition) > MOST_APIC_ID and not emulates_x2apic(definition, caps):
         yield error(
             code="qemu.capability",
-            message=f"{vcpus} vCPUs need KVM",
+            message=f"{vcpus} vCPUs in this topology need KVM",
             key="cpu.vcpus",
-            why=f"beyond {MOST_TCG_VCPUS} the guest needs x2APIC, which TCG does not emulate",
-            hint=f"vcpus = {MOST_TCG_VCPUS}",
+            why=f"the last one's APIC ID is {last_apic_id(definition)}; beyond {MOST_APIC_ID} a guest needs x2APIC",
+            hint="a topology whose cores and threads are powers of two, and no more than 255 vCPUs",
         )
     if vcpus > online:
         yield warning(
@@ -289,14 +317,16 @@ def check_pins(definition: Definition, host: HostFacts) -> Iterator[Finding]:
 
 
 def plan_iothread_pins(definition: Definition, host: HostFacts) -> Choice[tuple[int, ...]]:
-    """Choose host CPUs for the I/O threads; auto takes those that pinned vCPUs leave free."""
+    """Choose host CPUs for the I/O threads; auto takes those that pinned vCPUs leave free, of their own nodes first."""
     written, key = definition.iothreads.pin, "iothreads.pin"
     if written == "none":
         return Choice(value=(), reason="", source="", origin=definition.origin(key))
     if written is not AUTO:
         return Choice(value=tuple(written), reason="", source="", origin=definition.origin(key))
     vcpu_pins = plan_pins(definition, host).value
-    free = tuple(cpu for cpu in host.cpus.online if cpu not in vcpu_pins)
+    near = {cpu for node in host.nodes if not set(node.cpus).isdisjoint(vcpu_pins) for cpu in node.cpus}
+    left = tuple(cpu for cpu in host.cpus.online if cpu not in vcpu_pins)
+    free = tuple(cpu for cpu in left if cpu in near) or left
     fact = Origin(kind="host", place="CPUs", key=key)
     if not vcpu_pins or not free:
         reason = "no vCPU is pinned" if not vcpu_pins else "the vCPUs leave no host CPU free"

@@ -15,11 +15,12 @@ from kvmlaunch.model.finding import Finding, error, warning
 from kvmlaunch.model.host import HostFacts, PathFacts
 from kvmlaunch.model.image import SUFFIXES
 from kvmlaunch.model.plan import DrivePromise, Field, FieldValue, Option, PlannedDisk
-from kvmlaunch.model.qemu import QemuCaps
+from kvmlaunch.model.qemu import QemuCaps, machine_version
 from kvmlaunch.model.value import frozen
 from kvmlaunch.units import render_size
 
 WRITE_THROUGH = ("writethrough", "directsync")
+FIRST_QUEUE_PER_VCPU = (5, 2)  # machine types before it keep one queue
 LONGEST_SERIAL = 20
 QUEUES = {"virtio-blk": "num-queues", "nvme": "max_ioqpairs"}  # those of virtio-scsi are the controller's
 SNAPSHOTS = "QEMU docs, interop/live-block-operations"
@@ -74,13 +75,13 @@ def plan_format(definition: Definition, name: str, disk: Disk, facts: PathFacts)
     )
 
 
-def plan_bus(definition: Definition, name: str, disk: Disk) -> Choice[str]:
-    """Choose the bus: virtio-blk; for Windows sata until the definition says that its driver is in."""
+def plan_bus(definition: Definition, name: str, disk: Disk, machine: str) -> Choice[str]:
+    """Choose the bus: virtio-blk; for Windows sata, IDE on i440fx, until the definition says that its driver is in."""
     if disk.bus is not AUTO:
         return by_hand(definition, f"disk.{name}.bus", disk.bus)
     if definition.os == "windows":
         return Choice(
-            value="sata",
+            value="sata" if "q35" in machine else "ide",
             reason="Windows boots from it without a driver; for virtio attach a second, small disk on virtio-blk, let "
             'Windows install its driver, shut down, then write bus = "virtio-blk" here',
             source="virtio-win",
@@ -88,7 +89,7 @@ def plan_bus(definition: Definition, name: str, disk: Disk) -> Choice[str]:
         )
     return Choice(
         value="virtio-blk",
-        reason="the shortest way between guest and host, one queue a vCPU",
+        reason="the shortest way between guest and host",
         source="QEMU docs, devices/virtio",
         origin=definition.origin("os"),
     )
@@ -120,8 +121,8 @@ def plan_cache(definition: Definition, name: str, disk: Disk, facts: PathFacts, 
     )
 
 
-def plan_disk(definition: Definition, name: str, host: HostFacts, engine: Engine) -> DiskPlan:
-    """Resolve what stands at auto; `engine` chooses aio."""
+def plan_disk(definition: Definition, name: str, host: HostFacts, engine: Engine, *, machine: str) -> DiskPlan:
+    """Resolve what stands at auto; `engine` chooses aio, `machine` is the type by its versioned name."""
     disk = definition.disk[name]
     facts = host.paths.get(disk.path) or PathFacts(path=disk.path, kind="missing")
     format_ = plan_format(definition, name, disk, facts)
@@ -137,7 +138,7 @@ def plan_disk(definition: Definition, name: str, host: HostFacts, engine: Engine
         facts=facts,
         snapshots=snapshots,
         format=format_,
-        bus=plan_bus(definition, name, disk),
+        bus=plan_bus(definition, name, disk, machine),
         cache=cache,
         aio=engine(facts, cache.value, format_.value),
     )
@@ -204,13 +205,14 @@ def check_disk(plan: DiskPlan, definition: Definition, machine: str) -> Iterator
             why="QEMU's NVMe has no write protection to show: what the guest writes fails, at last",
             hint='bus = "virtio-blk"',
         )
-    if plan.bus.value == "ide" and "q35" in machine:
+    lacks, has = ("ide", "sata") if "q35" in machine else ("sata", "ide")
+    if plan.bus.value == lacks:
         yield error(
             code="qemu.capability",
-            message="q35 has no IDE controller",
+            message=f"{'q35' if has == 'sata' else 'i440fx'} has no {lacks.upper()} controller",
             key=f"{plan.table}.bus",
             why=f"the machine is {machine}",
-            hint='bus = "sata"',
+            hint=f'bus = "{has}"',
         )
 
 
@@ -389,20 +391,21 @@ def plan_serial(plan: DiskPlan, definition: Definition) -> Choice[str]:
     )
 
 
-def queue_default(plan: DiskPlan, definition: Definition) -> Choice[int] | None:
+def queue_default(plan: DiskPlan, definition: Definition, machine: str) -> Choice[int] | None:
     """Give QEMU's own number of request queues for `explain`; None where it was written or the bus has no choice."""
     if plan.disk.queues is not AUTO or plan.bus.value != "virtio-blk":
         return None
-    vcpus = definition.cpu.vcpus
+    version = machine_version(machine)
+    old = version is not None and version < FIRST_QUEUE_PER_VCPU
+    number = 1 if old else definition.cpu.vcpus
     one = (
         '; in a Linux guest with one, a udev rule sets its scheduler: ATTR{queue/scheduler}="none"'
-        if vcpus == 1
+        if number == 1 and definition.os == "linux"
         else ""
     )
+    why = "machine types before 5.2 have one" if old else "QEMU's default: one a vCPU"
     origin = Origin(kind="qemu", place="num-queues of virtio-blk-pci", key=f"{plan.table}.queues")
-    return Choice(
-        value=vcpus, reason=f"QEMU's default: one a vCPU{one}", source="measured: QEMU 7.2.22 and 10.0.2", origin=origin
-    )
+    return Choice(value=number, reason=f"{why}{one}", source="measured: QEMU 7.2.22 and 10.0.2", origin=origin)
 
 
 def planned(plan: DiskPlan, definition: Definition) -> PlannedDisk:

@@ -180,7 +180,7 @@ def thread_option(definition: Definition, host: HostFacts, plan: IothreadPlan, i
     """Give one thread; it does not poll where threads and vCPUs outnumber the host's CPUs."""
     kind: Choice[str] = Choice(value="iothread", reason=plan.ids.reason, source=plan.ids.source, origin=plan.ids.origin)
     fields: list[Field] = [
-        field("", "iothreads.count", kind),
+        field("", "iothreads.thread", kind),
         field("id", "iothreads.id", fixed(id_, "one of iothreads.count", GAIN)),
     ]
     if definition.cpu.vcpus + len(plan.ids.value) > len(host.cpus.online):

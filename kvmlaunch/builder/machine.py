@@ -13,18 +13,29 @@ from kvmlaunch.model.plan import AcceleratorPromise, Field, Option
 from kvmlaunch.model.qemu import QemuCaps
 
 Q35 = re.compile(r"pc-q35-(\d+)\.(\d+)(?:\.(\d+))?")
+I440FX = re.compile(r"pc-i440fx-(\d+)\.(\d+)(?:\.(\d+))?")
 PC = re.compile(r"(?:pc-)?(?:q35|i440fx)(?:-.+)?|pc")
 Accelerator = Literal["kvm", "tcg"]
 
 
 def newest_q35(caps: QemuCaps) -> str:
     """Give the newest versioned q35 machine, "" when this QEMU has none."""
+    return newest(Q35, caps)
+
+
+def newest(kind: re.Pattern[str], caps: QemuCaps) -> str:
+    """Give the newest versioned machine of a kind, "" when this QEMU has none."""
     found = [
         (tuple(int(part or 0) for part in match.groups()), match[0])
         for machine in caps.machines
-        if (match := Q35.fullmatch(machine.name))
+        if (match := kind.fullmatch(machine.name))
     ]
     return max(found)[1] if found else ""
+
+
+def newest_like(name: str, caps: QemuCaps) -> str:
+    """Give the newest machine with the chipset of another: a guest of i440fx finds other devices on a q35."""
+    return (newest(I440FX, caps) if I440FX.match(name) or name == "pc" else "") or newest_q35(caps)
 
 
 def plan_machine(definition: Definition, caps: QemuCaps) -> Choice[str]:
@@ -50,9 +61,9 @@ def check_machine(definition: Definition, caps: QemuCaps) -> tuple[Finding, ...]
     name = plan_machine(definition, caps).value
     machine = caps.machine(name)
     if machine is None:
-        newest = newest_q35(caps)
+        instead = newest_like(name, caps)
         what = f"this QEMU has no machine {name!r}" if name else "this QEMU has no q35 machine"
-        hint = f'machine = "{newest}"' if newest else "install qemu-system-x86"
+        hint = f'machine = "{instead}"' if instead else "install qemu-system-x86"
         return (
             error(
                 code="qemu.machine.unknown",
@@ -79,7 +90,7 @@ def check_machine(definition: Definition, caps: QemuCaps) -> tuple[Finding, ...]
                 message=f"machine {name} is deprecated in QEMU {caps.version_text}",
                 key="machine",
                 why="a later QEMU will refuse it",
-                hint=f'machine = "{newest_q35(caps)}"',
+                hint=f'machine = "{newest_like(name, caps)}"',
             ),
         )
     return ()

@@ -25,8 +25,9 @@ def missing_rights(definition: Definition, host: HostFacts) -> str:
     /dev/kvm counts only where KVM would run the guest for root.
     """
     writable = {disk.path for disk in definition.disk.values() if not disk.readonly}
+    shares = {share.path for share in definition.share.values()}
     for path, facts in host.paths.items():
-        there = facts.kind in {"file", "block"}
+        there = facts.kind in {"file", "block"} or (facts.kind == "directory" and path in shares)
         if facts.kind == "denied" or (there and not facts.readable):
             return f"{host.user.name} may not read {path}"
         if there and path in writable and not facts.writable:
@@ -43,7 +44,10 @@ def plan_user(definition: Definition, host: HostFacts) -> Choice[str]:
     fact = Origin(kind="host", place="users", key="security.user")
     if host.caller_uid != 0:
         return Choice(value=name, reason="whoever starts a VM runs it", source="kvmlaunch docs, security", origin=fact)
-    reason = host.user_missing or f"the system user {SYSTEM_USER} reaches every file of this VM"
+    reaches = (
+        f"the system user {SYSTEM_USER} reaches every file of this VM" if name == SYSTEM_USER else "root starts it"
+    )
+    reason = host.user_missing or reaches
     return Choice(value=name, reason=reason, source="kvmlaunch docs, security", origin=fact)
 
 

@@ -18,6 +18,7 @@ from kvmlaunch.model.run_files import SHARE, SOCKET
 
 TOOL = "virtiofsd"
 SOURCE = "QEMU docs, tools/virtiofsd"
+LONGEST_NINE_TAG = 31  # bytes, of QEMU's virtio-9p
 NINE = "QEMU man page, -fsdev local"
 
 
@@ -130,6 +131,23 @@ def check_share(definition: Definition, name: str, host: HostFacts) -> Iterator[
             hint=f"mkdir -p {quote(str(share.path))}"
             if facts is None or facts.kind == "missing"
             else "name a directory",
+        )
+    elif not facts.readable:
+        yield error(
+            code="share.path",
+            message=f"{host.user.name or host.user.uid} may not read {share.path}",
+            key=f"{table}.path",
+            why=f"it belongs to {facts.owner}, mode {facts.mode & 0o7777:04o}",
+            hint=f"setfacl -m u:{host.user.name or host.user.uid}:rwx {quote(str(share.path))}",
+        )
+    tag = tag_of(definition, name).value
+    if plan_type(definition, name, host).value == "9p" and len(tag.encode()) > LONGEST_NINE_TAG:
+        yield error(
+            code="qemu.capability",
+            message=f"the tag of share {name} is too long for 9p",
+            key=f"{table}.tag",
+            why=f"it has {len(tag.encode())} bytes, 9p takes {LONGEST_NINE_TAG}",
+            hint=f'tag = "{tag.encode()[:LONGEST_NINE_TAG].decode(errors="ignore")}"',
         )
     why = obstacle(definition, name, host)
     if share.type == "virtiofs" and why:

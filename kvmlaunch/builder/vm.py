@@ -59,8 +59,9 @@ def needs_io_uring(definition: Definition, host: HostFacts, caps: QemuCaps) -> b
 
 def plan_disks(definition: Definition, host: HostFacts, caps: QemuCaps) -> tuple[disk.DiskPlan, ...]:
     """Give every disk with all that stands at auto resolved."""
+    kind = machine.plan_machine(definition, caps).value
     plans = tuple(
-        disk.plan_disk(definition, name, host, partial(aio.plan_aio, definition, name, host, caps))
+        disk.plan_disk(definition, name, host, partial(aio.plan_aio, definition, name, host, caps), machine=kind)
         for name in definition.disk
     )
     return tuple(
@@ -178,7 +179,7 @@ def build_parts(
     yield from build_disks(definition, host, caps, plans, machine_name, boot_from)
     for plan in nets:
         yield network.build_network(plan, definition, host)
-    yield console.build_small_devices(definition)
+    yield console.build_small_devices(machine.real_name(machine_name, caps))
     yield memory.build_balloon(definition, backing)
     yield console.build_console(definition)
     yield share.build_shares(definition, host)
@@ -205,7 +206,11 @@ def explained_only(
     queues = tuple(
         field("", f"disk.{plan.name}.queues", choice)
         for plan in plans
-        if (choice := disk.queue_default(plan, definition))
+        if (
+            choice := disk.queue_default(
+                plan, definition, machine.real_name(machine.plan_machine(definition, caps).value, caps)
+            )
+        )
     )
     return (
         field("", "boot.firmware", boot.firmware_choice(definition)),
@@ -213,7 +218,7 @@ def explained_only(
         *cpu.iothread_pin_choice(definition, beside),
         memory.hugepage_choice(definition, host, backing),
         field("", "memory.balloon", memory.plan_balloon(definition, backing)),
-        *([] if threads.ids.value else [iothreads.count_choice(threads)]),
+        iothreads.count_choice(threads),
         *against,
         *queues,
         *(row for plan in qcow2_of(plans) for row in qcow2.explain_rows(plan.table, plan.disk.path, plan.facts)),

@@ -30,7 +30,7 @@ from kvmlaunch.units import (
     SIZE_UNITS,
     DecimalUnitError,
     parse_bandwidth,
-    parse_cpus,
+    parse_cpu_order,
     parse_duration,
     parse_size,
     render_bandwidth,
@@ -195,17 +195,21 @@ def parse_duration_value(value: object) -> Duration:
 
 
 def parse_cpu_list(value: object) -> CpuList:
-    """Give the numbers of `"2-9,34-41"`."""
+    """Give the numbers of `"2-9,34-41"` in their order: the first is for the first vCPU."""
     if type(value) is int:
         raise wrong_type(value, "a list of CPUs, as text,", right=f'"{value}"')
     text = parse_text(value, WANTED[CpuList])
     try:
-        cpus = parse_cpus(text)
+        cpus = parse_cpu_order(text)
     except ValueError as error:
         what, _, hint = str(error).partition("; ")
         raise Mistake(code="def.value.range", message=what, hint=hint) from error
     if not cpus:
         raise Mistake(code="def.value.range", message="the list of CPUs is empty", right='"none"')
+    twice = next((cpu for cpu in cpus if cpus.count(cpu) > 1), None)
+    if twice is not None:
+        message = f"CPU {twice} stands twice in the list"
+        raise Mistake(code="def.value.range", message=message, hint="each vCPU has a host CPU of its own")
     return CpuList(cpus)
 
 

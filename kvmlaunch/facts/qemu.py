@@ -116,6 +116,7 @@ def parse_answers(answers: Mapping[str, str]) -> QemuCaps:
         options=parse_options(tables(parse_json(answers, OPTIONS))),
         bare_options=parse_help(answers.get(HELP, "")),
         machine_properties=frozenset().union(*(types[name] for name in types if name.endswith("-machine"))),
+        switches=parse_switches(table(parse_json(answers, DEVICES)).get(EVERY_FEATURE)),
         accelerators=frozenset(name for name in ACCELERATORS if f"{name}-accel" in types),
     )
 
@@ -188,6 +189,13 @@ def parse_names(properties: object) -> frozenset[str]:
     if isinstance(properties, list) and all(isinstance(item, str) for item in properties):
         return frozenset(properties)
     return frozenset(text(item, "name") for item in tables(properties))
+
+
+def parse_switches(properties: object) -> frozenset[str]:
+    """Give the names of the properties that are on or off; none after pruning, which leaves bare names."""
+    if not isinstance(properties, list) or not all(isinstance(item, dict) for item in properties):
+        return frozenset()
+    return frozenset(text(item, "name") for item in tables(properties) if item.get("type") == "bool")
 
 
 def parse_options(groups: Sequence[Table]) -> Mapping[str, Mapping[str, str]]:

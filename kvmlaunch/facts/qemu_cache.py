@@ -6,7 +6,7 @@ from pathlib import PurePosixPath
 from kvmlaunch.model.qemu import MachineType, QemuCaps
 
 # Counts up whenever what is asked or kept changes, so that an older cache is asked again.
-SCHEMA = 2
+SCHEMA = 3
 
 
 def render_caps(caps: QemuCaps) -> str:
@@ -26,6 +26,7 @@ def render_caps(caps: QemuCaps) -> str:
             "options": caps.options,
             "bare_options": sorted(caps.bare_options),
             "machine_properties": sorted(caps.machine_properties),
+            "switches": sorted(caps.switches),
             "accelerators": sorted(caps.accelerators),
         },
         separators=(",", ":"),
@@ -55,6 +56,7 @@ def parse_caps(value: object) -> QemuCaps:
             options={group: dict(parameters) for group, parameters in value["options"].items()},
             bare_options=frozenset(value["bare_options"]),
             machine_properties=frozenset(value["machine_properties"]),
+            switches=frozenset(value["switches"]),
             accelerators=frozenset(value["accelerators"]),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -1,5 +1,6 @@
 """What a QEMU binary can do, as it answered itself."""
 
+import re
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Final
@@ -10,6 +11,12 @@ from kvmlaunch.model.value import frozen
 
 OLDEST_VERSION: Final = (7, 2)  # the oldest that the tests run
 EVERY_FEATURE: Final = "max-x86_64-cpu"  # the device whose properties are the features of every CPU model
+
+
+def machine_version(name: str) -> tuple[int, int] | None:
+    """Give the release whose hardware a versioned machine type keeps: 5, 2 of `pc-q35-5.2`; None of another name."""
+    match = re.fullmatch(r"pc-(?:q35|i440fx)-([0-9]{1,3})\.([0-9]{1,3})(?:\..*)?", name)
+    return (int(match[1]), int(match[2])) if match else None
 
 
 @frozen(kw_only=True)
@@ -31,7 +38,8 @@ class QemuCaps:
     QEMU lacks; `objects` are the object types of query-qmp-schema, `aio` the members of its BlockdevAioOptions,
     `qcow2` the members of its qcow2 options; `options` maps a group of query-command-line-options to its
     parameters with their types; `bare_options` are the words of `-help` (without the dash);
-    `machine_properties` those of the newest q35.
+    `machine_properties` those of the newest q35.  `switches` are the features of CPUs that are on or off, none where
+    this was not told.
     """
 
     binary: PurePosixPath
@@ -46,6 +54,7 @@ class QemuCaps:
     options: Mapping[str, Mapping[str, str]]
     bare_options: frozenset[str]
     machine_properties: frozenset[str] = frozenset()
+    switches: frozenset[str] = frozenset()
     accelerators: frozenset[str] = field(default=frozenset({"kvm", "tcg"}))
 
     @property
@@ -64,6 +73,12 @@ class QemuCaps:
         """
         known = self.devices.get(EVERY_FEATURE)
         return known is None or name.startswith("legacy-") or not known.isdisjoint({name, name.replace("_", "-")})
+
+    def is_switch(self, name: str) -> bool | None:
+        """Is a CPU feature on or off, and has no other value; None where this was not told."""
+        if not self.switches or name.startswith("legacy-"):
+            return None
+        return not self.switches.isdisjoint({name, name.replace("_", "-")})
 
     def device_has(self, device: str, prop: str) -> bool:
         """Has this device this property."""

@@ -18,8 +18,8 @@ KNOWN = (
     (
         re.compile(r"Could not set up host forwarding rule|Address already in use"),
         "host.port.used",
-        "a forwarded port is taken",
-        "ss -lpn   # shows who holds it",
+        "a forwarded port is taken, or its address is none of this host's",
+        "ss -lpn; ip -br address   # shows who holds it, and which addresses there are",
     ),
     (
         re.compile(r"unable to map backing store"),

@@ -356,7 +356,15 @@ def check_files(plan: Plan, host: HostFacts) -> Iterator[Finding]:
                 why=facts.refusal,
                 hint="",
             )
-        elif facts.kind != "file" or not facts.readable:
+        elif facts.kind not in {"file", "denied"} or (facts.kind == "file" and facts.size == 0):
+            yield error(
+                code="boot.missing",
+                message=f"{planned.path} is {'empty' if facts.kind == 'file' else f'a {facts.kind}'}",
+                key=planned.key,
+                why="a kernel, an initrd or a firmware is a file with content",
+                hint="",
+            )
+        elif not facts.readable:
             yield error(
                 code="boot.missing",
                 message=f"{user_of(host)} may not read {planned.path}",

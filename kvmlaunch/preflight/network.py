@@ -7,6 +7,7 @@ from kvmlaunch.model.change import Change, TapChange
 from kvmlaunch.model.finding import Finding, error, warning
 from kvmlaunch.model.host import HostFacts, Listener, NetworkDevice
 from kvmlaunch.model.plan import Plan, PlannedListener, PlannedNetwork
+from kvmlaunch.units import count
 
 
 def overlaps(wanted: PlannedListener, there: Listener) -> bool:
@@ -71,6 +72,18 @@ def check_tap(network: PlannedNetwork, host: HostFacts) -> Iterator[Finding]:
             why=f"its owner is uid {device.owner_uid}, QEMU runs as {host.user.uid}",
             hint=f"ip tuntap del {network.ifname} mode tap && "
             f"ip tuntap add {network.ifname} mode tap user {host.user.name or host.user.uid}",
+        )
+    elif device and network.type == "tap" and device.multi_queue != (network.queues > 1):
+        many = network.queues > 1
+        yield error(
+            code="host.tap.missing",
+            message=f"{network.ifname} has {'one queue' if many else 'several queues'}",
+            key=f"{network.table}.queues",
+            why=f"the NIC has {count(network.queues, 'queue')}, and a tap is opened as it was made",
+            hint=f"ip tuntap del {network.ifname} mode tap && "
+            f"ip tuntap add {network.ifname} mode tap multi_queue user {host.user.name or host.user.uid}"
+            if many
+            else f"queues = 2   # in [{network.table}]: so a tap with several is opened",
         )
 
 

@@ -8,7 +8,8 @@ from pathlib import PurePosixPath
 
 from attrs import evolve
 
-from kvmlaunch.errors import KvmlaunchError
+from kvmlaunch.builder.names import vm_uuid
+from kvmlaunch.errors import Busy, KvmlaunchError, Report
 from kvmlaunch.host import journal as journals
 from kvmlaunch.host.apply import mounts_on, undo_entries
 from kvmlaunch.host.lock import host_lock
@@ -21,7 +22,7 @@ from kvmlaunch.model.plan import Places
 from kvmlaunch.model.run_files import NOTE, SOCKET
 from kvmlaunch.run.process import read_boot_id
 from kvmlaunch.steps.caller import Caller, Tell
-from kvmlaunch.steps.observe import owner_of
+from kvmlaunch.steps.observe import owner_of, pids_of, read_machine_id
 
 
 def tend(caller: Caller, places: Places) -> None:
@@ -66,6 +67,24 @@ def heal_one(journal: Journal, tell: Tell) -> tuple[Finding, ...]:
     return found
 
 
+def refuse_living(uid: int, vm: str) -> None:
+    """Refuse to take from a VM whose QEMU lives (`vm.state`), although its run directory is not to be seen from here.
+
+    In another mount namespace no lock of it shows; the process does, wherever it sees the same /proc.
+    """
+    pid = next(pids_of(vm_uuid(read_machine_id(), uid, vm)), None)
+    if pid is not None:
+        raise Busy(
+            Report(
+                code="vm.state",
+                message=f"{vm} runs, and its run directory is not to be seen from here",
+                where=f"pid {pid}",
+                why="this is another mount namespace, or the directory was removed; nothing was taken back",
+                hint=f"kill {pid}   # ends it; or run the command where it was started",
+            )
+        )
+
+
 def tell_found(found: tuple[Finding, ...], tell: Tell) -> None:
     """Say what was found changed by others when something was taken back."""
     for finding in found:
@@ -82,6 +101,7 @@ def heal_journals(boot_id: str, tell: Tell, *, but: str = "") -> None:
             journals.write_journal(evolve(journal, entries=()))
         elif journal.run != but and journal.owned("up") and not is_locked(PurePosixPath(journal.run)):
             try:
+                refuse_living(journal.uid, journal.vm)
                 found = heal_one(journal, tell)
                 tell("healed", f"{journal.vm}: it has ended, and what it had of the host was taken back")
                 tell_found(found, tell)
@@ -112,6 +132,7 @@ def clean_up(caller: Caller, vm: str, places: Places, tell: Tell) -> bool:
     Tells whether something stays because it was prepared.  Raises Busy `vm.locked` when it is started right now.
     """
     if not os.path.isdir(places.run):
+        refuse_living(caller.owner_uid, vm)
         return give_back_under_lock(caller, vm, tell)
     uid, gid = owner_of(places.run), os.stat(places.run).st_gid
     with claimed(places.run, uid, gid) as claim:

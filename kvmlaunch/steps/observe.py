@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from shlex import join
@@ -100,10 +101,12 @@ def find_by_uuid(uuid: str, run: PurePosixPath) -> int | None:
     Anybody can compute a UUID and start something with it: only root's and those of the run directory's owner count.
     """
     owners = {0, owner_of(run)}
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        if carries_uuid(read_cmdline(int(pid)), uuid) and read_uid(int(pid)) in owners:
-            return int(pid)
-    return None
+    return next((pid for pid in pids_of(uuid) if read_uid(pid) in owners), None)
+
+
+def pids_of(uuid: str) -> Iterator[int]:
+    """Give the pids of the processes in sight whose argv carries a VM's UUID, whosever they are."""
+    return (pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if carries_uuid(read_cmdline(pid), uuid))
 
 
 def who_holds(seen: Seen) -> str:
@@ -172,11 +175,15 @@ def see_unlocked(name: str, places: Places, contents: Contents, uuid: str) -> Se
 
 def uuid_of(caller: Caller, name: str) -> str:
     """Give a VM's UUID, by which a QEMU is recognised that kvmlaunch did not start."""
+    return vm_uuid(read_machine_id(), caller.owner_uid, name)
+
+
+def read_machine_id() -> str:
+    """Give the id of this machine that names are computed from, "" where it has none."""
     try:
-        machine_id = own_machine_id(Path("/etc/machine-id").read_text(encoding="ascii")).strip()
+        return own_machine_id(Path("/etc/machine-id").read_text(encoding="ascii")).strip()
     except OSError:
-        machine_id = ""
-    return vm_uuid(machine_id, caller.owner_uid, name)
+        return ""
 
 
 def observe(caller: Caller, name: str) -> Seen:

@@ -71,7 +71,7 @@ PATHS: Mapping[str, dict[str, object]] = {
     "/srv/vm/readonly.img": regular(1010, 1 * GIB, mode=0o444, writable=False),
     "/srv/vm/secret.img": regular(1011, 1 * GIB, readable=False, writable=False, o_direct=None, owner="nobody"),
     "/srv/vm/pipe": {"kind": "fifo", "inode": "259:2:1012", "owner": "root", "mode": 0o644},
-    "/srv/vm": {"kind": "directory", "inode": "259:2:1013", "owner": "root", "mode": 0o711},
+    "/srv/vm": {"kind": "directory", "readable": True, "inode": "259:2:1013", "owner": "root", "mode": 0o711},
     "/srv/vm/missing.img": {"kind": "missing", "refusal": "No such file or directory"},
     "/srv/vm/vmlinuz": regular(1014, 8 * MIB, **READ_ONLY),
     "/srv/vm/initrd.img": regular(1015, 4 * MIB, **READ_ONLY),

@@ -9,7 +9,7 @@ import pytest
 
 from tests.crashes import describe, killed_at, points, traced
 from tests.root.conftest import POOL, Pool
-from tests.sandbox import TINY, Machine, cmdline, is_alive, wait_for
+from tests.sandbox import TINY, Machine, cmdline, finish, is_alive, wait_for
 
 PAGES = 16  # of 2 MiB: the RAM of the smallest VM here
 HUGE = TINY.replace('hugepages = "off"', 'hugepages = "2MiB"')
@@ -286,6 +286,25 @@ def test_down_that_lowers_the_pool_is_healed_wherever_it_is_killed(machine: Mach
         except AssertionError as error:
             error.add_note(describe(point, words))
             raise
+
+
+def test_nothing_is_taken_from_a_vm_whose_run_directory_another_namespace_hides(machine: Machine, pool: Pool) -> None:
+    machine.define("web", HUGE)
+    machine.define("other")
+    machine.ok("up", "web")
+    hide = "umount -l /run/kvmlaunch/vm/web/log; umount -l /run/kvmlaunch/hugepages/0/web/mount; mount -t tmpfs t"
+    hidden = ["unshare", "-m", "--propagation", "private", "sh", "-c"]
+
+    other = finish(machine.start(*hidden, f"{hide} /run/kvmlaunch; kvmlaunch up other && kvmlaunch down other --force"))
+    down = finish(machine.start(*hidden, f"{hide} /run/kvmlaunch; kvmlaunch down web --force"))
+    alive, gained = machine.status("web")["state"], pool.gained()
+    machine.end("web")
+
+    assert "web could not be healed: web runs" in other.err
+    assert (down.code, down.codes) == (7, {"vm.state"})
+    assert (alive, gained) == ("running", PAGES)
+    assert pool.settled() == 0
+    assert machine.leftovers() == []
 
 
 def test_a_mount_that_is_busy_is_reported_and_kept(machine: Machine, pool: Pool) -> None:
