@@ -33,7 +33,7 @@ from kvmlaunch.units import count
 
 if TYPE_CHECKING:
     from kvmlaunch.steps.fleet import Together
-    from kvmlaunch.steps.validate import Checked
+    from kvmlaunch.steps.validate import Checked, Unread
 
 
 SEARCHED = "vmdefs"  # beneath the working directory, where names are looked for
@@ -66,6 +66,12 @@ def show_definition(session: Session, checked: "Checked", beside: "Together | No
     return 5 if errors else failure.exit_code if failure else 6 if conflicts else 0, document
 
 
+def show_unread(session: Session, unread: "Unread") -> tuple[int, Document]:
+    """Print why a definition could not be read; gives the exit code and the JSON form."""
+    show_failure(session, unread.error, unread.name)
+    return unread.error.exit_code, {"name": unread.name, "findings": [], "error": error_document(unread.error)}
+
+
 def show_verdict(session: Session, checked: "Checked", noun: str, word: str, number: int) -> None:
     """Say of a definition how many mistakes or conflicts it has."""
     path = short_path(checked.file)
@@ -81,7 +87,8 @@ def show_verdict(session: Session, checked: "Checked", noun: str, word: str, num
 @session_command
 def validate(session: Session, vms: tuple[str, ...], together: bool, facts: str | None) -> int:
     """Check definitions, all mistakes at once: VMs, files, - for standard input; all when none is named."""
-    from kvmlaunch.steps.validate import validate as validate_all  # noqa: PLC0415 - completion wants the options only
+    from kvmlaunch.steps.validate import Checked  # noqa: PLC0415 - completion wants the options only
+    from kvmlaunch.steps.validate import validate as validate_all  # noqa: PLC0415
 
     if facts and not together:
         raise click.UsageError("--facts names the host for --together")
@@ -93,10 +100,14 @@ def validate(session: Session, vms: tuple[str, ...], together: bool, facts: str 
     if together:
         from kvmlaunch.steps.fleet import resolve_together  # noqa: PLC0415 - the text alone needs no plan
 
-        beside = resolve_together(caller, {each.file: each.subject for each in checked if each.subject})
+        subjects = {each.file: each.subject for each in checked if isinstance(each, Checked) and each.subject}
+        beside = resolve_together(caller, subjects)
     if STANDARD_INPUT in vms and not caller.standard_input.strip() and not session.json:
         say(session, STANDARD_INPUT_NAME, "warn", "", "standard input was empty: every key has its default")
-    done = [show_definition(session, each, beside) for each in checked]
+    done = [
+        show_definition(session, each, beside) if isinstance(each, Checked) else show_unread(session, each)
+        for each in checked
+    ]
     if session.json:
         show_document("validate", {"definitions": [document for _, document in done]})
     elif not checked:

@@ -45,8 +45,8 @@ def say(session: Session, vm: str, status: str, word: str, text: str) -> None:
     """Print one step of a VM to stderr, `web01  ok    preflight   12 checks`."""
     if session.quiet and status in {"ok", "skip"}:
         return
-    line = f"{vm}  {paint(session, status, err=True)}{' ' * (STATUS_WIDTH - len(status))} {word:<{WORD_WIDTH}} {text}"
-    talk(line.rstrip())
+    state = f"{paint(session, status, err=True)}{' ' * (STATUS_WIDTH - len(status))}"
+    talk(f"{plain_text(vm)}  {state} {word:<{WORD_WIDTH}} {plain_text(text)}".rstrip())
 
 
 def fix_of(report: Report) -> str:
@@ -73,7 +73,8 @@ def fix_lines(report: Report) -> list[str]:
 def show_error(session: Session, report: Report, vm: str = "") -> None:
     """Print an error to stderr."""
     head = (
-        f"{paint(session, 'error', err=True)}: {f'{vm}: ' if vm else ''}{plain_text(report.message)}  [{report.code}]"
+        f"{paint(session, 'error', err=True)}: {f'{plain_text(vm)}: ' if vm else ''}"
+        f"{plain_text(report.message)}  [{report.code}]"
     )
     talk("\n".join([head, *report_lines(report)]))
 

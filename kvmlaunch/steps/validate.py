@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 
 from kvmlaunch.define.load import Loaded
+from kvmlaunch.errors import KvmlaunchError
 from kvmlaunch.host.definitions import definition_files
 from kvmlaunch.model.value import frozen
 from kvmlaunch.steps.caller import Caller
 from kvmlaunch.steps.load import Subject, load, subject_of
+from kvmlaunch.steps.names import name_of
 
 
 @frozen(kw_only=True)
@@ -19,16 +21,29 @@ class Checked:
     subject: Subject | None
 
 
-def validate(caller: Caller, words: Sequence[str]) -> tuple[Checked, ...]:
-    """Check definitions by their text alone; all that can be found without words."""
+@frozen(kw_only=True)
+class Unread:
+    """A definition that could not be read at all: there is none, or others can write it."""
+
+    name: str
+    error: KvmlaunchError
+
+
+def validate(caller: Caller, words: Sequence[str]) -> tuple[Checked | Unread, ...]:
+    """Check definitions by their text alone; all that can be found without words.  One keeps no other from it."""
     wanted = (
         list(words) or [caller.file]
         if words or caller.file
         else [str(path) for path in definition_files(caller.search).values()]
     )
-    checked = []
-    for word in wanted:
+    return tuple(validate_one(caller, word) for word in dict.fromkeys(wanted))
+
+
+def validate_one(caller: Caller, word: str) -> Checked | Unread:
+    """Check one definition."""
+    try:
         name, loaded, sources = load(caller, word)
-        subject = subject_of(loaded, sources, caller.settings)
-        checked.append(Checked(name=name, file=str(sources[0].path), loaded=loaded, subject=subject))
-    return tuple(checked)
+    except KvmlaunchError as error:
+        return Unread(name=name_of(word), error=error)
+    subject = subject_of(loaded, sources, caller.settings)
+    return Checked(name=name, file=str(sources[0].path), loaded=loaded, subject=subject)

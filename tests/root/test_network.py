@@ -131,7 +131,7 @@ def test_up_killed_while_it_makes_a_tap_leaves_none(machine: Machine, bridge: di
     places = points(machine, *words, after=r"flock", others=4)
     machine.end("web")
 
-    for point in sample([point for point in places if point.name not in {"mkdirat", "openat", "fchown"}]):
+    for point in sample([point for point in places if point.name not in {"mkdirat", "openat", "fchown"}], 5):
         killed_at(machine, point, *words)
         try:
             machine.end("web")

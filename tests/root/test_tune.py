@@ -449,7 +449,7 @@ def test_killed_while_it_writes_what_systemd_reads_all_goes_back(machine: Machin
     machine.ok("tune", "off")
     assert any(point.name == "symlinkat" for point in chosen)
 
-    for point in sample(chosen, 5):
+    for point in sample(chosen, 8):
         killed_at(machine, point, *words)
         off = machine.run("tune", "off")
 
@@ -639,7 +639,7 @@ def test_killed_at_any_change_the_next_command_puts_all_back(machine: Machine, p
     machine.ok("tune", "off")
     assert len(chosen) > 20
 
-    for point, healer in zip(sample(chosen, 5), itertools.cycle(((), words))):
+    for point, healer in zip(sample(chosen, 8), itertools.cycle(((), words))):
         killed_at(machine, point, *words)
         if healer:
             machine.ok(*healer)
@@ -655,7 +655,7 @@ def test_killed_while_taking_back_the_next_command_finishes_it(machine: Machine,
     machine.ok("tune", "apply", "--persist")
     chosen = points(machine, *words, after=r"flock", others=4)
 
-    for point in sample(chosen, 5):
+    for point in sample(chosen, 8):
         machine.ok("tune", "apply", "--persist")
         killed_at(machine, point, *words)
         off = machine.run(*words)
