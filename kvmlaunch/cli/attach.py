@@ -97,6 +97,8 @@ def logs(session: Session, vm: str, follow: bool, source: str, raw: bool) -> Non
     from kvmlaunch.steps.attach import follow as follow_log  # noqa: PLC0415
     from kvmlaunch.steps.attach import is_alive, log_texts  # noqa: PLC0415
 
+    if follow and session.json:
+        raise click.UsageError("--json gives one document, and --follow has no end: take one of them")
     caller, name = session.caller(), name_of(vm)
     refuse_unknown(caller, vm)
     files = log_texts(caller, name, source)

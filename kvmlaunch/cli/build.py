@@ -28,14 +28,23 @@ if TYPE_CHECKING:
 
 @click.command(name="print-cmd")
 @definition_argument
-@click.option("--pretty", "form", flag_value="pretty", help="An option a line.")
-@click.option("-0", "form", flag_value="null", help="Words ended by NUL, for xargs -0.")
-@click.option("--comments", "form", flag_value="comments", help="A bash array, every option beneath its reasons.")
+@click.option("--pretty", is_flag=True, help="An option a line.")
+@click.option("-0", "null", is_flag=True, help="Words ended by NUL, for xargs -0.")
+@click.option("--comments", is_flag=True, help="A bash array, every option beneath its reasons.")
 @click.option("--boot", "boot_from", default="", metavar="cdrom.NAME", help="As for up --boot.")
 @click.option("--paused", is_flag=True, help="As for up --paused.")
 @facts_option
 @session_command
-def print_cmd(session: Session, vm: str, form: str | None, boot_from: str, paused: bool, facts: str | None) -> None:
+def print_cmd(
+    session: Session,
+    vm: str,
+    pretty: bool,
+    null: bool,
+    comments: bool,
+    boot_from: str,
+    paused: bool,
+    facts: str | None,
+) -> None:
     """Print the QEMU command line that `up` runs for VM, which is a name, a file, or - for standard input.
 
     Needs no root, takes no lock, changes nothing but its own cache.
@@ -43,8 +52,8 @@ def print_cmd(session: Session, vm: str, form: str | None, boot_from: str, pause
     from kvmlaunch.builder import render  # noqa: PLC0415 - completion wants the options only
     from kvmlaunch.steps.compile import compile_vm  # noqa: PLC0415
 
-    if session.json and form:
-        raise click.UsageError("--json is a form of its own: leave --pretty, --comments and -0 out")
+    if session.json + pretty + null + comments > 1:
+        raise click.UsageError("--json, --pretty, --comments and -0 are each a form of its own: take one of them")
     caller = session.caller(facts=facts, standard_input=standard_input(vm))
     resolved = compile_vm(caller, vm, boot_from=boot_from, paused=paused)
     plan, places = resolved.plan, resolved.places
@@ -52,11 +61,11 @@ def print_cmd(session: Session, vm: str, form: str | None, boot_from: str, pause
         tell_about(session, resolved)
     if session.json:
         show_document("print-cmd", render.plan_document(plan, places))
-    elif form == "null":
+    elif null:
         click.echo("".join(f"{word}\0" for word in render.render_argv(plan, places)), nl=False)
     else:
-        renderers = {"pretty": render.render_pretty, "comments": render.render_comments}
-        click.echo(renderers.get(form or "", render.render_line)(plan, places))
+        renderer = render.render_pretty if pretty else render.render_comments if comments else render.render_line
+        click.echo(renderer(plan, places))
 
 
 def tell_about(session: Session, resolved: "Resolved") -> None:
@@ -200,7 +209,7 @@ def explain(session: Session, what: str, keys: tuple[str, ...], facts: str | Non
     WHAT is a VM, a key of a definition such as disk.cache, a code that stands in brackets behind an error, or a
     topic: security.
     """
-    if show_meaning(session, what):
+    if not keys and show_meaning(session, what):
         return
     from kvmlaunch.steps.compile import explain as explain_vm  # noqa: PLC0415
 

@@ -75,10 +75,10 @@ def preflight_one(
             say(session, name, "ok", "already", "nothing is prepared")
         conflict = any(finding.report.code == "host.change.conflict" for finding in found)
         document = {"name": name, "undone": undone, "findings": [finding_document(finding) for finding in found]}
-        return DIFFERENT if conflict else 0, document
+        return DIFFERENT if conflict else 0, {**document, "dry_run": dry_run}
     if apply and not dry_run:
         return show_checked(session, prepare.prepare(caller, word, tell), "done")
-    return show_checked(session, prepare.check(caller, word), "would")
+    return show_checked(session, prepare.check(caller, word, preparing=apply), "would")
 
 
 @click.command()

@@ -89,11 +89,20 @@ def run(argv: list[str]) -> int:
     try:
         return outcome(argv)
     except KeyboardInterrupt:
-        click.echo("interrupted", err=True)
-        return INTERRUPTED
+        return show_signal(argv, "interrupted", INTERRUPTED)
     except Terminated:
-        click.echo("terminated", err=True)
-        return TERMINATED
+        return show_signal(argv, "terminated", TERMINATED)
+
+
+def show_signal(argv: list[str], word: str, code: int) -> int:
+    """Say that a signal ended a command; what was half-done is undone by then.  Gives the exit code."""
+    if not last_session(argv).json:
+        click.echo(word, err=True)
+        return code
+    from kvmlaunch.errors import Report  # noqa: PLC0415 - on a signal only
+
+    show_end(argv, KvmlaunchError(Report(code=word, message=f"{word} by a signal")))
+    return code
 
 
 def outcome(argv: list[str]) -> int:

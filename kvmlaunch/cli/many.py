@@ -57,6 +57,7 @@ def each_vm(
             code, document = error.exit_code, {"name": name_of(word), "error": error_document(error)}
         return code, json.dumps(document)
 
+    words = tuple(dict.fromkeys(words))
     done = run_each(words, run_one, at_once=jobs)
     if session.json:
         show_document(

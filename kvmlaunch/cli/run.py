@@ -78,7 +78,7 @@ def show_started(session: Session, started: "Started", wishes: "Wishes") -> None
         )
 
 
-def started_document(started: "Started") -> Document:
+def started_document(started: "Started", *, dry_run: bool) -> Document:
     """Give the JSON form of what `up` did."""
     return {
         "name": started.name,
@@ -88,6 +88,7 @@ def started_document(started: "Started") -> Document:
         "argv": list(started.argv),
         "changes": [render_change(change) for change in started.changes],
         "warnings": [finding.report.code for finding in started.findings],
+        "dry_run": dry_run,
     }
 
 
@@ -141,13 +142,13 @@ def start_one(
 ) -> tuple[int, Document]:
     """Start one VM and say what was done."""
     from kvmlaunch.cli.progress import spinner  # noqa: PLC0415 - where one waits
-    from kvmlaunch.steps.start import no_more  # noqa: PLC0415 - the heaviest step
+    from kvmlaunch.steps.start import Started, no_more  # noqa: PLC0415 - the heaviest step
     from kvmlaunch.steps.up import up  # noqa: PLC0415
 
     caller, name = session.caller(), name_of(word)
     if create and create_disks(session, word, dry_run=wishes.dry_run) and wishes.dry_run:
         say(session, name, "ok", "would", f"start it then; kvmlaunch up {name} -n says how, once they are there")
-        return 0, {"name": name, "pid": None, "already": False, "argv": [], "changes": [], "warnings": []}
+        return 0, started_document(Started(name=name, pid=None), dry_run=True)
     tell = teller(session, name)
     keep = foreground_action(session, caller, tell) if foreground else no_more
     with spinner(session, f"{name}: starting", off=foreground):
@@ -158,11 +159,11 @@ def start_one(
         why = f"pid {started.pid} has another parent, and cannot be watched from here"
         hint = f"kvmlaunch down {name} && kvmlaunch up {name} --foreground"
         raise Busy(Report(code="vm.state", message=f"{name} runs already", why=why, hint=hint))
-    if not session.json and not foreground:
+    if not session.json and (wishes.dry_run or not foreground):
         show_started(session, started, wishes)
     if wishes.ready and not wishes.dry_run:
         wait_ready(session, caller, word, started, wishes.timeout)
-    return 0, started_document(started)
+    return 0, started_document(started, dry_run=wishes.dry_run)
 
 
 @click.command()
@@ -247,6 +248,7 @@ def stop_one(session: Session, word: str, timeout: float | None, *, force: bool,
         "forced": ended.forced,
         "still_prepared": ended.still_prepared,
         "prepared_pages": ended.pages,
+        "dry_run": dry_run,
     }
 
 
@@ -305,7 +307,8 @@ def restart(
         check_restart(session.caller(), word)
         ended = stop_one(session, word, timeout, force=force, dry_run=dry_run)[1]
         if dry_run:
-            say(session, name_of(word), "ok", "would", "start it again, as print-cmd says")
+            if not session.json:
+                say(session, name_of(word), "ok", "would", "start it again, as print-cmd says")
             return 0, {"name": name_of(word), "down": ended, "dry_run": True}
         code, document = start_one(session, word, Wishes(), foreground=False)
         return code, {**document, "down": ended}

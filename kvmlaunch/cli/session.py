@@ -64,7 +64,12 @@ FILE = click.option("-f", "--file", default="", metavar="FILE", help="Use this d
 FILE_LONG = click.option("--file", default="", metavar="FILE", help="Use this definition file.")
 OPTIONS = (
     click.option(
-        "--defs", "directories", multiple=True, metavar="DIR", help="Search definitions in DIR first; may be repeated."
+        "--defs",
+        "directories",
+        multiple=True,
+        type=click.Path(exists=True, file_okay=False),
+        metavar="DIR",
+        help="Search definitions in DIR first; may be repeated.",
     ),
     click.option(
         "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Set a key of the definition; may be repeated."

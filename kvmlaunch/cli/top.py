@@ -12,6 +12,7 @@ from attrs import asdict
 from kvmlaunch.cli.run import DurationType
 from kvmlaunch.cli.session import Session, session_command, use_color, vms_argument
 from kvmlaunch.cli.show import say, show_document, show_table, table_lines
+from kvmlaunch.errors import NotRunning
 from kvmlaunch.units import KIB, MIB
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def usage_document(name: str, usage: "Usage") -> dict[str, Any]:
     "--interval", type=DurationType(), default=SECONDS, show_default="2s", metavar="TIME", help="Between two looks."
 )
 @session_command
-def top(session: Session, vms: tuple[str, ...], once: bool, interval: float) -> None:
+def top(session: Session, vms: tuple[str, ...], once: bool, interval: float) -> int:
     """Show what the running VMs use: CPU, memory and what backs it, disks, network.  Ctrl-C ends it.
 
     READ/s and WRITE/s are requests, READ and WRITE bytes a second; IN and OUT are those of a tap.
@@ -104,27 +105,30 @@ def top(session: Session, vms: tuple[str, ...], once: bool, interval: float) -> 
     if session.json:
         found = next(looks)
         show_document("top", {"seconds": interval, "vms": [usage_document(*item) for item in found.items()]})
-    elif once:
+        return show_missing(session, vms, found)
+    if once:
         found = next(looks)
         show_table(rows_of(found))
-        show_missing(session, vms, found)
-    elif sys.stdout.isatty():
+        return show_missing(session, vms, found)
+    if sys.stdout.isatty():
         show_live(session, looks)
     else:
         for found in looks:
             show_table(rows_of(found))
             click.echo()
+    return 0
 
 
-def show_missing(session: Session, vms: tuple[str, ...], found: "Mapping[str, Usage]") -> None:
-    """Say which of the VMs that were asked for have no row."""
+def show_missing(session: Session, vms: tuple[str, ...], found: "Mapping[str, Usage]") -> int:
+    """Say which of the VMs that were asked for have no row; gives the exit code, as `status` does."""
     from kvmlaunch.steps.names import name_of  # noqa: PLC0415 - completion wants the options only
 
-    for name in map(name_of, vms):
-        if name not in found:
-            say(session, name, "skip", "top", "it does not run")
-    if not vms and not found:
+    missing = [name for name in map(name_of, vms) if name not in found]
+    for name in missing if not session.json else ():
+        say(session, name, "skip", "top", "it does not run")
+    if not vms and not found and not session.json:
         say(session, "top", "skip", "", "no VM runs")
+    return NotRunning.exit_code if missing else 0
 
 
 @contextlib.contextmanager

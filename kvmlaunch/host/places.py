@@ -27,7 +27,8 @@ def runtime_directory(uid: int, environment: Mapping[str, str]) -> PurePosixPath
     try:
         status = os.stat(path, follow_symlinks=False)
         safe = stat.S_ISDIR(status.st_mode) and status.st_uid == uid and not status.st_mode & 0o077
-        trouble = "" if safe else f"it has mode {status.st_mode & 0o7777:04o} and belongs to uid {status.st_uid}"
+        seen = f"it has mode {status.st_mode & 0o7777:04o} and belongs to uid {status.st_uid}"
+        trouble = "" if safe else "it is a link" if stat.S_ISLNK(status.st_mode) else seen
     except OSError as error:
         trouble = error.strerror or str(error)
     if trouble:
@@ -37,17 +38,21 @@ def runtime_directory(uid: int, environment: Mapping[str, str]) -> PurePosixPath
                 message="there is no safe runtime directory",
                 where=str(path),
                 why=trouble,
-                hint="unset XDG_RUNTIME_DIR" if written else f"sudo install -d -m 0700 -o {uid} /run/user/{uid}",
+                hint=f"{'unset XDG_RUNTIME_DIR; ' if written else ''}sudo install -d -m 0700 -o {uid} /run/user/{uid}",
             )
         )
     return path
 
 
+def base_directory(environment: Mapping[str, str], variable: str, beneath_home: str) -> str:
+    """Give a base directory of a user; what is not absolute is ignored: XDG Base Directory Specification."""
+    written = environment.get(variable, "")
+    return written if written.startswith("/") else f"{environment.get('HOME', '/')}/{beneath_home}"
+
+
 def user_places(uid: int, vm: str, environment: Mapping[str, str], runtime: PurePosixPath) -> Places:
     """Give the directories of a user's VM."""
-    state = (
-        PurePosixPath(environment.get("XDG_STATE_HOME") or f"{environment.get('HOME', '/')}/.local/state") / "kvmlaunch"
-    )
+    state = PurePosixPath(base_directory(environment, "XDG_STATE_HOME", ".local/state")) / "kvmlaunch"
     return Places(
         run=runtime / "kvmlaunch" / vm,
         hugepages=HUGEPAGES / str(uid) / vm / "mount",
@@ -79,7 +84,7 @@ def cache_directory(uid: int, environment: Mapping[str, str]) -> Path:
     """Give where QEMU's answers are kept."""
     if uid == ROOT_UID:
         return Path(CACHE)
-    return Path(environment.get("XDG_CACHE_HOME") or f"{environment.get('HOME', '/')}/.cache") / "kvmlaunch"
+    return Path(base_directory(environment, "XDG_CACHE_HOME", ".cache")) / "kvmlaunch"
 
 
 def run_parent(uid: int, environment: Mapping[str, str]) -> PurePosixPath:

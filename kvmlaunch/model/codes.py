@@ -9,6 +9,8 @@ CODES: Final[dict[str, tuple[int, str]]] = {
     "usage": (2, "The command line cannot be understood: an unknown command, option, argument or value."),
     "internal.bug": (1, "Something of ours broke that no check caught; the log has the traceback."),
     "several.failures": (1, "Several VMs failed in different ways; each has its own line."),
+    "interrupted": (130, "SIGINT ended the command; what was half-done was undone."),
+    "terminated": (143, "SIGTERM or SIGHUP ended the command; what was half-done was undone."),
     "host.failed": (1, "The host did not do what it was told: a system call or a tool failed, with its own words."),
     "host.tool.missing": (1, "A program that is needed is not installed; the hint names its package."),
     "host.tool.failed": (1, "A program that was run answered with an error, quoted beneath."),

@@ -283,7 +283,8 @@ class Lifecycle:
 
     stop_timeout: Duration = key("How long `down` waits for the guest.", Duration(90.0))
     start_timeout: Duration = key(
-        "How long `up` waits for QEMU, and with `--wait ready` for the guest.", Duration(30.0)
+        "How long `up` waits for QEMU, with `--wait ready` for the guest; by default 8 s more a preallocated GiB.",
+        Duration(30.0),
     )
     autostart: bool = key("Part of `up --all`.", default=False)
     ready: Ready | None = key(

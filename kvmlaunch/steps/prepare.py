@@ -42,7 +42,7 @@ class Checked:
     fits: bool | None = None
 
 
-def directories(resolved: Resolved) -> tuple[Change, ...]:
+def directories(resolved: Resolved) -> tuple[DirectoryChange, ...]:
     """Give the directories that a printed command needs: the user's runtime directory, the VM's, its log's."""
     user, run = resolved.host.user, resolved.places.run
     owned = [DirectoryChange(path=str(path), mode=0o700, uid=user.uid, gid=user.gid) for path in (run, run / LOG)]
@@ -63,9 +63,15 @@ def examine(caller: Caller, word: str) -> Resolved:
     return resolve(caller, subject, everything=True, running=seen.pid)
 
 
-def check(caller: Caller, word: str) -> Checked:
-    """Check the host for a VM; changes nothing, raises nothing for what it finds."""
-    return check_resolved(caller, examine(caller, word))
+def check(caller: Caller, word: str, *, preparing: bool = False) -> Checked:
+    """Check the host for a VM; changes nothing, raises nothing for what it finds.
+
+    Its changes are those of a start, or with `preparing` those of `preflight --apply`, which makes directories too.
+    """
+    resolved = examine(caller, word)
+    checked = check_resolved(caller, resolved)
+    made = [each for each in directories(resolved) if preparing and not os.path.isdir(each.path)]
+    return evolve(checked, changes=(*made, *checked.changes))
 
 
 def refuse_all_but_disks(caller: Caller, word: str) -> None:

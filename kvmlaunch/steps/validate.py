@@ -7,7 +7,7 @@ from kvmlaunch.errors import KvmlaunchError
 from kvmlaunch.host.definitions import definition_files
 from kvmlaunch.model.value import frozen
 from kvmlaunch.steps.caller import Caller
-from kvmlaunch.steps.load import Subject, load, subject_of
+from kvmlaunch.steps.load import STANDARD_INPUT, Subject, load, subject_of
 from kvmlaunch.steps.names import name_of
 
 
@@ -46,4 +46,5 @@ def validate_one(caller: Caller, word: str) -> Checked | Unread:
     except KvmlaunchError as error:
         return Unread(name=name_of(word), error=error)
     subject = subject_of(loaded, sources, caller.settings)
-    return Checked(name=name, file=str(sources[0].path), loaded=loaded, subject=subject)
+    file = word if word == STANDARD_INPUT else str(sources[0].path)
+    return Checked(name=name, file=file, loaded=loaded, subject=subject)

@@ -112,7 +112,7 @@ def check_old_words(wishes: HostWishes) -> Iterator[Finding]:
                 message=f"{word} is understood as {today}",
                 key=key,
                 why="the schedulers of a single queue went with Linux 5.0",
-                hint=f'{key} = "{today}"',
+                hint=f'{key.rpartition(".")[2]} = "{today}"',
             )
     if wishes.elevator is not None:
         yield warning(

@@ -69,10 +69,11 @@ def test_a_vm_that_is_unknown_is_refused_and_one_that_is_down_has_no_row(machine
     machine.define("down")
 
     unknown = machine.run("top", "nobody", "--once", *SOON)
-    down = looked(machine, "down", "a")
+    down = machine.run("top", "down", "a", "--json", *SOON)
 
     assert (unknown.code, unknown.codes) == (4, {"vm.unknown"})
-    assert [vm["name"] for vm in down["vms"]] == ["a"]
+    assert [vm["name"] for vm in down.json["vms"]] == ["a"]
+    assert down.code == 3
 
 
 def test_where_no_vm_runs_there_is_a_head_and_no_row(machine: Machine) -> None:
