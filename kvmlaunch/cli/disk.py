@@ -8,12 +8,13 @@ import click
 
 from kvmlaunch.cli.progress import bar
 from kvmlaunch.cli.session import Session, dry_run_option, session_command
-from kvmlaunch.cli.show import say, short_path, show_document, show_table, talk
+from kvmlaunch.cli.show import error_document, say, short_path, show_document, show_failure, show_table, talk
 from kvmlaunch.cli.snapshot import disk_argument, disks_argument, snapshot, vm_name
+from kvmlaunch.steps.many import common_code
 from kvmlaunch.units import count, parse_size, render_rounded, render_size
 
 if TYPE_CHECKING:
-    from kvmlaunch.steps.disk_check import Examined, Info, Unfinished
+    from kvmlaunch.steps.disk_check import Examined, Info, Unexamined, Unfinished
     from kvmlaunch.steps.disk_create import Created
     from kvmlaunch.steps.disks import Target
 
@@ -91,15 +92,19 @@ def show_created(session: Session, made: "Sequence[Created]", *, dry_run: bool =
 @disk.command()
 @disks_argument
 @session_command
-def info(session: Session, disk: str) -> None:
+def info(session: Session, disk: str) -> int:
     """Show what the disks of a VM are: format, sizes, what they lie on, the chain beneath them."""
     from kvmlaunch.steps.disk_check import look_at as look  # noqa: PLC0415 - completion wants the options only
 
     found = look(session.caller(), disk)
     if session.json:
         show_document("disk-info", {"disks": [info_document(each) for each in found]})
-        return
-    show_table([row for each in found for row in info_rows(each)])
+    else:
+        show_table([row for each in found for row in info_rows(each)])
+    errors = [(each.target, each.error) for each in found if each.error]
+    for target, error in errors:
+        show_failure(session, error, target.word)
+    return common_code(error.exit_code for _, error in errors)
 
 
 def info_document(each: "Info") -> dict[str, Any]:
@@ -120,7 +125,14 @@ def info_document(each: "Info") -> dict[str, Any]:
         ],
         "used_by": [holder.pid or None for holder in facts.lock_holders],
         "unfinished": unfinished_document(each.unfinished),
+        "error": each.error and error_document(each.error),
     }
+
+
+def image_text(target: "Target") -> str:
+    """Give where the image of a disk lies, and by which name the definition has it where that leads there."""
+    path, image = short_path(str(target.disk.path)), short_path(str(target.image))
+    return path if path == image else f"{image} (as {path})"
 
 
 def unfinished_document(image: "Unfinished | None") -> dict[str, Any] | None:
@@ -141,6 +153,8 @@ def info_rows(each: "Info") -> list[tuple[str, str, str]]:
     target, facts = each.target, each.target.facts
     path = short_path(str(target.disk.path))
     unfinished = [unfinished_row(each.unfinished)] if each.unfinished else []
+    if each.error:
+        return [(target.name, path, f"cannot be told  [{each.error.report.code}]"), *unfinished]
     if facts.kind not in {"file", "block"}:
         wanted = f", {render_rounded(target.disk.size)} when it is made" if target.disk.size else ""
         return [(target.name, path, f"{facts.kind}{wanted}"), *unfinished]
@@ -245,7 +259,7 @@ def convert(session: Session, disk: str, goal: str, format_: str | None, overwri
         say(session, name, "warn", "left behind", f"{', '.join(done.left)}: in the original alone")
     keeps = "kept" if target.facts.since else "kept; --remove-source removes it"
     stays = "removed" if done.removed else keeps
-    say(session, name, "ok", "original", f"{short_path(str(target.disk.path))} {stays}")
+    say(session, name, "ok", "original", f"{image_text(target)} {stays}")
     say(session, name, "ok", "then", f"in [{target.table}] of {target.subject.definition.file.name}:")
     for line in (f"path = {quote(str(done.path))}", f'format = "{done.format}"', *backing_lines(target)):
         talk(f"  {line}")
@@ -262,15 +276,24 @@ def backing_lines(target: "Target") -> tuple[str, ...]:
 @session_command
 def check(session: Session, disk: str, repair: bool) -> int:
     """Check the images of a VM that is down."""
-    from kvmlaunch.steps.disk_check import check as examine  # noqa: PLC0415 - completion wants the options only
+    from kvmlaunch.steps.disk_check import Unexamined  # noqa: PLC0415 - completion wants the options only
+    from kvmlaunch.steps.disk_check import check as examine  # noqa: PLC0415
 
     found = examine(session.caller(), disk, repair=repair)
     if session.json:
         show_document("disk-check", {"disks": [examined_document(each) for each in found]})
-    for each in found if not session.json else ():
-        status = {"corrupt": "FAIL", "leaks": "warn"}.get(each.soundness, "ok")
-        say(session, vm_name(each.target), status, "check", f"{each.target.name}: {examined_text(each, repair=repair)}")
-    return UNSOUND if any(each.soundness == "corrupt" for each in found) else 0
+    codes = []
+    for each in found:
+        if isinstance(each, Unexamined):
+            show_failure(session, each.error, each.target.word)
+            codes.append(each.error.exit_code)
+            continue
+        codes.append(UNSOUND if each.soundness == "corrupt" else 0)
+        if not session.json:
+            status = {"corrupt": "FAIL", "leaks": "warn"}.get(each.soundness, "ok")
+            text = f"{each.target.name}: {examined_text(each, repair=repair)}"
+            say(session, vm_name(each.target), status, "check", text)
+    return common_code(codes)
 
 
 def examined_text(each: "Examined", *, repair: bool) -> str:
@@ -293,8 +316,12 @@ def examined_text(each: "Examined", *, repair: bool) -> str:
             return f"{each.soundness}, {found.allocated} of {found.total} clusters allocated"
 
 
-def examined_document(each: "Examined") -> dict[str, Any]:
+def examined_document(each: "Examined | Unexamined") -> dict[str, Any]:
     """Give the JSON form of a check."""
+    from kvmlaunch.steps.disk_check import Unexamined  # noqa: PLC0415 - imported by the check already
+
+    if isinstance(each, Unexamined):
+        return {**target_document(each.target), "soundness": "unknown", "error": error_document(each.error)}
     found = each.found
     numbers = {"corruptions": found.corruptions, "leaks": found.leaks, "errors": found.errors}
     return {**target_document(each.target), "soundness": each.soundness, "image": str(each.path), **numbers}
@@ -314,4 +341,4 @@ def remove(session: Session, disk: str, yes: bool) -> None:
     if session.json:
         show_document("disk-remove", target_document(target))
     else:
-        say(session, vm_name(target), "ok", "removed", f"{target.name}: {short_path(str(target.disk.path))}")
+        say(session, vm_name(target), "ok", "removed", f"{target.name}: {image_text(target)}")

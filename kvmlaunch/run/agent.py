@@ -19,18 +19,21 @@ TOKEN_BYTES = 4
 LONGEST_TEXT = 300  # characters of the guest's in a message
 
 
-def ask_agent(target: Target, queries: Sequence[Query], *, seconds: float, stay: float = 0.0) -> list[Any]:
+def ask_agent(
+    target: Target, queries: Sequence[Query], *, seconds: float, stay: float = 0.0, longest: float = 0.0
+) -> list[Any]:
     """Give the answers of a guest's agent; raises TimedOut `agent.timeout`, HostFailed `agent.error`, NotRunning, Busy.
 
     A guest that is asked to power down may end the channel before it answers: what came so far is given.  The channel
     is held for `stay` seconds more: without a client the agent sleeps between two turns, and a command's output comes
-    a piece a turn (measured: 20 times slower).
+    a piece a turn (measured: 20 times slower).  An answer that keeps coming is given `seconds` again with each piece,
+    up to `longest` in all: what a command has printed takes a while.
     """
     conversation = Conversation(queries=queries, token=int.from_bytes(os.urandom(TOKEN_BYTES), "big"))
-    deadline = time.monotonic() + seconds
+    begun = time.monotonic()
     with open_socket(target, seconds) as connection:
         try:
-            converse(connection, conversation, deadline)
+            converse(connection, conversation, seconds, begun + max(seconds, longest))
             if stay:
                 select.select([connection], [], [], stay)
         except (NoAgent, AgentRefused) as error:
@@ -51,14 +54,15 @@ def ask_agent(target: Target, queries: Sequence[Query], *, seconds: float, stay:
     return conversation.answers
 
 
-def converse(connection: socket.socket, conversation: Conversation, deadline: float) -> None:
-    """Carry a conversation on to its end; raises TimedOut, OSError."""
+def converse(connection: socket.socket, conversation: Conversation, seconds: float, end: float) -> None:
+    """Carry a conversation on to its end, with no pause longer than `seconds`; raises TimedOut, OSError."""
     left = conversation.begin()
+    deadline = min(end, time.monotonic() + seconds)
     while not conversation.done:
-        seconds = deadline - time.monotonic()
+        remaining = deadline - time.monotonic()
         writes = [connection] if left else []
-        readable, writable, _ = select.select([connection], writes, [], max(0.0, seconds))
-        if seconds <= 0:
+        readable, writable, _ = select.select([connection], writes, [], max(0.0, remaining))
+        if remaining <= 0:
             raise late(conversation)
         if writable:
             left = left[connection.send(left) :]
@@ -67,6 +71,7 @@ def converse(connection: socket.socket, conversation: Conversation, deadline: fl
             if not chunk:
                 return
             left += conversation.feed(chunk)
+            deadline = min(end, time.monotonic() + seconds)
 
 
 def late(conversation: Conversation) -> TimedOut:

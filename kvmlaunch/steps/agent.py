@@ -92,7 +92,8 @@ def follow(target: Target, pid: int, command: str, deadline: float) -> Execution
     pause = LOOK_EVERY
     while True:
         question = ("guest-exec-status", {"pid": pid})
-        answers = ask_agent(target, (question,), seconds=SECONDS, stay=pause)
+        longest = deadline - time.monotonic()
+        answers = ask_agent(target, (question,), seconds=SECONDS, stay=pause, longest=longest)
         if not answers:
             raise HostFailed(Report(code="agent.error", message="the guest's agent went away", where=str(target.path)))
         try:

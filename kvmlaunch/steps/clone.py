@@ -17,7 +17,7 @@ from kvmlaunch.host.volumes import drop_volume
 from kvmlaunch.model.value import frozen
 from kvmlaunch.model.volume import parse_volume_name
 from kvmlaunch.steps.caller import Caller
-from kvmlaunch.steps.disk_check import look_at
+from kvmlaunch.steps.disk_check import Info, look_at
 from kvmlaunch.steps.disk_convert import Conversion, convert_target
 from kvmlaunch.steps.disk_create import create
 from kvmlaunch.steps.disks import (
@@ -72,7 +72,10 @@ def clone(
     if os.path.lexists(file):
         raise Busy(Report(code="vm.exists", message=f"{file} is there already", where=str(file)))
     formats = {target.name: need_format(target) if full else "qcow2" for target in targets}
-    disks = clone_paths({target.name: target.disk for target in targets}, new, overlay=not full)
+    if not full:  # an overlay lies beside the image itself, wherever a link to it does
+        real = {target.name: evolve(target.disk, path=target.image) for target in targets}
+        definition = evolve(definition, disk={**definition.disk, **real})
+    disks = clone_paths({target.name: definition.disk[target.name] for target in targets}, new, overlay=not full)
     text = render_clone(definition, new, disks, formats, overlay=not full)
     for path in disks.values():
         if os.path.lexists(path) and not full:  # a copy that compares equal is taken: a killed command made it
@@ -147,13 +150,20 @@ def make(
             for target in targets:
                 create(plain, f"{file}:{target.name}", progress=progress)
                 made.append(disks[target.name])
-        return tuple((each.target.name, each.chain) for each in look_at(plain, str(file)))
+        return tuple((each.target.name, chain_of(each)) for each in look_at(plain, str(file)))
     except BaseException:
         for path in made:
             drop(path)
         if written:
             file.unlink(missing_ok=True)
         raise
+
+
+def chain_of(found: Info) -> tuple[Image, ...]:
+    """Give what a disk rests on; raises what stands in the way of telling."""
+    if found.error is not None:
+        raise found.error
+    return found.chain
 
 
 def drop(path: PurePosixPath) -> None:

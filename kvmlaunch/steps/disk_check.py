@@ -6,8 +6,8 @@ from typing import Final, Literal
 
 from attrs import evolve
 
-from kvmlaunch.errors import PreflightFailed, Report
-from kvmlaunch.host.images import making_place, remove_image
+from kvmlaunch.errors import KvmlaunchError, PreflightFailed, Report
+from kvmlaunch.host.images import making_place
 from kvmlaunch.host.rundir import lock_taker
 from kvmlaunch.host.volumes import drop_volume, find_volume
 from kvmlaunch.model.value import frozen
@@ -26,8 +26,10 @@ from kvmlaunch.steps.disks import (
     refuse_base,
     refuse_clones,
     refuse_disorder,
+    refuse_inactive,
     refuse_locked,
     refuse_running,
+    remove_file,
     unreadable,
     volume_of,
 )
@@ -56,13 +58,15 @@ class Unfinished:
 class Info:
     """A disk as it lies on the host: its chain, the topmost first, and the LVM volume that it is.
 
-    `unfinished` is what a command has made of the image until now, or had when it was killed.
+    `unfinished` is what a command has made of the image until now, or had when it was killed; `error` is why nothing
+    can be told of the image.
     """
 
     target: Target
     chain: tuple[Image, ...] = ()
     volume: Volume | None = None
     unfinished: Unfinished | None = None
+    error: KvmlaunchError | None = None
 
 
 def unfinished_of(target: Target) -> Unfinished | None:
@@ -79,16 +83,20 @@ def unfinished_of(target: Target) -> Unfinished | None:
 
 
 def look_at(caller: Caller, word: str) -> tuple[Info, ...]:
-    """Give what the disks of a word are; raises PreflightFailed `disk.corrupt` for one that cannot be read."""
+    """Give what the disks of a word are; of one that cannot be read, why."""
     return tuple(look_at_one(target) for target in find_disks(caller, word))
 
 
 def look_at_one(target: Target) -> Info:
     """Give what one disk is."""
     unfinished = unfinished_of(target)
-    if target.facts.kind not in {"file", "block"}:
-        return Info(target=target, unfinished=unfinished)
-    chain = read_chain(target) if target.format else ()
+    try:
+        if target.facts.kind not in {"file", "block"}:
+            refuse_inactive(target)
+            return Info(target=target, unfinished=unfinished)
+        chain = read_chain(target) if target.format else ()
+    except KvmlaunchError as error:
+        return Info(target=target, unfinished=unfinished, error=error)
     return Info(target=target, chain=chain, volume=volume_of(target), unfinished=unfinished)
 
 
@@ -107,20 +115,43 @@ class Examined:
         return self.path in images_beneath(self.target)
 
 
-def check(caller: Caller, word: str, *, repair: bool = False) -> tuple[Examined, ...]:
-    """Check the images of a word, and mend them; raises Busy while the VM runs, PreflightFailed for no sound image."""
+@frozen(kw_only=True)
+class Unexamined:
+    """A disk that could not be checked, and why."""
+
+    target: Target
+    error: PreflightFailed
+
+
+def check(caller: Caller, word: str, *, repair: bool = False) -> tuple[Examined | Unexamined, ...]:
+    """Check the images of a word, and mend them: then one that cannot be has none mended.
+
+    Raises Busy while the VM runs, PreflightFailed.
+    """
     targets = find_disks(caller, word)
     for target in targets:
-        need_file(target)
         refuse_running(caller, target, "checked")
+    if not repair:
+        return tuple(examine(target) for target in targets)
+    for target in targets:
+        need_file(target)
         refuse_locked(target)
-        if repair:
-            refuse_disorder(target)
-        if repair and not target.facts.since:
+        refuse_disorder(target)
+        if not target.facts.since:
             refuse_base(target)
-        elif repair:
+        else:
             refuse_clones(caller, target, (target.image, *map(PurePosixPath, target.facts.since)), "be repaired")
-    return tuple(check_one(target, repair=repair) for target in targets)
+    return tuple(check_one(target, repair=True) for target in targets)
+
+
+def examine(target: Target) -> Examined | Unexamined:
+    """Check a disk; one that cannot be keeps no other from it."""
+    try:
+        need_file(target)
+        refuse_locked(target)
+        return check_one(target, repair=False)
+    except PreflightFailed as error:
+        return Unexamined(target=target, error=error)
 
 
 def check_one(target: Target, *, repair: bool) -> Examined:
@@ -185,12 +216,10 @@ def removable(caller: Caller, word: str) -> Target:
 
 
 def remove_at_rest(target: Target) -> Target:
-    """Remove a disk whose VM cannot be started meanwhile; a link that leads to the image goes too."""
+    """Remove a disk whose VM cannot be started meanwhile."""
     refuse_locked(target)
     if target.facts.kind == "file":
-        remove_image(target.image)
-        if target.image != target.disk.path and os.path.islink(target.disk.path):
-            remove_image(target.disk.path)
+        remove_file(target)
         return target
     name = parse_volume_name(target.disk.path)
     if name is None or find_volume(name) is None:

@@ -21,7 +21,7 @@ from kvmlaunch.model.value import frozen
 from kvmlaunch.steps.caller import Caller
 from kvmlaunch.steps.control import query
 from kvmlaunch.steps.disk_live import file_in_chain, job_of, job_row, top_file
-from kvmlaunch.steps.disk_snapshot import need_image, retire, snapshot_names
+from kvmlaunch.steps.disk_snapshot import forget_unused, need_image, retire, snapshot_names
 from kvmlaunch.steps.disks import (
     Progress,
     Target,
@@ -84,6 +84,10 @@ def commit_held(caller: Caller, target: Target, progress: Progress) -> Committed
         unmark_image(begun_path(target.image))
         return Committed(target=target, names=())
     if seen is not None and runs:
+        if job_row(seen, target) is None:
+            target = forget_unused(caller, seen, target, names[-1])
+        if not target.facts.since:
+            return Committed(target=target, names=names, live=runs)
         if job_row(seen, target) is None and not os.path.lexists(begun_path(target.image)):
             refuse_room(target)
         commit_live(caller, seen, target, progress)

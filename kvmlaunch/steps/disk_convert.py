@@ -12,7 +12,6 @@ from kvmlaunch.host.images import (
     free_space,
     new_image,
     owner_of,
-    remove_image,
 )
 from kvmlaunch.host.rights import rights_of
 from kvmlaunch.host.tree import failed
@@ -35,6 +34,7 @@ from kvmlaunch.steps.disks import (
     refuse_base,
     refuse_disorder,
     refuse_locked,
+    remove_file,
     top_format,
     top_of,
 )
@@ -327,6 +327,6 @@ def remove(target: Target) -> None:
     """Remove the source: its file, or its volume; a disk with snapshots never comes here."""
     name = parse_volume_name(target.disk.path)
     if target.facts.kind == "file":
-        remove_image(target.image)
+        remove_file(target)
     elif name is not None:
         drop_volume(name)

@@ -4,14 +4,17 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import PurePosixPath
+from shlex import quote
 
 from attrs import evolve
 
+from kvmlaunch.define.tree import quote as quote_toml
 from kvmlaunch.errors import DefinitionInvalid, PreflightFailed, Report
 from kvmlaunch.facts.sources import Wanted
 from kvmlaunch.host.capture_path import find_overlays
 from kvmlaunch.host.images import forget_making, free_space, new_image, owner_of
-from kvmlaunch.host.volumes import check_room, find_volume, make_volume
+from kvmlaunch.host.volumes import check_room, make_volume
+from kvmlaunch.model.image import overlay_directories
 from kvmlaunch.model.value import frozen
 from kvmlaunch.model.volume import VolumeName, parse_volume_name
 from kvmlaunch.steps.caller import Caller
@@ -25,6 +28,7 @@ from kvmlaunch.steps.disks import (
     no_progress,
     qemu_img,
     read_chain,
+    refuse_inactive,
     refuse_led,
     seen_of,
 )
@@ -130,8 +134,18 @@ def is_there(target: Target) -> bool:
     kind = target.facts.kind
     if kind in {"file", "block"}:
         return True
-    if kind == "missing":
+    if kind == "missing" and not os.path.islink(target.disk.path):
         return False
+    if kind == "missing":
+        raise PreflightFailed(
+            Report(
+                code="disk.type",
+                message=f"{target.disk.path} is a link to a file that does not exist",
+                where=target.table,
+                why=f"it leads to {os.path.realpath(target.disk.path)}",
+                hint=f"rm {quote(str(target.disk.path))}   # or put back what it leads to",
+            )
+        )
     raise PreflightFailed(
         Report(
             code="disk.permission" if kind == "denied" else "disk.type",
@@ -167,22 +181,31 @@ def plan_one(caller: Caller, target: Target, coming: Mapping[PurePosixPath, Targ
                 why="a device is made by its driver; of volumes, kvmlaunch makes lvm:GROUP/VOLUME",
             )
         )
-    return plan_image(caller, target, beneath_of(caller, target, coming))
+    beneath = beneath_of(caller, target, coming)
+    if beneath is not None:
+        refuse_led_away(target, beneath)
+    return plan_image(caller, target, beneath)
+
+
+def refuse_led_away(target: Target, beneath: Target) -> None:
+    """Refuse an overlay whose backing file a link leads elsewhere (`disk.backing`): it could not be started."""
+    real = PurePosixPath(os.path.realpath(beneath.disk.path))
+    if PurePosixPath(os.path.realpath(target.disk.path.parent)) not in overlay_directories(real):
+        raise PreflightFailed(
+            Report(
+                code="disk.backing",
+                message=f"{target.word} would rest on a file that lies elsewhere",
+                where=f"{target.table}.backing",
+                why=f"{beneath.disk.path} is a link, or lies behind one, to {real}",
+                hint=f"path = {quote_toml(str(real.parent / target.disk.path.name))}   # in [{target.table}]",
+            )
+        )
 
 
 def plan_volume(target: Target, name: VolumeName) -> Intent:
     """Give how a volume is made, thick or thin; raises PreflightFailed for one that is there and not active."""
     size, pool = int(target.disk.size or 0), target.disk.thin_pool or ""
-    if find_volume(name) is not None:
-        raise PreflightFailed(
-            Report(
-                code="disk.missing",
-                message=f"the volume {name.text} is there, and not active",
-                where=target.table,
-                why=f"{target.disk.path} does not exist",
-                hint=f"lvchange --activate y {name.text}",
-            )
-        )
+    refuse_inactive(target)
     rounded = check_room(name, size, pool)
     how = f"thin, in {name.group}/{pool}" if pool else "thick: every block has its place"
     return Intent(target=target, size=rounded, how=how, volume=name)

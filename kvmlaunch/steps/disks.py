@@ -10,9 +10,9 @@ from attrs import evolve
 
 from kvmlaunch.builder.disk import plan_format
 from kvmlaunch.builder.security import SYSTEM_USER
-from kvmlaunch.errors import Busy, DefinitionInvalid, HostFailed, PreflightFailed, Report, UnknownVm
+from kvmlaunch.errors import Busy, DefinitionInvalid, HostFailed, KvmlaunchError, PreflightFailed, Report, UnknownVm
 from kvmlaunch.facts.sources import Wanted
-from kvmlaunch.host.images import owner_of
+from kvmlaunch.host.images import owner_of, remove_image
 from kvmlaunch.host.rights import capture_user
 from kvmlaunch.host.rundir import claimed, remove_claimed
 from kvmlaunch.host.volumes import find_volume
@@ -173,6 +173,7 @@ def need_file(target: Target) -> None:
     if target.facts.kind in {"file", "block"}:
         refuse_container(target)
         return
+    refuse_inactive(target)
     missing = target.facts.kind in {"missing", "denied"}
     raise PreflightFailed(
         Report(
@@ -181,6 +182,35 @@ def need_file(target: Target) -> None:
             where=target.table,
             why=target.facts.refusal,
             hint=missing_hint(target) if missing else "",
+        )
+    )
+
+
+def remove_file(target: Target) -> None:
+    """Remove the image of a disk, and a link that leads to it; raises HostFailed."""
+    remove_image(target.image)
+    if target.image != target.disk.path and os.path.islink(target.disk.path):
+        remove_image(target.disk.path)
+
+
+def refuse_inactive(target: Target) -> None:
+    """Refuse a volume that is there and not active (`disk.missing`): its device does not exist."""
+    name = parse_volume_name(target.disk.path)
+    if name is None:
+        return
+    try:
+        volume = find_volume(name)
+    except KvmlaunchError:  # without LVM's tools, or the right to ask: that it does not exist is all that is known
+        return
+    if volume is None:
+        return
+    raise PreflightFailed(
+        Report(
+            code="disk.missing",
+            message=f"the volume {name.text} is there, and not active",
+            where=target.table,
+            why=f"{target.disk.path} does not exist",
+            hint=f"lvchange --activate y {name.text}",
         )
     )
 
