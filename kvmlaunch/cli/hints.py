@@ -1,4 +1,4 @@
-"""The commands of a hint find the definition that was asked for: a file stays a file, `--defs` comes along."""
+"""The commands of a hint find the definition that was asked for: its file, `--defs` and `--set` come along."""
 
 import re
 import shlex
@@ -12,6 +12,7 @@ from kvmlaunch.steps.names import name_of
 COMMAND: Final = re.compile(
     r"\bkvmlaunch (?P<verb>(?:(?:disk snapshot|disk|tune) )?[a-z-]+)(?: (?P<vm>[a-z0-9][a-z0-9-]*)(?=[\s:]|$))?"
 )
+PLANNING: Final = {"print-cmd", "explain", "show", "validate", "preflight", "up", "disk create"}
 NO_DEFINITION: Final = {"version", "completion", "schema"}
 
 
@@ -19,7 +20,8 @@ def as_asked(hint: str, words: Sequence[str]) -> str:
     """Give a hint whose commands name definitions as the words of the command line did."""
     files = {name_of(word): word for word in written_files(words)}
     directories = "".join(f" --defs {shlex.quote(word)}" for word in values(words, "--defs"))
-    if not files and not directories:
+    settings = "" if "--set" in hint else "".join(f" --set {shlex.quote(word)}" for word in values(words, "--set"))
+    if not files and not directories and not settings:
         return hint
 
     def addressed(found: re.Match[str]) -> str:
@@ -27,7 +29,8 @@ def as_asked(hint: str, words: Sequence[str]) -> str:
         if verb.split()[0] not in COMMANDS:  # a sentence
             return found[0]
         before = "" if verb in NO_DEFINITION or vm in files else directories
-        return f"kvmlaunch{before} {verb}" + (f" {shlex.quote(files.get(vm, vm))}" if vm else "")
+        settled = settings if vm and verb in PLANNING else ""
+        return f"kvmlaunch{before} {verb}" + (f" {shlex.quote(files.get(vm, vm))}{settled}" if vm else "")
 
     return COMMAND.sub(addressed, hint)
 

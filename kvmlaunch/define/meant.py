@@ -56,9 +56,12 @@ def meant_table(path: Path, value: object) -> str:
         return "\n".join(many) if table in {"disk", "cdrom"} and all(isinstance(each, str) for each in value) else ""
     if isinstance(value, bool) or not isinstance(value, str | int):
         return ""
+    named = table in NAMED_TABLES
+    if len(path) > 1 + named:
+        return ""
     if table in MEANT_TABLES:
         return MEANT_TABLES[table](value)
-    if table in NAMED_TABLES and len(path) == 1:
+    if named and len(path) == 1:
         return f"[{table}.NAME]\n{MAIN_KEYS[table]} = {shown(value)}"
     return f"{join_path(path)}.{MAIN_KEYS[table]} = {shown(value)}" if table in MAIN_KEYS else ""
 

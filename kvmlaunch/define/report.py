@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import PurePosixPath
+from shlex import quote
 from typing import Literal
 
 from attrs import astuple
@@ -77,6 +78,10 @@ def line_to_write(placed: Placed) -> str:
     if not right:
         return ""
     if origin.kind == "set":
-        return f"--set {origin.key}={right.strip(chr(34))}"
+        *above, end = split_path(origin.key)
+        item = isinstance(end, int)  # of an array, which is set whole
+        return (
+            f"--set {quote(f'{join_path(tuple(above))}=[{right}]' if item else f'{origin.key}={right.strip(chr(34))}')}"
+        )
     last = split_path(origin.key)[-1] if origin.key else ""
     return f"{join_path((last,))} = {right}" if last and isinstance(last, str) else right

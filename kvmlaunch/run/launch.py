@@ -9,13 +9,12 @@ from signal import SIGKILL, SIGTERM
 from attrs import define
 
 from kvmlaunch.errors import KvmlaunchError, NotRunning, QemuFailed, Report, TimedOut, Unreachable
-from kvmlaunch.preflight.death import report_death
+from kvmlaunch.preflight.death import report_death, vm_of
 from kvmlaunch.run.process import Process
 from kvmlaunch.run.spawn import Owner, spawn
 
 LOOK_AGAIN = 0.002  # seconds between looks for the socket: QEMU needs about 100 ms
 MOST_WORDS = 1 << 20
-LONGER = "--timeout 2m   # gives it longer"
 
 
 @define(kw_only=True)
@@ -50,7 +49,7 @@ class RunningVm:
                 message=message,
                 where=f"pid {self.pid}",
                 why=self.words().strip() or "QEMU said nothing",
-                hint=LONGER,
+                hint=f"kvmlaunch up {vm_of(self.argv)} --timeout 2m   # gives it longer",
             )
         )
 

@@ -18,10 +18,19 @@ HINT = "kvmlaunch up web --set accel=any   # slow\nor: kvmlaunch disk create web
         (["up", "--defs", "d", "web"], HINT.replace("kvmlaunch ", "kvmlaunch --defs d ")),
         (["--defs=d", "up", "web", "--defs", "e"], HINT.replace("kvmlaunch ", "kvmlaunch --defs d --defs e ")),
         (["up", "--json", "third.toml"], HINT),
+        (["up", "web", "--set", "vcpus=2"], HINT),  # one of its commands has --set of its own
     ],
 )
 def test_the_commands_of_a_hint_find_what_was_asked_for(words: list[str], expected: str) -> None:
     assert as_asked(HINT, words) == expected
+
+
+def test_what_was_set_comes_along_where_a_vm_is_planned() -> None:
+    hint = "kvmlaunch print-cmd web --pretty   # shows it\nkvmlaunch down web"
+
+    assert as_asked(hint, ["up", "web", "--set", "raw.args=['-x']"]) == hint.replace(
+        "print-cmd web", "print-cmd web --set 'raw.args=['\"'\"'-x'\"'\"']'"
+    )
 
 
 def test_what_is_no_command_stays_as_it_is() -> None:
