@@ -88,6 +88,7 @@ CODES: Final[dict[str, tuple[int, str]]] = {
     "host.port.used": (6, "A port that is to be forwarded is taken."),
     "host.path.long": (6, "The path of a socket would be longer than the kernel allows."),
     "host.runtime.missing": (6, "There is no runtime directory that belongs to the user alone."),
+    "host.limit": (6, "A limit of the shell, of CPU time or file sizes, would end the guest or cut its disks off."),
     "host.limit.memlock": (6, "The user may not lock so much memory."),
     "disk.differs": (1, "What was converted is not equal to its source."),
     "disk.unknown": (4, "The definition has no disk of this name, or several and none was named."),

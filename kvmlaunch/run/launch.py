@@ -68,10 +68,21 @@ class RunningVm:
 
 
 def launch_qemu(
-    argv: tuple[str, ...], owner: Owner, *, lock_fd: int, log: PurePosixPath, log_fd: int, log_start: int, memlock: int
+    argv: tuple[str, ...],
+    owner: Owner,
+    *,
+    lock_fd: int,
+    log: PurePosixPath,
+    log_fd: int,
+    log_start: int,
+    memlock: int,
+    largest: int,
 ) -> RunningVm:
-    """Start QEMU with the run directory's lock in its hands; `memlock` is in bytes, 0 for no limit of ours."""
-    child = spawn(argv, owner, lock_fd=lock_fd, log_fd=log_fd, memlock=memlock)
+    """Start QEMU with the run directory's lock in its hands; `memlock` is in bytes, 0 for no limit of ours.
+
+    `largest` is the size of its largest image, in bytes.
+    """
+    child = spawn(argv, owner, lock_fd=lock_fd, log_fd=log_fd, memlock=memlock, largest=largest)
     process = Process(pid=child.pid, fd=os.pidfd_open(child.pid))
     return RunningVm(process=process, poll=child.poll, argv=argv, log=log, log_fd=log_fd, log_start=log_start)
 

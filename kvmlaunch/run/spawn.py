@@ -7,7 +7,7 @@ import resource
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 
-from kvmlaunch.errors import QemuFailed, Report
+from kvmlaunch.errors import PreflightFailed, QemuFailed, Report
 from kvmlaunch.model.value import frozen
 
 Child = subprocess.Popen[bytes]
@@ -48,14 +48,49 @@ def raised_memlock(size: int, *, stays_root: bool) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_MEMLOCK, before)
 
 
-def spawn(argv: tuple[str, ...], owner: Owner, *, lock_fd: int, log_fd: int, memlock: int = 0) -> Child:
+@contextlib.contextmanager
+def raised_ceilings(largest: int) -> Iterator[None]:
+    """Raise our own limits of CPU time and of a file's size, in bytes, around a spawn, so that the child inherits them.
+
+    What a shell or a cron has set would end a guest, or cut its disks off, long after its start: getrlimit(2).  Raises
+    PreflightFailed `host.limit` where they cannot be raised that far.
+    """
+    with contextlib.ExitStack() as stack:
+        for kind, option, needed in ((resource.RLIMIT_CPU, "-t", None), (resource.RLIMIT_FSIZE, "-f", largest)):
+            before = resource.getrlimit(kind)
+            if before[0] == resource.RLIM_INFINITY:
+                continue
+            top = before[1]
+            with contextlib.suppress(ValueError):  # not root, or without CAP_SYS_RESOURCE
+                resource.setrlimit(kind, (resource.RLIM_INFINITY,) * 2)
+                top = resource.RLIM_INFINITY
+            if top != resource.RLIM_INFINITY:
+                resource.setrlimit(kind, (top, top))
+            stack.callback(resource.setrlimit, kind, before)
+            if top != resource.RLIM_INFINITY and (needed is None or top < needed):
+                raise PreflightFailed(
+                    Report(
+                        code="host.limit",
+                        message=f"the limit of {'CPU time' if needed is None else 'file sizes'} would end the guest",
+                        where=f"ulimit {option}",
+                        why=f"it is {top} {'seconds' if needed is None else f'bytes, and a disk may need {needed}'}",
+                        hint=f"ulimit -S {option} unlimited   # where that is refused, limits.conf(5) sets the limit",
+                    )
+                )
+        yield
+
+
+def spawn(
+    argv: tuple[str, ...], owner: Owner, *, lock_fd: int, log_fd: int, memlock: int = 0, largest: int = 0
+) -> Child:
     """Start a process in a session of its own that inherits the lock (-1 for none) and nothing else of ours.
 
-    Its standard input is /dev/null and its output a file, as a pipe would die with us; `memlock` is in bytes.
-    Raises QemuFailed `qemu.exit` when it cannot be executed.
+    Its standard input is /dev/null and its output a file, as a pipe would die with us; `memlock` and `largest`, the
+    size of the largest file that it writes, are in bytes.
+    Raises QemuFailed `qemu.exit` when it cannot be executed, PreflightFailed `host.limit`.
     """
     try:
-        with raised_memlock(memlock, stays_root=owner.uid == 0):
+        with raised_memlock(memlock, stays_root=owner.uid == 0), raised_ceilings(largest):
             return spawn_child(
                 argv, owner, out_fd=log_fd, err_fd=log_fd, fds=(lock_fd,) if lock_fd >= 0 else (), session=True
             )

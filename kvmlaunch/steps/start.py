@@ -143,6 +143,12 @@ def start_seconds(resolved: Resolved) -> float:
     return seconds + memory.size / TOUCHED_A_SECOND if touches else seconds
 
 
+def largest_image(resolved: Resolved) -> int:
+    """Give the bytes to which the largest image that is written may grow; a qcow2 file is larger than its disk."""
+    written = (resolved.host.paths.get(disk.path) for disk in resolved.plan.disks if not disk.readonly)
+    return max((max(facts.size, facts.virtual_size * 9 // 8) for facts in written if facts), default=0)
+
+
 def launch(resolved: Resolved, claim: Claim, argv: tuple[str, ...], deadline: float) -> "RunningVm":
     """Start QEMU and wait until its monitor has negotiated; what is needed later is imported meanwhile."""
     from kvmlaunch.run.launch import launch_qemu, wait_for_greeting, wait_for_socket  # noqa: PLC0415 - late on purpose
@@ -154,7 +160,14 @@ def launch(resolved: Resolved, claim: Claim, argv: tuple[str, ...], deadline: fl
     )
     memlock = resolved.plan.memory.size + GIB if resolved.plan.memory.lock else 0
     vm = launch_qemu(
-        argv, owner, lock_fd=claim.fd, log=logs / QEMU_LOG, log_fd=log_fd, log_start=log_start, memlock=memlock
+        argv,
+        owner,
+        lock_fd=claim.fd,
+        log=logs / QEMU_LOG,
+        log_fd=log_fd,
+        log_start=log_start,
+        memlock=memlock,
+        largest=largest_image(resolved),
     )
     try:
         write_record(claim, record_of(resolved, argv, vm.pid, "intent"))

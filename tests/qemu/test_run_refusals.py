@@ -1,9 +1,11 @@
 """QEMUs that die, hang or talk nonsense, and broken promises: `up` says why, in QEMU's words, and leaves nothing."""
 
+from pathlib import Path
+
 import pytest
 
 from tests.fakes.qemu import WORDS
-from tests.sandbox import KVMLAUNCH, TINY, Machine, Result
+from tests.sandbox import KVMLAUNCH, TINY, Machine, Result, finish
 
 UNAVAILABLE = '{"path": "/machine/unattached/device[0]", "property": "unavailable-features"}'
 
@@ -386,3 +388,22 @@ def test_root_locks_memory_where_it_may_and_is_told_where_not(machine: Machine, 
 
     assert done.code == code, done.err
     assert not code or "lock" in done.err
+
+
+def test_limits_of_the_shell_are_not_the_guests(machine: Machine) -> None:
+    machine.define("web", f'{TINY}[disk.root]\npath = "web.img"\n')
+    with (machine.directory / "vmdefs" / "web.img").open("wb") as image:
+        image.truncate(4 << 20)
+    powerless = "setpriv --bounding-set -sys_resource --inh-caps -sys_resource kvmlaunch up web"
+
+    hard = finish(machine.start("bash", "-c", f"ulimit -f 1024; {powerless}"))
+    soft = finish(machine.start("bash", "-c", "ulimit -S -f 1024 -t 60; kvmlaunch up web --paused"))
+    limits = Path(f"/proc/{machine.pid('web')}/limits").read_text().splitlines()
+    machine.end("web")
+
+    assert (hard.code, hard.codes & {"host.limit"}) == (6, {"host.limit"})
+    assert soft.code == 0, soft.err
+    assert [line.split()[3] for line in limits if line.startswith(("Max cpu time", "Max file size"))] == [
+        "unlimited"
+    ] * 2
+    assert machine.leftovers() == []
