@@ -21,6 +21,8 @@ from kvmlaunch.units import render_size
 
 WRITE_THROUGH = ("writethrough", "directsync")
 FIRST_QUEUE_PER_VCPU = (5, 2)  # machine types before it keep one queue
+TELLS_BLOCKS = frozenset({"virtio-blk", "virtio-scsi", "sata", "ide"})
+BLOCKS = tuple(1 << shift for shift in range(10, 17))  # bytes, of physical blocks larger than 512, up to 64 KiB
 LONGEST_SERIAL = 20
 QUEUES = {"virtio-blk": "num-queues", "nvme": "max_ioqpairs"}  # those of virtio-scsi are the controller's
 SNAPSHOTS = "QEMU docs, interop/live-block-operations"
@@ -323,6 +325,7 @@ def device_fields(
     if boot:
         yield field("bootindex", f"{table}.boot", boot)
     yield field("serial", f"{table}.serial", plan_serial(plan, definition))
+    yield from physical_field(plan)
     if plan.disk.queues is not AUTO and plan.bus.value in QUEUES:
         yield field_by_hand(QUEUES[plan.bus.value], f"{table}.queues", plan.disk.queues, definition)
     yield from thread_fields(plan, threads)
@@ -376,6 +379,19 @@ def error_fields(plan: DiskPlan, definition: Definition) -> Iterator[Field]:
     for name in ("werror", "rerror"):
         word = "report" if name == "rerror" and plan.disk.on_error == "enospc" else plan.disk.on_error
         yield field(name, key, by_hand(definition, key, word))
+
+
+def physical_field(plan: DiskPlan) -> Iterator[Field]:
+    """Tell the guest of larger blocks beneath, so that it aligns what it writes; its own stay 512 bytes."""
+    block = plan.facts.physical_block
+    if plan.bus.value in TELLS_BLOCKS and block in BLOCKS:
+        told: Choice[int] = Choice(
+            value=block,
+            reason=f"{plan.facts.device} writes {block} bytes at once; logical blocks stay 512, for MBR images to boot",
+            source="QEMU man page, -device physical_block_size; Linux Documentation/ABI/stable/sysfs-block",
+            origin=Origin(kind="host", place=str(plan.disk.path), key=f"{plan.table}.physical_block_size"),
+        )
+        yield field("physical_block_size", f"{plan.table}.physical_block_size", told)
 
 
 def plan_serial(plan: DiskPlan, definition: Definition) -> Choice[str]:

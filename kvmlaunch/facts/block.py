@@ -64,6 +64,7 @@ class Disk:
     scheduler: str = ""
     rotational: bool | None = None
     queues: int | None = None
+    physical: int = 0  # bytes of its physical block, 0 where it does not tell
 
 
 @frozen(kw_only=True)
@@ -216,6 +217,7 @@ def parse_path(path: PurePosixPath, probe: object, *, filesystem: str, holders: 
         scheduler=disk.scheduler,
         rotational=disk.rotational,
         queues=disk.queues,
+        physical_block=disk.physical,
         lock_holders=holders,
         owner=take(probe, "owner", str, ""),
         mode=take(probe, "mode", int, 0),
@@ -232,11 +234,12 @@ def parse_kind(text: str) -> PathKind:
 
 
 def parse_disk(probes: list[object]) -> Disk:
-    """Give the bottom device; of several (LVM, RAID) the first, which rotates when any of them does."""
+    """Give the bottom device; of several (LVM, RAID) the first, which rotates when any does, with the largest block."""
     disks = [parse_one_disk(probe) for probe in probes]
     if not disks:
         return Disk()
-    return evolve(disks[0], rotational=True) if any(disk.rotational for disk in disks) else disks[0]
+    first = evolve(disks[0], physical=max(disk.physical for disk in disks))
+    return evolve(first, rotational=True) if any(disk.rotational for disk in disks) else first
 
 
 def parse_one_disk(probe: object) -> Disk:
@@ -250,6 +253,7 @@ def parse_one_disk(probe: object) -> Disk:
         scheduler=parse_scheduler(take(probe, "scheduler", str, "")),
         rotational=rotational != "0" if rotational else None,
         queues=take(probe, "queues", int, None),
+        physical=take(probe, "physical", int, 0),
     )
 
 

@@ -338,4 +338,11 @@ def capture_disk(place: str) -> dict[str, object]:
         "scheduler": (read_text(f"{place}/queue/scheduler") or "").strip(),
         "rotational": (read_text(f"{place}/queue/rotational") or "").strip(),
         "queues": len(names_in(f"{place}/mq")) or None,
+        "physical": read_number(f"{place}/queue/physical_block_size"),
     }
+
+
+def read_number(path: str) -> int | None:
+    """Give the number of a file of sysfs, None where there is none."""
+    text = (read_text(path) or "").strip()
+    return int(text) if text.isdecimal() else None

@@ -219,6 +219,7 @@ REMEDIES: Final[dict[str, str]] = {
     "host.port.used": "ss -lpn shows who has the port; end that, or forward another one.",
     "host.path.long": "Give the VM a shorter name, or XDG_RUNTIME_DIR a shorter path.",
     "host.runtime.missing": "Log in by logind, or let root make /run/user/UID with mode 0700 for the user.",
+    "host.limit": "Raise it with ulimit, or in /etc/security/limits.conf and log in again.",
     "host.limit.memlock": "Raise memlock in /etc/security/limits.conf and log in again, or leave memory.lock out.",
     "disk.exists": "Name another target, or --overwrite for a device whose content may be lost.",
     "disk.shrink": "Make a smaller disk beside it, and copy inside the guest what it holds.",

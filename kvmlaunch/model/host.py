@@ -170,8 +170,9 @@ class PathFacts:
     `committing` tells of a commit at its last step.  `volume_id` is the name of an ISO 9660 image.
     `inode` is `major:minor:number` of the file itself, for identity.  `real` is the
     path without links, `device` the bottom block device, with its scheduler's bracketed word, whether it
-    rotates and its hardware queues.  `no_discard` tells of a block device that frees nothing, `claimed` of one that
-    the kernel itself holds, `mounted_readonly` of a file on a file system that is mounted so.
+    rotates, its hardware queues and its physical block in bytes, 0 where none is told.  `no_discard` tells of a
+    block device that frees nothing, `claimed` of one that the kernel itself holds, `mounted_readonly` of a file on
+    a file system that is mounted so.
     """
 
     path: PurePosixPath
@@ -207,6 +208,7 @@ class PathFacts:
     scheduler: str = ""
     rotational: bool | None = None
     queues: int | None = None
+    physical_block: int = 0
     lock_holders: tuple[Holder, ...] = ()
     owner: str = ""
     mode: int = 0

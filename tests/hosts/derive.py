@@ -105,6 +105,7 @@ PATHS: Mapping[str, dict[str, object]] = {
     "/srv/hdd/archive.img": regular(1101, 100 * GIB, inode="8:1:1101", disks=[HDD]),
     "/srv/loop/disk.img": regular(1802, 1 * GIB, allocated=0, inode="7:0:1802", disks=[{**NVME, "name": "loop0"}]),
     "/srv/zfs/disk.img": regular(1801, 1 * GIB, allocated=0, inode="0:63:1801", disks=[]),
+    "/srv/4k/disk.img": regular(1803, 1 * GIB, inode="8:2:1803", disks=[{**NVME, "physical": 4096}]),
     "/srv/nfs/data.img": regular(1201, 10 * GIB, inode="0:61:1201", disks=[]),
     "/srv/iso/debian.iso": regular(1301, 650 * MIB, **READ_ONLY),
     "/srv/iso/virtio-win.iso": regular(1302, 700 * MIB, volume_id="virtio-win-0.1.266", **READ_ONLY),

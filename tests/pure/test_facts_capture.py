@@ -148,6 +148,7 @@ def test_names_that_are_no_utf_8(tmp_path: Path) -> None:
 BLOCK_TREE = {
     "nvme0n1/queue/scheduler": "[none] mq-deadline",
     "nvme0n1/queue/rotational": "0",
+    "nvme0n1/queue/physical_block_size": "4096",
     "nvme0n1/mq/0/cpu_list": "",
     "nvme0n1/mq/1/cpu_list": "",
     "nvme0n1/nvme0n1p2/partition": "2",
@@ -174,7 +175,7 @@ def test_the_disk_below_a_partition_a_volume_and_a_loop(tmp_path: Path) -> None:
     links[f"{os.major(below)}:{os.minor(below)}"] = "nvme0n1"
     for number, device in links.items():
         (numbers / number).symlink_to(f"../../devices/{device}")
-    disk = {"name": "nvme0n1", "scheduler": "[none] mq-deadline", "rotational": "0", "queues": 2}
+    disk = {"name": "nvme0n1", "scheduler": "[none] mq-deadline", "rotational": "0", "queues": 2, "physical": 4096}
     for number in ("259:2", "253:0", "9:0", "252:0", "7:0"):
         assert capture_disks(str(tmp_path), number, ()) == [disk]
     assert capture_disks(str(tmp_path), "9:9", ()) == []
