@@ -1,9 +1,11 @@
 """Files written so that a reader, or a crash, sees the old text or the new, never a part."""
 
+import contextlib
 import errno
 import os
 from pathlib import Path, PurePosixPath
 
+from kvmlaunch.errors import KvmlaunchError
 from kvmlaunch.host.tree import failed, unsafe
 
 FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -18,8 +20,7 @@ def write_atomically(directory_fd: int, name: str, text: str, *, durable: bool =
     """Write a file in an opened directory: temp, fsync, rename, fsync again; raises HostFailed, PreflightFailed."""
     temporary = temporary_name(name)
     try:
-        remove_if_there(directory_fd, temporary)
-        fd = os.open(temporary, FILE, 0o600, dir_fd=directory_fd)
+        fd = open_anew(directory_fd, temporary)
         try:
             write_all(fd, text.encode(errors="surrogateescape"))
             os.fchmod(fd, mode)
@@ -31,8 +32,18 @@ def write_atomically(directory_fd: int, name: str, text: str, *, durable: bool =
         if durable:
             os.fsync(directory_fd)
     except OSError as error:
-        remove_if_there(directory_fd, temporary)
+        with contextlib.suppress(KvmlaunchError):
+            remove_if_there(directory_fd, temporary)
         raise failed(place_of(directory_fd, name), error) from error
+
+
+def open_anew(directory_fd: int, temporary: str) -> int:
+    """Make a file for writing; one that a crash left is removed first."""
+    try:
+        return os.open(temporary, FILE, 0o600, dir_fd=directory_fd)
+    except FileExistsError:
+        remove_if_there(directory_fd, temporary)
+        return os.open(temporary, FILE, 0o600, dir_fd=directory_fd)
 
 
 def write_all(fd: int, content: bytes) -> None:

@@ -15,6 +15,7 @@ from kvmlaunch.host.mount import mount_at
 from kvmlaunch.host.places import STATE
 from kvmlaunch.host.tree import entered, failed, remove_empty
 from kvmlaunch.host.tune_journal import Ledger
+from kvmlaunch.model.codes import REMEDIES
 from kvmlaunch.model.finding import Finding, warning
 from kvmlaunch.model.host import Mount
 from kvmlaunch.model.tuning import FileEntry, KeptFile, MountEntry
@@ -80,7 +81,10 @@ def apply_file(ledger: Ledger, kept: KeptFile) -> Finding | None:
             remove_empty(PurePosixPath(kept.path).parent, 0, up_to=PurePosixPath(made).parent)
         ledger.restore(kept.path, earlier)
         report = error.report
-        return warning(code=report.code, message=report.message, where=kept.path, why=report.why, hint=report.hint)
+        hint = report.hint or REMEDIES.get(report.code, "")
+        return warning(
+            code=report.code, message=f"not written: {report.message}", where=kept.path, why=report.why, hint=hint
+        )
     return None
 
 
