@@ -19,6 +19,7 @@ from kvmlaunch.model.plan import Places
 from kvmlaunch.model.run_files import LOG
 from kvmlaunch.model.value import frozen
 from kvmlaunch.steps.caller import Caller, Tell
+from kvmlaunch.steps.hardware import machine_findings
 from kvmlaunch.steps.heal import heal_host, keep_logs
 from kvmlaunch.steps.host_changes import all_changes, journal_head
 from kvmlaunch.steps.load import load_subject
@@ -85,7 +86,12 @@ def check_resolved(caller: Caller, resolved: Resolved) -> Checked:
     journal = journals.read_journal(caller.owner_uid, resolved.name) if caller.uid == 0 else None
     return Checked(
         name=resolved.name,
-        findings=(*resolved.findings(), *own_findings(resolved), *linger_findings(resolved)),
+        findings=(
+            *resolved.findings(),
+            *own_findings(resolved),
+            *machine_findings(resolved),
+            *linger_findings(resolved),
+        ),
         changes=all_changes(resolved),
         prepared=journal is not None and bool(journal.owned("prepared")),
     )

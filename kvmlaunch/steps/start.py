@@ -41,6 +41,7 @@ from kvmlaunch.model.run_files import EVENTS, LOG, QEMU_LOG, QMP, TPM
 from kvmlaunch.model.value import frozen
 from kvmlaunch.run.process import none_left_behind
 from kvmlaunch.steps.caller import Caller, Tell
+from kvmlaunch.steps.hardware import note_machine
 from kvmlaunch.steps.heal import end_beside, give_back_under_lock, keep_logs
 from kvmlaunch.steps.host_changes import all_changes, change_host
 from kvmlaunch.steps.record import record_of
@@ -296,6 +297,7 @@ def start(caller: Caller, resolved: Resolved, wishes: Wishes, tell: Tell, keep: 
         tell("exec", shlex.join(argv))
         with none_left_behind():
             resolved, vm = launch_verified(resolved, claim, argv, deadline, paused=wishes.paused)
+            note_machine(resolved, tell)
             seconds = time.monotonic() - begun
             tell("started", f"pid {vm.pid} in {seconds:.2f} s")
             then = keep(resolved, vm)

@@ -14,6 +14,7 @@ from kvmlaunch.model.finding import Finding, warning
 from kvmlaunch.model.lifecycle import Answer, Verb, VmState, plan_transition
 from kvmlaunch.preflight.checks import CHECK_COUNT
 from kvmlaunch.steps.caller import Caller, Tell
+from kvmlaunch.steps.hardware import machine_findings
 from kvmlaunch.steps.heal import clean_up
 from kvmlaunch.steps.host_changes import all_changes
 from kvmlaunch.steps.load import Subject, load, load_subject
@@ -165,7 +166,7 @@ def up(caller: Caller, word: str, wishes: Wishes, tell: Tell, keep: Keep = no_mo
     )
     findings = resolved.findings()
     refuse_errors(name, (*findings, *own_findings(resolved)))
-    for finding in linger_findings(resolved):
+    for finding in (*machine_findings(resolved), *linger_findings(resolved)):
         tell("warn", f"{finding.report.message}: {finding.report.why}  [{finding.report.code}]")
     tell("preflight", f"{CHECK_COUNT} checks")
     if wishes.dry_run:

@@ -22,6 +22,23 @@ def test_up_starts_what_status_shows_and_down_leaves_nothing(machine: Machine) -
     assert machine.leftovers() == []
 
 
+def test_a_machine_that_a_newer_qemu_would_change_is_told_once(machine: Machine) -> None:
+    machine.define("web")
+    machine.ok("up", "web", "--paused")
+    machine.end("web")
+    kept = machine.outside("/var/lib/kvmlaunch/vm/web/machine")
+    now, wild = kept.read_text(), "pc-q35-2.0\x1b[31m\n"
+    said = []
+    for last in ("pc-q35-2.12\n", now, wild):
+        kept.write_text(last)
+        said.append(machine.ok("up", "web", "--paused").err)
+        machine.end("web")
+
+    assert ["vm.machine.changed" in each for each in said] == [True, False, False]
+    assert "pc-q35-2.12" in said[0]
+    assert kept.read_text() == now
+
+
 def test_a_second_up_says_already_and_starts_nothing(machine: Machine) -> None:
     machine.define("web")
     machine.ok("up", "web", "--paused")
