@@ -34,8 +34,9 @@ Engine = Callable[[PathFacts, str, str], Choice[Aio]]  # by the image, the cache
 
 @frozen(kw_only=True)
 class DiskPlan:
-    """A disk with everything resolved that other parts ask for; `l2_cache` in bytes, None leaves QEMU's default.
+    """A disk with everything resolved that other parts ask for.
 
+    `l2_cache` is in bytes; None of it, or of `no_unref`, leaves QEMU's default.
     Where the image has `snapshots`, `disk` and `facts` are those of the newest one's overlay.
     """
 
@@ -48,6 +49,7 @@ class DiskPlan:
     cache: Choice[CacheMode]
     aio: Choice[Aio]
     l2_cache: Choice[int] | None = None
+    no_unref: Choice[bool] | None = None
 
     @property
     def table(self) -> str:
@@ -261,6 +263,8 @@ def drive_fields(plan: DiskPlan, definition: Definition) -> Iterator[Field]:
     yield field("cache", f"{table}.cache", plan.cache)
     yield field("aio", f"{table}.aio", plan.aio)
     yield field("discard", f"{table}.discard", plan_discard(plan, definition))
+    if plan.no_unref is not None:
+        yield field("discard-no-unref", f"{table}.discard_no_unref", plan.no_unref)
     if plan.disk.detect_zeroes != "off":
         yield field_by_hand("detect-zeroes", f"{table}.detect_zeroes", plan.disk.detect_zeroes, definition)
     if plan.disk.readonly:

@@ -12,8 +12,10 @@ from kvmlaunch.model.definition import THIN_PROFILES
 from kvmlaunch.model.finding import Finding, warning
 from kvmlaunch.model.host import PathFacts
 from kvmlaunch.model.plan import Field
+from kvmlaunch.model.qemu import QemuCaps
 from kvmlaunch.units import GIB, MIB, render_rounded
 
+DISCARD_NO_UNREF, FIRST_KEEPING = "discard-no-unref", 3
 ENTRY = 8  # bytes of an L2 entry; twice that with subclusters
 DEFAULT_CACHE = 32 * MIB  # of QEMU on Linux
 LARGEST_CACHE = 256 * MIB  # memory of the host that one disk may take: 2 TiB at 64 KiB clusters
@@ -45,6 +47,18 @@ def plan_l2_cache(table: str, path: PurePosixPath, facts: PathFacts) -> Choice[i
         )
     origin = Origin(kind="host", place=f"the header of {path}", key=f"{table}.l2_cache")
     return Choice(value=value, reason=reason, source=CACHE_SOURCE, origin=origin)
+
+
+def plan_no_unref(facts: PathFacts, caps: QemuCaps, *, trims: bool) -> Choice[bool] | None:
+    """Choose to keep the place of trimmed clusters where this QEMU can, and the image: from version 3 of qcow2 on."""
+    if not trims or facts.qcow2_version < FIRST_KEEPING or DISCARD_NO_UNREF not in caps.qcow2:
+        return None
+    return Choice(
+        value=True,
+        reason="a trimmed cluster is freed and keeps its place, so that the image does not fragment over the years",
+        source="QEMU man page, -blockdev qcow2 discard-no-unref",
+        origin=Origin(kind="qemu", place="query-qmp-schema", key="disk"),
+    )
 
 
 def is_allocated(facts: PathFacts) -> bool:

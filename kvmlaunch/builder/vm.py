@@ -65,7 +65,13 @@ def plan_disks(definition: Definition, host: HostFacts, caps: QemuCaps) -> tuple
         for name in definition.disk
     )
     return tuple(
-        evolve(plan, l2_cache=qcow2.plan_l2_cache(plan.table, plan.disk.path, plan.facts))
+        evolve(
+            plan,
+            l2_cache=qcow2.plan_l2_cache(plan.table, plan.disk.path, plan.facts),
+            no_unref=qcow2.plan_no_unref(
+                plan.facts, caps, trims=disk.plan_discard(plan, definition).value == "unmap" and not plan.disk.readonly
+            ),
+        )
         if plan.format.value == "qcow2"
         else plan
         for plan in plans

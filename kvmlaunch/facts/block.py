@@ -143,6 +143,7 @@ def parse_layout(head: bytes) -> dict[str, object]:
     if bits not in CLUSTER_BITS or size >= 1 << 63:
         return {}
     layout: dict[str, object] = {
+        "qcow2_version": version,
         "virtual_size": size,
         "cluster_size": 1 << bits,
         "extended_l2": bool(features & EXTENDED_L2),
@@ -206,6 +207,7 @@ def parse_path(path: PurePosixPath, probe: object, *, filesystem: str, holders: 
         no_discard=take(probe, "no_discard", bool, None) or False,
         claimed=take(probe, "claimed", bool, None) or False,
         committing=take(probe, "committing", bool, None) or False,
+        qcow2_version=take(probe, "qcow2_version", int, 0),
         virtual_size=take(probe, "virtual_size", int, 0),
         cluster_size=take(probe, "cluster_size", int, 0),
         extended_l2=take(probe, "extended_l2", bool, None) or False,

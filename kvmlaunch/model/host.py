@@ -164,10 +164,11 @@ class PathFacts:
     "" when none; `backing` is the name that a qcow2 file gives for its backing file, `chain` where the
     files of that chain really lie, `broken` which of them cannot be opened and why, `external_data` whether one
     keeps its data in another file; `overlays` are the images that have this one as their backing file.
-    `virtual_size` and `cluster_size` in bytes, `extended_l2` (are there subclusters) and `damaged` (did QEMU mark
-    it so) are those of a qcow2 file, 0 and false for others.  `since` are the overlays of its snapshots, the newest
-    last, which is what QEMU opens; `stray` those that do not lie in a line, `unread` those that cannot be read;
-    `committing` tells of a commit at its last step.  `volume_id` is the name of an ISO 9660 image.
+    `qcow2_version` of its header, `virtual_size` and `cluster_size` in bytes, `extended_l2` (are there subclusters)
+    and `damaged` (did QEMU mark it so) are those of a qcow2 file, 0 and false for others.  `since` are the overlays
+    of its snapshots, the newest last, which is what QEMU opens; `stray` those that do not lie in a line, `unread`
+    those that cannot be read; `committing` tells of a commit at its last step.  `volume_id` is the name of an ISO
+    9660 image.
     `inode` is `major:minor:number` of the file itself, for identity.  `real` is the
     path without links, `device` the bottom block device, with its scheduler's bracketed word, whether it
     rotates, its hardware queues and its physical block in bytes, 0 where none is told.  `no_discard` tells of a
@@ -199,6 +200,7 @@ class PathFacts:
     claimed: bool = False
     mounted_readonly: bool = False
     no_discard: bool = False
+    qcow2_version: int = 0
     virtual_size: int = 0
     cluster_size: int = 0
     extended_l2: bool = False

@@ -81,7 +81,9 @@ PATHS: Mapping[str, dict[str, object]] = {
     "/srv/vm/image": regular(1019, 1 * GIB),
     "/srv/vm/db01-wal.qcow2": regular(1020, 4 * GIB, header="qcow2"),
     "/srv/vm/reports.img": regular(1021, 1 * GIB, **READ_ONLY),
-    "/srv/vm/thin.qcow2": regular(1022, 2 * GIB, header="qcow2", virtual_size=400 * GIB, cluster_size=64 * KIB),
+    "/srv/vm/thin.qcow2": regular(
+        1022, 2 * GIB, header="qcow2", virtual_size=400 * GIB, cluster_size=64 * KIB, qcow2_version=3
+    ),
     "/srv/vm/huge.qcow2": regular(
         1023, 4097 * GIB, allocated=2 * GIB, header="qcow2", virtual_size=4096 * GIB, cluster_size=64 * KIB
     ),
