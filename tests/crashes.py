@@ -91,8 +91,8 @@ def points(machine: Machine, *words: str, after: str, others: int) -> list[Point
     return [point for point, _ in later if point in chosen]
 
 
-def sample(chosen: Sequence[Point], every: int = 3) -> Sequence[Point]:
-    """Give every third point or so, for a command that is slow to sweep; all of them with KVMLAUNCH_SWEEP=all."""
+def sample(chosen: Sequence[Point], every: int = 4) -> Sequence[Point]:
+    """Give every fourth point or so, for a command that is slow to sweep; all of them with KVMLAUNCH_SWEEP=all."""
     return chosen if os.environ.get("KVMLAUNCH_SWEEP") == "all" else chosen[::every]
 
 

@@ -204,7 +204,7 @@ def test_an_up_killed_at_any_call_never_costs_a_guest_that_runs(machine: Machine
     places = points(machine, *words, after=r"\blinkat\(", others=8)
     machine.end("web")
 
-    for point in sample(places, 3):
+    for point in sample(places, 4):
         killed_at(machine, point, *words)
         before = machine.qemus()
         ran = bool(before) and has_run(machine)
@@ -232,7 +232,7 @@ def test_up_killed_at_any_call_is_healed_by_the_next_command(machine: Machine) -
     places = points(machine, *words, after=FIRST, others=14)
     machine.end("web")
 
-    chosen, missed = sample(places, 2), 0
+    chosen, missed = sample(places, 4), 0
     for index, point in enumerate(chosen):
         result = killed_at(machine, point, *words)
         try:
@@ -253,7 +253,7 @@ def test_down_killed_at_any_call_is_healed_by_the_next_command(machine: Machine)
     words = ("down", "web", "--force", "--timeout", "10ms")
     places = points(machine, *words, after="pidfd_open|connect", others=6)
 
-    for index, point in enumerate(sample(places, 2)):
+    for index, point in enumerate(sample(places, 4)):
         machine.ok("up", "web", "--paused")
         killed_at(machine, point, *words)
         try:
