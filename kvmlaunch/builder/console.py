@@ -9,7 +9,8 @@ from kvmlaunch.model.run_files import CONSOLE, CONSOLE_LOG, EVENTS, EVENTS_LOG, 
 
 QMP_SOURCE = "QEMU docs, interop/qmp-spec"
 
-FIRST_GENERATION_ID = (2, 6)  # machine types before it have no writable fw_cfg, by which the guest is told
+# Up to 2.4 machine types have no writable fw_cfg, by which the guest is told; on 2.5 QEMU warns of its file.
+FIRST_GENERATION_ID = (2, 6)
 
 
 def socket_fields(id_: str, socket: str, log: str, why: str, log_choice: Choice[bool]) -> tuple[Field, ...]:

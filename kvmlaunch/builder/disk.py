@@ -193,7 +193,7 @@ def check_disk(plan: DiskPlan, definition: Definition, machine: str) -> Iterator
             why="a crash of the host, or of QEMU, loses data that the guest believes safe",
             hint='cache = "none"',
         )
-    if plan.disk.discard == "unmap" and plan.facts.no_discard:
+    if plan.disk.discard == "unmap" and frees_nothing(plan):
         yield warning(
             code="disk.discard",
             message=f"disk {plan.name}: a guest's trim frees nothing",
@@ -288,12 +288,17 @@ def plan_path(plan: DiskPlan, definition: Definition) -> Choice[PurePosixPath]:
     return Choice(value=plan.disk.path, reason=reason, source=SNAPSHOTS, origin=origin)
 
 
+def frees_nothing(plan: DiskPlan) -> bool:
+    """Does a guest's trim free nothing: a device that takes none, and no qcow2 on it, which frees its own clusters."""
+    return plan.facts.no_discard and plan.format.value == "raw"
+
+
 def plan_discard(plan: DiskPlan, definition: Definition) -> Choice[str]:
     """Choose what a guest's trim does: free the blocks."""
     key = f"{plan.table}.discard"
     if plan.disk.discard is not AUTO:
         return by_hand(definition, key, plan.disk.discard)
-    if plan.facts.no_discard:
+    if frees_nothing(plan) and plan.disk.detect_zeroes != "unmap":
         return Choice(
             value="ignore",
             reason=f"{plan.disk.path} takes no discard, so a guest's trim would free nothing",

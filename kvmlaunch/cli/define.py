@@ -69,7 +69,8 @@ def show_definition(session: Session, checked: "Checked", beside: "Together | No
 def show_unread(session: Session, unread: "Unread") -> tuple[int, Document]:
     """Print why a definition could not be read; gives the exit code and the JSON form."""
     show_failure(session, unread.error, unread.name)
-    return unread.error.exit_code, {"name": unread.name, "findings": [], "error": error_document(unread.error)}
+    document: Document = {"name": unread.name, "file": "", "findings": [], "error": error_document(unread.error)}
+    return unread.error.exit_code, document
 
 
 def show_verdict(session: Session, checked: "Checked", noun: str, word: str, number: int) -> None:

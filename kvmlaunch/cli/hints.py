@@ -10,9 +10,11 @@ from kvmlaunch.host.definitions import SUFFIX
 from kvmlaunch.steps.names import name_of
 
 COMMAND: Final = re.compile(
-    r"\bkvmlaunch (?P<verb>(?:(?:disk snapshot|disk|tune) )?[a-z-]+)(?: (?P<vm>[a-z0-9][a-z0-9-]*)(?=[\s:]|$))?"
+    r"\bkvmlaunch (?P<verb>(?:(?:disk snapshot|disk|tune) )?[a-z-]+)"
+    r"(?: (?P<vm>[a-z0-9][a-z0-9-]*)(?P<disk>:[a-z0-9-]+)?(?=[\s:]|$))?"
 )
-PLANNING: Final = {"print-cmd", "explain", "show", "validate", "preflight", "up", "disk create"}
+SET: Final = re.compile(r"--set '?([^=\s']+)")
+PLANNING: Final = {"print-cmd", "explain", "show", "validate", "preflight", "up", "disk"}
 NO_DEFINITION: Final = {"version", "completion", "schema"}
 
 
@@ -20,17 +22,19 @@ def as_asked(hint: str, words: Sequence[str]) -> str:
     """Give a hint whose commands name definitions as the words of the command line did."""
     files = {name_of(word): word for word in written_files(words)}
     directories = "".join(f" --defs {shlex.quote(word)}" for word in values(words, "--defs"))
-    settings = "" if "--set" in hint else "".join(f" --set {shlex.quote(word)}" for word in values(words, "--set"))
-    if not files and not directories and not settings:
+    overrides = {word.partition("=")[0]: f" --set {shlex.quote(word)}" for word in values(words, "--set")}
+    if not files and not directories and not overrides:
         return hint
 
     def addressed(found: re.Match[str]) -> str:
-        verb, vm = found["verb"], found["vm"] or ""
+        verb, vm, disk = found["verb"], found["vm"] or "", found["disk"] or ""
         if verb.split()[0] not in COMMANDS:  # a sentence
             return found[0]
         before = "" if verb in NO_DEFINITION or vm in files else directories
-        settled = settings if vm and verb in PLANNING else ""
-        return f"kvmlaunch{before} {verb}" + (f" {shlex.quote(files.get(vm, vm))}{settled}" if vm else "")
+        own = set(SET.findall(hint[found.end() :].partition("\n")[0]))  # what this command sets itself
+        kept = (text for key, text in overrides.items() if key not in own)
+        settings = "".join(kept) if vm and verb.split()[0] in PLANNING else ""
+        return f"kvmlaunch{before} {verb}" + (f" {shlex.quote(files.get(vm, vm))}{disk}{settings}" if vm else "")
 
     return COMMAND.sub(addressed, hint)
 

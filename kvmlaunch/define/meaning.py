@@ -73,13 +73,33 @@ def walk(table: Any, place: tuple[str, ...], segments: list[str]) -> tuple[Meani
     place, rest, inner = (*place, field.name), segments[1:], table_of(field)
     if names_tables(field):
         place = (*place, "NAME")
-        rest = rest[1:] if len(rest) > 1 or rest == ["NAME"] else rest
-    if rest:
-        return () if inner is None else walk(inner, place, rest)
-    beneath = {} if inner is None else fields_of(inner)
+        found = walk(inner, place, rest) if rest else ()
+        return found or (() if is_slip(rest, inner) else beneath(place, field, inner, rest[1:]))
+    return beneath(place, field, inner, rest)
+
+
+def is_slip(segments: list[str], table: Any) -> bool:  # noqa: ANN401 - a class of the model
+    """Is one word rather a key that was misspelled than a name of somebody's."""
+    import difflib
+
+    return len(segments) == 1 and bool(difflib.get_close_matches(segments[0], fields_of(table), cutoff=0.8))
+
+
+def beneath(
+    place: tuple[str, ...],
+    field: "attrs.Attribute[Any]",
+    table: Any,  # noqa: ANN401 - a class of the model, None for a plain value
+    rest: list[str],
+) -> tuple[Meaning, ...]:
+    """Give what stands at a key, or beneath it where more segments are left; a name of a plain table is that table."""
+    if rest and table is not None:
+        return walk(table, place, rest)
+    if rest and not is_named(field.type):
+        return ()
+    keys = {} if table is None else fields_of(table)
     return (
         meaning_of(".".join(place), field),
-        *(meaning_of(".".join((*place, name)), each) for name, each in beneath.items()),
+        *(meaning_of(".".join((*place, name)), each) for name, each in keys.items()),
     )
 
 

@@ -79,9 +79,8 @@ def line_to_write(placed: Placed) -> str:
         return ""
     if origin.kind == "set":
         *above, end = split_path(origin.key)
-        item = isinstance(end, int)  # of an array, which is set whole
-        return (
-            f"--set {quote(f'{join_path(tuple(above))}=[{right}]' if item else f'{origin.key}={right.strip(chr(34))}')}"
-        )
+        if isinstance(end, int):  # arrays are set whole, and the other items are not ours to repeat
+            return f"{right}   # as this item of {join_path(tuple(above))}"
+        return f"--set {quote(f'{origin.key}={right.strip(chr(34))}')}"
     last = split_path(origin.key)[-1] if origin.key else ""
     return f"{join_path((last,))} = {right}" if last and isinstance(last, str) else right

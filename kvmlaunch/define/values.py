@@ -209,7 +209,7 @@ def parse_cpu_list(value: object) -> CpuList:
     twice = next((cpu for cpu in cpus if cpus.count(cpu) > 1), None)
     if twice is not None:
         message = f"CPU {twice} stands twice in the list"
-        raise Mistake(code="def.value.range", message=message, hint="each vCPU has a host CPU of its own")
+        raise Mistake(code="def.value.range", message=message, hint="each thread has a host CPU of its own")
     return CpuList(cpus)
 
 

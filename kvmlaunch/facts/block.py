@@ -194,6 +194,7 @@ def parse_path(path: PurePosixPath, probe: object, *, filesystem: str, holders: 
         writable=take(probe, "writable", bool, None) or False,
         o_direct=take(probe, "o_direct", bool, None),
         refusal=take(probe, "refusal", str, ""),
+        dangling=take(probe, "dangling", bool, None) or False,
         filesystem=filesystem,
         inode=take(probe, "inode", str, ""),
         header=take(probe, "header", str, ""),

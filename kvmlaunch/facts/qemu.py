@@ -29,6 +29,7 @@ DEVICE_NAMES = (
     *("VGA", "qxl-vga", "virtio-vga", "bochs-display", "usb-tablet", "usb-kbd", "usb-storage", "qemu-xhci"),
     *("virtio-tablet-pci", "virtio-keyboard-pci", EVERY_FEATURE),
 )
+SWITCHES = ("bool", "OnOffAuto", "OnOffSplit")
 ACCELERATORS = ("kvm", "tcg", "xen")
 # Abstract, but there under whatever name a distribution gives its machine types.
 COMMON_MACHINE = "generic-pc-machine"
@@ -195,7 +196,7 @@ def parse_switches(properties: object) -> frozenset[str]:
     """Give the names of the properties that are on or off; none after pruning, which leaves bare names."""
     if not isinstance(properties, list) or not all(isinstance(item, dict) for item in properties):
         return frozenset()
-    return frozenset(text(item, "name") for item in tables(properties) if item.get("type") == "bool")
+    return frozenset(text(item, "name") for item in tables(properties) if text(item, "type") in SWITCHES)
 
 
 def parse_options(groups: Sequence[Table]) -> Mapping[str, Mapping[str, str]]:

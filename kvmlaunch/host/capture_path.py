@@ -35,7 +35,8 @@ def capture_path(base: str, path: str) -> dict[str, object]:
         seen = os.stat(real)
     except OSError as error:
         missing = error.errno in {errno.ENOENT, errno.ENOTDIR}
-        return {**probe, "kind": "missing" if missing else "denied", "refusal": error.strerror}
+        led = {"dangling": True} if missing and os.path.islink(base + path) else {}
+        return {**probe, "kind": "missing" if missing else "denied", "refusal": error.strerror, **led}
     kind = kind_of(seen.st_mode)
     device = seen.st_rdev if kind == "block" else seen.st_dev
     return {

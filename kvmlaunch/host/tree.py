@@ -82,9 +82,11 @@ def step(fd: int, name: str, here: PurePosixPath, flags: int = DIRECTORY) -> int
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise unsafe(
-            here, "it is a link or no directory" if error.errno in {20, 40} else error.strerror or ""
-        ) from error
+        if error.errno in {errno.ENOTDIR, errno.ELOOP}:
+            raise unsafe(here, "it is a link or no directory") from error
+        if error.errno in {errno.EACCES, errno.EPERM}:
+            raise unsafe(here, error.strerror or "") from error
+        raise failed(here, error) from error
 
 
 def make_at(fd: int, name: str, here: PurePosixPath, mode: int) -> None:

@@ -177,7 +177,9 @@ class Disk:
     aio: Auto | Aio = key("How QEMU reads and writes; auto decides by where the image lies.", AUTO)
     iothread: Auto | bool = key("Give this disk an I/O thread.", AUTO)
     queues: Auto | int = key("Request queues; auto is QEMU's default, one a vCPU.", AUTO, least=1, most=1024)
-    discard: Auto | Literal["unmap", "ignore"] = key("What a guest's trim does; auto is unmap.", AUTO)
+    discard: Auto | Literal["unmap", "ignore"] = key(
+        "What a guest's trim does; auto is unmap, ignore on a device that takes none.", AUTO
+    )
     detect_zeroes: Literal["off", "on", "unmap"] = key("Turn written zeros into holes.", "off")
     readonly: bool = key("The guest may not write.", default=False)
     boot: Auto | int = key(

@@ -159,21 +159,20 @@ PathKind = Literal["file", "block", "directory", "fifo", "character", "socket", 
 class PathFacts:
     """A file that a definition names, seen with the rights of the VM's user.
 
-    `o_direct` is the outcome of an aligned O_DIRECT read of this very file, `refusal` what the
-    system said when it was None or False.  `header` names a known image format found at the start,
-    "" when none; `backing` is the name that a qcow2 file gives for its backing file, `chain` where the
-    files of that chain really lie, `broken` which of them cannot be opened and why, `external_data` whether one
-    keeps its data in another file; `overlays` are the images that have this one as their backing file.
+    `o_direct` is the outcome of an aligned O_DIRECT read of this very file, `refusal` what the system said when it was
+    None or False; `dangling` is a link to nothing, whose goal `real` names.  `header` names a known image format found
+    at the start, "" when none; `backing` is the name that a qcow2 file gives for its backing file, `chain` where the
+    files of that chain really lie, `broken` which of them cannot be opened and why, `external_data` whether one keeps
+    its data in another file; `overlays` are the images that have this one as their backing file.
     `qcow2_version` of its header, `virtual_size` and `cluster_size` in bytes, `extended_l2` (are there subclusters)
     and `damaged` (did QEMU mark it so) are those of a qcow2 file, 0 and false for others.  `since` are the overlays
     of its snapshots, the newest last, which is what QEMU opens; `stray` those that do not lie in a line, `unread`
     those that cannot be read; `committing` tells of a commit at its last step.  `volume_id` is the name of an ISO
     9660 image.
-    `inode` is `major:minor:number` of the file itself, for identity.  `real` is the
-    path without links, `device` the bottom block device, with its scheduler's bracketed word, whether it
-    rotates, its hardware queues and its physical block in bytes, 0 where none is told.  `no_discard` tells of a
-    block device that frees nothing, `claimed` of one that the kernel itself holds, `mounted_readonly` of a file on
-    a file system that is mounted so.
+    `inode` is `major:minor:number` of the file itself, for identity.  `real` is the path without links, `device` the
+    bottom block device, with its scheduler's bracketed word, whether it rotates, its hardware queues and its physical
+    block in bytes, 0 where none is told.  `no_discard` tells of a block device that frees nothing, `claimed` of one
+    that the kernel itself holds, `mounted_readonly` of a file on a file system that is mounted so.
     """
 
     path: PurePosixPath
@@ -184,6 +183,7 @@ class PathFacts:
     writable: bool = False
     o_direct: bool | None = None
     refusal: str = ""
+    dangling: bool = False
     filesystem: str = ""
     inode: str = ""
     header: str = ""

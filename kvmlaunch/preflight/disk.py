@@ -54,10 +54,23 @@ def create_hint(disk: PlannedDisk, vm: str) -> str:
     return f'size = "20GiB"   # in [{disk.table}]; then: kvmlaunch up {vm} --create'
 
 
+def led_to_nothing(path: PurePosixPath, facts: PathFacts, key: str) -> Finding:
+    """Give the refusal of a disk whose path is a link to nothing (`disk.type`): nothing is made where it leads."""
+    return error(
+        code="disk.type",
+        message=f"{path} is a link to a file that does not exist",
+        key=key,
+        why=f"it leads to {facts.real}",
+        hint=f"rm {quoted(path)}   # or put back what it leads to",
+    )
+
+
 def check_kind(disk: PlannedDisk, facts: PathFacts, host: HostFacts, vm: str) -> Iterator[Finding]:
     """Check that the path is a file or block device that the VM's user reaches."""
     key, path = f"{disk.table}.path", disk.path
-    if facts.kind == "missing":
+    if facts.dangling:
+        yield led_to_nothing(path, facts, key)
+    elif facts.kind == "missing":
         hint = create_hint(disk, vm)
         yield error(code="disk.missing", message=f"{path} does not exist", key=key, why=facts.refusal, hint=hint)
     elif facts.kind == "denied":

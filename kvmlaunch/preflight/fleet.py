@@ -349,22 +349,23 @@ def claim_networks(member: Member, claims: Claims) -> None:
 
 
 def check_uuid(member: Member, claims: Claims) -> Iterator[Finding]:
-    """Refuse a UUID by hand that another VM has too (`fleet.uuid`): guests tell machines apart by it."""
-    uuid = member.plan.system_uuid
+    """Refuse a UUID that another VM has too, one of them by hand (`fleet.uuid`): guests are told apart by it."""
+    uuid = member.plan.system_uuid or member.plan.uuid
     if uuid in claims.uuids:
+        other = claims.uuids[uuid]
+        where = "" if member.plan.system_uuid else f", in the definition of {other}"
         yield error(
             code="fleet.uuid",
             message=f"{uuid} is the UUID of two VMs",
             key="uuid",
-            why=f"{claims.uuids[uuid]} has it too",
-            hint='uuid = "auto"   # computed from the VM\'s name',
+            why=f"{other} has it too",
+            hint=f'uuid = "auto"   # computed from the VM\'s name{where}',
         )
 
 
 def claim_uuid(member: Member, claims: Claims) -> None:
-    """Take the UUID by hand of a VM."""
-    if member.plan.system_uuid:
-        claims.uuids.setdefault(member.plan.system_uuid, member.plan.name)
+    """Take the UUID of a VM."""
+    claims.uuids.setdefault(member.plan.system_uuid or member.plan.uuid, member.plan.name)
 
 
 def uses_of(member: Member, disk: PlannedDisk) -> Iterator[tuple[str, tuple[str, ...], Use]]:

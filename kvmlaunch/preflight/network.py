@@ -70,8 +70,9 @@ def check_tap(network: PlannedNetwork, host: HostFacts) -> Iterator[Finding]:
             message=f"{network.ifname} belongs to another user",
             key=f"{network.table}.ifname",
             why=f"its owner is uid {device.owner_uid}, QEMU runs as {host.user.uid}",
-            hint=f"ip tuntap del {network.ifname} mode tap && "
-            f"ip tuntap add {network.ifname} mode tap user {host.user.name or host.user.uid}",
+            hint=f"ip tuntap del {network.ifname} mode tap{' multi_queue' if device.multi_queue else ''} && "
+            f"ip tuntap add {network.ifname} mode tap{' multi_queue' if network.queues > 1 else ''}"
+            f" user {host.user.name or host.user.uid}",
         )
     elif device and network.type == "tap" and device.multi_queue != (network.queues > 1):
         many = network.queues > 1

@@ -8,6 +8,7 @@ import contextlib
 import os
 import select
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from kvmlaunch.errors import PrivilegeMissing, Report
 from kvmlaunch.facts.record import parse_cmdline, parse_start_time
 from kvmlaunch.model.record import Record
 from kvmlaunch.model.value import frozen
+
+REAPED = 10.0  # seconds after SIGKILL: one that waits in the kernel for longer is left to it
 
 
 @frozen(kw_only=True)
@@ -121,7 +124,9 @@ def none_left_behind() -> Iterator[None]:
         for pid in set(children(os.getpid())).difference(before):
             with contextlib.suppress(ProcessLookupError, ChildProcessError):
                 os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
+                deadline = time.monotonic() + REAPED
+                while os.waitpid(pid, os.WNOHANG) == (0, 0) and time.monotonic() < deadline:
+                    time.sleep(0.01)
         raise
 
 

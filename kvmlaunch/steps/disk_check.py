@@ -23,10 +23,10 @@ from kvmlaunch.steps.disks import (
     need_format,
     qemu_img,
     read_chain,
+    refuse_absent,
     refuse_base,
     refuse_clones,
     refuse_disorder,
-    refuse_inactive,
     refuse_locked,
     refuse_running,
     remove_file,
@@ -92,7 +92,7 @@ def look_at_one(target: Target) -> Info:
     unfinished = unfinished_of(target)
     try:
         if target.facts.kind not in {"file", "block"}:
-            refuse_inactive(target)
+            refuse_absent(target)
             return Info(target=target, unfinished=unfinished)
         chain = read_chain(target) if target.format else ()
     except KvmlaunchError as error:

@@ -86,8 +86,9 @@ def commit_held(caller: Caller, target: Target, progress: Progress) -> Committed
     if seen is not None and runs:
         if job_row(seen, target) is None:
             target = forget_unused(caller, seen, target, names[-1])
-        if not target.facts.since:
-            return Committed(target=target, names=names, live=runs)
+            names = snapshot_names(target)
+        if not names:
+            return Committed(target=target, names=())
         if job_row(seen, target) is None and not os.path.lexists(begun_path(target.image)):
             refuse_room(target)
         commit_live(caller, seen, target, progress)

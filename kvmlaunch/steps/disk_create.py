@@ -4,7 +4,6 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import PurePosixPath
-from shlex import quote
 
 from attrs import evolve
 
@@ -28,7 +27,7 @@ from kvmlaunch.steps.disks import (
     no_progress,
     qemu_img,
     read_chain,
-    refuse_inactive,
+    refuse_absent,
     refuse_led,
     seen_of,
 )
@@ -134,18 +133,9 @@ def is_there(target: Target) -> bool:
     kind = target.facts.kind
     if kind in {"file", "block"}:
         return True
-    if kind == "missing" and not os.path.islink(target.disk.path):
-        return False
     if kind == "missing":
-        raise PreflightFailed(
-            Report(
-                code="disk.type",
-                message=f"{target.disk.path} is a link to a file that does not exist",
-                where=target.table,
-                why=f"it leads to {os.path.realpath(target.disk.path)}",
-                hint=f"rm {quote(str(target.disk.path))}   # or put back what it leads to",
-            )
-        )
+        refuse_absent(target)
+        return False
     raise PreflightFailed(
         Report(
             code="disk.permission" if kind == "denied" else "disk.type",
@@ -205,7 +195,6 @@ def refuse_led_away(target: Target, beneath: Target) -> None:
 def plan_volume(target: Target, name: VolumeName) -> Intent:
     """Give how a volume is made, thick or thin; raises PreflightFailed for one that is there and not active."""
     size, pool = int(target.disk.size or 0), target.disk.thin_pool or ""
-    refuse_inactive(target)
     rounded = check_room(name, size, pool)
     how = f"thin, in {name.group}/{pool}" if pool else "thick: every block has its place"
     return Intent(target=target, size=rounded, how=how, volume=name)

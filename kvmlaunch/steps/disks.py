@@ -29,6 +29,7 @@ from kvmlaunch.preflight.disk import (
     check_container,
     check_snapshots,
     holder_text,
+    led_to_nothing,
     repair_hint,
 )
 from kvmlaunch.run.tool import Finished, run_long
@@ -173,7 +174,7 @@ def need_file(target: Target) -> None:
     if target.facts.kind in {"file", "block"}:
         refuse_container(target)
         return
-    refuse_inactive(target)
+    refuse_absent(target)
     missing = target.facts.kind in {"missing", "denied"}
     raise PreflightFailed(
         Report(
@@ -193,10 +194,14 @@ def remove_file(target: Target) -> None:
         remove_image(target.disk.path)
 
 
-def refuse_inactive(target: Target) -> None:
-    """Refuse a volume that is there and not active (`disk.missing`): its device does not exist."""
+def refuse_absent(target: Target) -> None:
+    """Refuse what is missing and cannot be made: a volume that is there and not active, a link to nothing."""
+    if target.facts.kind != "missing":
+        return
     name = parse_volume_name(target.disk.path)
     if name is None:
+        if target.facts.dangling:
+            raise PreflightFailed(led_to_nothing(target.disk.path, target.facts, target.table).report)
         return
     try:
         volume = find_volume(name)

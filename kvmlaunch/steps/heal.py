@@ -20,7 +20,7 @@ from kvmlaunch.model.change import Journal, change_word
 from kvmlaunch.model.finding import Finding
 from kvmlaunch.model.plan import Places
 from kvmlaunch.model.run_files import NOTE, SOCKET
-from kvmlaunch.run.process import read_boot_id
+from kvmlaunch.run.process import read_boot_id, read_uid
 from kvmlaunch.steps.caller import Caller, Tell
 from kvmlaunch.steps.observe import owner_of, pids_of, read_machine_id
 
@@ -67,12 +67,15 @@ def heal_one(journal: Journal, tell: Tell) -> tuple[Finding, ...]:
     return found
 
 
-def refuse_living(uid: int, vm: str) -> None:
+def refuse_living(journal: Journal) -> None:
     """Refuse to take from a VM whose QEMU lives (`vm.state`), although its run directory is not to be seen from here.
 
-    In another mount namespace no lock of it shows; the process does, wherever it sees the same /proc.
+    In another mount namespace no lock of it shows; the process does, wherever it sees the same /proc.  Anybody can
+    start something with its UUID: those alone count that are root's, or run as whom its changes were made for.
     """
-    pid = next(pids_of(vm_uuid(read_machine_id(), uid, vm)), None)
+    vm, owners = journal.vm, {0, *(entry.change.uid for entry in journal.entries if hasattr(entry.change, "uid"))}
+    pids = pids_of(vm_uuid(read_machine_id(), journal.uid, vm))
+    pid = next((pid for pid in pids if read_uid(pid) in owners), None)
     if pid is not None:
         raise Busy(
             Report(
@@ -101,7 +104,7 @@ def heal_journals(boot_id: str, tell: Tell, *, but: str = "") -> None:
             journals.write_journal(evolve(journal, entries=()))
         elif journal.run != but and journal.owned("up") and not is_locked(PurePosixPath(journal.run)):
             try:
-                refuse_living(journal.uid, journal.vm)
+                refuse_living(journal)
                 found = heal_one(journal, tell)
                 tell("healed", f"{journal.vm}: it has ended, and what it had of the host was taken back")
                 tell_found(found, tell)
@@ -132,7 +135,9 @@ def clean_up(caller: Caller, vm: str, places: Places, tell: Tell) -> bool:
     Tells whether something stays because it was prepared.  Raises Busy `vm.locked` when it is started right now.
     """
     if not os.path.isdir(places.run):
-        refuse_living(caller.owner_uid, vm)
+        journal = journals.read_journal(caller.owner_uid, vm) if caller.uid == 0 else None
+        if journal is not None:
+            refuse_living(journal)
         return give_back_under_lock(caller, vm, tell)
     uid, gid = owner_of(places.run), os.stat(places.run).st_gid
     with claimed(places.run, uid, gid) as claim:

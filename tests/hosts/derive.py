@@ -121,6 +121,9 @@ PATHS: Mapping[str, dict[str, object]] = {
     "/dev/vg0/db01-root": regular(303, 20 * GIB, kind="block", real="/dev/dm-2", inode="0:6:303", mode=0o660),
     "/dev/vg0/db01-data": regular(304, 200 * GIB, kind="block", real="/dev/dm-3", inode="0:6:304", mode=0o660),
     "/dev/sdb": regular(305, 100 * GIB, kind="block", inode="0:6:305", mode=0o660, no_discard=True, disks=[HDD]),
+    "/dev/sdc": regular(
+        306, 100 * GIB, kind="block", inode="0:6:306", mode=0o660, no_discard=True, disks=[HDD], header="qcow2"
+    ),
     "/dev/zero": {"kind": "character", "inode": "0:6:4", "owner": "root", "mode": 0o666},
     **{
         f"/usr/share/OVMF/{name}.fd": regular(1501 + place, SMALL, **READ_ONLY)

@@ -95,7 +95,7 @@ def test_a_rule_that_rests_on_a_wrong_key_is_not_told() -> None:
         ('iothreads.count = "8"', "def.value.type", "count = 8"),
         ('iothreads.count = "aut"', "def.value.choice", 'count = "auto"'),
         ("iothreads.count = 99", "def.value.range", ""),
-        ('cpu.pin = "0-2,1"', "def.value.range", "each vCPU"),
+        ('cpu.pin = "0-2,1"', "def.value.range", "each thread"),
         ('cpu.pin = "5-2"', "def.value.range", ""),
         ('cpu.pin = ""', "def.value.range", 'pin = "none"'),
         ("cpu.topology = 4", "def.value.type", ""),

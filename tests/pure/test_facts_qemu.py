@@ -188,3 +188,11 @@ def test_a_tool_takes_words_only(argv: list[str]) -> None:
 
 def test_paths_of_capabilities_are_pure() -> None:
     assert caps("10.0").binary == PurePosixPath("/usr/bin/qemu-system-x86_64")
+
+
+def test_what_is_on_or_off_is_told_by_its_type_and_by_no_pruned_name() -> None:
+    kinds = {"pmu": "bool", "hv-no-nonarch-coresharing": "OnOffAuto", "phys-bits": "uint32"}
+    told = [{"name": name, "type": kind} for name, kind in kinds.items()]
+
+    assert qemu.parse_switches(told) == {"pmu", "hv-no-nonarch-coresharing"}
+    assert qemu.parse_switches(list(kinds)) == frozenset()

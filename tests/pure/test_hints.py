@@ -18,7 +18,11 @@ HINT = "kvmlaunch up web --set accel=any   # slow\nor: kvmlaunch disk create web
         (["up", "--defs", "d", "web"], HINT.replace("kvmlaunch ", "kvmlaunch --defs d ")),
         (["--defs=d", "up", "web", "--defs", "e"], HINT.replace("kvmlaunch ", "kvmlaunch --defs d --defs e ")),
         (["up", "--json", "third.toml"], HINT),
-        (["up", "web", "--set", "vcpus=2"], HINT),  # one of its commands has --set of its own
+        (
+            ["up", "web", "--set", "vcpus=2"],
+            HINT.replace("up web", "up web --set vcpus=2").replace("web:root", "web:root --set vcpus=2"),
+        ),
+        (["up", "web", "--set", "accel=tcg"], HINT.replace("web:root", "web:root --set accel=tcg")),
     ],
 )
 def test_the_commands_of_a_hint_find_what_was_asked_for(words: list[str], expected: str) -> None:

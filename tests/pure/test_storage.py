@@ -368,8 +368,8 @@ def test_the_layout_of_a_qcow2_file_is_in_its_header() -> None:
     plain = parse_layout(header())
     with_subclusters = parse_layout(header(bits=17, features=1 << 4))
 
-    assert plain == {"virtual_size": GIB, "cluster_size": 64 * KIB, "extended_l2": False}
-    assert with_subclusters == {"virtual_size": GIB, "cluster_size": 128 * KIB, "extended_l2": True}
+    assert plain == {"qcow2_version": 3, "virtual_size": GIB, "cluster_size": 64 * KIB, "extended_l2": False}
+    assert with_subclusters == {"qcow2_version": 3, "virtual_size": GIB, "cluster_size": 128 * KIB, "extended_l2": True}
 
 
 def test_a_header_of_version_2_has_no_features() -> None:

@@ -295,8 +295,10 @@ def test_nothing_is_taken_from_a_vm_whose_run_directory_another_namespace_hides(
     hide = "umount -l /run/kvmlaunch/vm/web/log; umount -l /run/kvmlaunch/hugepages/0/web/mount; mount -t tmpfs t"
     hidden = ["unshare", "-m", "--propagation", "private", "sh", "-c"]
 
-    other = finish(machine.start(*hidden, f"{hide} /run/kvmlaunch; kvmlaunch up other && kvmlaunch down other --force"))
-    down = finish(machine.start(*hidden, f"{hide} /run/kvmlaunch; kvmlaunch down web --force"))
+    other = finish(
+        machine.start(*hidden, f"{hide} /run/kvmlaunch; kvmlaunch up other && kvmlaunch down other --force --timeout 0")
+    )
+    down = finish(machine.start(*hidden, f"{hide} /run/kvmlaunch; kvmlaunch down web --force --timeout 0"))
     alive, gained = machine.status("web")["state"], pool.gained()
     machine.end("web")
 
@@ -305,6 +307,24 @@ def test_nothing_is_taken_from_a_vm_whose_run_directory_another_namespace_hides(
     assert (alive, gained) == ("running", PAGES)
     assert pool.settled() == 0
     assert machine.leftovers() == []
+
+
+def test_a_process_of_anybodys_with_a_vms_uuid_keeps_nothing_from_going_back(machine: Machine, pool: Pool) -> None:
+    machine.define("web", HUGE)
+    machine.define("other")
+    machine.ok("up", "web")
+    uuid = re.findall(r"-uuid (\S+)", machine.ok("print-cmd", "web").out)[0]
+    machine.kill(machine.pid("web"))
+    decoy = machine.start("setpriv", "--reuid=65534", "--clear-groups", "sh", "-c", "sleep 60; :", "-uuid", uuid)
+    wait_for("it has its words", lambda: uuid.encode() in cmdline(decoy.pid))
+
+    healed = machine.ok("up", "other")
+    decoy.kill()
+    machine.end("other")
+
+    assert "could not be healed" not in healed.err
+    assert pool.settled() == 0
+    machine.end("web")
 
 
 def test_a_mount_that_is_busy_is_reported_and_kept(machine: Machine, pool: Pool) -> None:
