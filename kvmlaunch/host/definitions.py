@@ -1,7 +1,6 @@
 """Definition files: found by name, read once, and refused when somebody else could have written them."""
 
 import os
-import re
 import shlex
 import stat
 from collections.abc import Iterable, Mapping
@@ -12,7 +11,6 @@ from kvmlaunch.errors import DefinitionInvalid, Report, UnknownVm
 from kvmlaunch.model.value import frozen
 
 SUFFIX = ".toml"
-NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")  # of a VM
 LONGEST = (1 << 20) + 1  # one byte beyond what load_definition accepts, so that it is the one who refuses
 PROFILES = Path(__file__).parent.parent / "define" / "profiles"
 
@@ -51,7 +49,9 @@ def find_definition(name: str, places: tuple[Path, ...], *, otherwise: str = "")
     import difflib
 
     near = difflib.get_close_matches(name, sorted(names_in(places)), n=3)
-    first = f"kvmlaunch init {name}" if NAME.fullmatch(name) else "kvmlaunch ls"
+    from kvmlaunch.define.rules import check_vm_name  # noqa: PLC0415 - on an error only
+
+    first = "kvmlaunch ls" if check_vm_name(name) else f"kvmlaunch init {name}"
     hint = f"did you mean {' or '.join(near)}?" if near else otherwise or first
     raise UnknownVm(
         Report(
