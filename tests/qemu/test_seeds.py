@@ -165,7 +165,7 @@ def test_a_seed_is_written_anew_when_what_it_says_changes(machine: Machine, chan
     start(machine)
 
     assert content(seed(machine)) != before
-    assert {path.name for path in seed(machine).parent.iterdir()} == {"seed.iso", "seed.sha256"}
+    assert {path.name for path in seed(machine).parent.iterdir()} == {"seed.iso", "seed.sha256", "machine"}
 
 
 def test_user_data_that_changes_is_taken_at_the_next_start(machine: Machine) -> None:
