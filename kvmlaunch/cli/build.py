@@ -84,6 +84,11 @@ def tell_about(session: Session, resolved: "Resolved") -> None:
         )
     if session.quiet:
         return
+    if resolved.plan.vcpu_pins or resolved.plan.iothread_pins:
+        click.echo(
+            f"it waits with -S for its threads to be pinned: kvmlaunch up {resolved.name} does that, and lets it run",
+            err=True,
+        )
     for argv in build_sidecars(resolved.subject.definition, resolved.host, resolved.places).values():
         click.echo(f"up starts beside it, and first: {shlex.join(argv)}", err=True)
     if lacks_seed(resolved):
@@ -137,11 +142,17 @@ def show_meaning(session: Session, word: str) -> bool:
 
 
 def show_key(session: Session, path: str) -> bool:
-    """Print what a key of a definition means, and those beneath it; tells whether there is such a key."""
+    """Print what a key of a definition means, and those beneath it; tells whether there is such a key.
+
+    A word that is nearly a code is no name of somebody's disk.
+    """
+    import difflib
+
     from kvmlaunch.define.meaning import meanings  # noqa: PLC0415 - completion wants the options only
+    from kvmlaunch.model.codes import CODES  # noqa: PLC0415
 
     key, *beneath = meanings(path) or (None,)
-    if key is None:
+    if key is None or (key.path.endswith(".NAME") and difflib.get_close_matches(path, CODES, cutoff=0.9)):
         return False
     if session.json:
         show_document("key", {**asdict(key), "keys": [asdict(each) for each in beneath]})
@@ -161,10 +172,10 @@ def no_meaning(word: str, vms: "Iterable[str]", error: UnknownVm) -> UnknownVm:
     from kvmlaunch.define.keys import key_paths  # noqa: PLC0415 - imported by the search already
     from kvmlaunch.model.codes import CODES, TOPICS  # noqa: PLC0415
 
-    known = (*key_paths(), *CODES, *TOPICS, *vms)
+    known = {key.replace(".NAME", ""): key for key in key_paths()} | {each: each for each in (*CODES, *TOPICS, *vms)}
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     hint = (
-        f"kvmlaunch explain {near[0]}"
+        f"kvmlaunch explain {known[near[0]]}"
         if near
         else "kvmlaunch ls   # lists the VMs, kvmlaunch explain --help the topics"
     )

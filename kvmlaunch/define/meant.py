@@ -10,7 +10,7 @@ from kvmlaunch.model.definition import NAMED_TABLES
 FORWARDS: Final = 'forwards = ["tcp:127.0.0.1:8080:80"]   # here port 80 of the guest at 8080 of the host'
 # What to write for a key that is none, by table and key; of a table that holds others by name, by the outer one.
 MEANT: Final[Mapping[str, str]] = {
-    **dict.fromkeys(("cpus", "cores", "smp", "vcpu", "cpu.count", "cpu.cpus", "cpu.smp"), "vcpus = 4"),
+    **dict.fromkeys(("cpus", "cores", "smp", "cpu.count", "cpu.cpus", "cpu.smp"), "vcpus = 4"),
     **dict.fromkeys(("cpu.cores", "cpu.threads", "cpu.sockets"), "topology = { sockets = 1, cores = 4, threads = 1 }"),
     **dict.fromkeys(("ram", "mem"), 'memory = "4GiB"'),
     **dict.fromkeys(("memory.ram", "memory.amount"), 'size = "4GiB"'),

@@ -227,7 +227,8 @@ def check_creation(definition: Definition) -> Broke:
         if disk.backing is not None and disk.path.parent not in overlay_directories(disk.backing):
             message = "the backing file lies neither beside the overlay nor in a directory there"
             why = "who can write the image can make QEMU open any file"
-            mistake = Mistake(code="def.path", message=message, why=why, hint=f"move it to {disk.path.parent}")
+            hint = f"path = {quote(str(disk.backing.with_name(disk.path.name)))}   # beside it"
+            mistake = Mistake(code="def.path", message=message, why=why, hint=hint)
             yield Broken((*key, "backing"), mistake, needs=((*key, "path"),))
         if disk.size is not None and disk.size % BLOCK:
             whole = render_size(-(-disk.size // BLOCK) * BLOCK)

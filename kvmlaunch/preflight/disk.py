@@ -51,7 +51,8 @@ def create_hint(disk: PlannedDisk, vm: str) -> str:
         return f"kvmlaunch disk create {vm}:{name}   # or: kvmlaunch up {vm} --create"
     if str(disk.path).startswith("/dev/"):
         return ""
-    return f'size = "20GiB"   # in [{disk.table}]; then: kvmlaunch up {vm} --create'
+    new = f'size = "20GiB"   # beside path, in [{disk.table}]; then: kvmlaunch up {vm} --create'
+    return f"correct the path, which is relative to the definition; or for a new, empty disk:\n{new}"
 
 
 def led_to_nothing(path: PurePosixPath, facts: PathFacts, key: str) -> Finding:

@@ -128,7 +128,7 @@ def find_disk(caller: Caller, word: str) -> Target:
             code="disk.unknown",
             message=f"{name} has {len(found)} disks" if found else f"{name} has no disk",
             why=f"which one is meant: {', '.join(target.name for target in found) or 'none is defined'}",
-            hint=f"{caller.command} {name}:{found[0].name} …" if found else "",
+            hint=f"{caller.command} {name}:{found[0].name}" if found else "",
         )
     )
 

@@ -202,6 +202,6 @@ def refuse_while_used(caller: Caller, name: str) -> None:
                 message=f"{name} uses what was prepared",
                 where=str(seen.places.hugepages),
                 why=f"pid {seen.pid}: {seen.state.value}",
-                hint=f"kvmlaunch down {name}   # by whom it belongs to",
+                hint=f"kvmlaunch down {name}   # as the user to whom it belongs",
             )
         )

@@ -91,6 +91,7 @@ def test_the_help_of_explain_lists_the_topics() -> None:
     [
         ("disk.missng", "kvmlaunch explain disk.missing"),
         ("secruity", "kvmlaunch explain security"),
+        ("disk.cahce", "kvmlaunch explain disk.NAME.cache"),
         ("lifecycle.autostrat", "kvmlaunch explain lifecycle.autostart"),
         ("web02", "kvmlaunch explain web01"),
         ("zzzzzz", "kvmlaunch ls   # lists the VMs, kvmlaunch explain --help the topics"),
