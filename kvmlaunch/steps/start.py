@@ -145,9 +145,10 @@ def start_seconds(resolved: Resolved) -> float:
 
 
 def largest_image(resolved: Resolved) -> int:
-    """Give the bytes to which the largest image that is written may grow; a qcow2 file is larger than its disk."""
+    """Give the bytes to which the largest file that is written may grow; one of qcow2 is larger than its disk."""
     written = (resolved.host.paths.get(disk.path) for disk in resolved.plan.disks if not disk.readonly)
-    return max((max(facts.size, facts.virtual_size * 9 // 8) for facts in written if facts), default=0)
+    files = (facts for facts in written if facts and facts.kind == "file")
+    return max((max(facts.size, facts.virtual_size * 9 // 8) for facts in files), default=0)
 
 
 def launch(resolved: Resolved, claim: Claim, argv: tuple[str, ...], deadline: float) -> "RunningVm":
