@@ -103,6 +103,11 @@ def events_of(text: str) -> Iterator[object]:
             yield json.loads(line)
 
 
+def parse_state(stat: str) -> str:
+    """Give the state letter of /proc/PID/stat, such as R, T or Z; "" of no such text: proc_pid_stat(5)."""
+    return stat.rpartition(")")[2].strip()[:1]
+
+
 def parse_start_time(stat: str) -> int:
     """Give field 22 of /proc/PID/stat; the command before it may hold blanks and parentheses: proc_pid_stat(5)."""
     fields = stat.rpartition(")")[2].split()

@@ -298,11 +298,9 @@ def find_device(base: str, mounted: tuple[Mount, ...], path: Mapping[str, object
 
 def capture_disks(base: str, device: str, mounted: tuple[Mount, ...], depth: int = 0) -> list[dict[str, object]]:
     """Give the devices at the bottom of one: a partition's disk, the parts of LVM, a loop's file."""
-    place = os.path.realpath(f"{base}/sys/dev/block/{device}")
+    place = disk_place(base, device)
     if not device or depth > DEEPEST_STORE or not os.path.isdir(place):
         return []
-    if os.path.exists(f"{place}/partition"):
-        place = os.path.dirname(place)
     below = [read_text(f"{place}/slaves/{name}/dev") for name in sorted(names_in(f"{place}/slaves"))]
     below.extend(device_of_file(base, read_text(f"{place}/loop/backing_file"), mounted))
     if not below:
@@ -310,15 +308,18 @@ def capture_disks(base: str, device: str, mounted: tuple[Mount, ...], depth: int
     return [disk for number in below if number for disk in capture_disks(base, number.strip(), mounted, depth + 1)]
 
 
+def disk_place(base: str, device: str) -> str:
+    """Give the directory of sysfs of a block device, for a partition that of its disk, which has the queue."""
+    place = os.path.realpath(f"{base}/sys/dev/block/{device}")
+    return os.path.dirname(place) if os.path.exists(f"{place}/partition") else place
+
+
 def takes_no_discard(base: str, device: str) -> bool:
     """Does a block device say that it frees nothing; one whose queue tells no limit does not say so.
 
     Source: Linux Documentation/ABI/stable/sysfs-block, discard_max_bytes.
     """
-    place = os.path.realpath(f"{base}/sys/dev/block/{device}")
-    if os.path.exists(f"{place}/partition"):
-        place = os.path.dirname(place)
-    return (read_text(f"{place}/queue/discard_max_bytes") or "").strip() == "0"
+    return read_number(f"{disk_place(base, device)}/queue/discard_max_bytes") == 0
 
 
 def device_of_file(base: str, path: str | None, mounted: tuple[Mount, ...]) -> list[str]:

@@ -48,9 +48,9 @@ def find_definition(name: str, places: tuple[Path, ...], *, otherwise: str = "")
             return path
     import difflib
 
-    near = difflib.get_close_matches(name, sorted(names_in(places)), n=3)
     from kvmlaunch.define.rules import check_vm_name  # noqa: PLC0415 - on an error only
 
+    near = difflib.get_close_matches(name, sorted(names_in(places)), n=3)
     first = "kvmlaunch ls" if check_vm_name(name) else f"kvmlaunch init {name}"
     hint = f"did you mean {' or '.join(near)}?" if near else otherwise or first
     raise UnknownVm(

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from kvmlaunch.errors import Busy, KvmlaunchError, PreflightFailed, Report
-from kvmlaunch.facts.record import parse_last_end, parse_lock_taker, parse_record, render_record
+from kvmlaunch.facts.record import parse_last_end, parse_lock_taker, parse_record, parse_state, render_record
 from kvmlaunch.host.files import read_text_at, remove_if_there, temporary_name, write_atomically
 from kvmlaunch.host.logs import read_events
 from kvmlaunch.host.readers import read_text
@@ -79,8 +79,7 @@ def holder_text(fd: int) -> str:
 
 def is_stopped(pid: int) -> bool:
     """Does a process stand still by a signal, as after Ctrl-Z."""
-    state = (read_text(f"/proc/{pid}/stat") or "").rpartition(")")[2].split()
-    return state[:1] in (["T"], ["t"])
+    return parse_state(read_text(f"/proc/{pid}/stat") or "") in {"T", "t"}
 
 
 def lock_directory(fd: int, path: PurePosixPath) -> None:

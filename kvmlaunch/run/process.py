@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kvmlaunch.errors import PrivilegeMissing, Report
-from kvmlaunch.facts.record import parse_cmdline, parse_start_time
+from kvmlaunch.facts.record import parse_cmdline, parse_start_time, parse_state
 from kvmlaunch.model.record import Record
 from kvmlaunch.model.value import frozen
 
@@ -69,8 +69,8 @@ def read_start_time(pid: int) -> int:
 def is_alive(pid: int) -> bool:
     """Is there a process of this pid that runs; a zombie does not."""
     with contextlib.suppress(OSError):
-        state = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-        return state[:1] not in (["Z"], ["X"])
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        return parse_state(stat) not in {"Z", "X"}
     return False
 
 

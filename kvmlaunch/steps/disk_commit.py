@@ -84,12 +84,13 @@ def commit_held(caller: Caller, target: Target, progress: Progress) -> Committed
         unmark_image(begun_path(target.image))
         return Committed(target=target, names=())
     if seen is not None and runs:
-        if job_row(seen, target) is None:
+        fresh = job_row(seen, target) is None
+        if fresh:
             target = forget_unused(caller, seen, target, names[-1])
             names = snapshot_names(target)
         if not names:
             return Committed(target=target, names=())
-        if job_row(seen, target) is None and not os.path.lexists(begun_path(target.image)):
+        if fresh and not os.path.lexists(begun_path(target.image)):
             refuse_room(target)
         commit_live(caller, seen, target, progress)
     else:

@@ -1,6 +1,5 @@
 """The machine type of a VM's last start, kept in its state: a newer QEMU has a newer one, with other hardware."""
 
-import os
 import re
 
 from kvmlaunch.errors import KvmlaunchError
@@ -56,7 +55,5 @@ def note_machine(resolved: Resolved, tell: Tell) -> None:
         make_owned(state, user.uid, user.gid, 0o700)
         with entered(state, user.uid) as fd:
             write_atomically(fd, MACHINE, f"{now}\n", durable=False)
-            if os.geteuid() == 0:
-                os.chown(MACHINE, user.uid, user.gid, dir_fd=fd, follow_symlinks=False)
     except (OSError, KvmlaunchError) as error:
         tell("warn", f"the machine type is not kept for the next start: {error}")

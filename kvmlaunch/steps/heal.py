@@ -16,7 +16,7 @@ from kvmlaunch.host.lock import host_lock
 from kvmlaunch.host.logs import bound_events, keep_events, rotate_logs
 from kvmlaunch.host.places import root_places
 from kvmlaunch.host.rundir import claimed, is_locked, read_contents, remove_claimed
-from kvmlaunch.model.change import Journal, change_word
+from kvmlaunch.model.change import Journal, PoolChange, change_word
 from kvmlaunch.model.finding import Finding
 from kvmlaunch.model.plan import Places
 from kvmlaunch.model.run_files import NOTE, SOCKET
@@ -73,7 +73,8 @@ def refuse_living(journal: Journal) -> None:
     In another mount namespace no lock of it shows; the process does, wherever it sees the same /proc.  Anybody can
     start something with its UUID: those alone count that are root's, or run as whom its changes were made for.
     """
-    vm, owners = journal.vm, {0, *(entry.change.uid for entry in journal.entries if hasattr(entry.change, "uid"))}
+    vm, changes = journal.vm, (entry.change for entry in journal.entries)
+    owners = {0, *(change.uid for change in changes if not isinstance(change, PoolChange))}
     pids = pids_of(vm_uuid(read_machine_id(), journal.uid, vm))
     pid = next((pid for pid in pids if read_uid(pid) in owners), None)
     if pid is not None:
@@ -135,7 +136,7 @@ def clean_up(caller: Caller, vm: str, places: Places, tell: Tell) -> bool:
     Tells whether something stays because it was prepared.  Raises Busy `vm.locked` when it is started right now.
     """
     if not os.path.isdir(places.run):
-        journal = journals.read_journal(caller.owner_uid, vm) if caller.uid == 0 else None
+        journal = journals.read_journal(0, vm) if caller.uid == 0 else None
         if journal is not None:
             refuse_living(journal)
         return give_back_under_lock(caller, vm, tell)
