@@ -222,19 +222,23 @@ def pin_threads(resolved: Resolved, vm: "RunningVm", *, paused: bool) -> None:
 
 
 def launch_verified(
-    resolved: Resolved, claim: Claim, argv: tuple[str, ...], deadline: float, *, paused: bool
-) -> tuple[Resolved, "RunningVm"]:
-    """Start QEMU, read every promise back, and record the VM as running; one of which that cannot be said is ended."""
+    resolved: Resolved, claim: Claim, argv: tuple[str, ...], deadline: float, *, paused: bool, keep: Keep
+) -> tuple[Resolved, "RunningVm", Callable[[], None]]:
+    """Start QEMU, read every promise back, and record the VM as running; one of which that cannot be said is ended.
+
+    It is kept before the record says that it runs: a signal to whoever supervises it is the VM's from then on.
+    """
     vm = launch(resolved, claim, argv, deadline)
     try:
         resolved = verify(resolved, vm, argv, deadline)
         pin_threads(resolved, vm, paused=paused)
+        then = keep(resolved, vm)
         write_record(claim, record_of(resolved, argv, vm.pid, "running"))
     except BaseException:
         vm.end()
         vm.let_go()
         raise
-    return resolved, vm
+    return resolved, vm, then
 
 
 def close_logs(claim: Claim) -> None:
@@ -297,11 +301,10 @@ def start(caller: Caller, resolved: Resolved, wishes: Wishes, tell: Tell, keep: 
         deadline = time.monotonic() + (wishes.timeout or start_seconds(resolved))
         tell("exec", shlex.join(argv))
         with none_left_behind():
-            resolved, vm = launch_verified(resolved, claim, argv, deadline, paused=wishes.paused)
+            resolved, vm, then = launch_verified(resolved, claim, argv, deadline, paused=wishes.paused, keep=keep)
             note_machine(resolved, tell)
             seconds = time.monotonic() - begun
             tell("started", f"pid {vm.pid} in {seconds:.2f} s")
-            then = keep(resolved, vm)
     then()
     findings = resolved.findings()
     return Started(name=resolved.name, pid=vm.pid, seconds=seconds, argv=argv, findings=findings, changes=changes)
