@@ -5,8 +5,6 @@ from pathlib import PurePosixPath
 from posixpath import normpath
 from shlex import quote
 
-from attrs import evolve
-
 from kvmlaunch.builder import names
 from kvmlaunch.builder.option import Part, by_hand, field, fixed, pairs, wiring
 from kvmlaunch.model.choice import Choice, Origin
@@ -16,7 +14,7 @@ from kvmlaunch.model.host import HostFacts, PathFacts
 from kvmlaunch.model.image import SUFFIXES
 from kvmlaunch.model.plan import DrivePromise, Field, FieldValue, Option, PlannedDisk
 from kvmlaunch.model.qemu import QemuCaps, machine_version
-from kvmlaunch.model.value import frozen
+from kvmlaunch.model.value import evolve, frozen
 from kvmlaunch.units import render_size
 
 WRITE_THROUGH = ("writethrough", "directsync")

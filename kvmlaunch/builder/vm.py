@@ -4,8 +4,6 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import PurePosixPath
 
-from attrs import evolve
-
 from kvmlaunch.builder import (
     aio,
     boot,
@@ -34,6 +32,7 @@ from kvmlaunch.model.finding import Finding, error
 from kvmlaunch.model.host import HostFacts
 from kvmlaunch.model.plan import Field, IdentityPromise, Places, Plan, Promise
 from kvmlaunch.model.qemu import QemuCaps
+from kvmlaunch.model.value import evolve
 
 FAST_SCHEDULERS = ("none",)
 

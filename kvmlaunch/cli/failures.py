@@ -7,12 +7,12 @@ import tempfile
 import traceback
 
 import click
-from attrs import evolve
 
 from kvmlaunch.cli.session import Session, vm_of
 from kvmlaunch.cli.show import show_failure
 from kvmlaunch.errors import HostFailed, KvmlaunchError, PreflightFailed, Report
 from kvmlaunch.host.tree import failed
+from kvmlaunch.model.value import evolve
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 CLOSED = errno.EBADF

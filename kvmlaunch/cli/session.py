@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import click
-from attrs import evolve
 
 from kvmlaunch.errors import KvmlaunchError
-from kvmlaunch.model.value import frozen
+from kvmlaunch.model.value import evolve, frozen
 from kvmlaunch.steps.caller import Caller, current_caller
 from kvmlaunch.steps.names import name_of
 

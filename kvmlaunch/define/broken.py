@@ -1,15 +1,14 @@
 """A rule across keys that is broken, and what stands in its mistake."""
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from kvmlaunch.define.mistake import Mistake
 from kvmlaunch.define.tree import Path
 from kvmlaunch.model.definition import Definition
-from kvmlaunch.model.value import frozen
 
 
-@frozen
-class Broken:
+class Broken(NamedTuple):
     """A rule that is broken: the key to show, what is wrong, and other keys it rests on.
 
     A key that is wrong itself counts as not written here, so what rests on it is not reported.

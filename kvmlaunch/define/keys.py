@@ -8,13 +8,12 @@ from functools import cache, lru_cache
 from types import UnionType
 from typing import Any, Final, Literal, Union, get_args, get_origin
 
-import attrs
-
 from kvmlaunch.model.definition import AUTO, Auto, Definition
+from kvmlaunch.model.value import Field, fields, is_value
 
 # A form is what may stand as an annotation: a class, a NewType, a union, a Literal, a generic alias.
 Form = Any
-UNWRITTEN: Final = tuple(field.name for field in attrs.fields(Definition) if "doc" not in field.metadata)
+UNWRITTEN: Final = tuple(each.name for each in fields(Definition) if "doc" not in each.metadata)
 
 
 def generic(form: Form) -> Any:  # noqa: ANN401 - typing knows no type for it
@@ -23,10 +22,9 @@ def generic(form: Form) -> Any:  # noqa: ANN401 - typing knows no type for it
 
 
 @cache
-def fields_of(table: type) -> Mapping[str, "attrs.Attribute[Any]"]:
+def fields_of(table: type) -> Mapping[str, Field]:
     """Give the keys of a table by name; without the fields that no file writes."""
-    fields = {field.name: field for field in attrs.fields(table)}
-    return {name: field for name, field in fields.items() if table is not Definition or name not in UNWRITTEN}
+    return {each.name: each for each in fields(table) if table is not Definition or each.name not in UNWRITTEN}
 
 
 def key_paths(table: type = Definition, above: tuple[str, ...] = ()) -> Iterator[str]:
@@ -42,7 +40,7 @@ def key_paths(table: type = Definition, above: tuple[str, ...] = ()) -> Iterator
 
 def is_table(form: Form) -> bool:
     """Tell a class of the model that is written as a table with fixed keys."""
-    return isinstance(form, type) and attrs.has(form) and all("doc" in f.metadata for f in fields_of(form).values())
+    return isinstance(form, type) and is_value(form) and all("doc" in f.metadata for f in fields_of(form).values())
 
 
 def is_named(form: Form) -> bool:

@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 from shlex import quote as shell_word
 from typing import Final
 
-from attrs import field
+from attrs import Factory
 
 from kvmlaunch.define.keys import atoms, fields_of, form_at, is_named, is_table, members, words
 from kvmlaunch.define.mistake import Mistake, Placed, nearest, shown, wrong_type
@@ -40,7 +40,7 @@ class Layers:
 
     sources: Mapping[str, Source]
     home: PurePosixPath
-    found: list[Placed] = field(factory=list)
+    found: list[Placed] = Factory(list)
 
     @property
     def broken(self) -> bool:

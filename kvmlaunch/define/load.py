@@ -9,8 +9,6 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 
-import attrs
-
 from kvmlaunch.define.keys import UNWRITTEN, Form, fields_of, form_at, is_table, members, step
 from kvmlaunch.define.layers import (
     Layers,
@@ -30,7 +28,7 @@ from kvmlaunch.define.variables import VM_DIR, VM_NAME, put_variables
 from kvmlaunch.model.choice import Origin
 from kvmlaunch.model.definition import Definition
 from kvmlaunch.model.finding import Finding
-from kvmlaunch.model.value import frozen
+from kvmlaunch.model.value import evolve, frozen
 
 
 @frozen(kw_only=True)
@@ -76,7 +74,7 @@ def load_definition(
         texts = {str(source.path): source.text for source in sources}
         return Loaded(definition=None, findings=findings_of(found, texts, first.path))
     digest = hashlib.sha256(render_resolved(definition).encode()).hexdigest()
-    return Loaded(definition=attrs.evolve(definition, digest=digest), findings=())
+    return Loaded(definition=evolve(definition, digest=digest), findings=())
 
 
 def build(

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any, Final, get_args
 
-import attrs
+from attrs import NOTHING
 
 from kvmlaunch.define.keys import Form, atoms, fields_of, generic, is_named, is_table, words
 from kvmlaunch.define.schema import default_of
@@ -23,6 +23,7 @@ from kvmlaunch.model.definition import (
     Size,
     Uuid,
 )
+from kvmlaunch.model.value import Field, frozen
 
 KINDS: Final[Mapping[Any, str]] = {
     int: "number",
@@ -43,7 +44,7 @@ KINDS: Final[Mapping[Any, str]] = {
 LOADING_KINDS: Final = {"extends": "array of text", "unset": "array of text", "vars": "table of text"}
 
 
-@attrs.frozen(kw_only=True)
+@frozen(kw_only=True)
 class Meaning:
     """One key: its path, what it may hold, its default ("" for none, "required"), and its sentence."""
 
@@ -87,7 +88,7 @@ def is_slip(segments: list[str], table: Any) -> bool:  # noqa: ANN401 - a class 
 
 def beneath(
     place: tuple[str, ...],
-    field: "attrs.Attribute[Any]",
+    field: Field,
     table: Any,  # noqa: ANN401 - a class of the model, None for a plain value
     rest: list[str],
 ) -> tuple[Meaning, ...]:
@@ -103,18 +104,18 @@ def beneath(
     )
 
 
-def table_of(field: "attrs.Attribute[Any]") -> Any:  # noqa: ANN401 - a class of the model
+def table_of(field: Field) -> Any:  # noqa: ANN401 - a class of the model
     """Give the class of the table that a key holds, or can hold, or holds by names; None for a plain value."""
     inner = get_args(field.type)[1] if is_named(field.type) else field.type
     return next((member for member in (inner, *atoms(inner)) if is_table(member)), None)
 
 
-def names_tables(field: "attrs.Attribute[Any]") -> bool:
+def names_tables(field: Field) -> bool:
     """Tell a key whose tables have names: `[disk.NAME]`."""
     return is_named(field.type) and is_table(get_args(field.type)[1])
 
 
-def meaning_of(path: str, field: "attrs.Attribute[Any]") -> Meaning:
+def meaning_of(path: str, field: Field) -> Meaning:
     """Give what one key means."""
     holds = "table" if names_tables(field) else kind_text(field.type, field)
     holds, default = holds.replace("`", ""), default_text(field).replace("`", "")
@@ -136,9 +137,9 @@ def kind_text(form: Form, field: Any) -> str:  # noqa: ANN401 - an attribute, or
     return ", ".join(kinds)
 
 
-def default_text(field: "attrs.Attribute[Any]") -> str:
+def default_text(field: Field) -> str:
     """Give the default as it would be written, in Markdown; "required" where there is none."""
-    if field.default is attrs.NOTHING:
+    if field.default is NOTHING:
         return "required"
     value = default_of(field)
     if value in (None, "", []):

@@ -3,22 +3,18 @@
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 from shlex import quote
-from typing import Literal
-
-from attrs import astuple
+from typing import Literal, NamedTuple
 
 from kvmlaunch.define.mistake import Placed
 from kvmlaunch.define.positions import locate
 from kvmlaunch.define.syntax import parse_toml
 from kvmlaunch.define.tree import join_path, split_path
 from kvmlaunch.model.finding import Finding, error
-from kvmlaunch.model.value import frozen
 
 Texts = Mapping[str, str | bytes]
 
 
-@frozen
-class Position:
+class Position(NamedTuple):
     """Where a mistake shows: the file, line and column (0 where they are not known), the key as written."""
 
     place: str
@@ -29,7 +25,9 @@ class Position:
 
 def findings_of(found: list[Placed], texts: Texts, first: PurePosixPath) -> tuple[Finding, ...]:
     """Give the findings in the order of the texts, the VM's own file first; each once."""
-    placed = {(*astuple(mistake.origin), mistake.key, mistake.mistake.message): mistake for mistake in found}
+    placed = {
+        (each.origin.kind, each.origin.place, each.origin.key, each.key, each.mistake.message): each for each in found
+    }
     ordered = sorted(
         ((position_of(mistake, texts), mistake) for mistake in placed.values()),
         key=lambda pair: (pair[0].place != str(first), pair[0].place, pair[0].line, pair[0].column),

@@ -4,13 +4,12 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from typing import Any, get_args
 
-from attrs import fields_dict
-
 from kvmlaunch.define.keys import Form, atoms, fields_of, is_named, is_table
 from kvmlaunch.define.tree import join_path, quote
 from kvmlaunch.define.values import RENDERERS
 from kvmlaunch.model.choice import Origin
 from kvmlaunch.model.definition import Auto, Definition
+from kvmlaunch.model.value import fields
 
 Told = Callable[[str], str]
 
@@ -65,8 +64,7 @@ def render_value(value: Any, form: Form) -> str:  # noqa: ANN401 - any value of 
     if isinstance(value, Mapping):
         return inline(f"{join_path((name,))} = {render_value(text, str)}" for name, text in value.items())
     if is_table(type(value)):
-        inner = fields_dict(type(value))
-        items = ((name, getattr(value, name), inner[name].type) for name in inner)
+        items = ((field.name, getattr(value, field.name), field.type) for field in fields(type(value)))
         return inline(f"{name} = {render_value(item, kind)}" for name, item, kind in items if item is not None)
     renderer = renderer_of(form)
     if isinstance(value, tuple) and renderer is None:

@@ -8,7 +8,7 @@ import json
 from pathlib import PurePosixPath
 from typing import Any, Final, get_args
 
-import attrs
+from attrs import NOTHING, Factory
 
 from kvmlaunch.define.keys import Form, atoms, fields_of, generic, is_named, is_table, words
 from kvmlaunch.define.rules import TABLE_NAME
@@ -28,6 +28,7 @@ from kvmlaunch.model.definition import (
     Size,
     Uuid,
 )
+from kvmlaunch.model.value import Field
 
 Schema = dict[str, Any]
 VARIABLE: Final = r"\$\{[^{}]+\}"
@@ -92,7 +93,7 @@ def with_shorthand(table: Schema | None, dotted: str) -> Schema:
 def table_schema(table: type) -> Schema:
     """Give the schema of a table with fixed keys; notes that begin with x- are allowed."""
     fields = fields_of(table)
-    required = [name for name, field in fields.items() if field.default is attrs.NOTHING]
+    required = [name for name, field in fields.items() if field.default is NOTHING]
     schema: Schema = {
         "type": "object",
         "properties": {name: key_schema(field) for name, field in fields.items()},
@@ -102,17 +103,17 @@ def table_schema(table: type) -> Schema:
     return schema | ({"required": required} if required else {})
 
 
-def key_schema(field: "attrs.Attribute[Any]") -> Schema:
+def key_schema(field: Field) -> Schema:
     """Give the schema of one key: its sentence, what it may hold, its default."""
     schema = {"description": field.metadata["doc"], **form_schema(field.type, field)}
     default = default_of(field)
     return schema if default is None else schema | {"default": default}
 
 
-def default_of(field: "attrs.Attribute[Any]") -> object:
+def default_of(field: Field) -> object:
     """Give the default as it would be written, None when there is none or it is a table."""
     value = field.default
-    if value is attrs.NOTHING or value is None or isinstance(value, attrs.Factory):  # type: ignore[arg-type]
+    if value is NOTHING or value is None or isinstance(value, Factory):  # type: ignore[arg-type]
         return None
     if isinstance(value, Auto):
         return value.value

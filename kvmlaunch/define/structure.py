@@ -10,8 +10,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, Final, TypeVar, get_args
 
-import attrs
-from attrs import define
+from attrs import NOTHING, define
 
 from kvmlaunch.define.keys import Form, atoms, fields_of, generic, is_named, is_table, members, words
 from kvmlaunch.define.meant import meant_key, meant_table
@@ -19,6 +18,7 @@ from kvmlaunch.define.mistake import Misplaced, Mistake, choose, nearest, shown,
 from kvmlaunch.define.tree import Path, join_path, quote
 from kvmlaunch.define.values import PARSERS, WANTED
 from kvmlaunch.model.definition import AUTO, LOADING_KEYS, SHORTHANDS, Auto, Definition
+from kvmlaunch.model.value import Field
 
 T = TypeVar("T")
 SHORT: Final = 3  # letters
@@ -71,7 +71,7 @@ def read_table(form: type, value: object, path: Path, reading: Reading, unwritte
         name: read_beneath(read, value[name], (*path, name), reading) for name, read in readers.items() if name in value
     }
     given = {name: built for name, built in written.items() if built is not UNBUILT}
-    needed = [name for name, field in fields.items() if field.default is attrs.NOTHING and name not in given]
+    needed = [name for name, field in fields.items() if field.default is NOTHING and name not in given]
     for name in needed:
         if name not in value:
             mistake = Mistake(code="def.value.type", message=f"`{name}` is missing", hint=f'{name} = "…"')
@@ -96,7 +96,7 @@ def key_readers(form: type) -> dict[str, Reader]:
     return {name: key_reader(field) for name, field in fields_of(form).items()}
 
 
-def key_reader(field: "attrs.Attribute[Any]") -> Reader:
+def key_reader(field: Field) -> Reader:
     """Give what reads a key: its form, and a number held between the key's least and most."""
     form: Form = field.type
     read = reader(form)

@@ -7,10 +7,9 @@ index of an array stands in brackets.
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from kvmlaunch.model.choice import Origin
-from kvmlaunch.model.value import frozen
 
 Path: TypeAlias = tuple[str | int, ...]
 BARE_KEY = re.compile(r"[A-Za-z0-9_-]+|\*")
@@ -21,8 +20,7 @@ UNESCAPES = {escape[1]: character for character, escape in ESCAPES.items()}
 UNSAFE = re.compile('[\x00-\x1f\x7f-\x9f"\\\\\ud800-\udfff\u2028-\u202e\u2066-\u2069\ufeff]')
 
 
-@frozen
-class Leaf:
+class Leaf(NamedTuple):
     """A scalar or an array, and where it was written."""
 
     value: object

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from attrs import define, field
+from attrs import Factory, define
 
 from kvmlaunch.model.value import frozen
 
@@ -37,9 +37,9 @@ class Conversation:
 
     queries: Sequence[Query]
     token: int
-    answers: list[Any] = field(factory=list)
+    answers: list[Any] = Factory(list)
     synced: bool = False
-    kept: bytearray = field(factory=bytearray)
+    kept: bytearray = Factory(bytearray)
 
     @property
     def done(self) -> bool:

@@ -9,10 +9,8 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import TypeVar
 
-from attrs import evolve
-
 from kvmlaunch.model.host import Holder, PathFacts, PathKind
-from kvmlaunch.model.value import frozen
+from kvmlaunch.model.value import evolve, frozen
 
 T = TypeVar("T")
 U = TypeVar("U")

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from attrs import define, field
+from attrs import Factory, define
 
 Query = tuple[str, Mapping[str, object]]  # a command and its arguments
 NEGOTIATION: Final[Query] = ("qmp_capabilities", {})
@@ -29,10 +29,10 @@ class Conversation:
     """One exchange with a monitor; `answers` are those to the queries so far."""
 
     queries: Sequence[Query]
-    answers: list[Any] = field(factory=list)
+    answers: list[Any] = Factory(list)
     greeted: bool = False
     negotiated: bool = False
-    kept: bytearray = field(factory=bytearray)  # the beginning of a line
+    kept: bytearray = Factory(bytearray)  # the beginning of a line
 
     @property
     def done(self) -> bool:

@@ -19,11 +19,11 @@ is a probe, a JSON value by name:
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 
-from attrs import evolve, field
+from attrs import Factory
 
 from kvmlaunch.facts import block, cpu, hugepages, kvm, limits, memory, mounts, network, numa, process
 from kvmlaunch.model.host import Holder, HostFacts, Mount, PathFacts
-from kvmlaunch.model.value import frozen
+from kvmlaunch.model.value import evolve, frozen
 
 MACHINE_ID = "/etc/machine-id"
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
@@ -79,8 +79,8 @@ class Wanted:
 class Captured:
     """What was read: text by absolute path, and the probes."""
 
-    files: Mapping[str, str] = field(factory=dict)
-    probes: Mapping[str, object] = field(factory=dict)
+    files: Mapping[str, str] = Factory(dict)
+    probes: Mapping[str, object] = Factory(dict)
 
 
 def parse_captured(captured: Captured) -> HostFacts:

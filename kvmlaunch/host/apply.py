@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import assert_never
 
-from attrs import evolve
-
 from kvmlaunch.errors import Busy, HostFailed, KvmlaunchError, PreflightFailed, Report
 from kvmlaunch.facts.mounts import escape_octal, parse_mount
 from kvmlaunch.host import journal as journals
@@ -35,6 +33,7 @@ from kvmlaunch.model.change import (
 from kvmlaunch.model.finding import Finding, warning
 from kvmlaunch.model.host import Mount, UserFacts
 from kvmlaunch.model.run_files import PREPARED
+from kvmlaunch.model.value import evolve
 from kvmlaunch.units import MIB, count, render_size
 
 Tell = Callable[[str, str], None]

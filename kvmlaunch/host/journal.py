@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import get_args
 
-from attrs import asdict, evolve
+from attrs import asdict
 
 from kvmlaunch.host.files import read_text_at, remove_if_there, temporary_name, write_atomically
 from kvmlaunch.host.places import JOURNAL
@@ -28,6 +28,7 @@ from kvmlaunch.model.change import (
     PoolChange,
     TapChange,
 )
+from kvmlaunch.model.value import evolve
 
 SCHEMA = 2
 UNREADABLE = ".unreadable"

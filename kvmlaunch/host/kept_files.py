@@ -5,8 +5,6 @@ import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from attrs import evolve
-
 from kvmlaunch.errors import KvmlaunchError
 from kvmlaunch.host.apply import mounts_on, release_mount
 from kvmlaunch.host.files import remove_if_there, temporary_name, write_atomically
@@ -19,6 +17,7 @@ from kvmlaunch.model.codes import REMEDIES
 from kvmlaunch.model.finding import Finding, warning
 from kvmlaunch.model.host import Mount
 from kvmlaunch.model.tuning import FileEntry, KeptFile, MountEntry
+from kvmlaunch.model.value import evolve
 
 DIRECTORY_MODE = 0o755
 FSTAB_BEFORE = "fstab.before"  # beside the journal

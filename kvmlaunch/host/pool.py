@@ -5,14 +5,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from attrs import evolve
-
 from kvmlaunch.errors import HostFailed, PreflightFailed, Report
 from kvmlaunch.facts.memory import parse_meminfo
 from kvmlaunch.host.files import read_number, write_control
 from kvmlaunch.host.readers import read_text
 from kvmlaunch.model.change import Entry, PoolChange
 from kvmlaunch.model.finding import Finding, warning
+from kvmlaunch.model.value import evolve
 from kvmlaunch.units import GIB, MIB, count, render_size
 
 MOST_READINGS = 100

@@ -8,8 +8,6 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from attrs import evolve
-
 from kvmlaunch.errors import KvmlaunchError
 from kvmlaunch.facts.memory import parse_meminfo
 from kvmlaunch.host.files import write_control
@@ -20,6 +18,7 @@ from kvmlaunch.host.tune_journal import Ledger
 from kvmlaunch.model.change import Entry, PoolChange
 from kvmlaunch.model.finding import Finding, warning
 from kvmlaunch.model.tuning import Setting, SettingEntry
+from kvmlaunch.model.value import evolve
 from kvmlaunch.tune.keep import boot_pages
 
 DROP_CACHES = "/proc/sys/vm/drop_caches"

@@ -12,11 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from attrs import evolve
-
 from kvmlaunch.errors import HostFailed, PreflightFailed, Report
 from kvmlaunch.facts import qemu, qemu_cache
 from kvmlaunch.model.qemu import OLDEST_VERSION, QemuCaps
+from kvmlaunch.model.value import evolve
 
 if TYPE_CHECKING:
     from kvmlaunch.host.command import ToolResult

@@ -8,8 +8,6 @@ import errno
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from attrs import evolve
-
 from kvmlaunch.errors import KvmlaunchError
 from kvmlaunch.facts.memory import parse_meminfo
 from kvmlaunch.host.knobs import read_value, write_value
@@ -18,6 +16,7 @@ from kvmlaunch.host.readers import names_in, read_text
 from kvmlaunch.host.tune_journal import Ledger
 from kvmlaunch.model.finding import Finding, warning
 from kvmlaunch.model.tuning import SMALL_PAGE, FileEntry, MountEntry, Setting, SettingEntry, TuneEntry, VmEntry
+from kvmlaunch.model.value import evolve
 from kvmlaunch.units import GIB, render_size
 
 MIN_FREE = "/proc/sys/vm/min_free_kbytes"

@@ -10,10 +10,10 @@ from enum import Enum
 from pathlib import PurePosixPath
 from typing import Any, Final, Literal, NewType
 
-from attrs import NOTHING, Factory, field
+from attrs import NOTHING, Factory
 
 from kvmlaunch.model.choice import Origin
-from kvmlaunch.model.value import frozen
+from kvmlaunch.model.value import field, frozen
 
 
 class Auto(Enum):
@@ -59,7 +59,7 @@ def table(kind: type, doc: str) -> Any:  # noqa: ANN401 - as attrs.field
 
 def tables(doc: str) -> Any:  # noqa: ANN401 - as attrs.field
     """Declare named tables, `[disk.NAME]`; none when nothing is written."""
-    return field(factory=dict, metadata={"doc": doc, "least": None, "most": None})
+    return field(default=Factory(dict), metadata={"doc": doc, "least": None, "most": None})
 
 
 @frozen(kw_only=True)
@@ -330,7 +330,7 @@ class Definition:
 
     name: str
     file: PurePosixPath
-    origins: Mapping[str, Origin] = field(factory=dict)
+    origins: Mapping[str, Origin] = Factory(dict)
     digest: str = ""
 
     profile: Profile = key("Defaults for an intent; `show profile:NAME` prints them.", "server")

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Literal
 
-from attrs import field
+from attrs import Factory
 
 from kvmlaunch.model.value import frozen
 
@@ -25,7 +25,7 @@ class Diagnosis:
     fix: str = ""
     source: str = ""
     gain: int = 0
-    numbers: Mapping[str, object] = field(factory=dict)
+    numbers: Mapping[str, object] = Factory(dict)
 
 
 @frozen(kw_only=True)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Literal
 
-from attrs import field
+from attrs import Factory
 
 from kvmlaunch.errors import Report
 from kvmlaunch.model.value import frozen
@@ -22,7 +22,7 @@ class HostCpus:
     vendor: str = ""
     model: str = ""
     flags: frozenset[str] = frozenset()
-    siblings: Mapping[int, tuple[int, ...]] = field(factory=dict)
+    siblings: Mapping[int, tuple[int, ...]] = Factory(dict)
     governor: str | None = None
 
 
@@ -293,12 +293,12 @@ class HostFacts:
     caller_uid: int
     vhost_net: bool
     systemd: bool
-    tools: Mapping[str, str] = field(factory=dict)
-    paths: Mapping[PurePosixPath, PathFacts] = field(factory=dict)
-    network_devices: Mapping[str, NetworkDevice] = field(factory=dict)
+    tools: Mapping[str, str] = Factory(dict)
+    paths: Mapping[PurePosixPath, PathFacts] = Factory(dict)
+    network_devices: Mapping[str, NetworkDevice] = Factory(dict)
     listeners: tuple[Listener, ...] = ()
-    hugetlb_cgroup: Mapping[int, int] = field(factory=dict)
-    held: HeldByVm = field(factory=HeldByVm)
+    hugetlb_cgroup: Mapping[int, int] = Factory(dict)
+    held: HeldByVm = Factory(HeldByVm)
     user_missing: str = ""
     privileged: bool = False
     hugepages_refused: str = ""

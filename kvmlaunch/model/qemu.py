@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Final
 
-from attrs import field
-
 from kvmlaunch.model.value import frozen
 
 OLDEST_VERSION: Final = (7, 2)  # the oldest that the tests run
@@ -55,7 +53,7 @@ class QemuCaps:
     bare_options: frozenset[str]
     machine_properties: frozenset[str] = frozenset()
     switches: frozenset[str] = frozenset()
-    accelerators: frozenset[str] = field(default=frozenset({"kvm", "tcg"}))
+    accelerators: frozenset[str] = frozenset({"kvm", "tcg"})
 
     @property
     def version_text(self) -> str:

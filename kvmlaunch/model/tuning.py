@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Final, Literal
 
-from attrs import field
+from attrs import Factory
 
 from kvmlaunch.model.choice import Choice
 from kvmlaunch.model.finding import Finding
@@ -80,16 +80,16 @@ class HostTuning:
 
     devices: tuple[BlockDevice, ...] = ()
     opened: tuple[BlockDevice, ...] = ()
-    ksm: Mapping[str, Knob] = field(factory=dict)
+    ksm: Mapping[str, Knob] = Factory(dict)
     uksm: bool = False
     thp: Knob | None = None
     thp_defrag: Knob | None = None
-    sysctls: Mapping[str, Knob] = field(factory=dict)
-    governors: Mapping[int, Knob] = field(factory=dict)
-    parameters: Mapping[str, Knob] = field(factory=dict)
+    sysctls: Mapping[str, Knob] = Factory(dict)
+    governors: Mapping[int, Knob] = Factory(dict)
+    parameters: Mapping[str, Knob] = Factory(dict)
     cmdline: tuple[str, ...] = ()
-    buddies: Mapping[int, tuple[int, ...]] = field(factory=dict)
-    daemons: Mapping[str, int] = field(factory=dict)
+    buddies: Mapping[int, tuple[int, ...]] = Factory(dict)
+    daemons: Mapping[str, int] = Factory(dict)
     holders: tuple[PageHolder, ...] = ()
     boot_lines: tuple[BootLine, ...] = ()
     init: str = ""

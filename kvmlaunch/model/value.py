@@ -1,48 +1,156 @@
-"""What every value is: an attrs class, frozen, made by named arguments, equal to another by its fields.
+"""What every value is: an object that is frozen, made by named arguments, and equal to another by its fields.
 
-`frozen` is that of attrs, to the type checker and in all it does but one thing: `==` and `repr()` are not generated and
-compiled for each class but are one function each, for all, and nothing is hashed.  A start makes about a hundred
-classes; generating those methods was a fifth of all that `print-cmd` executes.
+To the type checker these are classes of attrs, and they do what those do; attrs also says what their fields are, to
+whoever asks it.  But attrs writes and compiles methods for each class, half a millisecond each, and a start makes a
+hundred classes: that was a fifth of `print-cmd`.  Here one function of each kind serves all classes, and attrs
+builds one only when it is asked.
 """
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import attrs
 
-__all__ = ["frozen"]
+__all__ = ["Field", "evolve", "field", "fields", "frozen", "is_value"]
 
 T = TypeVar("T")
+OF_ATTRS = type(attrs.field())
+
+
+class Declared(NamedTuple):
+    """What a class says of a field beside its type; the names are those of attrs.field."""
+
+    default: Any = attrs.NOTHING
+    metadata: Mapping[str, Any] = {}
+    repr: bool = True
+    eq: bool = True
+
+
+class Field(NamedTuple):
+    """A field as its class declares it; the default is attrs.NOTHING, a value, or attrs.Factory."""
+
+    name: str
+    default: Any
+    type: Any
+    metadata: Mapping[str, Any]
+
+
+class Layout:
+    """What the functions below need to know of a class: its fields, and how those are filled that nobody gives."""
+
+    def __init__(self, kind: type) -> None:
+        """Read what the body of a class declares."""
+        body = vars(kind)
+        self.declared: dict[str, Declared] = {}
+        for name in kind.__annotations__:
+            given = body.get(name, attrs.NOTHING)
+            if type(given) is OF_ATTRS:
+                raise TypeError(f"{kind.__qualname__}.{name}: declared by attrs.field, where only `field` is read")
+            self.declared[name] = given if type(given) is Declared else Declared(given)
+        self.names = self.declared.keys()
+        self.plain = {}
+        self.factories = []
+        for name, (default, *_) in self.declared.items():
+            if type(default) is attrs.Factory:
+                self.factories.append((name, default.factory))
+            elif default is not attrs.NOTHING:
+                self.plain[name] = default
+
+
+class AskAttrs:
+    """`__attrs_attrs__` of a class, by which attrs knows its own: built by attrs, when it is asked for."""
+
+    def __get__(self, value: object, kind: type[Any]) -> tuple["attrs.Attribute[Any]", ...]:
+        """Have attrs build the class, and keep what it says of the fields."""
+        layout = kind.__layout__
+        body: dict[str, Any] = {name: attrs.field(**each._asdict()) for name, each in layout.declared.items()}
+        body["__annotations__"] = kind.__annotations__
+        twin: type[Any] = attrs.frozen(kw_only=True)(type(kind.__name__, (), body))
+        built: tuple[attrs.Attribute[Any], ...] = attrs.fields(twin)
+        kind.__attrs_attrs__ = built
+        return built
+
+
+def fill(self: Any, /, **given: object) -> None:  # noqa: ANN401 - any value
+    """Make a value: what is given, and defaults for the rest; TypeError for a name too many or too few."""
+    layout: Layout = self.__layout__
+    values = {**layout.plain, **given}
+    for name, make in layout.factories:
+        if name not in given:
+            values[name] = make()
+    if values.keys() != layout.names:
+        unknown, missing = values.keys() - layout.names, layout.names - values.keys()
+        raise TypeError(f"{type(self).__qualname__}: unknown {sorted(unknown)}, missing {sorted(missing)}")
+    self.__dict__.update(values)
+
+
+def refuse(self: object, name: str, value: object = None) -> None:
+    """Refuse to set or to delete what a value has."""
+    del self, name, value
+    raise attrs.exceptions.FrozenInstanceError
+
+
+def equal(self: Any, other: Any) -> bool:  # noqa: ANN401 - any value
+    """Tell whether two values are of one class and have equal fields."""
+    if type(self) is not type(other):
+        return False
+    mine, its = vars(self), vars(other)
+    declared: Mapping[str, Declared] = self.__layout__.declared
+    return all(mine[name] == its[name] for name, each in declared.items() if each.eq)
+
+
+def shown(self: Any) -> str:  # noqa: ANN401 - any value
+    """Give the text of a value for whoever debugs."""
+    declared: Mapping[str, Declared] = self.__layout__.declared
+    parts = (f"{name}={getattr(self, name)!r}" for name, each in declared.items() if each.repr)
+    return f"{type(self).__qualname__}({', '.join(parts)})"
+
+
+METHODS: dict[str, Callable[..., object] | None] = {
+    "__init__": fill,
+    "__setattr__": refuse,
+    "__delattr__": refuse,
+    "__eq__": equal,
+    "__hash__": None,
+    "__repr__": shown,
+}
+
+
+def make(kind: type[T]) -> type[T]:
+    """Make a class one of values."""
+    layout = Layout(kind)
+    for name in layout.names & vars(kind).keys():
+        delattr(kind, name)
+    for name, method in METHODS.items():
+        setattr(kind, name, method)
+    kind.__layout__, kind.__attrs_attrs__ = layout, AskAttrs()  # type: ignore[attr-defined]
+    return kind
+
+
+def is_value(kind: type) -> bool:
+    """Tell whether a class is one of values."""
+    return hasattr(kind, "__layout__")
+
+
+def fields(kind: type) -> tuple[Field, ...]:
+    """Give the fields of a class of values in their order."""
+    layout: Layout = kind.__layout__  # type: ignore[attr-defined]
+    types = kind.__annotations__
+    return tuple(Field(name, each.default, types[name], each.metadata) for name, each in layout.declared.items())
+
+
+def changed(value: Any, /, **changes: object) -> Any:  # noqa: ANN401 - the same class
+    """Give a value like another but for some fields; any class that attrs knows will do."""
+    kind = type(value)
+    return kind(**{**vars(value), **changes}) if is_value(kind) else attrs.evolve(value, **changes)
+
 
 if TYPE_CHECKING:
-    from attrs import frozen
+    from attrs import evolve, field, frozen
 else:
+    evolve, field = changed, Declared
 
-    def frozen(kind: type[T] | None = None, **options: bool) -> type[T] | Callable[[type[T]], type[T]]:
-        """Make a class one of values; without the class, give the decorator that does."""
-        if kind is None:
-            return lambda kind: frozen(kind, **options)
-        for name, method in METHODS.items():
-            if name not in kind.__dict__:
-                setattr(kind, name, method)  # attrs then takes it for the class's own and makes none
-        return attrs.frozen(kind, **options)
-
-
-def fields(value: Any) -> tuple[object, ...]:  # noqa: ANN401 - any value
-    """Give what a value is compared by, in the order of its fields."""
-    return tuple(getattr(value, field.name) for field in attrs.fields(type(value)) if field.eq)
-
-
-def equal(value: object, other: object) -> bool:
-    """Tell whether two values are of one class and have equal fields."""
-    return type(value) is type(other) and fields(value) == fields(other)
-
-
-def shown(value: object) -> str:
-    """Give the text of a value for whoever debugs."""
-    kind: type[Any] = type(value)
-    parts = (f"{field.name}={getattr(value, field.name)!r}" for field in attrs.fields(kind) if field.repr)
-    return f"{kind.__qualname__}({', '.join(parts)})"
-
-
-METHODS: dict[str, Callable[..., object] | None] = {"__eq__": equal, "__hash__": None, "__repr__": shown}
+    def frozen(*, kw_only: Literal[True]) -> Callable[[type[T]], type[T]]:
+        """Give the decorator of a class of values."""
+        del kw_only
+        return make

@@ -4,8 +4,6 @@ import re
 from collections.abc import Iterator
 from typing import assert_never
 
-from attrs import evolve
-
 from kvmlaunch.model.evidence import DriveEvidence, Evidence, said_by
 from kvmlaunch.model.finding import Finding, error, warning
 from kvmlaunch.model.plan import (
@@ -17,6 +15,7 @@ from kvmlaunch.model.plan import (
     Promise,
     SandboxPromise,
 )
+from kvmlaunch.model.value import evolve
 from kvmlaunch.units import count, render_size
 
 O_DIRECT = 0o40000

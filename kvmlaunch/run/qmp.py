@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import Literal
 
-from attrs import define, evolve
+from attrs import define
 
 from kvmlaunch.errors import Busy, HostFailed, KvmlaunchError, NotRunning, Report, TimedOut, Unreachable
 from kvmlaunch.facts.qmp import Conversation, NoQmp, Query, QueryRefused
-from kvmlaunch.model.value import frozen
+from kvmlaunch.model.value import evolve, frozen
 from kvmlaunch.run.process import foreign, is_alive
 
 CHUNK = 1 << 16

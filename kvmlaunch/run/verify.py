@@ -5,12 +5,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from attrs import evolve
-
 from kvmlaunch.errors import KvmlaunchError, QemuFailed, Report
 from kvmlaunch.facts.evidence import guest_ram, parse_drives, parse_open_flags, parse_smaps, parse_status
 from kvmlaunch.facts.qmp import Query
 from kvmlaunch.model.evidence import DriveEvidence, Evidence
+from kvmlaunch.model.value import evolve
 from kvmlaunch.run.process import read_cmdline
 from kvmlaunch.run.qmp import Target, ask
 

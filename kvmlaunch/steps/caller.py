@@ -7,14 +7,12 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 
-from attrs import evolve, field
-
 from kvmlaunch.errors import HostFailed, PreflightFailed, Report, UnknownVm
 from kvmlaunch.host.definitions import Trust, search_path
 from kvmlaunch.host.places import cache_directory, places_for, prepared_places
 from kvmlaunch.host.rights import capture_user, user_name
 from kvmlaunch.model.plan import Places
-from kvmlaunch.model.value import frozen
+from kvmlaunch.model.value import evolve, field, frozen
 
 Tell = Callable[[str, str], None]  # the word of a step (`hugepages`) and what was done
 

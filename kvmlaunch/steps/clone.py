@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
 
-from attrs import evolve
-
 from kvmlaunch.define.clone import clone_paths, render_clone, shared_keys
 from kvmlaunch.define.rules import check_vm_name
 from kvmlaunch.errors import Busy, DefinitionInvalid, PreflightFailed, Report
@@ -14,7 +12,7 @@ from kvmlaunch.host.files import write_new
 from kvmlaunch.host.images import exists_already, remove_image
 from kvmlaunch.host.tree import failed
 from kvmlaunch.host.volumes import drop_volume
-from kvmlaunch.model.value import frozen
+from kvmlaunch.model.value import evolve, frozen
 from kvmlaunch.model.volume import parse_volume_name
 from kvmlaunch.steps.caller import Caller
 from kvmlaunch.steps.disk_check import Info, look_at

@@ -4,13 +4,11 @@ import os
 from pathlib import PurePosixPath
 from typing import Final, Literal
 
-from attrs import evolve
-
 from kvmlaunch.errors import KvmlaunchError, PreflightFailed, Report
 from kvmlaunch.host.images import making_place
 from kvmlaunch.host.rundir import lock_taker
 from kvmlaunch.host.volumes import drop_volume, find_volume
-from kvmlaunch.model.value import frozen
+from kvmlaunch.model.value import evolve, frozen
 from kvmlaunch.model.volume import parse_volume_name
 from kvmlaunch.steps.caller import Caller
 from kvmlaunch.steps.disks import (

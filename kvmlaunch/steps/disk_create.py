@@ -5,8 +5,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import PurePosixPath
 
-from attrs import evolve
-
 from kvmlaunch.define.tree import quote as quote_toml
 from kvmlaunch.errors import DefinitionInvalid, PreflightFailed, Report
 from kvmlaunch.facts.sources import Wanted
@@ -14,7 +12,7 @@ from kvmlaunch.host.capture_path import find_overlays
 from kvmlaunch.host.images import forget_making, free_space, new_image, owner_of
 from kvmlaunch.host.volumes import check_room, make_volume
 from kvmlaunch.model.image import overlay_directories
-from kvmlaunch.model.value import frozen
+from kvmlaunch.model.value import evolve, frozen
 from kvmlaunch.model.volume import VolumeName, parse_volume_name
 from kvmlaunch.steps.caller import Caller
 from kvmlaunch.steps.disks import (

@@ -1,13 +1,11 @@
 """`disk resize`: a disk grows, of a VM that is down or that runs; it is never made smaller."""
 
-from attrs import evolve
-
 from kvmlaunch.builder.names import drive_id
 from kvmlaunch.builder.qcow2 import is_allocated
 from kvmlaunch.errors import DefinitionInvalid, PreflightFailed, Report
 from kvmlaunch.host.images import free_space
 from kvmlaunch.host.volumes import grow_volume
-from kvmlaunch.model.value import frozen
+from kvmlaunch.model.value import evolve, frozen
 from kvmlaunch.steps.caller import Caller
 from kvmlaunch.steps.control import query
 from kvmlaunch.steps.disk_live import file_in_chain

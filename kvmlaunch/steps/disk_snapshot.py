@@ -9,8 +9,6 @@ import os
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
-from attrs import evolve
-
 from kvmlaunch.builder.names import drive_id
 from kvmlaunch.errors import DefinitionInvalid, KvmlaunchError, PreflightFailed, Report
 from kvmlaunch.facts.sources import Wanted
@@ -25,7 +23,7 @@ from kvmlaunch.host.images import (
     remove_image,
     retired_place,
 )
-from kvmlaunch.model.value import frozen
+from kvmlaunch.model.value import evolve, frozen
 from kvmlaunch.preflight.disk import holder_text
 from kvmlaunch.steps.agent import Rest, frozen_guest
 from kvmlaunch.steps.caller import Caller

@@ -6,8 +6,6 @@ from contextlib import contextmanager, suppress
 from pathlib import PurePosixPath
 from signal import Signals
 
-from attrs import evolve
-
 from kvmlaunch.builder.disk import plan_format
 from kvmlaunch.builder.security import SYSTEM_USER
 from kvmlaunch.errors import Busy, DefinitionInvalid, HostFailed, KvmlaunchError, PreflightFailed, Report, UnknownVm
@@ -20,7 +18,7 @@ from kvmlaunch.model.definition import AUTO, Definition, Disk
 from kvmlaunch.model.finding import Finding
 from kvmlaunch.model.host import HostFacts, PathFacts, UserFacts
 from kvmlaunch.model.lifecycle import VmState
-from kvmlaunch.model.value import frozen
+from kvmlaunch.model.value import evolve, frozen
 from kvmlaunch.model.volume import parse_volume_name
 from kvmlaunch.preflight.disk import (
     check_base,

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from attrs import Factory, define, evolve
+from attrs import Factory, define
 
 from kvmlaunch.builder.vm import wanted_paths
 from kvmlaunch.errors import KvmlaunchError
@@ -12,7 +12,7 @@ from kvmlaunch.model.definition import Definition
 from kvmlaunch.model.finding import Finding
 from kvmlaunch.model.host import HostFacts, UserFacts
 from kvmlaunch.model.qemu import QemuCaps
-from kvmlaunch.model.value import frozen
+from kvmlaunch.model.value import evolve, frozen
 from kvmlaunch.preflight.fleet import Member, check_fleet
 from kvmlaunch.steps.caller import Caller
 from kvmlaunch.steps.load import Subject, load_subject, place_findings

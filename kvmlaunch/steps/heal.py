@@ -6,8 +6,6 @@ Runs under the host-wide lock.  Only what a dead `up` left is taken back; what w
 import os
 from pathlib import PurePosixPath
 
-from attrs import evolve
-
 from kvmlaunch.builder.names import vm_uuid
 from kvmlaunch.errors import Busy, KvmlaunchError, Report
 from kvmlaunch.host import journal as journals
@@ -20,6 +18,7 @@ from kvmlaunch.model.change import Journal, PoolChange, change_word
 from kvmlaunch.model.finding import Finding
 from kvmlaunch.model.plan import Places
 from kvmlaunch.model.run_files import NOTE, SOCKET
+from kvmlaunch.model.value import evolve
 from kvmlaunch.run.process import read_boot_id, read_uid
 from kvmlaunch.steps.caller import Caller, Tell
 from kvmlaunch.steps.observe import owner_of, pids_of, read_machine_id

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path, PurePosixPath
 
-from attrs import evolve
-
 from kvmlaunch.define.layers import Source, wanted_files
 from kvmlaunch.define.load import Loaded, Surroundings, load_definition
 from kvmlaunch.define.positions import locate
@@ -16,7 +14,7 @@ from kvmlaunch.host.definitions import SUFFIX, find_definition, load_profiles, r
 from kvmlaunch.host.rundir import read_contents
 from kvmlaunch.model.definition import SHORTHANDS, Definition
 from kvmlaunch.model.finding import Finding, errors_of
-from kvmlaunch.model.value import frozen
+from kvmlaunch.model.value import evolve, frozen
 from kvmlaunch.steps.caller import Caller
 from kvmlaunch.steps.names import is_file
 

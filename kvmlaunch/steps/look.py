@@ -6,8 +6,6 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from attrs import evolve
-
 from kvmlaunch.builder.guest_agent import CHANNEL
 from kvmlaunch.errors import KvmlaunchError
 from kvmlaunch.facts import hugepages
@@ -20,7 +18,7 @@ from kvmlaunch.host.places import run_parent
 from kvmlaunch.model.evidence import said_by
 from kvmlaunch.model.lifecycle import VmState
 from kvmlaunch.model.run_files import NOTE, SOCKET, TPM
-from kvmlaunch.model.value import frozen
+from kvmlaunch.model.value import evolve, frozen
 from kvmlaunch.run.process import read_cmdline, read_uid
 from kvmlaunch.steps.caller import Caller
 from kvmlaunch.steps.heal import tend

@@ -7,8 +7,6 @@ from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from shlex import join
 
-from attrs import evolve
-
 from kvmlaunch.builder.names import vm_uuid
 from kvmlaunch.errors import PreflightFailed
 from kvmlaunch.host.capture import own_machine_id
@@ -17,7 +15,7 @@ from kvmlaunch.model.lifecycle import VmState
 from kvmlaunch.model.plan import Places
 from kvmlaunch.model.record import Record
 from kvmlaunch.model.run_files import QMP
-from kvmlaunch.model.value import frozen
+from kvmlaunch.model.value import evolve, frozen
 from kvmlaunch.run.process import (
     carries_uuid,
     held,

@@ -4,8 +4,6 @@ import contextlib
 import os
 from collections.abc import Iterator
 
-from attrs import evolve
-
 from kvmlaunch.errors import Busy, PrivilegeMissing, Report
 from kvmlaunch.host import journal as journals
 from kvmlaunch.host.apply import apply_changes, undo_entries
@@ -17,7 +15,7 @@ from kvmlaunch.model.finding import Finding
 from kvmlaunch.model.host import UserFacts
 from kvmlaunch.model.plan import Places
 from kvmlaunch.model.run_files import LOG
-from kvmlaunch.model.value import frozen
+from kvmlaunch.model.value import evolve, frozen
 from kvmlaunch.steps.caller import Caller, Tell
 from kvmlaunch.steps.hardware import machine_findings
 from kvmlaunch.steps.heal import heal_host, keep_logs

@@ -6,8 +6,6 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from attrs import evolve
-
 from kvmlaunch.builder.security import SYSTEM_USER, missing_rights
 from kvmlaunch.builder.vm import build_vm, needs_io_uring, wanted_paths
 from kvmlaunch.errors import DefinitionInvalid, HostFailed, PreflightFailed, PrivilegeMissing, Refused, Report
@@ -24,7 +22,7 @@ from kvmlaunch.model.finding import Finding, errors_of
 from kvmlaunch.model.host import HeldByVm, HostFacts, UserFacts
 from kvmlaunch.model.plan import Places, Plan
 from kvmlaunch.model.qemu import QemuCaps
-from kvmlaunch.model.value import frozen
+from kvmlaunch.model.value import evolve, frozen
 from kvmlaunch.steps.caller import Caller
 from kvmlaunch.steps.load import Subject, place_findings
 from kvmlaunch.units import parse_size

@@ -13,8 +13,6 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from attrs import evolve
-
 from kvmlaunch.builder.boot import VARIABLES
 from kvmlaunch.builder.memory import plan_prealloc
 from kvmlaunch.builder.render import render_argv
@@ -38,7 +36,7 @@ from kvmlaunch.host.tree import entered, make_owned, own_files
 from kvmlaunch.model.change import Change
 from kvmlaunch.model.finding import Finding
 from kvmlaunch.model.run_files import EVENTS, LOG, QEMU_LOG, QMP, TPM
-from kvmlaunch.model.value import frozen
+from kvmlaunch.model.value import evolve, frozen
 from kvmlaunch.run.process import none_left_behind
 from kvmlaunch.steps.caller import Caller, Tell
 from kvmlaunch.steps.hardware import note_machine

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 
-from attrs import define, field
+from attrs import Factory, define
 
 from kvmlaunch.facts.qmp import Query
 from kvmlaunch.facts.usage import Counters, Usage, build_counters, build_usage
@@ -70,7 +70,7 @@ class Watch:
 
     caller: Caller
     names: Sequence[str]
-    known: dict[str, tuple[Seen, int]] = field(factory=dict)
+    known: dict[str, tuple[Seen, int]] = Factory(dict)
 
     def live(self) -> list[Seen]:
         """Give those that run."""

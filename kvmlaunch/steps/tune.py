@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-from attrs import evolve, field
+from attrs import Factory
 
 from kvmlaunch.define.host_file import load_wishes
 from kvmlaunch.define.positions import locate
@@ -24,7 +24,7 @@ from kvmlaunch.model.definition import Definition
 from kvmlaunch.model.finding import Finding
 from kvmlaunch.model.host import HostFacts
 from kvmlaunch.model.tuning import HostTuning, Setting, SettingEntry, TuneEntry, TunePlan, VmEntry
-from kvmlaunch.model.value import frozen
+from kvmlaunch.model.value import evolve, frozen
 from kvmlaunch.model.wishes import HOST_FILE, HostWishes
 from kvmlaunch.run.process import read_boot_id
 from kvmlaunch.steps.caller import Caller
@@ -50,12 +50,12 @@ class Planned:
     written: frozenset[str] = frozenset()
     returning: tuple[TuneEntry, ...] = ()
     unmounted: str = ""
-    counted: Mapping[str, bool] = field(factory=dict)
+    counted: Mapping[str, bool] = Factory(dict)
     vms: tuple[VmWish, ...]
     wishes: HostWishes
     host: HostFacts
     tuning: HostTuning
-    raised: Mapping[str, Mapping[str, int]] = field(factory=dict)
+    raised: Mapping[str, Mapping[str, int]] = Factory(dict)
     again: str = ""
 
 

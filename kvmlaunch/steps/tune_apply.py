@@ -4,8 +4,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 
-from attrs import evolve
-
 from kvmlaunch.errors import PreflightFailed, PrivilegeMissing, Report
 from kvmlaunch.host.capture_tuning import capture_grub
 from kvmlaunch.host.kept_files import apply_file, apply_shared_mount, is_kept, undo_other
@@ -15,7 +13,7 @@ from kvmlaunch.host.settings import apply_setting, files_are_written, make_lasti
 from kvmlaunch.host.tune_journal import Ledger, read_entries
 from kvmlaunch.model.finding import Finding, errors_of, warning
 from kvmlaunch.model.tuning import FileEntry, KeptFile, SettingEntry, TuneEntry, VmEntry
-from kvmlaunch.model.value import frozen
+from kvmlaunch.model.value import evolve, frozen
 from kvmlaunch.run.process import read_boot_id
 from kvmlaunch.steps.caller import Caller, Tell
 from kvmlaunch.steps.tune import Planned, is_back, plan, written_of

@@ -5,13 +5,12 @@ host-wide lock heal, look again, change the host · launch · read every promise
 after the claim is undone in reverse order.
 """
 
-from attrs import evolve
-
 from kvmlaunch.builder.render import render_argv
 from kvmlaunch.errors import Busy, NotRunning, Report
 from kvmlaunch.host.definitions import is_same_file
 from kvmlaunch.model.finding import Finding, warning
 from kvmlaunch.model.lifecycle import Answer, Verb, VmState, plan_transition
+from kvmlaunch.model.value import evolve
 from kvmlaunch.preflight.checks import CHECK_COUNT
 from kvmlaunch.steps.caller import Caller, Tell
 from kvmlaunch.steps.hardware import machine_findings
