@@ -192,6 +192,7 @@ def no_meaning(word: str, vms: "Iterable[str]", error: UnknownVm) -> UnknownVm:
 def rows_at(name: str, rows: "Sequence[Row]", keys: "Sequence[str]") -> "tuple[Row, ...]":
     """Give the decisions at and beneath some keys; raises UsageError for a key that has none, with the nearest."""
     from kvmlaunch.builder.render import select_rows  # noqa: PLC0415 - imported by explain already
+    from kvmlaunch.define.meaning import meanings  # noqa: PLC0415 - for keys that are named
 
     for key in keys:
         if select_rows(tuple(rows), (key,)):
@@ -200,6 +201,8 @@ def rows_at(name: str, rows: "Sequence[Row]", keys: "Sequence[str]") -> "tuple[R
 
         near = difflib.get_close_matches(key, sorted(ancestry(row.key for row in rows)), n=1)
         mean = f"; did you mean {near[0]}?" if near else f"; kvmlaunch explain {name} lists all"
+        if any("NAME" not in each.path for each in meanings(key)[:1]):
+            mean = f": no option comes of it; kvmlaunch explain {key} tells what it means"
         raise click.UsageError(f"{name} has no decision at {key}{mean}")
     return select_rows(tuple(rows), tuple(keys))
 

@@ -1,11 +1,10 @@
 """`doctor`."""
 
-import sys
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from kvmlaunch.cli.hints import as_asked
+from kvmlaunch.cli.hints import as_typed
 from kvmlaunch.cli.progress import spinner
 from kvmlaunch.cli.session import Session, session_command, vms_argument
 from kvmlaunch.cli.show import paint, show_document
@@ -36,7 +35,7 @@ def show_diagnosis(session: Session, diagnosis: "Diagnosis", width: int) -> None
     for line in diagnosis.why.splitlines():
         click.echo(f"      {line}")
     if diagnosis.fix:
-        click.echo(f"      fix: {as_asked(diagnosis.fix, sys.argv[1:])}")
+        click.echo(f"      fix: {as_typed(diagnosis.fix)}")
     if session.verbose and diagnosis.source:
         click.echo(f"      [{diagnosis.source}]")
 

@@ -1,8 +1,10 @@
 """The commands of a hint find the definition that was asked for: its file, `--defs` and `--set` come along."""
 
+import os
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from kvmlaunch.cli.commands import COMMANDS
@@ -18,9 +20,14 @@ PLANNING: Final = {"print-cmd", "explain", "show", "validate", "preflight", "up"
 NO_DEFINITION: Final = {"version", "completion", "schema"}
 
 
-def as_asked(hint: str, words: Sequence[str]) -> str:
-    """Give a hint whose commands name definitions as the words of the command line did."""
-    files = {name_of(word): word for word in written_files(words)}
+def as_typed(hint: str) -> str:
+    """Give a hint whose commands name definitions as this command was given them."""
+    return as_asked(hint, sys.argv[1:], exists=os.path.exists)
+
+
+def as_asked(hint: str, words: Sequence[str], *, exists: Callable[[str], bool]) -> str:
+    """Give a hint whose commands name definitions as the words of the command line did, where there is such a file."""
+    files = {name_of(word): word for word in written_files(words) if exists(word)}
     directories = "".join(f" --defs {shlex.quote(word)}" for word in values(words, "--defs"))
     overrides = {word.partition("=")[0]: f" --set {shlex.quote(word)}" for word in values(words, "--set")}
     if not files and not directories and not overrides:

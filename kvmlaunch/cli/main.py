@@ -2,6 +2,7 @@
 
 import io
 import os
+import shlex
 import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -18,6 +19,19 @@ if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
 INTERRUPTED, TERMINATED = 130, 143
+
+
+def nearest(word: str, following: str) -> list[str]:
+    """Give what somebody may have meant who typed this for a command, and that behind it."""
+    if word == "help":
+        return [f"{following} --help" if following in COMMANDS else "kvmlaunch --help"]
+    if known := SYNONYMS.get(word.lower()) or (word.lower() if word.lower() in COMMANDS else ""):
+        return [known]
+    if following in COMMANDS:
+        return [f"kvmlaunch {following} {shlex.quote(word)}"]
+    import difflib
+
+    return difflib.get_close_matches(word, COMMANDS, n=2)
 
 
 class LazyGroup(click.Group):
@@ -44,10 +58,7 @@ class LazyGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Give the command of a word; an unknown one is refused with the nearest names."""
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
-            import difflib
-
-            known = SYNONYMS.get(args[0])
-            near = [known] if known else difflib.get_close_matches(args[0], COMMANDS, n=2)
+            near = nearest(args[0], args[1] if len(args) > 1 else "")
             ctx.fail(f"no such command: {args[0]}" + (f" (did you mean {' or '.join(near)}?)" if near else ""))
         return super().resolve_command(ctx, args)
 

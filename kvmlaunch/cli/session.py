@@ -48,6 +48,8 @@ class Session:
 
 def merged(outer: Session, inner: Session) -> Session:
     """Give the options of a command added to those before its name."""
+    if outer.file and inner.file:
+        raise click.UsageError(f"-f names {outer.file} and {inner.file}: take one of them")
     return Session(
         directories=(*outer.directories, *inner.directories),
         file=inner.file or outer.file,
@@ -59,8 +61,15 @@ def merged(outer: Session, inner: Session) -> Session:
     )
 
 
-FILE = click.option("-f", "--file", default="", metavar="FILE", help="Use this definition file.")
-FILE_LONG = click.option("--file", default="", metavar="FILE", help="Use this definition file.")
+def one_file(_context: click.Context, _option: click.Parameter, given: tuple[str, ...]) -> str:
+    """Give the file that was named; of two none may be forgotten in silence, and nothing lays one over the other."""
+    if len(given) > 1:
+        raise click.BadParameter("given more than once; one file defines a VM, and `extends` in it names templates")
+    return given[0] if given else ""
+
+
+FILE = click.option("-f", "--file", multiple=True, callback=one_file, metavar="FILE", help="Use this definition file.")
+FILE_LONG = click.option("--file", multiple=True, callback=one_file, metavar="FILE", help="Use this definition file.")
 OPTIONS = (
     click.option(
         "--defs",

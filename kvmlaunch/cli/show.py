@@ -51,10 +51,10 @@ def say(session: Session, vm: str, status: str, word: str, text: str) -> None:
 
 def fix_of(report: Report) -> str:
     """Give what to do: what the report says, else what helps with its code in general."""
-    from kvmlaunch.cli.hints import as_asked  # noqa: PLC0415 - on a failure only
+    from kvmlaunch.cli.hints import as_typed  # noqa: PLC0415 - on a failure only
     from kvmlaunch.model.codes import REMEDIES  # noqa: PLC0415
 
-    return as_asked(report.hint or REMEDIES.get(report.code, ""), sys.argv[1:])
+    return as_typed(report.hint or REMEDIES.get(report.code, ""))
 
 
 def report_lines(report: Report) -> list[str]:

@@ -9,6 +9,7 @@ from kvmlaunch.errors import Busy, DefinitionInvalid, Report
 from kvmlaunch.host.files import write_new
 from kvmlaunch.host.tree import failed
 from kvmlaunch.steps.caller import Caller
+from kvmlaunch.steps.names import name_of
 
 TEXT = """\
 # {name}: three lines are a good VM.  `kvmlaunch explain {name}` says what every other key became, and why.
@@ -41,9 +42,9 @@ def write_definition(caller: Caller, name: str, directory: str, *, dry_run: bool
     With a dry run the path is given where it could be written.
     """
     if wrong := check_vm_name(name):
-        raise DefinitionInvalid(
-            Report(code=wrong.code, message=wrong.message, where=name, why=wrong.why, hint=wrong.hint)
-        )
+        meant = name_of(Path(name).name)
+        hint = wrong.hint if check_vm_name(meant) else f"kvmlaunch init {meant}"
+        raise DefinitionInvalid(Report(code=wrong.code, message=wrong.message, where=name, why=wrong.why, hint=hint))
     path = Path(caller.here) / directory / f"{name}.toml"
     try:
         if dry_run:

@@ -10,7 +10,7 @@ from kvmlaunch.define.layers import Source, wanted_files
 from kvmlaunch.define.load import Loaded, Surroundings, load_definition
 from kvmlaunch.define.positions import locate
 from kvmlaunch.errors import DefinitionInvalid, KvmlaunchError, Report, UnknownVm
-from kvmlaunch.host.definitions import SUFFIX, find_definition, load_profiles, read_file
+from kvmlaunch.host.definitions import SUFFIX, definition_files, find_definition, load_profiles, read_file
 from kvmlaunch.host.rundir import read_contents
 from kvmlaunch.model.definition import SHORTHANDS, Definition
 from kvmlaunch.model.finding import Finding, errors_of
@@ -81,7 +81,14 @@ def first_source(caller: Caller, word: str) -> tuple[str, Source]:
             hint = running_hint(caller, word) or unknown.report.hint
             raise UnknownVm(evolve(unknown.report, hint=hint)) from unknown
     path = path.absolute()
-    return path.name.removesuffix(SUFFIX), Source(path=PurePosixPath(path), text=read_file(path, caller.trust))
+    name = path.name.removesuffix(SUFFIX)
+    try:
+        return name, Source(path=PurePosixPath(path), text=read_file(path, caller.trust))
+    except DefinitionInvalid as error:
+        if os.path.lexists(path) or name not in definition_files(caller.search):
+            raise
+        hint = f"{caller.command} {name}"
+        raise DefinitionInvalid(evolve(error.report, hint=hint)) from error
 
 
 def all_sources(caller: Caller, first: Source) -> tuple[Source, ...]:

@@ -2,9 +2,15 @@
 
 import pytest
 
-from kvmlaunch.cli.hints import as_asked
+from kvmlaunch.cli import hints
+from kvmlaunch.cli.main import nearest
 
 HINT = "kvmlaunch up web --set accel=any   # slow\nor: kvmlaunch disk create web:root\nkvmlaunch down other"
+
+
+def as_asked(hint: str, words: list[str]) -> str:
+    """Give a hint where every file is there but `gone.toml`."""
+    return hints.as_asked(hint, words, exists=lambda file: file != "gone.toml")
 
 
 @pytest.mark.parametrize(
@@ -41,3 +47,25 @@ def test_what_is_no_command_stays_as_it_is() -> None:
     hint = "apt install qemu-utils   # kvmlaunch web\nkvmlaunch version   # kvmlaunch's own"
 
     assert as_asked(hint, ["--defs", "d", "up", "web.toml"]) == hint
+
+
+def test_a_file_that_there_is_not_is_not_put_for_its_name() -> None:
+    assert as_asked("kvmlaunch print-cmd gone", ["print-cmd", "gone.toml"]) == "kvmlaunch print-cmd gone"
+
+
+@pytest.mark.parametrize(
+    ("word", "following", "meant"),
+    [
+        ("start", "web", ["up"]),
+        ("Kill", "web", ["down --force"]),
+        ("UP", "web", ["up"]),
+        ("web", "up", ["kvmlaunch up web"]),
+        ("my vm", "down", ["kvmlaunch down 'my vm'"]),
+        ("help", "", ["kvmlaunch --help"]),
+        ("help", "up", ["up --help"]),
+        ("statsu", "", ["status"]),
+        ("xyzzy", "", []),
+    ],
+)
+def test_a_slip_of_a_command_is_answered_with_what_was_meant(word: str, following: str, meant: list[str]) -> None:
+    assert nearest(word, following)[:1] == meant

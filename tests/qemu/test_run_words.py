@@ -481,3 +481,32 @@ def test_facts_that_cannot_be_written_are_an_error_in_the_systems_words(machine:
 
     assert all(each.code in {1, 2, 6} for each in tries)
     assert not any("internal.bug" in each.codes for each in tries)
+
+
+def test_slips_are_answered_with_the_command_that_was_meant(machine: Machine) -> None:
+    machine.define("web")
+
+    new = machine.run("init", "new.toml")
+    file = machine.run("print-cmd", "web.toml")
+    time = machine.run("down", "web", "--timeout", "3")
+    decision = machine.run("explain", "web", "memory.numa")
+
+    assert "fix: kvmlaunch init new\n" in new.err
+    assert "fix: kvmlaunch print-cmd web\n" in file.err
+    assert 'such as "3s"' in time.err
+    assert "no option comes of it; kvmlaunch explain memory.numa tells what it means" in decision.err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("show", "-f", "vmdefs/web.toml", "-f", "vmdefs/other.toml", "web"),
+        ("-f", "vmdefs/other.toml", "show", "-f", "vmdefs/web.toml", "web"),
+    ],
+)
+def test_of_two_files_none_is_forgotten(machine: Machine, words: tuple[str, ...]) -> None:
+    machine.define("web")
+    machine.define("other")
+
+    assert machine.run(*words).code == 2
+    assert machine.run("-f", "vmdefs/web.toml", "show", "web").code == 0
