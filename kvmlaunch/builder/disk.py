@@ -23,6 +23,8 @@ TELLS_BLOCKS = frozenset({"virtio-blk", "virtio-scsi", "sata", "ide"})
 BLOCKS = tuple(1 << shift for shift in range(10, 17))  # bytes, of physical blocks larger than 512, up to 64 KiB
 LONGEST_SERIAL = 20
 QUEUES = {"virtio-blk": "num-queues", "nvme": "max_ioqpairs"}  # those of virtio-scsi are the controller's
+# File systems whose fallocate makes no holes: Linux fs/fat/file.c; the others have no fallocate.
+NO_HOLES = frozenset({"vfat", "msdos", "exfat", "hfs", "hfsplus", "9p"})
 SNAPSHOTS = "QEMU docs, interop/live-block-operations"
 DEVICES = {"virtio-blk": "virtio-blk-pci", "virtio-scsi": "scsi-hd", "nvme": "nvme", "sata": "ide-hd", "ide": "ide-hd"}
 
@@ -196,7 +198,7 @@ def check_disk(plan: DiskPlan, definition: Definition, machine: str) -> Iterator
             code="disk.discard",
             message=f"disk {plan.name}: a guest's trim frees nothing",
             key=f"{plan.table}.discard",
-            why=f"{plan.disk.path} takes no discard: its discard_max_bytes is 0",
+            why=frees_nothing(plan),
             hint='discard = "ignore"',
         )
     if plan.bus.value == "nvme" and plan.disk.readonly:
@@ -286,9 +288,13 @@ def plan_path(plan: DiskPlan, definition: Definition) -> Choice[PurePosixPath]:
     return Choice(value=plan.disk.path, reason=reason, source=SNAPSHOTS, origin=origin)
 
 
-def frees_nothing(plan: DiskPlan) -> bool:
-    """Does a guest's trim free nothing: a device that takes none, and no qcow2 on it, which frees its own clusters."""
-    return plan.facts.no_discard and plan.format.value == "raw"
+def frees_nothing(plan: DiskPlan) -> str:
+    """Say why a guest's trim frees nothing, "" where it does: a qcow2 image frees its own clusters anywhere."""
+    if plan.format.value != "raw":
+        return ""
+    if plan.facts.kind == "file" and plan.facts.filesystem in NO_HOLES:
+        return f"{plan.facts.filesystem} knows no holes in a file: no block of {plan.disk.path.name} can be freed"
+    return f"{plan.disk.path} takes no discard: its discard_max_bytes is 0" if plan.facts.no_discard else ""
 
 
 def plan_discard(plan: DiskPlan, definition: Definition) -> Choice[str]:
@@ -299,8 +305,8 @@ def plan_discard(plan: DiskPlan, definition: Definition) -> Choice[str]:
     if frees_nothing(plan) and plan.disk.detect_zeroes != "unmap":
         return Choice(
             value="ignore",
-            reason=f"{plan.disk.path} takes no discard, so a guest's trim would free nothing",
-            source="Linux Documentation/ABI/stable/sysfs-block, discard_max_bytes",
+            reason=f"a guest's trim would free nothing: {frees_nothing(plan)}",
+            source="fallocate(2), FALLOC_FL_PUNCH_HOLE; Linux Documentation/ABI/stable/sysfs-block",
             origin=Origin(kind="host", place=str(plan.disk.path), key=key),
         )
     return Choice(

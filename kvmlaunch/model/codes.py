@@ -179,7 +179,7 @@ CODES: Final[dict[str, tuple[int, str]]] = {
     "disk.qcow2.unallocated": (0, "Writes to this qcow2 image allocate clusters first, which is slow."),
     "disk.size": (0, "The image is smaller than the definition says."),
     "vm.machine.changed": (0, "auto gives the guest a newer machine than at its last start, with other hardware."),
-    "disk.discard": (0, "The device takes no discard, so a guest's trim frees nothing."),
+    "disk.discard": (0, "What a guest trims is not freed: the device, or the file system, cannot."),
     "disk.readonly": (0, "An NVMe disk does not tell its guest that it is read-only."),
     "disk.cache.unsafe": (0, "cache=unsafe ignores the guest's flushes: a crash of the host loses data."),
     "qemu.machine.deprecated": (0, "The machine type goes away with a later QEMU."),

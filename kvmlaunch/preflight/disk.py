@@ -12,6 +12,7 @@ from kvmlaunch.model.finding import Finding, error, warning
 from kvmlaunch.model.host import Holder, HostFacts, PathFacts
 from kvmlaunch.model.image import RAW_SUFFIXES, overlay_directories
 from kvmlaunch.model.plan import Plan, PlannedDisk
+from kvmlaunch.model.volume import parse_volume_name
 from kvmlaunch.units import count
 
 ADDRESS = re.compile(r"(?:nbd|rbd|iscsi|https?|ftps?|ssh|nfs|gluster|json)(?:\+\w+)?:")  # as QEMU takes them
@@ -47,10 +48,13 @@ def create_hint(disk: PlannedDisk, vm: str) -> str:
         return "a path is a file's; a disk of the network is made a block device first: qemu-nbd --connect, rbd map"
     if name == disk.table:
         return f"the path of an image that there is, in [{disk.table}]"
-    if disk.made:
-        return f"kvmlaunch disk create {vm}:{name}   # or: kvmlaunch up {vm} --create"
-    if str(disk.path).startswith("/dev/"):
-        return ""
+    made = f"kvmlaunch disk create {vm}:{name}   # or: kvmlaunch up {vm} --create" if disk.made else ""
+    volume = parse_volume_name(disk.path)
+    if volume is not None:
+        active = f"lvchange --activate y {volume.text}   # where the volume is there and not active"
+        return f"{active}\n{made}" if made else active
+    if disk.made or str(disk.path).startswith("/dev/"):
+        return made
     new = f'size = "20GiB"   # beside path, in [{disk.table}]; then: kvmlaunch up {vm} --create'
     return f"correct the path, which is relative to the definition; or for a new, empty disk:\n{new}"
 

@@ -108,6 +108,7 @@ PATHS: Mapping[str, dict[str, object]] = {
     "/srv/loop/disk.img": regular(1802, 1 * GIB, allocated=0, inode="7:0:1802", disks=[{**NVME, "name": "loop0"}]),
     "/srv/zfs/disk.img": regular(1801, 1 * GIB, allocated=0, inode="0:63:1801", disks=[]),
     "/srv/4k/disk.img": regular(1803, 1 * GIB, inode="8:2:1803", disks=[{**NVME, "physical": 4096}]),
+    "/srv/stick/disk.img": regular(1901, 1 * GIB, inode="8:33:1901", disks=[HDD]),
     "/srv/nfs/data.img": regular(1201, 10 * GIB, inode="0:61:1201", disks=[]),
     "/srv/iso/debian.iso": regular(1301, 650 * MIB, **READ_ONLY),
     "/srv/iso/virtio-win.iso": regular(1302, 700 * MIB, volume_id="virtio-win-0.1.266", **READ_ONLY),
@@ -124,6 +125,7 @@ PATHS: Mapping[str, dict[str, object]] = {
     "/dev/sdc": regular(
         306, 100 * GIB, kind="block", inode="0:6:306", mode=0o660, no_discard=True, disks=[HDD], header="qcow2"
     ),
+    "/dev/vg0/gone": {"kind": "missing", "refusal": "No such file or directory"},
     "/dev/zero": {"kind": "character", "inode": "0:6:4", "owner": "root", "mode": 0o666},
     **{
         f"/usr/share/OVMF/{name}.fd": regular(1501 + place, SMALL, **READ_ONLY)
@@ -163,6 +165,7 @@ MOUNTS = """\
 34 24 0:62 / /tmp rw,nosuid,nodev - tmpfs tmpfs rw
 35 24 0:63 / /srv/zfs rw,relatime - zfs tank/vm rw,xattr
 36 24 7:0 / /srv/loop rw,relatime - ext4 /dev/loop0 rw
+37 24 8:33 / /srv/stick rw,relatime - exfat /dev/sdc1 rw
 """
 INTEL = (
     "fpu vme de pse tsc msr pae mce cx8 apic sep mtrr pge mca cmov pat pse36 clflush mmx fxsr sse sse2 ht syscall nx "

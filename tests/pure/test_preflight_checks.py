@@ -258,3 +258,12 @@ def test_io_uring_is_tried_only_where_it_decides_something() -> None:
     assert needs_io_uring(definition_of("aio-sparse"), outcome.host, outcome.caps)
     assert needs_io_uring(definition_of("aio-io-uring"), outcome.host, outcome.caps)
     assert not needs_io_uring(definition_of("empty"), outcome.host, outcome.caps)
+
+
+def test_a_volume_that_is_missing_may_only_be_inactive() -> None:
+    (found,) = errors_of(findings_on("disk-missing-volume"))
+
+    assert found.report.hint.splitlines() == [
+        "lvchange --activate y vg0/gone   # where the volume is there and not active",
+        "kvmlaunch disk create disk-missing-volume:root   # or: kvmlaunch up disk-missing-volume --create",
+    ]
