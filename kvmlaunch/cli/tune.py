@@ -72,7 +72,7 @@ def plan_document(planned: "Planned", findings: Sequence[Finding]) -> dict[str, 
     """Give the JSON form of a plan."""
     return {
         "vms": [vm.name for vm in planned.vms],
-        "changes": len(planned.plan.changes) + len(planned.returning) + bool(planned.unmounted),
+        "changes": planned.changes,
         "mount": planned.unmounted,
         "settings": [setting_document(setting) for setting in planned.plan.settings],
         "files": [file_document(kept, written=kept.path in planned.written) for kept in planned.plan.files],
@@ -112,7 +112,7 @@ def show_plan(session: Session, planned: "Planned") -> None:
             click.echo("".join(f"    {line}\n" for line in kept.text.splitlines()), nl=False)
     same = len(plan.settings) - len(plan.changes)
     names = count(len(planned.vms), "VM")
-    click.echo(f"{count(len(plan.changes), 'change')}, {same} as they should be, for {names}", err=True)
+    click.echo(f"{count(planned.changes, 'change')}, {same} as they should be, for {names}", err=True)
     if not planned.vms:
         click.echo(whom(planned), err=True)
 
@@ -149,8 +149,7 @@ def plan(session: Session, vms: tuple[str, ...], every: bool, boot: bool, exit_c
     failed = show_planned(session, planned)
     if failed:
         return failed
-    differs = planned.plan.changes or planned.returning or planned.unmounted
-    return DIFFERENT if exit_code and differs else 0
+    return DIFFERENT if exit_code and planned.changes else 0
 
 
 @tune.command()

@@ -37,7 +37,7 @@ def broken_rules(wishes: HostWishes) -> list[Misplaced]:
         mistake = Mistake(code="def.value.choice", message=message, hint="keep `scheduler`")
         found.append(Misplaced(path=("elevator",), mistake=mistake, on_key=True))
     place = wishes.hugetlbfs
-    odd = not place.startswith("/") or not place.isprintable()
+    odd = not place.startswith("/") or not place.isprintable() or "\\" in place  # which a mount unit takes amiss
     if place and (odd or any(each in {"", ".", ".."} for each in place[1:].split("/"))):
         mistake = Mistake(
             code="def.path", message=f"{place!r} is no mount point", hint='write an absolute path, such as "/mnt/huge"'

@@ -54,14 +54,15 @@ def set_region(path: Path, lines: Sequence[str], *, deadline: float = DEADLINE, 
     return replace(path, lambda old: render_region(old, lines), check, deadline)
 
 
-def remove_region(path: Path, *, deadline: float = DEADLINE) -> bool:
+def remove_region(path: Path, *, ours: Sequence[str] | None = None, deadline: float = DEADLINE) -> bool:
     """Take our lines out of fstab; tells whether there were any, and a file that is not there has none.
 
-    Raises as `set_region`, but needs no findmnt.
+    Of the lines between our markers those that are not `ours` stay, where that is given.  Raises as `set_region`, but
+    needs no findmnt.
     """
     if not os.path.lexists(path):
         return False
-    return replace(path, without_region, lambda *_: None, deadline)
+    return replace(path, lambda text: without_region(text, ours), lambda *_: None, deadline)
 
 
 def replace(path: Path, edit: Edit, gate: Gate, deadline: float) -> bool:

@@ -1,11 +1,12 @@
 """Writes the files that keep settings over a reboot, and takes them back: other people's bytes stay as they are."""
 
 import contextlib
+import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
-from kvmlaunch.errors import KvmlaunchError
+from kvmlaunch.errors import Busy, KvmlaunchError, Report
 from kvmlaunch.host.apply import mounts_on, release_mount
 from kvmlaunch.host.files import remove_if_there, temporary_name, write_atomically
 from kvmlaunch.host.fstab import read_region, remove_region, set_region
@@ -18,6 +19,8 @@ from kvmlaunch.model.finding import Finding, warning
 from kvmlaunch.model.host import Mount
 from kvmlaunch.model.tuning import FileEntry, KeptFile, MountEntry
 from kvmlaunch.model.value import evolve
+from kvmlaunch.tune.fstab import END, FstabLine, duplicate_targets, render_line
+from kvmlaunch.tune.keep import FSTAB, HEAD
 
 DIRECTORY_MODE = 0o755
 FSTAB_BEFORE = "fstab.before"  # beside the journal
@@ -37,7 +40,16 @@ def read_kept(path: str, kind: str) -> str | None:
     except FileNotFoundError:
         return None
     except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise led_away(path) from error
         raise failed(path, error) from error
+
+
+def led_away(path: str) -> Busy:
+    """Give the refusal of a link where a file of ours would stand: whoever made it wanted none there."""
+    why = f"it leads to {os.readlink(path)}"
+    message = f"{path} is a link of somebody else's"
+    return Busy(Report(code="host.change.conflict", message=message, where=path, why=why, hint=f"rm {path}"))
 
 
 def is_kept(kept: KeptFile) -> bool:
@@ -55,7 +67,7 @@ def apply_file(ledger: Ledger, kept: KeptFile) -> Finding | None:
     try:
         before = read_kept(kept.path, kept.kind)
         if isinstance(earlier, FileEntry) and before not in known_texts(earlier):
-            return foreign(kept.path, "it is not as it was written")
+            return foreign(earlier, "it is not as it was written")
         last = before if isinstance(earlier, FileEntry) and before in {earlier.wanted, earlier.last} else None
         if isinstance(earlier, FileEntry) and (last is not None or before == earlier.before):
             before, mode, made = earlier.before, earlier.before_mode, earlier.made
@@ -92,16 +104,20 @@ def known_texts(entry: FileEntry) -> set[str | None]:
     return {entry.wanted, entry.last, entry.before}
 
 
-def foreign(path: str, why: str) -> Finding:
-    """Give the finding of a file that somebody else has written since."""
-    return warning(
-        code="host.change.conflict",
-        message=f"{path} was changed by somebody else and is left alone",
-        where=path,
-        why=why,
-        hint=f"mv {path} {path}.theirs && kvmlaunch tune apply --persist   # writes ours anew\n"
-        "or: kvmlaunch tune off --force   # takes all tuning back, this file included",
+def foreign(entry: FileEntry, why: str) -> Finding:
+    """Give the finding of a file, or of our part of fstab, that somebody else has written since."""
+    path = entry.path
+    hint = (
+        f"mv {path} {path}.theirs && kvmlaunch tune apply --persist   # writes ours anew\n"
+        "or: kvmlaunch tune off --force   # takes all tuning back, this file included"
     )
+    if entry.kind == "fstab":
+        hint = (
+            f"move what is not ours behind the line '{END}' of {path}, then the same command again\n"
+            "or: kvmlaunch tune off --force   # takes all tuning back, and leaves in fstab what is not ours"
+        )
+    message = f"{path} was changed by somebody else and is left alone"
+    return warning(code="host.change.conflict", message=message, where=path, why=why, hint=hint)
 
 
 def mode_of(path: str) -> int:
@@ -150,13 +166,12 @@ def keep_fstab(path: Path) -> None:
         write_atomically(fd, FSTAB_BEFORE, text)
 
 
-def undo_other(ledger: Ledger, entry: FileEntry | MountEntry, *, force: bool, files: bool = True) -> Iterator[Finding]:
-    """Take a file or the shared mount back.
-
-    Without `files` a mount that a file of ours makes at boot keeps its place, and is not forgotten.
-    """
+def undo_other(
+    ledger: Ledger, entry: FileEntry | MountEntry, *, force: bool, at_boot: bool = False
+) -> Iterator[Finding]:
+    """Take a file or the shared mount back; one that a file makes `at_boot` keeps its place, and is not forgotten."""
     if isinstance(entry, MountEntry):
-        yield from undo_shared_mount(ledger, entry, stays=not files and entry.lasting)
+        yield from undo_shared_mount(ledger, entry, stays=at_boot and entry.lasting)
     else:
         yield from undo_file(ledger, entry, force=force)
 
@@ -166,11 +181,11 @@ def undo_file(ledger: Ledger, entry: FileEntry, *, force: bool) -> Iterator[Find
     place = PurePosixPath(entry.path)
     live = read_kept(entry.path, entry.kind)
     if live not in known_texts(entry) and not force:
-        yield foreign(entry.path, "it is not as it was written" if live is not None else "it was removed")
+        yield foreign(entry, "it is not as it was written" if live is not None else "it was removed")
         return
     if entry.kind == "fstab":
         keep_fstab(Path(entry.path))
-        remove_region(Path(entry.path))
+        remove_region(Path(entry.path), ours="\n".join(filter(None, known_texts(entry))).split("\n"))
         ledger.drop(entry.path)
         return
     if live != entry.before:
@@ -191,6 +206,27 @@ def remove_temporary(place: PurePosixPath) -> None:
         remove_if_there(fd, temporary_name(place.name))
 
 
+def meant_for_others(ledger: Ledger, path: str, files: Sequence[KeptFile]) -> Finding | None:
+    """Say that somebody else has a mount unit, or a line of fstab, for the place of the shared mount."""
+    units = [kept for kept in files if kept.path.endswith(".mount") and kept.kind == "file"]
+    why = ""
+    for kept in units:
+        text = read_kept(kept.path, kept.kind)
+        if text is not None and not text.startswith(HEAD) and ledger.find(kept.path) is None:
+            why = f"{kept.path} is a unit of somebody else's for it"
+    if units and os.path.exists(FSTAB):
+        text = Path(FSTAB).read_text(encoding="utf-8", errors="surrogateescape")
+        line = render_line(FstabLine(source="hugetlbfs", target=PurePosixPath(path), type="hugetlbfs"))
+        why = next((f"{FSTAB} has a line for it: {other}" for _, other in duplicate_targets(text, (line,))), why)
+    return taken(path, f"{path} is a mount point of somebody else's: skipped", why) if why else None
+
+
+def taken(path: str, message: str, why: str) -> Finding:
+    """Give the finding of a place for the shared mount that is somebody else's."""
+    hint = f"findmnt {path}   # or another place for hugetlbfs in /etc/kvmlaunch/host.toml"
+    return warning(code="host.hugetlbfs.place", message=message, where=path, why=why, hint=hint)
+
+
 def apply_shared_mount(ledger: Ledger, path: str, *, lasting: bool) -> Finding | None:
     """Mount the shared hugetlbfs; there already is fine."""
     place = PurePosixPath(path)
@@ -203,13 +239,8 @@ def apply_shared_mount(ledger: Ledger, path: str, *, lasting: bool) -> Finding |
             ledger.put(evolve(ours, lasting=lasting))
         return None
     if there:
-        return warning(
-            code="host.hugetlbfs.place",
-            message=f"{there[-1].type} of somebody else is mounted on {path}: skipped",
-            where=path,
-            why="a mount of ours would hide it",
-            hint=f"findmnt {path}   # or another place for hugetlbfs in /etc/kvmlaunch/host.toml",
-        )
+        message = f"{there[-1].type} of somebody else is mounted on {path}: skipped"
+        return taken(path, message, "a mount of ours would hide it")
     made = ours.made if ours and ours.made else missing_directory(place)
     ledger.put(MountEntry(path=path, made=made, lasting=lasting, boot_id=ledger.boot_id, time=ledger.time))
     try:
@@ -222,7 +253,8 @@ def apply_shared_mount(ledger: Ledger, path: str, *, lasting: bool) -> Finding |
             code="host.hugetlbfs.missing",
             message=f"hugetlbfs could not be mounted on {path}: skipped",
             where=path,
-            why=str(error),
+            why="; ".join(filter(None, (str(error), error.report.why if isinstance(error, KvmlaunchError) else ""))),
+            hint=error.report.hint if isinstance(error, KvmlaunchError) else "",
         )
     return None
 
@@ -233,6 +265,29 @@ def remove_made(ledger: Ledger, place: PurePosixPath) -> None:
     if isinstance(entry, MountEntry) and entry.made:
         remove_empty(place, 0, up_to=PurePosixPath(entry.made).parent)
     ledger.drop(str(place))
+
+
+def forget_mount(ledger: Ledger, wished: str | None) -> None:
+    """Forget a shared mount that is gone and not wished: no file makes it any more."""
+    for entry in ledger.entries:
+        if isinstance(entry, MountEntry) and entry.path != wished and not mounts_on(entry.path):
+            remove_made(ledger, PurePosixPath(entry.path))
+
+
+def note_file(ledger: Ledger, kept: KeptFile) -> None:
+    """Write down a file that stands as we would write it and that no journal knows, so that it is removed one day."""
+    if ledger.find(kept.path) is None:
+        entry = FileEntry(
+            path=kept.path,
+            kind=kept.kind,
+            before=None,
+            before_mode=kept.mode,
+            wanted=kept.text,
+            mode=kept.mode,
+            done=True,
+            time=ledger.time,
+        )
+        ledger.put(entry)
 
 
 def serves(mount: Mount) -> bool:

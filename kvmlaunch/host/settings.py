@@ -5,7 +5,7 @@ Every function here runs under the host-wide lock.
 
 import contextlib
 import errno
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
 
 from kvmlaunch.errors import KvmlaunchError
@@ -114,6 +114,8 @@ def apply_setting(ledger: Ledger, setting: Setting, root: Path = Path("/"), *, l
     finding = turn(setting, live, root)
     if finding is None:
         ledger.put(evolve(entry, after=wanted, done=True))
+        if entry.lasting:
+            make_companions_lasting(ledger, path)
         note_reset(ledger, root)
         return None
     if lasting and finding.report.code == BUSY:  # a file of ours sets it at boot
@@ -194,8 +196,10 @@ def keep_companions(ledger: Ledger, setting: Setting, root: Path, *, lasting: bo
     if isinstance(principal, SettingEntry) and principal.after != principal.before:
         return added  # what belongs to a value of ours is nobody's
     for path in companions_of(setting.knob.path, root):
-        live = read_value(path, root)
-        if live is not None and ledger.find(path) is None:
+        live, known = read_value(path, root), ledger.find(path)
+        if live is not None and isinstance(known, SettingEntry) and known.companion and is_back(ledger, known):
+            ledger.put(evolve(known, before=live, wanted=live, after=live, lasting=known.lasting or lasting))
+        elif live is not None and known is None:
             added.append(path)
             ledger.put(
                 SettingEntry(
@@ -225,16 +229,46 @@ def make_lasting(ledger: Ledger, setting: Setting, borrowed: int) -> None:
         wanted = setting.wanted.value
         before = kept_before(entry, wanted)
         ledger.put(evolve(entry, lasting=True, kept=wanted, kept_before=before, default=default))
+        make_companions_lasting(ledger, entry.path)
     elif setting.counted:
         live = int(setting.knob.value)
         ledger.put(evolve(counted_entry(ledger, setting, live, borrowed, lasting=True), done=True))
 
 
-def files_are_written(ledger: Ledger) -> None:
-    """Forget the values that files of ours set earlier: every one of them is written anew."""
+def make_companions_lasting(ledger: Ledger, path: str) -> None:
+    """Write down that what the kernel resets beside a knob is reset at every boot from now on."""
+    for each in ledger.entries:
+        if isinstance(each, SettingEntry) and each.companion and principal_of(each.path) == path and not each.lasting:
+            ledger.put(evolve(each, lasting=True))
+
+
+def files_are_written(ledger: Ledger, wished: Container[str]) -> None:
+    """Forget what files of ours set earlier, as every one of them is written anew: values, and knobs that are back."""
+    back = {each.path for each in ledger.entries if isinstance(each, SettingEntry) and is_back(ledger, each)}
     for entry in ledger.entries:
-        if isinstance(entry, SettingEntry) and entry.kept_before:
+        if entry.path in back and entry.path not in wished and principal_of(entry.path) not in wished:
+            ledger.drop(entry.path)
+        elif isinstance(entry, SettingEntry) and entry.kept_before:
             ledger.put(evolve(entry, kept_before=()))
+
+
+def rank(entry: TuneEntry) -> int:
+    """Give when an entry is taken back: what stands in a file first, what depends on another knob last."""
+    return 0 if isinstance(entry, FileEntry) else 2 if isinstance(entry, SettingEntry) and entry.companion else 1
+
+
+def is_set_at_boot(ledger: Ledger, entry: SettingEntry) -> bool:
+    """Does a file of ours set a knob, or the one beside which the kernel resets it."""
+    principal = ledger.find(principal_of(entry.path)) if entry.companion else entry
+    return isinstance(principal, SettingEntry) and principal.kept is not None
+
+
+def is_back(ledger: Ledger, entry: SettingEntry) -> bool:
+    """Is a knob as it was before already, and written down only as a file of ours sets it at the next boot."""
+    if entry.companion:
+        principal = ledger.find(principal_of(entry.path))
+        return isinstance(principal, SettingEntry) and is_back(ledger, principal)
+    return entry.kept is not None and entry.after == entry.before
 
 
 def undo_setting(
@@ -350,25 +384,27 @@ def conflict(entry: SettingEntry, live: str) -> Finding:
 
 def undo_all(
     ledger: Ledger,
-    undo_other: Callable[[FileEntry | MountEntry], Iterator[Finding]],
+    undo_other: Callable[[FileEntry | MountEntry, bool], Iterator[Finding]],
     entries: Sequence[TuneEntry],
     *,
     force: bool,
-    files: bool = True,
+    rewritten: bool = False,
 ) -> Iterator[Finding]:
-    """Take entries of the journal back, the last first; what cannot be stays written down.
+    """Take entries of the journal back: files, then the last first, at last what the kernel resets beside others.
 
-    Without `files` ours stay, and what they set at boot is not forgotten.
+    What cannot be taken back stays written down; so does what is, as long as a file of ours may set it at the next
+    boot: one that could not be taken back, or with `rewritten` one that is written only later.
     """
     vms = {entry.path for entry in entries if isinstance(entry, VmEntry)}
     ledger.replace(tuple(entry for entry in ledger.entries if entry.path not in vms))
-    for entry in reversed([each for each in entries if not isinstance(each, VmEntry)]):
+    latest_first = [entry for entry in reversed(entries) if not isinstance(entry, VmEntry)]
+    for entry in sorted(latest_first, key=rank):
+        at_boot = rewritten or any(isinstance(each, FileEntry) for each in ledger.entries)
         try:
             if isinstance(entry, SettingEntry):
-                stays = not files and entry.kept is not None
-                yield from undo_setting(ledger, entry, force=force, stays=stays)
+                yield from undo_setting(ledger, entry, force=force, stays=at_boot and is_set_at_boot(ledger, entry))
             else:
-                yield from undo_other(entry)
+                yield from undo_other(entry, at_boot)
         except KvmlaunchError as error:
             report = error.report
             yield warning(code=report.code, message=report.message, where=report.where, why=report.why)

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from typing import assert_never
+from typing import Final, assert_never
 
 from kvmlaunch.model.evidence import DriveEvidence, Evidence, said_by
 from kvmlaunch.model.finding import Finding, error, warning
@@ -22,6 +22,8 @@ O_DIRECT = 0o40000
 ORDINARY_PAGE = 4096  # of ordinary memory, which may be swapped out again, some may be missing
 MOST_LINES = 10
 FELL_BACK = re.compile(r".*(?:falling back|fallback to).*", re.IGNORECASE)
+# To which a guest that runs can bring itself, within milliseconds too: it sleeps, is off or has panicked.
+OF_GUESTS: Final = frozenset({"running", "suspended", "shutdown", "guest-panicked"})
 
 
 def broken(what: str, planned: object, seen: object, key: str) -> Finding:
@@ -127,7 +129,7 @@ def check_promise(promise: Promise, evidence: Evidence) -> Iterator[Finding]:
 def check_run_state(argv: tuple[str, ...], seen: str, *, later: bool) -> Iterator[Finding]:
     """Check that the guest runs, or that it is held where argv says -S; `later` it may have been let run since."""
     held = "-S" in argv
-    if seen not in ({"prelaunch", "paused"} if held else {"running"}) and not (later and seen == "running"):
+    if seen not in ({"prelaunch", "paused"} if held else OF_GUESTS) and not (later and seen in OF_GUESTS):
         yield broken("the run state", "prelaunch" if held else "running", seen, "")
 
 

@@ -198,7 +198,7 @@ def refuse_while_used(caller: Caller, name: str) -> None:
             Report(
                 code="host.hugetlbfs.busy",
                 message=f"{name} uses what was prepared",
-                where=str(seen.places.hugepages),
+                where=str(seen.places.run),
                 why=f"pid {seen.pid}: {seen.state.value}",
                 hint=f"kvmlaunch down {name}   # as the user to whom it belongs",
             )

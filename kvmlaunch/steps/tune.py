@@ -17,7 +17,7 @@ from kvmlaunch.host.capture_tuning import capture_tuning
 from kvmlaunch.host.definitions import definition_files, read_file
 from kvmlaunch.host.journal import read_all_journals
 from kvmlaunch.host.kept_files import is_kept, serves
-from kvmlaunch.host.settings import principal_of, settle
+from kvmlaunch.host.settings import RUN, is_back, principal_of, settle
 from kvmlaunch.host.tune_journal import Ledger, read_entries
 from kvmlaunch.model.change import PoolChange
 from kvmlaunch.model.definition import Definition
@@ -57,6 +57,11 @@ class Planned:
     tuning: HostTuning
     raised: Mapping[str, Mapping[str, int]] = Factory(dict)
     again: str = ""
+
+    @property
+    def changes(self) -> int:
+        """How much of the host would be changed."""
+        return len(self.plan.changes) + len(self.returning) + bool(self.unmounted)
 
 
 def read_wishes(caller: Caller) -> HostWishes:
@@ -141,6 +146,8 @@ def plan(caller: Caller, words: Sequence[str], *, every: bool, boot: bool = Fals
     vms = tuple(vm_wish(each) for each in definitions)
     boot = boot or any(entry.path == GRUB_FILE for entry in entries)
     made = plan_tuning(host, tuning, wishes, vms, boot=boot)
+    if any(entry.path == RUN for entry in unwished(entries, made, wishes)):  # a scan that ends has no wishes
+        made = plan_tuning(host, stopped(tuning, entries), wishes, vms, boot=boot)
     again = apply_line(words, every=every)
     raised = raised_by_vms() if caller.uid == 0 else {}
     borrowed = check_borrowed(made.settings, raised, again)
@@ -198,6 +205,7 @@ def raised_by_vms() -> dict[str, dict[str, int]]:
 def unwished(entries: Sequence[TuneEntry], made: TunePlan, wishes: HostWishes) -> tuple[TuneEntry, ...]:
     """Give what was made and is in the plan no more, or counted for more than is wished now."""
     settings = {setting.knob.path: setting for setting in made.settings}
+    ledger = Ledger(entries=tuple(entries), boot_id="", time="", write=lambda _: None)
     kept = {*settings, *(each.path for each in made.files), wishes.hugetlbfs}
     changes = [
         entry
@@ -207,13 +215,15 @@ def unwished(entries: Sequence[TuneEntry], made: TunePlan, wishes: HostWishes) -
     return tuple(
         entry
         for entry in changes
-        if (entry.path not in kept and not is_back(entry)) or is_more(entry, settings.get(entry.path))
+        if is_more(entry, settings.get(entry.path))
+        or (entry.path not in kept and not (isinstance(entry, SettingEntry) and is_back(ledger, entry)))
     )
 
 
-def is_back(entry: TuneEntry) -> bool:
-    """Is a knob as it was before already, and written down only as a file of ours sets it at the next boot."""
-    return isinstance(entry, SettingEntry) and entry.kept is not None and entry.after == entry.before
+def stopped(tuning: HostTuning, entries: Sequence[TuneEntry]) -> HostTuning:
+    """Give the knobs as they are when KSM has been put back."""
+    run = next(entry.before for entry in entries if isinstance(entry, SettingEntry) and entry.path == RUN)
+    return evolve(tuning, ksm={**tuning.ksm, "run": evolve(tuning.ksm["run"], value=run)})
 
 
 def is_beside(entry: SettingEntry, settings: Mapping[str, Setting]) -> bool:

@@ -6,7 +6,15 @@ from datetime import UTC, datetime
 
 from kvmlaunch.errors import PreflightFailed, PrivilegeMissing, Report
 from kvmlaunch.host.capture_tuning import capture_grub
-from kvmlaunch.host.kept_files import apply_file, apply_shared_mount, is_kept, undo_other
+from kvmlaunch.host.kept_files import (
+    apply_file,
+    apply_shared_mount,
+    forget_mount,
+    is_kept,
+    meant_for_others,
+    note_file,
+    undo_other,
+)
 from kvmlaunch.host.lock import host_lock
 from kvmlaunch.host.pool_settings import apply_counted, lower_counted
 from kvmlaunch.host.settings import apply_setting, files_are_written, make_lasting, settle, undo_all
@@ -16,9 +24,12 @@ from kvmlaunch.model.tuning import FileEntry, KeptFile, SettingEntry, TuneEntry,
 from kvmlaunch.model.value import evolve, frozen
 from kvmlaunch.run.process import read_boot_id
 from kvmlaunch.steps.caller import Caller, Tell
-from kvmlaunch.steps.tune import Planned, is_back, plan, written_of
+from kvmlaunch.steps.tune import Planned, plan, written_of
 from kvmlaunch.tune.keep import GRUB_FILE
 from kvmlaunch.tune.plan import plan_files
+
+# What is not set, or mounted, now, no file makes at boot.
+REFUSED = {"host.setting.refused", "host.hugetlbfs.place", "host.hugetlbfs.missing"}
 
 
 @frozen(kw_only=True)
@@ -79,14 +90,22 @@ def apply(
         if ledger.entries != before:  # a pool that was lowered may have to be raised again
             planned = plan(caller, words, every=every, boot=boot)
         turned = apply_settings(ledger, planned, tell, lasting=persist, drop_caches=drop_caches)
+        turned.append(share_pages(ledger, planned, tell, lasting=persist))
         found += turned
-        if planned.wishes.hugetlbfs:
-            found.append(apply_shared_mount(ledger, planned.wishes.hugetlbfs, lasting=persist))
-            if planned.unmounted and found[-1] is None:
-                tell("mounted", planned.unmounted)
         planned = evolve(planned, plan=evolve(planned.plan, files=files_without(planned, turned)))
         found += write_files(ledger, planned, tell, persist=persist, boot=boot)
     return evolve(planned, written=written_of(planned.plan)), tuple(finding for finding in found if finding)
+
+
+def share_pages(ledger: Ledger, planned: Planned, tell: Tell, *, lasting: bool) -> Finding | None:
+    """Mount the shared hugetlbfs where that is wished; gives why it was not."""
+    place = planned.wishes.hugetlbfs
+    if not place:
+        return None
+    finding = meant_for_others(ledger, place, planned.plan.files) or apply_shared_mount(ledger, place, lasting=lasting)
+    if planned.unmounted and finding is None:
+        tell("mounted", planned.unmounted)
+    return finding
 
 
 def remember(ledger: Ledger, counted: Mapping[str, bool], *, lasting: bool) -> None:
@@ -101,20 +120,25 @@ def remember(ledger: Ledger, counted: Mapping[str, bool], *, lasting: bool) -> N
 
 
 def put_back(ledger: Ledger, planned: Planned, tell: Tell, *, files: bool) -> list[Finding]:
-    """Put back what nobody wishes any more; files only where files are written."""
+    """Put back what nobody wishes any more; files only where files are written.
+
+    What a file sets at boot is not forgotten before that is written anew: a crash, or a full disk, may come between.
+    """
     settings = {setting.knob.path: setting for setting in planned.plan.settings}
     returning = [entry for entry in planned.returning if files or not isinstance(entry, FileEntry)]
-    returning += [entry for entry in ledger.entries if files and is_back(entry) and entry.path not in settings]
     fewer = [entry for entry in returning if isinstance(entry, SettingEntry) and entry.path in settings]
     gone = [entry for entry in returning if entry not in fewer]
     listed: list[Finding] = []
     for entry in fewer:
         listed += lower_counted(ledger, entry, int(settings[entry.path].wanted.value))
         tell("lowered", f"{entry.key}  {entry.wanted} → {settings[entry.path].wanted.value} are wished")
-    found = undo_all(
-        ledger, lambda entry: undo_other(ledger, entry, force=False, files=files), gone, force=False, files=files
+    listed += undo_all(
+        ledger,
+        lambda entry, at_boot: undo_other(ledger, entry, force=False, at_boot=at_boot),
+        gone,
+        force=False,
+        rewritten=True,
     )
-    listed += found
     left = {entry.path: entry for entry in ledger.entries}
     for each in gone:
         if left.get(each.path) != each:
@@ -160,15 +184,24 @@ def write_files(ledger: Ledger, planned: Planned, tell: Tell, *, persist: bool, 
     found = [each for entry in reversed(empty if persist else []) for each in undo_other(ledger, entry, force=False)]
     for kept in wanted:
         if is_kept(kept):
+            note_file(ledger, kept)
             continue
         finding = apply_file(ledger, kept)
         if finding is not None:
             found.append(finding)
         else:
             tell("written", kept.path)
-    if persist and not found:
-        files_are_written(ledger)
+    if persist and all_written(ledger, planned):
+        files_are_written(ledger, {setting.knob.path for setting in planned.plan.settings})
+        forget_mount(ledger, planned.wishes.hugetlbfs)
     return found
+
+
+def all_written(ledger: Ledger, planned: Planned) -> bool:
+    """Does every file of ours stand as it is planned, so that none sets at boot what it set before."""
+    planned_files = {kept.path: kept for kept in planned.plan.files}
+    ours = (each.path for each in ledger.entries if isinstance(each, FileEntry))
+    return all(path in planned_files and is_kept(planned_files[path]) for path in ours)
 
 
 def files_without(planned: Planned, turned: Sequence[Finding | None]) -> tuple[KeptFile, ...]:
@@ -176,10 +209,11 @@ def files_without(planned: Planned, turned: Sequence[Finding | None]) -> tuple[K
 
     A pool that is short now may be filled while memory is still empty, and stays in.
     """
-    refused = {each.report.where for each in turned if each and each.report.code == "host.setting.refused"}
+    refused = {each.report.where for each in turned if each and each.report.code in REFUSED}
     settings = [each for each in planned.plan.settings if each.counted or each.knob.path not in refused]
     boot = any(kept.option == "--boot" for kept in planned.plan.files)
-    return plan_files(settings, planned.tuning, planned.wishes, boot=boot)
+    wishes = evolve(planned.wishes, hugetlbfs="") if planned.wishes.hugetlbfs in refused else planned.wishes
+    return plan_files(settings, planned.tuning, wishes, boot=boot)
 
 
 def off(caller: Caller, tell: Tell, *, force: bool = False) -> PutBack:
@@ -191,7 +225,14 @@ def off(caller: Caller, tell: Tell, *, force: bool = False) -> PutBack:
     with host_lock():
         ledger = open_ledger()
         before = ledger.entries
-        found = tuple(undo_all(ledger, lambda entry: undo_other(ledger, entry, force=force), before, force=force))
+        found = tuple(
+            undo_all(
+                ledger,
+                lambda entry, at_boot: undo_other(ledger, entry, force=force, at_boot=at_boot),
+                before,
+                force=force,
+            )
+        )
         left = {entry.path for entry in ledger.entries}
         for entry in reversed(before):
             if entry.path not in left and not isinstance(entry, VmEntry):

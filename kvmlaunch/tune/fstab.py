@@ -95,15 +95,18 @@ def whole_line(line: str) -> str:
     return line
 
 
-def without_region(text: str) -> str:
+def without_region(text: str, ours: Sequence[str] | None = None) -> str:
     """Give the text as it was before our lines came; ValueError for markers that do not fit together.
 
-    The newline that was added for them stays when somebody wrote lines behind ours: it would glue two lines together.
+    Lines between our markers that are not `ours`, where that is given, are somebody else's and stay.  The newline that
+    was added for ours stays when somebody wrote lines behind them: it would glue two lines together.
     """
     found = find_region(text)
     if found is None:
         return text
-    before = found.before
+    before, theirs = found.before, [line for line in found.lines if ours is not None and line not in ours]
+    if theirs:
+        return before + "".join(f"{line}\n" for line in theirs) + found.after
     if marker_of(found.begin) == BEGIN_AFTER_NEWLINE and not found.after:
         # An editor may have made a CRLF file of all of it, our newline included.
         before = before.removesuffix("\r\n" if found.begin.endswith("\r\n") else "\n")

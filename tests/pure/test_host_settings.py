@@ -270,7 +270,7 @@ def test_a_runtime_value_over_that_of_a_file_is_put_back_after_a_reboot_too(knob
 
 def test_a_file_that_could_not_be_written_anew_still_sets_what_is_ours(knob: Host) -> None:
     knob.apply("30", lasting=True)
-    files_are_written(knob.ledger)
+    files_are_written(knob.ledger, set())
     knob.apply("25", lasting=True)  # and /etc is full
     reboot(knob, "30")
 

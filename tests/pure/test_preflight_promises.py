@@ -171,6 +171,12 @@ def test_what_qemu_prints_at_a_start_that_went_well_is_said() -> None:
     assert not list(check_words(argv, evidence))
 
 
+@pytest.mark.parametrize("state", ["suspended", "shutdown", "guest-panicked"])
+def test_a_guest_that_is_quick_to_end_its_own_run_breaks_no_promise(state: str) -> None:
+    assert problems(CASE, evolve(evidence_of(CASE), run_state=state)) == []
+    assert problems("paused", evolve(evidence_of("paused"), run_state=state)) != []
+
+
 def test_a_guest_that_turns_its_volatile_cache_off_breaks_no_promise() -> None:
     name = "cache-writeback"
 

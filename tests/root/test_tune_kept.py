@@ -1,0 +1,214 @@
+"""What files of ours set at boot is never forgotten before they are gone; what is somebody else's in them stays."""
+
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.crashes import describe, killed_at, points, sample
+from tests.root.conftest import Pool
+from tests.root.test_tune import GUEST, KSM, SWAPPINESS, SYSCTL, etc, state, value, with_systemd
+from tests.sandbox import Machine
+
+__all__ = ("etc", "with_systemd")
+
+POOL: Final = 'hugepage_pools = { "2MiB" = 8 }\n'
+
+
+@pytest.fixture
+def wishes(machine: Machine, etc: Path, pool: Pool) -> Path:
+    """Give host.toml, empty, of a host without a VM and with an empty pool."""
+    pool.set(0)
+    (machine.directory / "vmdefs/web.toml").unlink()
+    (etc / "kvmlaunch/host.toml").write_text("")
+    return etc / "kvmlaunch/host.toml"
+
+
+def reboot(machine: Machine, number: int = 1) -> None:
+    """Let another boot begin, in which our sysctl file is read if there is one; the knobs are put back by hand."""
+    boot = machine.directory / f"boot{number}"
+    boot.write_text(f"{number:08}-2222-3333-4444-555555555555\n")
+    machine.execute("mount", "--bind", str(boot), "/proc/sys/kernel/random/boot_id")
+    machine.execute("sh", "-c", f"rm -rf /run/kvmlaunch; test ! -e {SYSCTL} || sysctl -qp {SYSCTL}")
+
+
+def test_a_file_that_was_edited_keeps_its_pool_in_mind_until_it_is_gone(
+    machine: Machine, etc: Path, wishes: Path, pool: Pool
+) -> None:
+    wishes.write_text(POOL)
+    machine.ok("tune", "apply", "--persist")
+    with (etc / "sysctl.d/80-kvmlaunch.conf").open("a") as file:
+        file.write("# reviewed by me\n")
+
+    off, restored = machine.run("tune", "off"), pool.total()
+    reboot(machine)
+    booted = pool.total()
+    forced, left = machine.run("tune", "off", "--force"), pool.total()
+    reboot(machine, 2)
+
+    assert (off.code, off.codes, restored) == (10, {"host.change.conflict"}, 0)
+    assert booted == 8
+    assert (forced.code, left) == (0, 0)
+    assert pool.total() == 0
+    assert "nothing is tuned" in machine.run("tune", "off").err
+
+
+def test_what_a_read_only_etc_still_sets_at_boot_is_put_back_then(machine: Machine, wishes: Path, pool: Pool) -> None:
+    wishes.write_text(f"{POOL}swappiness = 30\n")
+    machine.ok("tune", "apply", "--persist")
+    wishes.write_text("")
+    machine.execute("mount", "-o", "remount,bind,ro", "/etc")
+
+    unwritten, restored = machine.run("tune", "apply", "--persist"), (pool.total(), value(SWAPPINESS))
+    reboot(machine)
+    booted = (pool.total(), value(SWAPPINESS))
+    machine.execute("mount", "-o", "remount,bind,rw", "/etc")
+    again, left = machine.run("tune", "apply", "--persist"), (pool.total(), value(SWAPPINESS))
+
+    assert unwritten.code == 6
+    assert restored == (0, "60")
+    assert booted == (8, "30")
+    assert (again.code, left) == (0, (0, "60"))
+    assert "nothing is tuned" in machine.run("tune", "off").err
+
+
+def test_killed_while_a_wish_goes_and_booted_anew_all_is_taken_back(
+    machine: Machine, etc: Path, wishes: Path, pool: Pool
+) -> None:
+    before = state(etc) | {str(wishes.relative_to(etc)): ""}
+    wished, gone = f'{POOL}swappiness = 30\n[ksm]\nmode = "on"\n', "swappiness = 30\n"
+
+    def persisted() -> None:
+        wishes.write_text(wished)
+        machine.ok("tune", "apply", "--persist")
+        wishes.write_text(gone)
+
+    persisted()
+    chosen = points(machine, "tune", "apply", "--persist", after=r"renameat.*tune\.json", others=4)
+    machine.ok("tune", "off")
+    for number, point in enumerate(sample(chosen, 8)):
+        persisted()
+        killed_at(machine, point, "tune", "apply", "--persist")
+        reboot(machine, number + 1)
+        machine.execute("sh", "-c", "test ! -x /etc/kvmlaunch/boot.sh || sh /etc/kvmlaunch/boot.sh")
+        off = machine.run("tune", "off")
+
+        assert off.code == 0, f"{describe(point, ('tune', 'apply', '--persist'))}: {off.err}"
+        assert pool.total() == 0, describe(point, ("tune", "apply", "--persist"))
+        assert state(etc) | {str(wishes.relative_to(etc)): ""} == before, describe(point, ("tune", "apply"))
+
+
+def test_what_the_kernel_resets_beside_a_knob_is_put_back_though_the_wish_came_and_went(
+    machine: Machine, wishes: Path
+) -> None:
+    on = '[ksm]\nmode = "on"\n'
+    (KSM / "pages_to_scan").write_text("250")
+    wishes.write_text(on)
+    machine.ok("tune", "apply", "--persist")
+    wishes.write_text("")
+    machine.ok("tune", "apply")
+    between = value(KSM / "pages_to_scan")
+    wishes.write_text(on)
+    machine.ok("tune", "apply")
+
+    off = machine.run("tune", "off")
+
+    assert between == "250"
+    assert (off.code, value(KSM / "pages_to_scan")) == (0, "250"), off.err
+    assert "nothing is tuned" in machine.run("tune", "off").err
+
+
+def test_a_scan_that_nobody_asks_for_any_more_ends_with_all_its_wishes_in_one_go(
+    machine: Machine, wishes: Path
+) -> None:
+    before = {name: value(KSM / name) for name in ("run", "pages_to_scan", "smart_scan", "advisor_mode")}
+    wishes.write_text('[ksm]\npages_to_scan = 5000\nsmart_scan = "off"\n')
+    machine.define("web", GUEST.replace('"2MiB"', '"off"\nksm = "on"'))
+    machine.ok("tune", "apply")
+    machine.define("web", GUEST.replace('"2MiB"', '"off"'))
+
+    planned = machine.ok("tune", "plan")
+    machine.ok("tune", "apply")
+    verified = machine.run("tune", "verify")
+
+    assert {"ksm.run", "ksm.pages_to_scan", "ksm.smart_scan"} <= {
+        line.split()[0] for line in planned.out.splitlines() if "no longer wished" in line
+    }
+    assert "changes, " in planned.err
+    assert not planned.err.startswith("0 changes")
+    assert verified.code == 0, verified.out
+    assert {name: value(KSM / name) for name in before} == before
+
+
+def test_lines_of_others_between_our_markers_outlive_ours(machine: Machine, etc: Path, wishes: Path) -> None:
+    fstab, his = etc / "fstab", "UUID=dead-beef /mnt/other ext4 noauto 0 0\n"
+    before = fstab.read_text()
+    wishes.write_text('hugetlbfs = "/mnt/huge"\n')
+    machine.ok("tune", "apply", "--persist")
+    fstab.write_text(fstab.read_text().replace("# kvmlaunch: end", f"{his}# kvmlaunch: end"))
+
+    refused = machine.run("tune", "apply", "--persist")
+    forced = machine.run("tune", "off", "--force")
+
+    assert "mv /etc/fstab" not in refused.err
+    assert "behind the line '# kvmlaunch: end' of /etc/fstab" in refused.err
+    assert forced.code == 0, forced.err
+    assert fstab.read_text() == f"{before}{his}"
+
+
+def test_a_place_that_is_mounted_by_others_gets_no_file_either(machine: Machine, etc: Path, wishes: Path) -> None:
+    before = state(etc)
+    wishes.write_text('hugetlbfs = "/mnt/taken"\n')
+    machine.execute("sh", "-c", "mkdir -p /mnt/taken && mount -t tmpfs none /mnt/taken")
+
+    made = machine.run("tune", "apply", "--persist")
+    machine.execute("sh", "-c", "umount /mnt/taken && rmdir /mnt/taken")
+    wishes.write_text("")
+
+    assert (made.code, "host.hugetlbfs.place" in made.codes) == (6, True), made.err
+    assert state(etc) == before
+
+
+@pytest.mark.parametrize("where", ["unit", "fstab"])
+def test_a_unit_or_a_line_of_others_for_the_place_is_left_alone(
+    machine: Machine, with_systemd: Path, wishes: Path, where: str
+) -> None:
+    his = with_systemd / ("systemd/system/mnt-huge.mount" if where == "unit" else "fstab")
+    his.parent.mkdir(parents=True, exist_ok=True)
+    text = "[Mount]\nWhat=/dev/sdz\nWhere=/mnt/huge\n" if where == "unit" else "/dev/sdz /mnt/huge xfs noauto 0 0\n"
+    his.write_text(text)
+    before = state(with_systemd)
+    wishes.write_text('hugetlbfs = "/mnt/huge"\n')
+
+    made = machine.run("tune", "apply", "--persist")
+    wishes.write_text("")
+
+    assert (made.code, "host.hugetlbfs.place" in made.codes) == (6, True), made.err
+    assert state(with_systemd) == before
+    assert "/mnt/huge" not in Path(f"/proc/{machine.holder.pid}/mountinfo").read_text()
+
+
+def test_a_file_that_no_journal_knows_any_more_is_removed_all_the_same(
+    machine: Machine, etc: Path, wishes: Path
+) -> None:
+    wishes.write_text("swappiness = 7\n")
+    machine.ok("tune", "apply", "--persist")
+    machine.outside("/var/lib/kvmlaunch/tune.json").unlink()
+
+    machine.ok("tune", "apply", "--persist")
+    machine.ok("tune", "off")
+
+    assert not (etc / "sysctl.d/80-kvmlaunch.conf").exists()
+
+
+def test_a_masked_file_is_a_wish_of_somebody_else(machine: Machine, etc: Path, wishes: Path) -> None:
+    mask = etc / "sysctl.d/80-kvmlaunch.conf"
+    mask.symlink_to("/dev/null")
+    wishes.write_text("swappiness = 7\n")
+
+    made = machine.run("tune", "apply", "--persist")
+    machine.ok("tune", "off")
+
+    assert (made.code, made.codes >= {"host.change.conflict"}) == (10, True), made.err
+    assert "it leads to /dev/null" in made.err
+    assert mask.is_symlink()
