@@ -202,6 +202,7 @@ def parse_path(path: PurePosixPath, probe: object, *, filesystem: str, holders: 
         stray=tuple(str(each) for each in take(probe, "stray", list, [])),
         unread=tuple(str(each) for each in take(probe, "unread", list, [])),
         broken=take(probe, "broken", str, ""),
+        spoilt=take(probe, "spoilt", str, ""),
         mounted_readonly=take(probe, "mounted_readonly", bool, None) or False,
         no_discard=take(probe, "no_discard", bool, None) or False,
         claimed=take(probe, "claimed", bool, None) or False,

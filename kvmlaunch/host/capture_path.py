@@ -17,7 +17,7 @@ from kvmlaunch.facts import block, mounts
 from kvmlaunch.host.readers import device_number, names_in, read_text
 from kvmlaunch.host.rights import user_name
 from kvmlaunch.model.host import Mount
-from kvmlaunch.model.image import RAW_SUFFIXES, overlay_directories
+from kvmlaunch.model.image import RAW_SUFFIXES, SMALLEST_QCOW2, overlay_directories
 from kvmlaunch.storage import snapshot
 from kvmlaunch.storage.image import plain_file
 
@@ -164,9 +164,9 @@ def read_backing(handle: int, head: bytes) -> str:
 
 
 def read_chain(path: str, head: bytes, backing: str) -> dict[str, object]:
-    """Give where the files of a backing chain really lie, and whether one keeps its data in another file."""
+    """Give where the files of a backing chain really lie, and what of them keeps it from being used."""
     chain: list[str] = []
-    external = block.parse_external(head)
+    external, spoilt = block.parse_external(head), ""
     while backing and len(chain) < DEEPEST_CHAIN:
         path, stated = backing_path(path, backing), block.parse_backing_format(head)
         chain.append(path)
@@ -176,8 +176,11 @@ def read_chain(path: str, head: bytes, backing: str) -> dict[str, object]:
             return {"chain": chain, "external": external, "broken": f"{path}: {error.strerror}"}
         if stated == "qcow2" and block.parse_header(head) != stated:
             return {"chain": chain, "external": external, "broken": f"{path}: it has no qcow2 header any more"}
+        if stated == "qcow2" and len(head) < SMALLEST_QCOW2:
+            return {"chain": chain, "external": external, "broken": f"{path}: it is cut off"}
         external = external or block.parse_external(head)
-    return {"chain": chain, "external": external}
+        spoilt = spoilt or (path if block.parse_layout(head).get("damaged") else "")
+    return {"chain": chain, "external": external} | ({"spoilt": spoilt} if spoilt else {})
 
 
 def read_head(path: str) -> tuple[bytes, str]:

@@ -162,7 +162,8 @@ class PathFacts:
     `o_direct` is the outcome of an aligned O_DIRECT read of this very file, `refusal` what the system said when it was
     None or False; `dangling` is a link to nothing, whose goal `real` names.  `header` names a known image format found
     at the start, "" when none; `backing` is the name that a qcow2 file gives for its backing file, `chain` where the
-    files of that chain really lie, `broken` which of them cannot be opened and why, `external_data` whether one keeps
+    files of that chain really lie, `broken` which of them cannot be opened and why, `spoilt` which of them QEMU has
+    marked as damaged, `external_data` whether one keeps
     its data in another file; `overlays` are the images that have this one as their backing file.
     `qcow2_version` of its header, `virtual_size` and `cluster_size` in bytes, `extended_l2` (are there subclusters)
     and `damaged` (did QEMU mark it so) are those of a qcow2 file, 0 and false for others.  `since` are the overlays
@@ -191,6 +192,7 @@ class PathFacts:
     backing: str = ""
     chain: tuple[str, ...] = ()
     broken: str = ""
+    spoilt: str = ""
     external_data: bool = False
     overlays: tuple[str, ...] = ()
     since: tuple[str, ...] = ()

@@ -10,13 +10,12 @@ from posixpath import normpath
 
 from kvmlaunch.model.finding import Finding, error, warning
 from kvmlaunch.model.host import Holder, HostFacts, PathFacts
-from kvmlaunch.model.image import RAW_SUFFIXES, overlay_directories
+from kvmlaunch.model.image import RAW_SUFFIXES, SMALLEST_QCOW2, overlay_directories
 from kvmlaunch.model.plan import Plan, PlannedDisk
 from kvmlaunch.model.volume import parse_volume_name
 from kvmlaunch.units import count
 
 ADDRESS = re.compile(r"(?:nbd|rbd|iscsi|https?|ftps?|ssh|nfs|gluster|json)(?:\+\w+)?:")  # as QEMU takes them
-SMALLEST_QCOW2 = 104  # bytes: the header of version 3; docs/interop/qcow2.txt
 KINDS = {"directory": "a directory", "fifo": "a FIFO", "character": "a character device", "socket": "a socket"}
 
 
@@ -223,6 +222,8 @@ def check_backing(disk: PlannedDisk, facts: PathFacts) -> Iterator[Finding]:
         )
     if not elsewhere:
         yield from check_chain(disk.path, facts, disk.table)
+    if not disk.readonly:
+        yield from check_beneath(disk.path, facts, disk.table)
     if facts.external_data:
         yield error(
             code="disk.backing",
@@ -242,6 +243,20 @@ def check_chain(path: PurePosixPath, facts: PathFacts, table: str) -> Iterator[F
             key=f"{table}.path",
             why=facts.broken,
             hint=f"put it back; or, where it was moved: qemu-img rebase -u -b NAME -F FORMAT {quoted(path)}",
+        )
+
+
+def check_beneath(path: PurePosixPath, facts: PathFacts, table: str) -> Iterator[Finding]:
+    """Refuse to lay what is written over an image that QEMU marked as damaged (`disk.corrupt`)."""
+    if facts.spoilt:
+        beneath = PurePosixPath(facts.spoilt)
+        copy = f"cp {quoted(beneath)} {quoted(beneath.with_name(f'{beneath.name}.before.img'))}"
+        yield error(
+            code="disk.corrupt",
+            message=f"{beneath.name}, on which {path.name} rests, is marked as damaged",
+            key=f"{table}.path",
+            why="QEMU found its tables wrong: what is merged into it one day would overwrite what it holds",
+            hint=f"{copy} && qemu-img check -f qcow2 -r all {quoted(beneath)}   # or go back to a backup",
         )
 
 

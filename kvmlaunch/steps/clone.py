@@ -26,6 +26,7 @@ from kvmlaunch.steps.disks import (
     need_file,
     need_format,
     no_progress,
+    refuse_damaged,
     refuse_disorder,
     refuse_locked,
     refuse_running,
@@ -96,6 +97,7 @@ def check_source(target: Target, copying: str, *, full: bool) -> None:
     """
     need_file(target)
     refuse_disorder(target)
+    refuse_damaged(target)
     refuse_locked(target)
     if full:
         return

@@ -5,7 +5,7 @@ from pathlib import PurePosixPath
 from typing import Final, Literal
 
 from kvmlaunch.errors import KvmlaunchError, PreflightFailed, Report
-from kvmlaunch.host.images import making_place
+from kvmlaunch.host.images import held_images, making_place
 from kvmlaunch.host.rundir import lock_taker
 from kvmlaunch.host.volumes import drop_volume, find_volume
 from kvmlaunch.model.value import evolve, frozen
@@ -133,6 +133,14 @@ def check(caller: Caller, word: str, *, repair: bool = False) -> tuple[Examined 
         return tuple(examine(target) for target in targets)
     for target in targets:
         need_file(target)
+    with held_images([target.image for target in targets]):
+        return mend(caller, find_disks(caller, word))
+
+
+def mend(caller: Caller, targets: tuple[Target, ...]) -> tuple[Examined, ...]:
+    """Repair disks that no other command works on, where that can be done to all of them."""
+    for target in targets:
+        need_file(target)
         refuse_locked(target)
         refuse_disorder(target)
         if not target.facts.since:
@@ -173,12 +181,16 @@ def images_beneath(target: Target) -> tuple[PurePosixPath, ...]:
 
 
 def check_image(target: Target, path: PurePosixPath, format_: str, *, repair: bool) -> Examined:
-    """Check one image, and after a repair once more: qemu-img's status tells what was found."""
+    """Check one image, and with a repair twice: qemu-img's status tells what was found.
+
+    The second one takes the mark of a damaged image away, which the one that mends it may leave (QEMU 7.2.22).
+    """
     first = run_check(target, path, format_, repair=repair)
     if not repair or first.soundness == "nothing to check":
         return first
-    again = run_check(target, path, format_, repair=False)
-    mended = again.soundness == "sound" and first.found.fixed > 0
+    again = run_check(target, path, format_, repair=True)
+    marked = any(each.damaged for each in (target.facts, target.top) if each and each.real == str(path))
+    mended = again.soundness == "sound" and (marked or first.found.fixed > 0)
     return evolve(again, soundness="repaired") if mended else again
 
 

@@ -32,6 +32,7 @@ from kvmlaunch.steps.disks import (
     qemu_img,
     read_chain,
     refuse_clones,
+    refuse_damaged,
     refuse_disorder,
     refuse_locked,
     seen_of,
@@ -75,6 +76,7 @@ def commit_held(caller: Caller, target: Target, progress: Progress) -> Committed
     runs = seen is not None and seen.lives
     if not target.facts.committing:
         refuse_disorder(target)
+        refuse_damaged(target)
     if names or target.facts.committing:  # an image without snapshots may have clones
         refuse_clones(caller, target, (target.image, *map(PurePosixPath, target.facts.since)), "go into its image")
     if target.facts.committing and read_mark(mark_path(target.image)) != MERGING:
@@ -90,18 +92,20 @@ def commit_held(caller: Caller, target: Target, progress: Progress) -> Committed
             names = snapshot_names(target)
         if not names:
             return Committed(target=target, names=())
-        if fresh and not os.path.lexists(begun_path(target.image)):
+        if fresh:
             refuse_room(target)
         commit_live(caller, seen, target, progress)
     else:
         with at_rest(caller, target, "committed"):
             refuse_locked(target)
+            if not os.path.lexists(begun_path(target.image)):  # what was begun already may just fit
+                refuse_room(target)
             commit_stopped(caller, target, progress)
     return Committed(target=target, names=names, live=runs)
 
 
 def refuse_room(target: Target) -> None:
-    """Refuse to begin a commit that may fill the store beneath a guest that runs (`host.space`).
+    """Refuse to begin a commit that may fill the store, beneath a guest that runs too (`host.space`).
 
     It is what the overlays hold, as far as the image may lack it.
     """
@@ -118,7 +122,7 @@ def refuse_room(target: Target) -> None:
                 code="host.space",
                 message=f"{target.image.name} may grow by {render_rounded(most)}, and there is no room for it",
                 where=str(target.image.parent),
-                why=f"{render_rounded(free)} are free; a store that is full stops the guest's own writes too",
+                why=f"{render_rounded(free)} are free; a store that is full stops the writes of every guest on it",
             )
         )
 

@@ -3,7 +3,7 @@
 from kvmlaunch.builder.names import drive_id
 from kvmlaunch.builder.qcow2 import is_allocated
 from kvmlaunch.errors import DefinitionInvalid, PreflightFailed, Report
-from kvmlaunch.host.images import free_space
+from kvmlaunch.host.images import free_space, held_images
 from kvmlaunch.host.volumes import grow_volume
 from kvmlaunch.model.value import evolve, frozen
 from kvmlaunch.steps.caller import Caller
@@ -19,6 +19,7 @@ from kvmlaunch.steps.disks import (
     qemu_img,
     read_chain,
     refuse_base,
+    refuse_damaged,
     refuse_locked,
     refuse_running,
     seen_of,
@@ -58,8 +59,17 @@ def resize(caller: Caller, word: str, size: int | None, *, more: bool = False, d
 
     Raises PreflightFailed `disk.shrink`, `disk.locked`, `host.space`; Busy; HostFailed.
     """
+    found = find_disk(caller, word)
+    need_file(found)
+    with held_images([found.image]):  # a snapshot takes the size from what it is laid over
+        return resize_held(caller, word, size, more=more, dry_run=dry_run)
+
+
+def resize_held(caller: Caller, word: str, size: int | None, *, more: bool, dry_run: bool) -> Resized:
+    """Grow a disk that no other command works on."""
     target = find_disk(caller, word)
     need_file(target)
+    refuse_damaged(target)
     seen = seen_of(caller, target)
     runs = seen is not None and seen.lives
     if not runs:
@@ -71,8 +81,6 @@ def resize(caller: Caller, word: str, size: int | None, *, more: bool = False, d
         file_in_chain(seen, target, top_of(target))
         return grow(target, seen, volume, resized)
     with at_rest(caller, target, "grown"):
-        target = find_disk(caller, word)  # a snapshot may have come between
-        need_file(target)
         volume, resized = plan_resize(target, size, more=more, runs=False)
         return grow(target, None, volume, resized)
 

@@ -40,6 +40,7 @@ from kvmlaunch.steps.disks import (
     qemu_img,
     read_chain,
     refuse_clones,
+    refuse_damaged,
     refuse_disorder,
     refuse_locked,
     seen_of,
@@ -202,6 +203,7 @@ def takeable(caller: Caller, word: str, name: str) -> tuple[Target, ...]:
     for target in targets:
         need_image(target)
         refuse_disorder(target)
+        refuse_damaged(target)
     return targets
 
 

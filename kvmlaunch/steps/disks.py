@@ -22,6 +22,7 @@ from kvmlaunch.model.value import evolve, frozen
 from kvmlaunch.model.volume import parse_volume_name
 from kvmlaunch.preflight.disk import (
     check_base,
+    check_beneath,
     check_chain,
     check_claimed,
     check_container,
@@ -292,6 +293,21 @@ def refuse_disorder(target: Target) -> None:
     """Refuse an image whose snapshots are not in order (`disk.snapshot`): what the disk is cannot be told then."""
     vm = target.subject.definition.name
     refuse_found(target, check_snapshots(target.disk.path, target.facts, target.table, vm))
+
+
+def refuse_damaged(target: Target) -> None:
+    """Refuse an image that QEMU marked as damaged, or that rests on one (`disk.corrupt`): it is mended first."""
+    top = target.top or target.facts
+    if target.facts.damaged or top.damaged:
+        report = Report(
+            code="disk.corrupt",
+            message=f"{target.disk.path.name if target.facts.damaged else top.path.name} is marked as damaged",
+            where=str(target.disk.path),
+            why="QEMU found its tables wrong: what is written into it may overwrite what it holds",
+            hint=repair_hint(target.image, target.word),
+        )
+        raise PreflightFailed(report)
+    refuse_found(target, check_beneath(top.path, top, target.table))
 
 
 def refuse_base(target: Target) -> None:

@@ -20,6 +20,7 @@ from kvmlaunch.units import KIB, count
 TODAY: Final[Mapping[str, str]] = {"deadline": "mq-deadline", "noop": "none", "cfq": "bfq"}
 SOURCE: Final = "RHEL 10, Setting the disk scheduler; Linux block/elevator.c"
 VIRTUAL: Final = ("vd", "xvd")
+LOOP: Final = "loop"
 
 
 def plan_scheduler(device: BlockDevice, wishes: HostWishes) -> tuple[Choice[str], str] | None:
@@ -47,7 +48,7 @@ def plan_auto(device: BlockDevice) -> Choice[str] | None:
         return chosen("none", "a virtual disk: the host beneath sorts already", SOURCE)
     if device.name.startswith("nvme"):
         return chosen("none", f"NVMe, {queues}: sorting costs more than it gains", SOURCE)
-    if device.rotational is None:
+    if device.rotational is None or device.name.startswith(LOOP):  # one that is bound counts as what lies beneath it
         return None
     if device.rotational or device.queues <= 1:
         return chosen("mq-deadline", f"{kind}, {queues}: sorting bounds how long a request waits", SOURCE)

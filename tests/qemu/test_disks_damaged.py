@@ -1,0 +1,125 @@
+"""Images that QEMU has marked as damaged, and stores without room: nothing is laid over them, or merged into them."""
+
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.qemu.test_snapshots import MIB, S1, define, delayed, live_images, place, refused, snapshot, write
+from tests.sandbox import Machine
+
+QCOW2: Final = '[disk.root]\npath = "web.qcow2"\n'
+OVERLAY: Final = "web.qcow2.since-s1.qcow2"
+
+
+def mark(machine: Machine, name: str) -> None:
+    """Set the bit by which QEMU tells that an image is damaged: incompatible feature 1."""
+    with place(machine, name).open("r+b") as file:
+        file.seek(72 + 7)
+        features = file.read(1)[0]
+        file.seek(72 + 7)
+        file.write(bytes([features | 2]))
+
+
+def fix_of(error: dict[str, object]) -> str:
+    """Give the command of the hint of the first problem."""
+    problems = error["problems"]
+    assert isinstance(problems, list)
+    return str(problems[0]["hint"]).partition("   #")[0]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("disk", "snapshot", "create", "web", "s1"),
+        ("clone", "new", "--from", "web"),
+        ("clone", "new", "--from", "web", "--full"),
+        ("disk", "resize", "web:root", "16MiB"),
+        ("up", "web", "--paused"),
+    ],
+    ids=" ".join,
+)
+def test_nothing_is_laid_over_a_damaged_image_until_it_is_mended(machine: Machine, words: tuple[str, ...]) -> None:
+    define(machine, QCOW2)
+    mark(machine, "web.qcow2")
+    before = {path.name for path in place(machine).iterdir()}
+
+    error = machine.run(*words, "--json").error
+    after = {path.name for path in place(machine).iterdir()}
+    mended = machine.execute("sh", "-euc", fix_of(error))
+
+    assert error["code"] == "disk.corrupt"
+    assert after == before
+    assert mended.code == 0, mended.err
+    assert machine.run(*words).code == 0
+
+
+@pytest.mark.parametrize("where", ["web.qcow2", OVERLAY])
+def test_what_lies_over_a_damaged_image_is_neither_started_nor_merged(machine: Machine, where: str) -> None:
+    define(machine, QCOW2)
+    snapshot(machine, "s1")
+    write(machine, OVERLAY, 5)
+    mark(machine, where)
+
+    started = machine.run("up", "web", "--paused", "--json").error
+    merged = refused(machine, "commit", "web:root")
+    kept = refused(machine, "create", "web", "s2")
+    mended = machine.execute("sh", "-euc", fix_of(started))
+
+    assert started["code"] == "disk.corrupt"
+    assert merged == kept == (6, "disk.corrupt")
+    assert mended.code == 0, mended.err
+    assert refused(machine, "commit", "web:root") == (0, "not refused")
+
+
+def test_a_clone_whose_base_was_found_damaged_since_is_not_started(machine: Machine) -> None:
+    define(machine, QCOW2)
+    machine.ok("clone", "new", "--from", "web")
+    mark(machine, "web.qcow2")
+
+    error = machine.run("up", "new", "--paused", "--json").error
+    mended = machine.execute("sh", "-euc", fix_of(error))
+
+    assert error["code"] == "disk.corrupt"
+    assert mended.code == 0, mended.err
+    machine.ok("up", "new", "--paused")
+
+
+def test_a_base_that_is_cut_off_is_said_to_be(machine: Machine) -> None:
+    define(machine, QCOW2)
+    snapshot(machine, "s1")
+    with place(machine, "web.qcow2").open("r+b") as file:
+        file.truncate(50)
+
+    error = machine.run("up", "web", "--paused", "--json").error
+
+    assert error["code"] == "disk.backing"
+    assert "web.qcow2: it is cut off" in error["problems"][0]["why"]
+
+
+def test_a_commit_that_has_no_room_is_not_begun_and_its_snapshot_can_be_gone_back_to(machine: Machine) -> None:
+    small = place(machine, "small")
+    small.mkdir(parents=True)
+    machine.execute("mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", small)
+    define(machine, '[disk.root]\npath = "small/web.img"\n')
+    outside: Path = machine.outside(small)
+    with (outside / "web.img").open("wb") as file:
+        file.truncate(32 * MIB)
+    snapshot(machine, "s1")
+    machine.execute("qemu-io", "-f", "qcow2", "-c", "write -P 5 0 10M", small / S1)
+
+    assert refused(machine, "commit", "web:root") == (6, "host.space")
+    assert sorted(path.name for path in outside.iterdir()) == ["web.img", S1]
+    assert refused(machine, "revert", "web:root", "s1", "--yes") == (0, "not refused")
+
+
+def test_a_running_disk_is_grown_as_it_is_when_it_is_taken_in_hand(machine: Machine) -> None:
+    define(machine)
+    machine.ok("up", "web", "--paused")
+
+    with delayed(machine, "disk", "resize", "web:root", "16MiB") as ended:
+        snapshot(machine, "s1")
+
+    assert (ended[0].code, ended[0].codes) == (6, {"disk.base"})
+    assert live_images(machine) == {"disk-root": S1}
+    assert place(machine, "web.img").stat().st_size == 8 * MIB
