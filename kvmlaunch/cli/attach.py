@@ -13,7 +13,7 @@ import click
 from kvmlaunch.cli.session import Session, session_command, vm_argument
 from kvmlaunch.cli.show import say, show_document
 from kvmlaunch.errors import Busy, Report
-from kvmlaunch.facts.console import parse_escape, plain_text
+from kvmlaunch.facts.console import PlainText, parse_escape, plain_text
 from kvmlaunch.steps.names import name_of, refuse_unknown
 
 
@@ -110,7 +110,9 @@ def logs(session: Session, vm: str, follow: bool, source: str, raw: bool) -> Non
     for text in texts:
         click.echo(clean(text), nl=False, color=raw or None)
     if follow:
+        pieces = PlainText()
         for text in follow_log(files[-1], lambda: is_alive(caller, name)):
-            click.echo(clean(text), nl=False, color=raw or None)
+            click.echo(text if raw else pieces.feed(text), nl=False, color=raw or None)
+        click.echo(pieces.feed("", last=True), nl=False)
     elif not texts:
         say(session, name, "skip", "logs", "nothing was printed yet")

@@ -3,13 +3,15 @@
 import click
 
 from kvmlaunch.cli.progress import bar
-from kvmlaunch.cli.session import Session, session_command
+from kvmlaunch.cli.session import Session, complete_vm, session_command
 from kvmlaunch.cli.show import say, short_path, show_document
 
 
 @click.command()
 @click.argument("new", metavar="NEW")
-@click.option("--from", "base", required=True, metavar="VM", help="The VM to clone; it must be down.")
+@click.option(
+    "--from", "base", required=True, metavar="VM", shell_complete=complete_vm, help="The VM to clone; it must be down."
+)
 @click.option("--full", is_flag=True, help="Copy the disks, in place of overlays that rest on them.")
 @click.option("-n", "--dry-run", is_flag=True, help="Print the definition that would be written, and do nothing.")
 @session_command

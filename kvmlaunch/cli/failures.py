@@ -8,8 +8,7 @@ import traceback
 
 import click
 
-from kvmlaunch.cli.session import Session, vm_of
-from kvmlaunch.cli.show import show_failure
+from kvmlaunch.cli.session import vm_of
 from kvmlaunch.errors import HostFailed, KvmlaunchError, PreflightFailed, Report
 from kvmlaunch.host.tree import failed
 from kvmlaunch.model.value import evolve
@@ -71,8 +70,8 @@ def host_failure(error: Exception) -> KvmlaunchError | None:
     return type(failure)(evolve(failure.report, where=where, hint=OF_THE_HOST[error.errno]))
 
 
-def show_bug(session: Session, error: Exception) -> int:
-    """Say that something of ours broke, keep the traceback, and print it where KVMLAUNCH_DEBUG asks; gives the code."""
+def bug_failure(error: Exception) -> KvmlaunchError:
+    """Give what says that something of ours broke; the traceback is kept, and printed where KVMLAUNCH_DEBUG asks."""
     text = "".join(traceback.format_exception(error))
     if os.environ.get("KVMLAUNCH_DEBUG"):
         click.echo(text, err=True)
@@ -85,5 +84,4 @@ def show_bug(session: Session, error: Exception) -> int:
         why="a bug of kvmlaunch's; nothing of yours is wrong",
         hint="please report it with this file",
     )
-    show_failure(session, KvmlaunchError(report))
-    return KvmlaunchError.exit_code
+    return KvmlaunchError(report)

@@ -57,7 +57,7 @@ class LazyGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Give the command of a word; an unknown one is refused with the nearest names."""
-        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+        if args and args[0] not in COMMANDS and not args[0].startswith("-") and not ctx.resilient_parsing:
             near = nearest(args[0], args[1] if len(args) > 1 else "")
             ctx.fail(f"no such command: {args[0]}" + (f" (did you mean {' or '.join(near)}?)" if near else ""))
         return super().resolve_command(ctx, args)
@@ -129,10 +129,9 @@ def outcome(argv: list[str]) -> int:
     except SystemExit as left:  # click's own: its completion, and a reader of stdout that went away, which it covers
         return int(left.code or 0) if isinstance(sys.stdout, io.TextIOBase) else 0
     except Exception as error:  # noqa: BLE001 - the one place where a bug becomes a line
-        from kvmlaunch.cli.failures import host_failure, output_failure, show_bug  # noqa: PLC0415 - on a failure only
+        from kvmlaunch.cli.failures import bug_failure, host_failure, output_failure  # noqa: PLC0415 - on a failure only
 
-        known = output_failure(error) or host_failure(error)
-        return show_end(argv, known) if known else show_bug(last_session(argv), error)
+        return show_end(argv, output_failure(error) or host_failure(error) or bug_failure(error))
     return result if isinstance(result, int) else 0
 
 

@@ -51,10 +51,11 @@ def each_vm(
     def run_one(word: str) -> tuple[int, str]:
         try:
             code, document = action(word)
-        except KvmlaunchError as error:
-            error.vm = name_of(word)
-            show_failure(session, error, name_of(word) if len(words) > 1 else "")
-            code, document = error.exit_code, {"name": name_of(word), "error": error_document(error)}
+        except Exception as error:  # noqa: BLE001 - what one VM meets stops no other
+            failure = error if isinstance(error, KvmlaunchError) else failure_of(error)
+            failure.vm = name_of(word)
+            show_failure(session, failure, name_of(word) if len(words) > 1 else "")
+            code, document = failure.exit_code, {"name": name_of(word), "error": error_document(failure)}
         return code, json.dumps(document)
 
     words = tuple(dict.fromkeys(words))
@@ -64,6 +65,15 @@ def each_vm(
             kind, {"vms": [json.loads(text) if text else lost(name_of(word)) for word, (_, text) in done.items()]}
         )
     return common_code(code for code, _ in done.values())
+
+
+def failure_of(error: Exception) -> KvmlaunchError:
+    """Give as an error of ours what no step refused: of the host, of a standard output, or a bug, which is kept."""
+    from kvmlaunch.cli.failures import bug_failure, host_failure, output_failure  # noqa: PLC0415 - on a failure only
+
+    if isinstance(error, click.ClickException):
+        raise error
+    return output_failure(error) or host_failure(error) or bug_failure(error)
 
 
 def lost(name: str) -> Document:

@@ -166,8 +166,8 @@ def complete_vm(context: click.Context, _parameter: click.Parameter, incomplete:
     """Give the names of VMs that begin so: names of files, nothing is parsed."""
     from kvmlaunch.host.definitions import names_in  # noqa: PLC0415 - completion only
 
-    options = context.find_root().params
-    caller = evolve(current_caller(), directories=tuple(options.get("directories") or ()))
+    written = (*(context.find_root().params.get("directories") or ()), *(context.params.get("directories") or ()))
+    caller = evolve(current_caller(), directories=written)
     return sorted(name for name in names_in(caller.search) if name.startswith(incomplete))
 
 

@@ -248,6 +248,8 @@ def override_value(path: tuple[str, ...], text: str) -> object:
     value = parsed.table["value"]
     if isinstance(value, str | list | dict):
         return value
+    if path[0] == "vars":
+        return text
     form = form_at(path)
     texts = form is not None and not is_named(form) and not {type(value)} & set(atoms(form))
     return text if texts and (atoms(form) or text in words(form)) else value

@@ -13,11 +13,34 @@ SEQUENCES = re.compile(
     r"|\x1b[ -/]*[0-~]?"
 )
 
+# What may yet become a sequence, at the end of a piece.
+UNFINISHED = re.compile(
+    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*\Z"
+    r"|(?:\x1b[]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x9c\n]*\x1b?\Z"
+    r"|\x1b[ -/]*\Z"
+)
+LONGEST_SEQUENCE = 4096
+
 
 def plain_text(text: str) -> str:
     """Give a guest's text without escape sequences and control characters other than line ends and tabs."""
     rest = SEQUENCES.sub("", text)
     return "".join(character for character in rest if character in "\n\t" or character.isprintable())
+
+
+@define(kw_only=True)
+class PlainText:
+    """Text that comes in pieces, made plain: an escape sequence that is cut off waits for the rest of it."""
+
+    rest: str = ""
+
+    def feed(self, text: str, *, last: bool = False) -> str:
+        """Give what can be told of a piece; the `last` one waits for nothing."""
+        text = self.rest + text
+        cut = None if last else UNFINISHED.search(text)
+        place = cut.start() if cut and len(text) - cut.start() <= LONGEST_SEQUENCE else len(text)
+        self.rest = text[place:]
+        return plain_text(text[:place])
 
 
 def parse_escape(text: str) -> bytes:

@@ -44,7 +44,7 @@ def find_definition(name: str, places: tuple[Path, ...], *, otherwise: str = "")
     """
     for place in places:
         path = place / f"{name}{SUFFIX}"
-        if os.path.exists(path):
+        if os.path.lexists(path):  # reading a link to nothing tells why it cannot be read
             return path
     import difflib
 

@@ -1,16 +1,20 @@
 """`console` and `logs`: a guest's serial port, live and kept."""
 
+import codecs
 import contextlib
+import fcntl
 import os
 import select
 import socket
+import sys
+import termios
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from attrs import define
 
-from kvmlaunch.errors import Busy, NotRunning, Report
+from kvmlaunch.errors import Busy, NotRunning, Report, TimedOut
 from kvmlaunch.facts.console import EscapeWatch
 from kvmlaunch.host.logs import open_kept
 from kvmlaunch.host.rundir import is_locked
@@ -25,6 +29,8 @@ from kvmlaunch.steps.waking import woken_by_signals
 CHUNK = 1 << 16
 MOST_KEPT = 1 << 20  # bytes for a terminal that does not read; the guest is never held up for it
 FOLLOW_EVERY = 0.25  # seconds
+LOOK_EVERY = 0.05  # seconds
+UNTAKEN_SECONDS = 10.0  # that a guest may read nothing of what is left for it
 
 
 @define(kw_only=True)
@@ -99,34 +105,90 @@ def console_holder(path: PurePosixPath) -> str:
         return ""
 
 
-def converse(connection: socket.socket, process_fd: int, terminal_in: int, terminal_out: int, escape: bytes) -> bool:
-    """Pass bytes between a terminal and a console until the escape is typed or QEMU ends.
+@define(kw_only=True)
+class Patience:
+    """Waits for a guest to take the rest of what was sent: as long as that becomes less now and then."""
 
-    The console is always drained, so a terminal that stops reading never stops the guest.  Tells whether QEMU ended.
+    left: int = 0
+    until: float = 0.0
+
+    def lasts(self, left: int) -> bool:
+        """Tell whether to go on waiting, `left` bytes being there now."""
+        now = time.monotonic()
+        if left < self.left or not self.until:
+            self.left, self.until = left, now + UNTAKEN_SECONDS
+        return now < self.until
+
+
+def untaken(connection: socket.socket) -> int:
+    """Give how much of what was sent QEMU has not read yet, in the kernel's own measure; source: unix(7), SIOCOUTQ."""
+    return int.from_bytes(fcntl.ioctl(connection, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+
+
+def converse(connection: socket.socket, process_fd: int, terminal_in: int, terminal_out: int, escape: bytes) -> bool:
+    """Pass bytes between a terminal and a console until the escape is typed, the input ends, or QEMU does.
+
+    The console is always drained, so a terminal that stops reading never stops the guest.  What is sent is never
+    dropped: no more is read than the guest takes, and the end of the input waits for it.  Tells whether QEMU ended;
+    raises TimedOut `vm.console.input` where the guest does not take what was sent.
     """
     output, typed, watch = Output(), Output(), EscapeWatch(escape=escape)
+    writes = {terminal_out: output, connection.fileno(): typed}
     with unblocked(terminal_out), unblocked(connection.fileno()), woken_by_signals() as signals_fd:
         while True:
-            reads = [connection.fileno(), terminal_in, process_fd, signals_fd]
-            writes = [(terminal_out, output), (connection.fileno(), typed)]
-            readable, writable, _ = select.select(reads, [fd for fd, kept in writes if kept.kept], [])
-            for fd, kept in writes:
-                if fd in writable:
-                    kept.write(fd)
-            if connection.fileno() in readable:
-                chunk = read_console(connection)
-                if not chunk:
-                    return True
-                output.add(chunk)
-            elif process_fd in readable:
+            reads = [connection.fileno(), process_fd, signals_fd]
+            readable = exchange([*reads, terminal_in] if len(typed.kept) < CHUNK else reads, writes, None)
+            if has_ended(connection, process_fd, readable, output):
                 return True
             if terminal_in in readable:
                 chunk = read_terminal(terminal_in)
                 sent, left = watch.feed(chunk)
                 typed.add(sent)
-                if left or not chunk:
+                if left:
                     typed.write(connection.fileno())
                     return False
+                if not chunk:
+                    return hand_over(connection, process_fd, writes)
+
+
+def exchange(reads: Sequence[int], writes: Mapping[int, Output], seconds: float | None) -> list[int]:
+    """Write what is taken, and give which descriptors can be read, within so many seconds at most."""
+    readable, writable, _ = select.select(reads, [fd for fd, kept in writes.items() if kept.kept], [], seconds)
+    for fd in writable:
+        writes[fd].write(fd)
+    return readable
+
+
+def has_ended(connection: socket.socket, process_fd: int, readable: Sequence[int], output: Output) -> bool:
+    """Take what the guest printed; tells whether QEMU has ended."""
+    if connection.fileno() not in readable:
+        return process_fd in readable
+    chunk = read_console(connection)
+    output.add(chunk)
+    return not chunk
+
+
+def hand_over(connection: socket.socket, process_fd: int, writes: Mapping[int, Output]) -> bool:
+    """Wait until the guest has taken all that was sent; tells whether QEMU ended meanwhile.  Raises TimedOut."""
+    typed, patience = writes[connection.fileno()], Patience()
+    (output,) = (kept for fd, kept in writes.items() if fd != connection.fileno())
+    while left := len(typed.kept) + untaken(connection):
+        if not patience.lasts(left):
+            raise not_taken()
+        if has_ended(connection, process_fd, exchange([connection.fileno(), process_fd], writes, LOOK_EVERY), output):
+            return True
+    return False
+
+
+def not_taken() -> TimedOut:
+    """Give the failure of a guest that does not read its serial port."""
+    return TimedOut(
+        Report(
+            code="vm.console.input",
+            message="the guest does not take all that was sent",
+            why=f"for {UNTAKEN_SECONDS:g} s it read nothing more from its serial port; the rest is dropped",
+        )
+    )
 
 
 def read_console(connection: socket.socket) -> bytes:
@@ -161,7 +223,7 @@ def follow(path: PurePosixPath, alive: Callable[[], bool]) -> Iterator[str]:
 
     The file stays open, so its last words are read even after `down` has removed it.
     """
-    fd, offset = open_kept(path), 0
+    fd, offset, decoder = open_kept(path), 0, codecs.getincrementaldecoder("utf-8")("replace")
     try:
         while True:
             lives = alive()
@@ -169,13 +231,15 @@ def follow(path: PurePosixPath, alive: Callable[[], bool]) -> Iterator[str]:
                 fd = open_kept(path)
             elif os.fstat(fd).st_size < offset:
                 offset = 0
+                decoder.reset()
             chunk = os.pread(fd, CHUNK, offset) if fd is not None else b""
             offset += len(chunk)
-            if chunk:
-                yield chunk.decode(errors="replace")
-            elif not lives:
+            text = decoder.decode(chunk, final=not chunk and not lives)  # a character may come in pieces
+            if text:
+                yield text
+            elif not chunk and not lives:
                 return
-            else:
+            elif not chunk:
                 time.sleep(FOLLOW_EVERY)
     finally:
         if fd is not None:

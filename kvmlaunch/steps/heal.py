@@ -46,15 +46,23 @@ def end_beside(run: PurePosixPath) -> None:
         end_sidecars(run)
 
 
+def group_of(run: PurePosixPath) -> int | None:
+    """Give the group of a run directory, None where there is none: another command may have removed it just now."""
+    try:
+        return os.stat(run).st_gid
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
 def heal_one(journal: Journal, tell: Tell) -> tuple[Finding, ...]:
     """Take back what one dead start left: its logs are kept first, and nobody may be starting it meanwhile.
 
     How a VM ended that had run stays there for `status`, until a command about that VM cleans up.
     """
     places = root_places(journal.vm)
-    if journal.uid != 0 or not os.path.isdir(places.run):  # what was being prepared for a user had no start yet
+    uid, gid = owner_of(places.run), group_of(places.run)
+    if journal.uid != 0 or gid is None:  # what was being prepared for a user had no start yet
         return undo_entries(journal, journal.owned("up"))
-    uid, gid = owner_of(places.run), os.stat(places.run).st_gid
     with claimed(places.run, uid, gid) as claim:
         keep_logs(places.run, places.logs, 0, tell)
         keep_events(places.run, uid)
@@ -108,10 +116,18 @@ def heal_journals(boot_id: str, tell: Tell, *, but: str = "") -> None:
                 found = heal_one(journal, tell)
                 tell("healed", f"{journal.vm}: it has ended, and what it had of the host was taken back")
                 tell_found(found, tell)
+            except Busy as error:
+                if error.report.code != "vm.locked":  # whoever holds it cleans up
+                    tell_unhealed(journal, error, tell)
             except KvmlaunchError as error:
-                tell("warn", f"{journal.vm} could not be healed: {error.report.message}: {error.report.why}")
+                tell_unhealed(journal, error, tell)
     for path in journals.unreadable_journals():
         tell("warn", f"{path} cannot be read: what it took of the host stays until you remove it  [state.quarantined]")
+
+
+def tell_unhealed(journal: Journal, error: KvmlaunchError, tell: Tell) -> None:
+    """Say that what a VM left on the host could not be taken back."""
+    tell("warn", f"{journal.vm} could not be healed: {error.report.message}: {error.report.why}")
 
 
 def give_back(uid: int, vm: str, tell: Tell) -> bool:
@@ -134,13 +150,13 @@ def clean_up(caller: Caller, vm: str, places: Places, tell: Tell) -> bool:
 
     Tells whether something stays because it was prepared.  Raises Busy `vm.locked` when it is started right now.
     """
-    if not os.path.isdir(places.run):
+    gid = group_of(places.run)
+    if gid is None:
         journal = journals.read_journal(0, vm) if caller.uid == 0 else None
         if journal is not None:
             refuse_living(journal)
         return give_back_under_lock(caller, vm, tell)
-    uid, gid = owner_of(places.run), os.stat(places.run).st_gid
-    with claimed(places.run, uid, gid) as claim:
+    with claimed(places.run, owner_of(places.run), gid) as claim:
         keep_logs(places.run, places.logs, caller.uid, tell)
         end_beside(places.run)
         prepared = give_back_under_lock(caller, vm, tell)
