@@ -49,7 +49,9 @@ def parse_size(text: str) -> int:
         raise DecimalUnitError(message)
     if unit not in SIZE_UNITS:
         what = f"unit {unit!r} is unknown" if unit else "the unit is missing"
-        message = f'{what}; write KiB, MiB, GiB or TiB, such as "{number}MiB"'
+        nearest = f"{unit[0].upper()}iB" if unit and f"{unit[0].upper()}iB" in SIZE_UNITS else "MiB"
+        example = "; 1024TiB are a PiB" if unit[:1].upper() in {"P", "E"} else f', such as "{number}{nearest}"'
+        message = f"{what}; write KiB, MiB, GiB or TiB{example}"
         raise ValueError(message)
     numerator, denominator = parse_decimal(number)
     size, rest = divmod(numerator * SIZE_UNITS[unit], denominator)

@@ -123,7 +123,7 @@ def monitor(session: Session, vm: str, command: str, arguments: str) -> None:
 
     try:
         document = json.loads(arguments)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise click.UsageError(f"ARGUMENTS is no JSON: {error}; {EXAMPLE}") from error
     if not isinstance(document, dict):
         raise click.UsageError(f"ARGUMENTS is no JSON object; {EXAMPLE}")

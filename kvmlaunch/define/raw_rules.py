@@ -259,6 +259,10 @@ def check_netdev(option: str, value: str) -> Iterator[Mistake]:
     if (found := re.search(SOCKET_LISTENS, value)) and not is_loopback(found[1]):
         message, hint = f"{option} listens to the network", "listen=127.0.0.1:PORT, or type bridge"
         yield Mistake(code="def.net.exposed", message=message, hint=hint)
+    local = option_value(value, "localaddr")
+    if local is not None and not is_loopback(local.rpartition(":")[0]):
+        message, hint = f"{option} listens to the network", "localaddr=127.0.0.1:PORT, or type bridge"
+        yield Mistake(code="def.net.exposed", message=message, hint=hint)
     if value.startswith("{"):
         message, hint = f"the JSON of {option} cannot be read, and so not be checked", "key=value pairs, or plain JSON"
         yield Mistake(code="def.raw.option", message=message, hint=hint)

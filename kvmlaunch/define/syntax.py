@@ -50,7 +50,7 @@ class Parsed:
 def parse_toml(text: str | bytes) -> Parsed:
     """Give the tables of a text, or its fault; never raises."""
     if len(text) > LARGEST_TEXT:
-        message = f"the file is too large for a definition: {count(len(text), 'byte')}, at most {LARGEST_TEXT}"
+        message = f"the file is too large for a definition, which has {count(LARGEST_TEXT, 'byte')} at most"
         return Parsed(table={}, text="", fault=Fault(message=message))
     return parse_small(text)
 

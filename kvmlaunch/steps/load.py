@@ -66,6 +66,10 @@ def running_hint(caller: Caller, name: str) -> str:
 
 def first_source(caller: Caller, word: str) -> tuple[str, Source]:
     """Give the name of a VM and its own text; `word` is a name, a file, or `-`."""
+    if word == STANDARD_INPUT and caller.file:
+        message = f"{caller.file} and standard input are two definitions"
+        hint = f"{caller.command} -f {shlex.quote(caller.file)} {Path(caller.file).stem}"
+        raise UnknownVm(Report(code="vm.unknown", message=message, why="one of them is meant", hint=hint))
     if word == STANDARD_INPUT:
         return STANDARD_INPUT_NAME, Source(path=caller.here / STANDARD_INPUT_NAME, text=caller.standard_input)
     if caller.file and not is_file(word) and Path(caller.file).stem != word:

@@ -170,6 +170,7 @@ def test_what_goes_together_is_let_pass(text: str) -> None:
         ('"-chardev", "socket,id=c,port=4444,host=fe80::1,server"', "def.net.exposed"),
         ('"-spice", "port=5930,disable-ticketing=on"', "def.net.exposed"),
         ('"-netdev", "user,id=n,hostfwd=tcp::80-:80"', "def.net.exposed"),
+        ('"-netdev", "socket,id=n,udp=127.0.0.1:1,localaddr=0.0.0.0:4444"', "def.net.exposed"),
         ('"-netdev", "tap,id=n,script=/etc/qemu-ifup"', "def.raw.option"),
         ('"-netdev", "user,id=n,guestfwd=tcp:10.0.2.9:1-cmd:cat"', "def.raw.option"),
         ('"-object", "secret,id=s,data=hunter2"', "def.secret"),

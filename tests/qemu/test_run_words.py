@@ -1,5 +1,7 @@
 """The words of a command line: names, files, standard input, and what is said of a VM that there is not."""
 
+import json
+import os
 import signal
 
 import pytest
@@ -510,3 +512,65 @@ def test_of_two_files_none_is_forgotten(machine: Machine, words: tuple[str, ...]
 
     assert machine.run(*words).code == 2
     assert machine.run("-f", "vmdefs/web.toml", "show", "web").code == 0
+
+
+def test_a_name_that_is_no_utf8_leaves_every_document_readable(machine: Machine) -> None:
+    machine.define("web")
+    os.close(os.open(os.fsencode(machine.directory / "vmdefs") + b"/\xff.toml", os.O_CREAT | os.O_WRONLY))
+
+    found = machine.execute("sh", "-c", "kvmlaunch ls --json | iconv -f UTF-8 -t UTF-8")
+
+    assert found.code == 0, found.err
+    assert {each["name"] for each in json.loads(found.out)["vms"]} == {"web", "\\xff"}
+
+
+def test_a_definition_that_is_a_link_to_nothing_is_said_to_be(machine: Machine) -> None:
+    machine.directory.joinpath("vmdefs").mkdir(exist_ok=True)
+    (machine.directory / "vmdefs/web.toml").symlink_to("nowhere.toml")
+
+    assert machine.run("validate", "web").codes == {"def.path"}
+
+
+def test_a_variable_is_set_to_a_number_as_to_any_text(machine: Machine) -> None:
+    machine.define("web", 'description = "port ${port}"\n' + TINY + '[vars]\nport = "80"\n')
+
+    assert 'description = "port 8080"' in machine.ok("show", "web", "--resolved", "--set", "vars.port=8080").out
+
+
+def test_json_that_is_nested_too_deeply_is_no_argument(machine: Machine) -> None:
+    machine.define("web")
+    machine.ok("up", "web", "--paused")
+
+    assert machine.run("monitor", "web", "query-name", '{"a":' * 20000 + "1" + "}" * 20000).code == 2
+
+
+def test_a_file_beside_standard_input_is_not_forgotten(machine: Machine) -> None:
+    machine.define("web")
+
+    assert machine.run("print-cmd", "-", "-f", "vmdefs/web.toml").codes == {"vm.unknown"}
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("up w", {"web"}),
+        ("up --defs elsewhere x", {"xvm"}),
+        ("--defs elsewhere up x", {"xvm"}),
+        ("clone new --from w", {"web"}),
+        ("zork h", set()),
+    ],
+)
+def test_completion_knows_vms_wherever_they_are_sought(machine: Machine, words: str, expected: set[str]) -> None:
+    machine.define("web")
+    machine.execute("sh", "-euc", "mkdir elsewhere; cp vmdefs/web.toml elsewhere/xvm.toml")
+
+    said = machine.execute(
+        "env",
+        "_KVMLAUNCH_COMPLETE=bash_complete",
+        f"COMP_WORDS=kvmlaunch {words}",
+        f"COMP_CWORD={len(words.split())}",
+        "kvmlaunch",
+    )
+
+    assert {line.partition(",")[2] for line in said.out.split()} == expected
+    assert said.err == ""
