@@ -237,28 +237,48 @@ def resize(session: Session, disk: str, size: tuple[int, bool] | None, dry_run: 
 )
 @click.option("--overwrite", is_flag=True, help="Write over what a device holds.")
 @click.option("--remove-source", is_flag=True, help="Remove the original, once both were compared.")
+@dry_run_option
 @session_command
-def convert(session: Session, disk: str, goal: str, format_: str | None, overwrite: bool, remove_source: bool) -> None:
+def convert(
+    session: Session,
+    disk: str,
+    goal: str,
+    format_: str | None,
+    overwrite: bool,
+    remove_source: bool,
+    dry_run: bool,
+) -> None:
     """Convert a disk to TARGET, an image, lvm:GROUP/VOLUME or a device, and compare both; the original stays."""
     from kvmlaunch.define.tree import quote  # noqa: PLC0415 - completion wants the options only
     from kvmlaunch.steps.disk_convert import Conversion  # noqa: PLC0415
     from kvmlaunch.steps.disk_convert import convert as turn  # noqa: PLC0415 - completion wants the options only
 
-    wanted = Conversion(goal=goal, format=format_ or "", overwrite=overwrite, remove_source=remove_source)
+    wanted = Conversion(
+        goal=goal, format=format_ or "", overwrite=overwrite, remove_source=remove_source, dry_run=dry_run
+    )
     with bar(session, f"{disk}: converting") as progress:
         done = turn(session.caller(), disk, wanted, progress=progress)
     target, name = done.target, vm_name(done.target)
     if session.json:
         document = {"to": str(done.path), "to_format": done.format, "size": done.size}
         flags = {"already": done.already, "removed": done.removed, "left_behind": list(done.left)}
+        flags |= {"lacking": done.lacking, "dry_run": dry_run}
         show_document("disk-convert", {**target_document(target), **document, **flags})
+        return
+    if dry_run and not done.already:
+        also = ", and remove the original" if done.removed else ""
+        say(session, name, "ok", "would convert", f"{target.name}: {short_path(str(done.path))}, {done.format}{also}")
         return
     word = "already" if done.already else "converted"
     say(session, name, "ok", word, f"{target.name}: {short_path(str(done.path))}, {done.format}, compared: equal")
+    if done.lacking:
+        less = f"{short_path(str(done.path))} has {render_rounded(done.lacking)} less than the disk"
+        say(session, name, "warn", "", f"{less}: a guest that fills it meets an error")
     if done.left:
         say(session, name, "warn", "left behind", f"{', '.join(done.left)}: in the original alone")
-    keeps = "kept" if target.facts.since else "kept; --remove-source removes it"
-    stays = "removed" if done.removed else keeps
+    removable = target.facts.kind == "file" and not target.facts.since
+    keeps = "kept; --remove-source removes it" if removable else "kept"
+    stays = ("would be removed" if dry_run else "removed") if done.removed else keeps
     say(session, name, "ok", "original", f"{image_text(target)} {stays}")
     say(session, name, "ok", "then", f"in [{target.table}] of {target.subject.definition.file.name}:")
     for line in (f"path = {quote(str(done.path))}", f'format = "{done.format}"', *backing_lines(target)):
@@ -273,13 +293,15 @@ def backing_lines(target: "Target") -> tuple[str, ...]:
 @disk.command()
 @disks_argument
 @click.option("--repair", is_flag=True, help="Mend what can be mended; make a copy of the image first.")
+@dry_run_option
 @session_command
-def check(session: Session, disk: str, repair: bool) -> int:
+def check(session: Session, disk: str, repair: bool, dry_run: bool) -> int:
     """Check the images of a VM that is down."""
     from kvmlaunch.steps.disk_check import Unexamined  # noqa: PLC0415 - completion wants the options only
     from kvmlaunch.steps.disk_check import check as examine  # noqa: PLC0415
 
-    found = examine(session.caller(), disk, repair=repair)
+    found = examine(session.caller(), disk, repair=repair, dry_run=dry_run)
+    repair = repair and not dry_run
     if session.json:
         show_document("disk-check", {"disks": [examined_document(each) for each in found]})
     codes = []
@@ -330,15 +352,17 @@ def examined_document(each: "Examined | Unexamined") -> dict[str, Any]:
 @disk.command()
 @disk_argument
 @click.option("--yes", is_flag=True, help="Do not ask.")
+@dry_run_option
 @session_command
-def remove(session: Session, disk: str, yes: bool) -> None:
+def remove(session: Session, disk: str, yes: bool, dry_run: bool) -> None:
     """Remove a disk with all that it holds: its file, or its LVM volume."""
     from kvmlaunch.cli.asking import sure  # noqa: PLC0415 - completion wants the options only
     from kvmlaunch.steps.disk_check import remove as drop  # noqa: PLC0415
 
-    sure(f"remove {disk} with all that it holds?", yes=yes)
-    target = drop(session.caller(), disk)
+    sure(f"remove {disk} with all that it holds?", yes=yes or dry_run)
+    target = drop(session.caller(), disk, dry_run=dry_run)
     if session.json:
-        show_document("disk-remove", target_document(target))
+        show_document("disk-remove", {**target_document(target), "dry_run": dry_run})
     else:
-        say(session, vm_name(target), "ok", "removed", f"{target.name}: {image_text(target)}")
+        word = "would remove" if dry_run else "removed"
+        say(session, vm_name(target), "ok", word, f"{target.name}: {image_text(target)}")

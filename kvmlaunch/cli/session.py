@@ -143,8 +143,11 @@ def session_command(function: Callable[..., Any], *, short_file: bool = True) ->
 
 def vm_of(arguments: Mapping[str, object]) -> str:
     """Give the VM that a command's arguments name, "" when there is none, or more than one."""
-    vms = arguments.get("vms") or ()
-    words = [arguments.get(key) for key in ("vm", "what", "name")] + (list(vms) if isinstance(vms, tuple) else [])
+    vms, disk = arguments.get("vms") or (), arguments.get("disk")
+    if isinstance(disk, str):  # VM:DISK
+        return name_of(disk.rpartition(":")[0] or disk)
+    words = [arguments.get(key) for key in ("vm", "what", "name", "new")]
+    words += list(vms) if isinstance(vms, tuple) else []
     named = [name_of(word) for word in words if isinstance(word, str) and word != STANDARD_INPUT]
     return named[0] if len(named) == 1 else ""
 

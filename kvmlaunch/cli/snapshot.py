@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 import click
 
 from kvmlaunch.cli.ending import Terminated
-from kvmlaunch.cli.progress import bar
-from kvmlaunch.cli.session import Session, complete_vm, session_command
+from kvmlaunch.cli.progress import bar, spinner
+from kvmlaunch.cli.session import Session, complete_vm, dry_run_option, session_command, vm_of
 from kvmlaunch.cli.show import say, short_path, show_document, show_table
 from kvmlaunch.units import count
 
@@ -31,19 +31,23 @@ def vm_name(target: "Target") -> str:
 @snapshot.command()
 @disks_argument
 @name_argument
+@click.option("--no-freeze", is_flag=True, help="Ask no agent to hold the guest's file systems still meanwhile.")
+@dry_run_option
 @session_command
-def create(session: Session, disk: str, name: str) -> None:
+def create(session: Session, disk: str, name: str, no_freeze: bool, dry_run: bool) -> None:
     """Keep the disks of a VM as they are now, under NAME; a VM that runs goes on, in overlays."""
     from kvmlaunch.steps.disk_snapshot import take  # noqa: PLC0415 - completion wants the options only
 
-    taken = take(session.caller(), disk, name)
+    with spinner(session, f"{disk}: keeping"):
+        taken = take(session.caller(), disk, name, freeze=not no_freeze, dry_run=dry_run)
     if session.json:
-        names = [target.name for target in taken.targets]
+        vm, names = vm_of({"disk": disk}), [target.name for target in taken.targets]
         flags = {"live": taken.live, "frozen": taken.frozen, "stuck": taken.stuck, "already": taken.already}
-        show_document("disk-snapshot", {"name": name, "disks": names, **flags, "zeroes": list(taken.zeroes)})
+        document = {"vm": vm, "name": name, "disks": names, **flags, "zeroes": list(taken.zeroes)}
+        show_document("disk-snapshot", {**document, "dry_run": dry_run})
         return
     for target in taken.targets:
-        word = "already" if taken.already else "kept"
+        word = "already" if taken.already else "would keep" if dry_run else "kept"
         note = " was taken before, and nothing was written since" if taken.already else ""
         say(session, vm_name(target), "ok", word, f"{target.name}: {name}{note}")
     if not taken.targets:
@@ -55,16 +59,11 @@ def create(session: Session, disk: str, name: str) -> None:
     if taken.zeroes:
         those = ", ".join(taken.zeroes)
         say(session, vm_name(taken.targets[0]), "warn", "", f"{those}: detect_zeroes is off until the VM starts again")
-    if taken.live and taken.targets and not taken.already:
+    if taken.live and taken.targets and not taken.already and not dry_run:
         vm = vm_name(taken.targets[0])
         if taken.frozen is None:
-            say(
-                session,
-                vm,
-                "warn",
-                "",
-                "as after a power cut: no agent listens in the guest to write out what it holds",
-            )
+            why = "no agent was asked" if no_freeze else "no agent listens in the guest"
+            say(session, vm, "warn", "", f"as after a power cut: {why} to write out what it holds")
         else:
             say(session, vm, "ok", "at rest", f"{count(taken.frozen, 'file system')} of the guest, by its agent")
 
@@ -80,7 +79,7 @@ def list_(session: Session, disk: str) -> None:
     found = find_disks(session.caller(), disk)
     if session.json:
         rows = [{"disk": target.name, "snapshots": list(snapshot_names(target))} for target in found]
-        show_document("disk-snapshots", {"disks": rows})
+        show_document("disk-snapshots", {"vm": vm_of({"disk": disk}), "disks": rows})
         return
     show_table(
         [
@@ -101,8 +100,9 @@ def list_(session: Session, disk: str) -> None:
 
 @snapshot.command()
 @disk_argument
+@dry_run_option
 @session_command
-def commit(session: Session, disk: str) -> None:
+def commit(session: Session, disk: str, dry_run: bool) -> None:
     """Merge what was written since the snapshots of a disk into its image, and end them; also while the VM runs."""
     from kvmlaunch.steps.disk_commit import commit as merge  # noqa: PLC0415 - completion wants the options only
 
@@ -114,19 +114,18 @@ def commit(session: Session, disk: str) -> None:
                 told.append(far)
                 progress(far)
 
-            done = merge(session.caller(), disk, progress=tell)
+            done = merge(session.caller(), disk, dry_run=dry_run, progress=tell)
     except (KeyboardInterrupt, Terminated):
         if told:
             fix = f"kvmlaunch disk snapshot commit {disk}"
             say(session, disk, "warn", "cut off", f"nothing is lost, and this finishes it: {fix}")
         raise
     if session.json:
-        show_document("disk-commit", {"disk": done.target.name, "snapshots": list(done.names), "live": done.live})
+        document = {"vm": vm_name(done.target), "disk": done.target.name, "snapshots": list(done.names)}
+        show_document("disk-commit", {**document, "live": done.live, "dry_run": dry_run})
     elif done.names:
-        path = short_path(str(done.target.disk.path))
-        say(
-            session, vm_name(done.target), "ok", "committed", f"{done.target.name}: {', '.join(done.names)} into {path}"
-        )
+        path, word = short_path(str(done.target.disk.path)), "would commit" if dry_run else "committed"
+        say(session, vm_name(done.target), "ok", word, f"{done.target.name}: {', '.join(done.names)} into {path}")
     else:
         say(session, vm_name(done.target), "ok", "already", f"{done.target.name}: it has no snapshots")
 
@@ -135,8 +134,9 @@ def commit(session: Session, disk: str) -> None:
 @disk_argument
 @name_argument
 @click.option("--yes", is_flag=True, help="Do not ask.")
+@dry_run_option
 @session_command
-def revert(session: Session, disk: str, name: str, yes: bool) -> None:
+def revert(session: Session, disk: str, name: str, yes: bool, dry_run: bool) -> None:
     """Drop what was written to a disk since snapshot NAME; the VM must be down."""
     from kvmlaunch.cli.asking import sure  # noqa: PLC0415 - completion wants the options only
     from kvmlaunch.steps.disk_snapshot import later_than  # noqa: PLC0415
@@ -144,10 +144,14 @@ def revert(session: Session, disk: str, name: str, yes: bool) -> None:
 
     later = later_than(session.caller(), disk, name)
     ending = f", and end the later {', '.join(later)}" if later else ""
-    sure(f"drop all that was written to {disk} since {name}{ending}?", yes=yes)
-    target = go_back(session.caller(), disk, name)
+    caller = session.caller()
+    go_back(caller, disk, name, dry_run=True)  # what cannot be done is not asked about
+    sure(f"drop all that was written to {disk} since {name}{ending}?", yes=yes or dry_run)
+    target = go_back(caller, disk, name, dry_run=dry_run)
     if session.json:
-        show_document("disk-revert", {"disk": target.name, "name": name, "ended": list(later)})
+        document = {"vm": vm_name(target), "disk": target.name, "name": name, "ended": list(later)}
+        show_document("disk-revert", {**document, "dry_run": dry_run})
     else:
         ended = f"; {', '.join(later)} ended" if later else ""
-        say(session, vm_name(target), "ok", "reverted", f"{target.name}: as it was at {name}{ended}")
+        word = "would revert" if dry_run else "reverted"
+        say(session, vm_name(target), "ok", word, f"{target.name}: as it was at {name}{ended}")

@@ -33,6 +33,11 @@ def amount(size: float | None) -> str:
     return f"{size:.0f}"
 
 
+def rate_text(rate: float | None) -> str:
+    """Give requests a second, "-" for what is not known."""
+    return "-" if rate is None else f"{rate:.0f}"
+
+
 def latency_text(seconds: float | None) -> str:
     """Give the time of a request for people."""
     if seconds is None:
@@ -59,8 +64,8 @@ def row_of(name: str, usage: "Usage") -> tuple[str, ...]:
         pages_text(usage),
         amount(now.swapped),
         amount(now.merged),
-        f"{usage.reads:.0f}",
-        f"{usage.writes:.0f}",
+        rate_text(usage.reads),
+        rate_text(usage.writes),
         amount(usage.read_bytes),
         amount(usage.written_bytes),
         latency_text(usage.latency),

@@ -21,8 +21,8 @@ class Counters:
     """What a VM has used since it was started: CPU time in ticks, what its disks did, what its taps carried.
 
     Memory is what it has now, in bytes: `resident` without huge pages, `huge` of it in transparent ones, `hugetlb` in
-    reserved ones, `swapped` out, `merged` by KSM (None before Linux 5.19).  `received` and `sent` are the guest's, None
-    without a tap.
+    reserved ones, `swapped` out, `merged` by KSM (None before Linux 5.19).  What the disks did is None where QEMU does
+    not answer; `received` and `sent` are the guest's, None without a tap.
     """
 
     ticks: int = 0
@@ -31,11 +31,11 @@ class Counters:
     hugetlb: int = 0
     swapped: int = 0
     merged: int | None = None
-    reads: int = 0
-    writes: int = 0
-    read_bytes: int = 0
-    written_bytes: int = 0
-    busy_ns: int = 0
+    reads: int | None = None
+    writes: int | None = None
+    read_bytes: int | None = None
+    written_bytes: int | None = None
+    busy_ns: int | None = None
     received: int | None = None
     sent: int | None = None
 
@@ -44,15 +44,16 @@ class Counters:
 class Usage:
     """What a VM uses: `cpu` in CPUs (1.5 is one and a half), rates a second, `latency` of a request in seconds.
 
-    `latency` is None when there was no request; `received` and `sent` without a tap.
+    What the disks did is None where QEMU did not answer at both looks, `latency` also when there was no request;
+    `received` and `sent` are None without a tap.
     """
 
     cpu: float
     now: Counters
-    reads: float
-    writes: float
-    read_bytes: float
-    written_bytes: float
+    reads: float | None
+    writes: float | None
+    read_bytes: float | None
+    written_bytes: float | None
     latency: float | None
     received: float | None
     sent: float | None
@@ -70,12 +71,14 @@ def parse_numbers(text: str) -> Mapping[str, int]:
 
 
 def parse_blocks(answer: object) -> Mapping[str, int]:
-    """Give what all disks together did, of query-blockstats; nothing of an answer of another form."""
+    """Give what all disks together did, of query-blockstats; nothing where there is no such answer."""
+    if not isinstance(answer, list):
+        return {}
     found = {"reads": 0, "writes": 0, "read_bytes": 0, "written_bytes": 0, "busy_ns": 0}
     names = {"reads": ("rd_operations",), "writes": ("wr_operations", "flush_operations", "unmap_operations")}
     names |= {"read_bytes": ("rd_bytes",), "written_bytes": ("wr_bytes",)}
     names |= {"busy_ns": ("rd_total_time_ns", "wr_total_time_ns", "flush_total_time_ns", "unmap_total_time_ns")}
-    for row in answer if isinstance(answer, list) else ():
+    for row in answer:
         stats = row.get("stats") if isinstance(row, Mapping) else None
         if isinstance(stats, Mapping):
             for name, parts in names.items():
@@ -109,16 +112,16 @@ def build_usage(before: Counters, after: Counters, seconds: float, ticks_a_secon
     def rate(first: int | None, last: int | None) -> float | None:
         return None if first is None or last is None else max(0, last - first) / seconds
 
-    requests = after.reads + after.writes - before.reads - before.writes
-    busy = max(0, after.busy_ns - before.busy_ns)
+    reads, writes = rate(before.reads, after.reads), rate(before.writes, after.writes)
+    requests, busy = (reads or 0) + (writes or 0), rate(before.busy_ns, after.busy_ns)
     return Usage(
         cpu=max(0, after.ticks - before.ticks) / ticks_a_second / seconds,
         now=after,
-        reads=max(0, after.reads - before.reads) / seconds,
-        writes=max(0, after.writes - before.writes) / seconds,
-        read_bytes=max(0, after.read_bytes - before.read_bytes) / seconds,
-        written_bytes=max(0, after.written_bytes - before.written_bytes) / seconds,
-        latency=busy / requests / 1e9 if requests > 0 else None,
+        reads=reads,
+        writes=writes,
+        read_bytes=rate(before.read_bytes, after.read_bytes),
+        written_bytes=rate(before.written_bytes, after.written_bytes),
+        latency=busy / requests / 1e9 if busy is not None and requests > 0 else None,
         received=rate(before.received, after.received),
         sent=rate(before.sent, after.sent),
     )

@@ -55,7 +55,7 @@ class Evidence:
 def said_by(program: str, log: str) -> list[str]:
     """Give the lines of a log that a program printed as its own, each once: they begin with the last part of its path.
 
-    QEMU repeats what it says of a vCPU for the next one.
+    QEMU repeats what it says of a vCPU for the next one; of an image that it finds damaged it tells without its name.
     """
-    begin = f"{program.rpartition('/')[2]}: "
-    return list(dict.fromkeys(line for line in log.splitlines() if line.startswith(begin)))
+    begins = (f"{program.rpartition('/')[2]}: ", "qcow2: ")
+    return list(dict.fromkeys(line for line in log.splitlines() if line.startswith(begins)))

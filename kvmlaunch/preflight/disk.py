@@ -280,7 +280,7 @@ def check_holders(disk: PlannedDisk, facts: PathFacts, host: HostFacts) -> Itera
             code="disk.locked",
             message=f"{disk.path} is in use",
             key=f"{disk.table}.path",
-            why="locked by " + ", ".join(map(holder_text, others)),
+            why="locked by " + ", ".join(dict.fromkeys(map(holder_text, others))),
             hint=holder_hint(disk, others),
         )
 

@@ -14,6 +14,7 @@ from kvmlaunch.errors import HostFailed, KvmlaunchError, NotRunning, Report, Tim
 from kvmlaunch.facts.agent import Execution, Interface, NoAgent, Query, is_open, parse_execution, parse_interfaces
 from kvmlaunch.facts.console import plain_text
 from kvmlaunch.model.run_files import AGENT
+from kvmlaunch.model.value import evolve
 from kvmlaunch.run.agent import ask_agent
 from kvmlaunch.run.guardian import guarded
 from kvmlaunch.run.qmp import Target
@@ -176,6 +177,7 @@ def frozen_guest(seen: Seen) -> Iterator[Rest]:
         yield rest
         return
     target = channel(seen)
+    need_answer(target)
     with guarded(lambda: thaw(target)):
         try:
             answers = freeze(target)
@@ -183,6 +185,15 @@ def frozen_guest(seen: Seen) -> Iterator[Rest]:
             yield rest
         finally:
             rest.stuck = thaw(target)
+
+
+def need_answer(target: Target) -> None:
+    """Have an agent answer at once, before it is asked for what may take long; raises TimedOut `agent.timeout`."""
+    try:
+        ask_agent(target, (), seconds=SECONDS)
+    except TimedOut as error:
+        hint = "the same command with --no-freeze   # as after a power cut"
+        raise TimedOut(evolve(error.report, hint=hint)) from error
 
 
 def freeze(target: Target) -> list[Any]:

@@ -1,6 +1,7 @@
 """`clone`: a VM like another, on overlays of its disks or on copies; the original is left as it is."""
 
 import os
+import shlex
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
@@ -66,10 +67,11 @@ def clone(
     common = tuple(target.name for target in found if target not in targets)
     for target in targets:
         refuse_running(caller, target, "cloned")
-        check_source(target, f"kvmlaunch clone {new} --from {definition.name} --full", full=full)
+        check_source(target, f"kvmlaunch clone {new} --from {shlex.quote(base)} --full", full=full)
     file = Path(definition.file).with_name(f"{new}.toml")
     if os.path.lexists(file):
-        raise Busy(Report(code="vm.exists", message=f"{file} is there already", where=str(file)))
+        hint = f"another name; or, where a clone was cut off: kvmlaunch up {new} --create   # makes what lacks"
+        raise Busy(Report(code="vm.exists", message=f"{file} is there already", where=str(file), hint=hint))
     formats = {target.name: need_format(target) if full else "qcow2" for target in targets}
     if not full:  # an overlay lies beside the image itself, wherever a link to it does
         real = {target.name: evolve(target.disk, path=target.image) for target in targets}
@@ -99,13 +101,24 @@ def check_source(target: Target, copying: str, *, full: bool) -> None:
     refuse_disorder(target)
     refuse_damaged(target)
     refuse_locked(target)
+    if target.facts.kind != "file" and parse_volume_name(target.disk.path) is None:
+        copy = f"kvmlaunch disk convert {target.word} IMAGE   # then a definition with that path"
+        raise PreflightFailed(
+            Report(
+                code="disk.type",
+                message=f"{target.disk.path} is a device: a clone has none of its own",
+                where=target.table,
+                why="an overlay lies beside its backing file, and a copy beside the original",
+                hint=copy,
+            )
+        )
     if full:
         return
     if target.facts.kind != "file":
         raise PreflightFailed(
             Report(
                 code="disk.type",
-                message=f"{target.disk.path} is a device: nothing can be an overlay of it",
+                message=f"{target.disk.path} is a volume: nothing can be an overlay of it",
                 where=target.table,
                 why="an overlay lies in the directory of its backing file",
                 hint=f"{copying}   # copies it",

@@ -121,10 +121,13 @@ class Unexamined:
     error: PreflightFailed
 
 
-def check(caller: Caller, word: str, *, repair: bool = False) -> tuple[Examined | Unexamined, ...]:
+def check(
+    caller: Caller, word: str, *, repair: bool = False, dry_run: bool = False
+) -> tuple[Examined | Unexamined, ...]:
     """Check the images of a word, and mend them: then one that cannot be has none mended.
 
-    Raises Busy while the VM runs, PreflightFailed.
+    With a dry run they are checked, and refused what would keep them from being mended.  Raises Busy while the VM
+    runs, PreflightFailed.
     """
     targets = find_disks(caller, word)
     for target in targets:
@@ -134,10 +137,10 @@ def check(caller: Caller, word: str, *, repair: bool = False) -> tuple[Examined 
     for target in targets:
         need_file(target)
     with held_images([target.image for target in targets]):
-        return mend(caller, find_disks(caller, word))
+        return mend(caller, find_disks(caller, word), dry_run=dry_run)
 
 
-def mend(caller: Caller, targets: tuple[Target, ...]) -> tuple[Examined, ...]:
+def mend(caller: Caller, targets: tuple[Target, ...], *, dry_run: bool) -> tuple[Examined, ...]:
     """Repair disks that no other command works on, where that can be done to all of them."""
     for target in targets:
         need_file(target)
@@ -147,7 +150,7 @@ def mend(caller: Caller, targets: tuple[Target, ...]) -> tuple[Examined, ...]:
             refuse_base(target)
         else:
             refuse_clones(caller, target, (target.image, *map(PurePosixPath, target.facts.since)), "be repaired")
-    return tuple(check_one(target, repair=True) for target in targets)
+    return tuple(check_one(target, repair=not dry_run) for target in targets)
 
 
 def examine(target: Target) -> Examined | Unexamined:
@@ -210,10 +213,11 @@ def run_check(target: Target, path: PurePosixPath, format_: str, *, repair: bool
     return Examined(target=target, path=path, soundness=words.get(done.status, "sound"), found=found)
 
 
-def remove(caller: Caller, word: str) -> Target:
+def remove(caller: Caller, word: str, *, dry_run: bool = False) -> Target:
     """Remove a disk: its file, or its volume; raises Busy while the VM runs, PreflightFailed while it is locked."""
     with at_rest(caller, removable(caller, word), "removed"):
-        return remove_at_rest(removable(caller, word))  # looked at again: nobody takes a snapshot any more
+        target = removable(caller, word)  # looked at again: nobody takes a snapshot any more
+        return remove_at_rest(target, dry_run=dry_run)
 
 
 def removable(caller: Caller, word: str) -> Target:
@@ -225,11 +229,12 @@ def removable(caller: Caller, word: str) -> Target:
     return target
 
 
-def remove_at_rest(target: Target) -> Target:
+def remove_at_rest(target: Target, *, dry_run: bool) -> Target:
     """Remove a disk whose VM cannot be started meanwhile."""
     refuse_locked(target)
     if target.facts.kind == "file":
-        remove_file(target)
+        if not dry_run:
+            remove_file(target)
         return target
     name = parse_volume_name(target.disk.path)
     if name is None or find_volume(name) is None:
@@ -242,5 +247,6 @@ def remove_at_rest(target: Target) -> Target:
                 hint=f"take [{target.table}] out of the definition; the device stays",
             )
         )
-    drop_volume(name)
+    if not dry_run:
+        drop_volume(name)
     return target

@@ -58,7 +58,7 @@ class Committed:
     live: bool = False
 
 
-def commit(caller: Caller, word: str, *, progress: Progress = no_progress) -> Committed:
+def commit(caller: Caller, word: str, *, dry_run: bool = False, progress: Progress = no_progress) -> Committed:
     """Merge all that was written since the snapshots of a disk into its image, and end them; finishes what was begun.
 
     Raises Busy, PreflightFailed, HostFailed, TimedOut.
@@ -66,7 +66,26 @@ def commit(caller: Caller, word: str, *, progress: Progress = no_progress) -> Co
     found = find_disk(caller, word)
     need_image(found)
     with held_images([found.image]):
-        return commit_held(caller, find_disk(caller, word), progress)
+        target = find_disk(caller, word)
+        return look_ahead(caller, target) if dry_run else commit_held(caller, target, progress)
+
+
+def refuse_uncommittable(caller: Caller, target: Target) -> None:
+    """Refuse a disk whose snapshots cannot be told in order, are damaged, or have clones resting on them."""
+    if not target.facts.committing:
+        refuse_disorder(target)
+        refuse_damaged(target)
+    if snapshot_names(target) or target.facts.committing:  # an image without snapshots may have clones
+        refuse_clones(caller, target, (target.image, *map(PurePosixPath, target.facts.since)), "go into its image")
+
+
+def look_ahead(caller: Caller, target: Target) -> Committed:
+    """Give what a commit would do; raises what it would be refused with."""
+    names, seen = snapshot_names(target), seen_of(caller, target)
+    refuse_uncommittable(caller, target)
+    if names and not os.path.lexists(begun_path(target.image)):
+        refuse_room(target)
+    return Committed(target=target, names=names, live=seen is not None and seen.lives)
 
 
 def commit_held(caller: Caller, target: Target, progress: Progress) -> Committed:
@@ -74,11 +93,7 @@ def commit_held(caller: Caller, target: Target, progress: Progress) -> Committed
     names = snapshot_names(target)
     seen = seen_of(caller, target)
     runs = seen is not None and seen.lives
-    if not target.facts.committing:
-        refuse_disorder(target)
-        refuse_damaged(target)
-    if names or target.facts.committing:  # an image without snapshots may have clones
-        refuse_clones(caller, target, (target.image, *map(PurePosixPath, target.facts.since)), "go into its image")
+    refuse_uncommittable(caller, target)
     if target.facts.committing and read_mark(mark_path(target.image)) != MERGING:
         finish(caller, target, seen)
         return Committed(target=target, names=names, live=runs)

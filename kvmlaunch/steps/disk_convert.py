@@ -50,7 +50,8 @@ PREALLOCATION = {"raw": "falloc", "qcow2": "metadata"}
 class Converted:
     """What a disk became; `removed` tells whether the source is gone, `already` that both were equal before.
 
-    `left` are snapshots and bitmaps within the source, which did not come along.
+    `left` are snapshots and bitmaps within the source, which did not come along; `lacking` the bytes that a device
+    has less than the disk, which a qcow2 image on it may need one day.
     """
 
     target: Target
@@ -60,6 +61,7 @@ class Converted:
     already: bool = False
     removed: bool = False
     left: tuple[str, ...] = ()
+    lacking: int = 0
 
 
 @frozen(kw_only=True)
@@ -70,6 +72,7 @@ class Conversion:
     format: str = ""
     overwrite: bool = False
     remove_source: bool = False
+    dry_run: bool = False
 
 
 def convert(caller: Caller, word: str, wanted: Conversion, *, progress: Progress = no_progress) -> Converted:
@@ -83,7 +86,7 @@ def convert(caller: Caller, word: str, wanted: Conversion, *, progress: Progress
         target = needed(caller, word, wanted)  # nobody takes a snapshot any more
         refuse_locked(target)
         done = convert_target(caller, target, wanted, progress)
-        if wanted.remove_source:
+        if wanted.remove_source and not wanted.dry_run:
             remove(needed(caller, word, wanted))  # an overlay of another VM may have been laid over it meanwhile
         return done
 
@@ -113,7 +116,8 @@ def convert_target(caller: Caller, target: Target, wanted: Conversion, progress:
     else:
         refuse_filled(goal, overwrite=wanted.overwrite)
         refuse_space(goal, chain)
-        make(target, goal, image, progress)
+        if not wanted.dry_run:
+            make(target, goal, image, progress)
     return Converted(
         target=target,
         path=goal.path,
@@ -122,6 +126,7 @@ def convert_target(caller: Caller, target: Target, wanted: Conversion, progress:
         already=already,
         removed=wanted.remove_source,
         left=tuple(each for image in chain for each in image.inside),
+        lacking=max(0, image.size - goal.facts.size) if goal.facts.kind == "block" else 0,
     )
 
 

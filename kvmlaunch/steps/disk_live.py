@@ -6,9 +6,10 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from kvmlaunch.builder.names import drive_id
-from kvmlaunch.errors import Busy, HostFailed, Report
+from kvmlaunch.errors import Busy, PreflightFailed, Report
+from kvmlaunch.preflight.disk import repair_hint
 from kvmlaunch.steps.control import query
-from kvmlaunch.steps.disks import Target
+from kvmlaunch.steps.disks import Target, top_of
 from kvmlaunch.steps.lost import refuse_replaced
 from kvmlaunch.steps.observe import Seen
 from kvmlaunch.storage.image import plain_file
@@ -19,11 +20,29 @@ def image_of(seen: Seen, target: Target) -> Mapping[str, Any]:
     """Give the image that a running QEMU has at the top of a disk, with its backing chain."""
     found = query(seen, ("query-block", {}))[0]
     rows = found if isinstance(found, list) else []
-    for row in rows:
-        inserted = row.get("inserted") if isinstance(row, dict) and row.get("device") == drive_id(target.name) else None
-        if isinstance(inserted, dict) and isinstance(inserted.get("image"), dict):
-            return dict(inserted["image"])
-    raise HostFailed(Report(code="qmp.error", message=f"QEMU has no disk {target.name}", where=target.table))
+    (row, *_) = [row for row in rows if isinstance(row, dict) and row.get("device") == drive_id(target.name)] or [{}]
+    inserted = row.get("inserted")
+    if isinstance(inserted, dict) and isinstance(inserted.get("image"), dict):
+        return dict(inserted["image"])
+    if row:  # QEMU takes an image away that it finds damaged: block/qcow2.c, qcow2_signal_corruption
+        raise PreflightFailed(
+            Report(
+                code="disk.corrupt",
+                message=f"QEMU has dropped the image of {target.word}",
+                where=str(target.disk.path),
+                why="it found its tables wrong while the VM ran, marked it as damaged, and fails what the guest asks",
+                hint=f"kvmlaunch down {seen.name} --force && {repair_hint(top_of(target), target.word)}",
+            )
+        )
+    raise Busy(
+        Report(
+            code="vm.state",
+            message=f"the running VM has no disk {target.name}",
+            where=target.table,
+            why="it was started before the disk was defined, or from another file",
+            hint=f"kvmlaunch restart {seen.name}   # with the definition as it is now",
+        )
+    )
 
 
 def top_file(seen: Seen, target: Target) -> str:

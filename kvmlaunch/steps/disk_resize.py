@@ -2,7 +2,7 @@
 
 from kvmlaunch.builder.names import drive_id
 from kvmlaunch.builder.qcow2 import is_allocated
-from kvmlaunch.errors import DefinitionInvalid, PreflightFailed, Report
+from kvmlaunch.errors import Busy, DefinitionInvalid, PreflightFailed, Report
 from kvmlaunch.host.images import free_space, held_images
 from kvmlaunch.host.volumes import grow_volume
 from kvmlaunch.model.value import evolve, frozen
@@ -78,11 +78,26 @@ def resize_held(caller: Caller, word: str, size: int | None, *, more: bool, dry_
     if dry_run or (resized.already and target.facts.kind != "block"):
         return evolve(resized, pid=seen.pid if seen else None)
     if seen is not None and runs:
+        refuse_readonly(target)
         file_in_chain(seen, target, top_of(target))
         return grow(target, seen, volume, resized)
     with at_rest(caller, target, "grown"):
         volume, resized = plan_resize(target, size, more=more, runs=False)
         return grow(target, None, volume, resized)
+
+
+def refuse_readonly(target: Target) -> None:
+    """Refuse to grow beneath a running VM what it was given to read only: QEMU does not (`vm.state`)."""
+    if target.disk.readonly:
+        raise Busy(
+            Report(
+                code="vm.state",
+                message=f"{target.word} is read-only, and a running QEMU grows no such disk",
+                where=target.table,
+                why="it opened the image for reading",
+                hint=f"kvmlaunch down {target.subject.definition.name}   # then the same command",
+            )
+        )
 
 
 def plan_resize(target: Target, size: int | None, *, more: bool, runs: bool) -> tuple[Volume | None, Resized]:

@@ -89,22 +89,25 @@ def need_image(target: Target) -> None:
         )
 
 
-def take(caller: Caller, word: str, name: str) -> Taken:
+def take(caller: Caller, word: str, name: str, *, freeze: bool = True, dry_run: bool = False) -> Taken:
     """Keep the disks of a word as they are: all of one moment, the guest's file systems at rest where an agent listens.
 
-    Raises DefinitionInvalid for a name that is none, PreflightFailed, Busy.
+    Without `freeze` no agent is asked.  Raises DefinitionInvalid for a name that is none, PreflightFailed, Busy,
+    TimedOut `agent.timeout`.
     """
     with held_images([target.image for target in takeable(caller, word, name)]):
-        return take_held(caller, takeable(caller, word, name), name)
+        return take_held(caller, takeable(caller, word, name), name, freeze=freeze, dry_run=dry_run)
 
 
-def take_held(caller: Caller, targets: tuple[Target, ...], name: str) -> Taken:
+def take_held(caller: Caller, targets: tuple[Target, ...], name: str, *, freeze: bool, dry_run: bool) -> Taken:
     """Keep disks that no other command works on."""
     if not targets:
         return Taken(name=name, targets=())
     seen = seen_of(caller, targets[0])
     if seen is not None and seen.lives:
-        return take_live(seen, tuple(forget_unused(caller, seen, target, name) for target in targets), name)
+        if not dry_run:
+            targets = tuple(forget_unused(caller, seen, target, name) for target in targets)
+        return take_live(seen, targets, name, freeze=freeze, dry_run=dry_run)
     with at_rest(caller, targets[0], "kept"):
         for target in targets:
             refuse_locked(target)
@@ -115,6 +118,8 @@ def take_held(caller: Caller, targets: tuple[Target, ...], name: str) -> Taken:
                 forget_making(overlay_path(target.image, name))
             return Taken(name=name, targets=targets, already=True)
         made: list[PurePosixPath] = []
+        if dry_run:
+            return Taken(name=name, targets=targets)
         try:
             made.extend(make_overlay(target, name) for target in left)
         except BaseException:
@@ -165,7 +170,7 @@ def forget_unused(caller: Caller, seen: Seen, target: Target, name: str) -> Targ
     return left
 
 
-def take_live(seen: Seen, targets: tuple[Target, ...], name: str) -> Taken:
+def take_live(seen: Seen, targets: tuple[Target, ...], name: str, *, freeze: bool, dry_run: bool) -> Taken:
     """Keep disks of a VM that runs, all at one moment; raises Busy `vm.state` where it runs with another disk."""
     for target in targets:
         file_in_chain(seen, target, top_of(target))
@@ -175,10 +180,12 @@ def take_live(seen: Seen, targets: tuple[Target, ...], name: str) -> Taken:
     if all(is_begun(target, name) for target in targets):
         return Taken(name=name, targets=targets, already=True, live=True)
     refuse_taken(targets, name)
+    if dry_run:
+        return Taken(name=name, targets=targets, live=True)
     made: list[PurePosixPath] = []
     try:
         made.extend(make_overlay(target, name) for target in targets)
-        rest = switch(seen, targets, made)
+        rest = switch(seen, targets, made, freeze=freeze)
     except BaseException:
         remove_unused(seen, targets, made)
         raise
@@ -223,7 +230,7 @@ def make_overlay(target: Target, name: str, place: PurePosixPath | None = None) 
     return path
 
 
-def switch(seen: Seen, targets: Sequence[Target], overlays: Sequence[PurePosixPath]) -> Rest:
+def switch(seen: Seen, targets: Sequence[Target], overlays: Sequence[PurePosixPath], *, freeze: bool) -> Rest:
     """Have a running QEMU write to overlays from one moment on; gives how the guest's file systems were meanwhile."""
     actions = [
         {
@@ -237,7 +244,7 @@ def switch(seen: Seen, targets: Sequence[Target], overlays: Sequence[PurePosixPa
         }
         for target, overlay in zip(targets, overlays, strict=True)
     ]
-    with frozen_guest(seen) as rest:
+    with frozen_guest(seen) if freeze else contextlib.nullcontext(Rest()) as rest:
         query(seen, ("transaction", {"actions": actions}), seconds=SECONDS)
     return rest
 
@@ -264,7 +271,7 @@ def retire(caller: Caller, overlay: PurePosixPath) -> None:
     remove_image(place)
 
 
-def revert(caller: Caller, word: str, name: str) -> Target:
+def revert(caller: Caller, word: str, name: str, *, dry_run: bool = False) -> Target:
     """Drop all that was written since a snapshot: the disk is as it was then, and the snapshot stays.
 
     Raises Busy while the VM runs, PreflightFailed `disk.unknown` for no such snapshot.
@@ -272,7 +279,7 @@ def revert(caller: Caller, word: str, name: str) -> Target:
     found = find_disk(caller, word)
     need_image(found)
     with held_images([found.image]):
-        return revert_held(caller, find_disk(caller, word), name)
+        return revert_held(caller, find_disk(caller, word), name, dry_run=dry_run)
 
 
 def refuse_begun(target: Target) -> None:
@@ -289,7 +296,7 @@ def refuse_begun(target: Target) -> None:
         )
 
 
-def revert_held(caller: Caller, target: Target, name: str) -> Target:
+def revert_held(caller: Caller, target: Target, name: str, *, dry_run: bool) -> Target:
     """Revert a disk that no other command works on: at every moment it is as at some time since the snapshot."""
     refuse_disorder(target)
     refuse_begun(target)
@@ -309,6 +316,8 @@ def revert_held(caller: Caller, target: Target, name: str) -> Target:
         place = target.facts.since.index(wanted)
         later = tuple(map(PurePosixPath, target.facts.since[place:]))
         refuse_clones(caller, target, later, "be dropped")
+        if dry_run:
+            return target
         for each in reversed(later[1:]):
             retire(caller, each)
         kept = evolve(target, facts=evolve(target.facts, since=target.facts.since[:place]))

@@ -1,5 +1,6 @@
 """The disks that a word of the command line means, `VM` or `VM:DISK`, as they lie on this host."""
 
+import errno
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -375,13 +376,15 @@ def qemu_img(
     return run_long(("qemu-img", *words), process_owner(user), fds=fds, look=look)
 
 
-def failed_tool(done: Finished, path: PurePosixPath) -> HostFailed:
-    """Give the failure of qemu-img, with its own words."""
+def failed_tool(done: Finished, path: PurePosixPath) -> HostFailed | PreflightFailed:
+    """Give the failure of qemu-img, with its own words; `host.space` where it found no room."""
     lines = [line.removeprefix("qemu-img: ") for line in (done.err or done.out).strip().splitlines()]
     more = [f"… and {len(lines) - MOST_LINES} lines more"] if len(lines) > MOST_LINES else []
     text = "\n".join(lines[:MOST_LINES] + more)
     if done.status < 0:
         text = f"it was ended by {Signals(-done.status).name}"
+    if os.strerror(errno.ENOSPC) in text:
+        return PreflightFailed(Report(code="host.space", message="there is no room left", where=str(path), why=text))
     return HostFailed(Report(code="host.tool.failed", message="qemu-img failed", where=str(path), why=text))
 
 

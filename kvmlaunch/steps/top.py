@@ -18,6 +18,7 @@ from kvmlaunch.steps.observe import Seen, monitor_path, observe
 
 BLOCKS: tuple[Query, ...] = (("query-blockstats", {}),)
 IFNAME = "ifname="
+SECONDS, BRIEFLY = 2.0, 0.1  # that a monitor is waited for
 
 
 def taps_of(seen: Seen) -> list[str]:
@@ -71,6 +72,7 @@ class Watch:
     caller: Caller
     names: Sequence[str]
     known: dict[str, tuple[Seen, int]] = Factory(dict)
+    silent: set[int] = Factory(set)  # pids of QEMUs whose monitor did not answer at the last look
 
     def live(self) -> list[Seen]:
         """Give those that run."""
@@ -86,12 +88,25 @@ class Watch:
 
 
 def look(watch: Watch) -> dict[tuple[str, int], Counters]:
-    """Give the counters of VMs by name and pid; all monitors are asked at once."""
+    """Give the counters of VMs by name and pid; all monitors are asked at once.
+
+    One that was silent at the last look is not waited for again: it would hold up every look.
+    """
     seen = watch.live()
+    answers = {
+        **asked([each for each in seen if each.pid not in watch.silent], SECONDS),
+        **asked([each for each in seen if each.pid in watch.silent], BRIEFLY),
+    }
+    watch.silent = {pid for pid, answer in answers.items() if answer is None}
+    return {(each.name, each.pid or 0): read_counters(each, answers[each.pid or 0]) for each in seen}
+
+
+def asked(seen: Sequence[Seen], seconds: float) -> dict[int, object]:
+    """Give what the monitors of VMs say of their disks by pid, None for one that does not answer in time."""
     targets = [Target(path=monitor_path(each), pid=each.pid) for each in seen]
-    answers = ask_all(targets, BLOCKS) if targets else []
+    answers = ask_all(targets, BLOCKS, seconds=seconds) if targets else []
     return {
-        (each.name, each.pid or 0): read_counters(each, answer[0] if isinstance(answer, list) else None)
+        each.pid or 0: answer[0] if isinstance(answer, list) else None
         for each, answer in zip(seen, answers, strict=True)
     }
 

@@ -105,7 +105,7 @@ def test_a_number_that_is_none_is_passed_over(line: str) -> None:
     ],
 )
 def test_an_answer_of_another_form_counts_as_nothing(answer: object) -> None:
-    assert parse_blocks(answer) == NONE
+    assert parse_blocks(answer) == (NONE if isinstance(answer, list) else {})
 
 
 @given(ANSWERS, ANSWERS)
@@ -143,7 +143,7 @@ def test_rates_are_a_second_and_cpu_is_in_cpus() -> None:
 def test_counters_that_went_back_count_as_nothing() -> None:
     before = counted(ticks=9, reads=9, writes=9, read_bytes=9, written_bytes=9, busy_ns=9, received=9, sent=9)
 
-    usage = build_usage(before, counted(received=0, sent=0), 1.0, 100)
+    usage = build_usage(before, counted(**NONE, received=0, sent=0), 1.0, 100)
 
     assert (usage.cpu, usage.reads, usage.writes, usage.read_bytes, usage.written_bytes) == (0, 0, 0, 0, 0)
     assert (usage.latency, usage.received, usage.sent) == (None, 0, 0)
@@ -197,3 +197,12 @@ def test_the_busiest_vm_comes_first_and_idle_ones_by_name() -> None:
 
     assert [row[0] for row in rows] == ["VM", "z", "a", "b"]
     assert {len(row) for row in rows} == {13}
+
+
+@pytest.mark.parametrize(("first", "last"), [(None, [{"stats": STATS}]), ([{"stats": STATS}], None), (None, None)])
+def test_what_the_disks_of_a_silent_qemu_do_is_not_known(first: object, last: object) -> None:
+    usage = build_usage(read_of(blocks=first), read_of(blocks=last), 1.0, 100)
+
+    assert (usage.reads, usage.writes, usage.read_bytes, usage.written_bytes, usage.latency) == (None,) * 5
+    assert row_of("web", usage)[6:11] == ("-",) * 5
+    assert usage_document("web", usage)["reads"] is None

@@ -5,8 +5,9 @@ from typing import Final
 
 import pytest
 
-from tests.qemu.test_snapshots import MIB, S1, define, delayed, live_images, place, refused, snapshot, write
-from tests.sandbox import Machine
+from tests.monitor import monitor_at
+from tests.qemu.test_snapshots import MIB, S1, define, delayed, live_images, make_image, place, refused, snapshot, write
+from tests.sandbox import TINY, Machine
 
 QCOW2: Final = '[disk.root]\npath = "web.qcow2"\n'
 OVERLAY: Final = "web.qcow2.since-s1.qcow2"
@@ -123,3 +124,67 @@ def test_a_running_disk_is_grown_as_it_is_when_it_is_taken_in_hand(machine: Mach
     assert (ended[0].code, ended[0].codes) == (6, {"disk.base"})
     assert live_images(machine) == {"disk-root": S1}
     assert place(machine, "web.img").stat().st_size == 8 * MIB
+
+
+def test_an_image_that_qemu_drops_as_damaged_is_named_while_the_vm_runs(machine: Machine) -> None:
+    machine.define("web", f"{TINY}{QCOW2}")
+    make_image(machine, "web.qcow2", "1G")
+    write(machine, "web.qcow2", 1, "512M")  # behind the first L2 table, which QEMU reads at the start
+    machine.ok("up", "web", "--paused")
+    with place(machine, "web.qcow2").open("r+b") as file:
+
+        def entry(offset: int) -> int:
+            file.seek(offset)
+            return int.from_bytes(file.read(8), "big") & 0x00FF_FFFF_FFFF_FE00
+
+        file.seek(entry(entry(40) + 8))  # the first entry of the second L2 table
+        file.write((1 << 63 | 0x1_0200).to_bytes(8, "big"))  # a cluster that begins within another
+    with monitor_at(machine.rundir("web") / "qmp.sock") as qmp:
+        qmp.ask("human-monitor-command", **{"command-line": 'qemu-io disk-root "write 512M 64k"'})
+
+    resized = machine.run("disk", "resize", "web:root", "2GiB", "--json").error
+    kept = machine.run("disk", "snapshot", "create", "web", "s1", "--json").error
+    notes = machine.ok("status", "web", "--json").json["vms"][0]["notes"]
+
+    assert resized["code"] == kept["code"] == "disk.corrupt"
+    assert any("orrupt" in note for note in notes), notes
+
+
+def test_a_disk_that_the_running_vm_does_not_have_is_no_error_of_qemus(machine: Machine) -> None:
+    define(machine)
+    machine.ok("up", "web", "--paused")
+    make_image(machine, "data.img")
+    machine.define("web", f'{TINY}[disk.root]\npath = "web.img"\n[disk.data]\npath = "data.img"\n')
+
+    assert machine.run("disk", "resize", "web:data", "16MiB").codes == {"vm.state"}
+
+
+DRY: Final = [
+    ("disk", "convert", "web:root", "vmdefs/new.qcow2", "--remove-source"),
+    ("disk", "check", "web:root", "--repair"),
+    ("disk", "remove", "web:root"),
+    ("disk", "snapshot", "create", "web", "s2"),
+    ("disk", "snapshot", "commit", "web:root"),
+    ("disk", "snapshot", "revert", "web:root", "s1"),
+]
+
+
+@pytest.mark.parametrize("words", DRY, ids=lambda words: " ".join(words[:3]))
+def test_a_dry_run_changes_no_byte_and_is_refused_what_the_command_is(machine: Machine, words: tuple[str, ...]) -> None:
+    define(machine, QCOW2)
+    if "snapshot" in words:
+        snapshot(machine, "s1")
+        write(machine, OVERLAY, 5)
+    before = {path.name: path.read_bytes() for path in place(machine).iterdir()}
+
+    said = machine.ok(*words, "--dry-run", "--yes") if "revert" in words or "remove" in words else None
+    said = said or machine.ok(*words, "--dry-run")
+    document = machine.ok(*words, "--dry-run", "--json").json
+    after = {path.name: path.read_bytes() for path in place(machine).iterdir()}
+    mark(machine, OVERLAY if "snapshot" in words else "web.qcow2")
+    refused_ = machine.run(*words, "--dry-run")
+
+    assert after == before
+    assert "would" in said.err or "sound" in said.err
+    assert document.get("dry_run", True) is True
+    assert refused_.code == (6 if {"create", "commit"} & set(words) else 0), refused_.err
