@@ -260,7 +260,7 @@ def check_netdev(option: str, value: str) -> Iterator[Mistake]:
         message, hint = f"{option} listens to the network", "listen=127.0.0.1:PORT, or type bridge"
         yield Mistake(code="def.net.exposed", message=message, hint=hint)
     local = option_value(value, "localaddr")
-    if local is not None and not is_loopback(local.rpartition(":")[0]):
+    if local is not None and not is_loopback(local.rpartition(":")[0] or local):
         message, hint = f"{option} listens to the network", "localaddr=127.0.0.1:PORT, or type bridge"
         yield Mistake(code="def.net.exposed", message=message, hint=hint)
     if value.startswith("{"):
