@@ -27,6 +27,7 @@ from kvmlaunch.steps.disks import (
     refuse_disorder,
     refuse_locked,
     refuse_running,
+    refuse_shared,
     remove_file,
     unreadable,
     volume_of,
@@ -226,6 +227,7 @@ def removable(caller: Caller, word: str) -> Target:
     need_file(target)
     refuse_disorder(target)
     refuse_base(target)
+    refuse_shared(caller, target)
     return target
 
 

@@ -34,6 +34,7 @@ from kvmlaunch.steps.disks import (
     refuse_base,
     refuse_disorder,
     refuse_locked,
+    refuse_shared,
     remove_file,
     top_format,
     top_of,
@@ -98,6 +99,7 @@ def needed(caller: Caller, word: str, wanted: Conversion) -> Target:
     refuse_disorder(target)
     if wanted.remove_source:
         refuse_base(target)
+        refuse_shared(caller, target)
         need_removable(target)
     return target
 

@@ -11,6 +11,7 @@ from kvmlaunch.builder.disk import plan_format
 from kvmlaunch.builder.security import SYSTEM_USER
 from kvmlaunch.errors import Busy, DefinitionInvalid, HostFailed, KvmlaunchError, PreflightFailed, Report, UnknownVm
 from kvmlaunch.facts.sources import Wanted
+from kvmlaunch.host.definitions import definition_files
 from kvmlaunch.host.images import owner_of, remove_image
 from kvmlaunch.host.rights import capture_user
 from kvmlaunch.host.rundir import claimed, remove_claimed
@@ -309,6 +310,27 @@ def refuse_damaged(target: Target) -> None:
         )
         raise PreflightFailed(report)
     refuse_found(target, check_beneath(top.path, top, target.table))
+
+
+def refuse_shared(caller: Caller, target: Target) -> None:
+    """Refuse to remove what another definition has as a disk too (`disk.locked`), as clones have what is read-only."""
+    real = os.path.realpath(target.image)
+    for name in definition_files(caller.search):
+        try:
+            other = load_subject(evolve(caller, file="", overrides=()), name).definition
+        except KvmlaunchError:  # what cannot be read does not start either
+            continue
+        for disk, wanted in other.disk.items():
+            if other.file != target.subject.definition.file and os.path.realpath(wanted.path) == real:
+                raise PreflightFailed(
+                    Report(
+                        code="disk.locked",
+                        message=f"{name} has {target.disk.path.name} too, as its disk {disk}",
+                        where=target.table,
+                        why=f"{other.file} names it, and would not start without it",
+                        hint=f"kvmlaunch show {name}   # then take [disk.{disk}] out of it, or give it another image",
+                    )
+                )
 
 
 def refuse_base(target: Target) -> None:

@@ -20,6 +20,7 @@ from kvmlaunch.model.lifecycle import VmState
 from kvmlaunch.model.plan import Places
 from kvmlaunch.run.agent import ask_agent
 from kvmlaunch.run.qmp import Target
+from kvmlaunch.steps import agent
 from kvmlaunch.steps.agent import addresses, ask_shutdown, follow, frozen_guest
 from kvmlaunch.steps.observe import Seen
 from tests.sandbox import RUN, SECONDS, TINY, Machine, wait_for
@@ -517,3 +518,14 @@ def test_file_systems_that_are_not_to_be_held_are_let_go_and_it_is_told_why(tmp_
 
     assert [word for word in heard if word != "guest-fsfreeze-thaw"] == ["guest-fsfreeze-freeze"] * 2
     assert heard[-1] == "guest-fsfreeze-thaw"
+
+
+def test_an_agent_that_hangs_is_not_asked_to_hold_anything_still(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agent, "SECONDS", SOON)
+
+    with guest(tmp_path, hang) as seen, pytest.raises(TimedOut) as caught, frozen_guest(seen):
+        pytest.fail("it was not frozen")
+
+    assert (caught.value.report.code, "--no-freeze" in caught.value.report.hint) == ("agent.timeout", True)

@@ -321,3 +321,22 @@ def test_a_control_character_in_the_name_of_an_image_does_not_break_the_clones_d
 
     assert result.code == 0, result.err
     machine.ok("validate", "new")
+
+
+@pytest.mark.parametrize(
+    "words", [("disk", "remove", "web:common", "--yes"), ("disk", "convert", "web:common", "x.img", "--remove-source")]
+)
+def test_what_a_clone_reads_too_is_not_removed(machine: Machine, words: tuple[str, ...]) -> None:
+    machine.define(
+        "web",
+        f'{TINY}[disk.root]\npath = "web.img"\nsize = "8MiB"\n'
+        '[disk.common]\npath = "common.img"\nsize = "8MiB"\nreadonly = true\n',
+    )
+    machine.ok("disk", "create", "web")
+    machine.ok("clone", "new", "--from", "web")
+
+    refused = machine.run(*words)
+
+    assert (refused.code, refused.codes >= {"disk.locked"}) == (6, True), refused.err
+    assert "new has common.img too, as its disk common" in refused.err
+    assert (machine.directory / "vmdefs/common.img").exists()
