@@ -261,7 +261,8 @@ def convert(
     target, name = done.target, vm_name(done.target)
     if session.json:
         document = {"to": str(done.path), "to_format": done.format, "size": done.size}
-        flags = {"already": done.already, "removed": done.removed, "left_behind": list(done.left)}
+        removed = done.removed and not dry_run
+        flags = {"already": done.already, "removed": removed, "left_behind": list(done.left)}
         flags |= {"lacking": done.lacking, "dry_run": dry_run}
         show_document("disk-convert", {**target_document(target), **document, **flags})
         return
@@ -303,16 +304,16 @@ def check(session: Session, disk: str, repair: bool, dry_run: bool) -> int:
     found = examine(session.caller(), disk, repair=repair, dry_run=dry_run)
     repair = repair and not dry_run
     if session.json:
-        show_document("disk-check", {"disks": [examined_document(each) for each in found]})
+        show_document("disk-check", {"disks": [examined_document(each) for each in found], "dry_run": dry_run})
     codes = []
     for each in found:
         if isinstance(each, Unexamined):
             show_failure(session, each.error, each.target.word)
             codes.append(each.error.exit_code)
             continue
-        codes.append(UNSOUND if each.soundness == "corrupt" else 0)
+        codes.append(UNSOUND if each.soundness in {"corrupt", "marked"} else 0)
         if not session.json:
-            status = {"corrupt": "FAIL", "leaks": "warn"}.get(each.soundness, "ok")
+            status = {"corrupt": "FAIL", "marked": "FAIL", "leaks": "warn"}.get(each.soundness, "ok")
             text = f"{each.target.name}: {examined_text(each, repair=repair)}"
             say(session, vm_name(each.target), status, "check", text)
     return common_code(codes)
@@ -330,6 +331,8 @@ def examined_text(each: "Examined", *, repair: bool) -> str:
     match each.soundness:
         case "corrupt":
             return f"{count(found.corruptions or found.errors, 'cluster')} corrupt{where}  [disk.corrupt]{fix}"
+        case "marked":
+            return f"marked as damaged{where}, and nothing wrong found  [disk.corrupt]{fix}"
         case "leaks":
             return f"sound, {count(found.leaks, 'cluster')} taken by nothing{where}{fix}"
         case "nothing to check":

@@ -1,6 +1,8 @@
 """A command for several VMs: the steps of each as lines, one failure beside the others, one document of all."""
 
 import json
+import os
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -51,6 +53,9 @@ def each_vm(
     def run_one(word: str) -> tuple[int, str]:
         try:
             code, document = action(word)
+        except BrokenPipeError:  # who read the answers went away: what is done to a VM is done
+            forget_reader()
+            code, document = 0, {"name": name_of(word)}
         except Exception as error:  # noqa: BLE001 - what one VM meets stops no other
             failure = error if isinstance(error, KvmlaunchError) else failure_of(error)
             failure.vm = name_of(word)
@@ -65,6 +70,13 @@ def each_vm(
             kind, {"vms": [json.loads(text) if text else lost(name_of(word)) for word, (_, text) in done.items()]}
         )
     return common_code(code for code, _ in done.values())
+
+
+def forget_reader() -> None:
+    """Have what is written from now on go nowhere."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)
 
 
 def failure_of(error: Exception) -> KvmlaunchError:

@@ -13,12 +13,8 @@ SEQUENCES = re.compile(
     r"|\x1b[ -/]*[0-~]?"
 )
 
-# What may yet become a sequence, at the end of a piece.
-UNFINISHED = re.compile(
-    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*\Z"
-    r"|(?:\x1b[]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x9c\n]*\x1b?\Z"
-    r"|\x1b[ -/]*\Z"
-)
+# What may yet become a sequence: without its end.
+UNFINISHED = re.compile(r"(?:\x1b\[|\x9b)[0-?]*[ -/]*|(?:\x1b[]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x9c\n]*|\x1b[ -/]*")
 LONGEST_SEQUENCE = 4096
 
 
@@ -37,10 +33,22 @@ class PlainText:
     def feed(self, text: str, *, last: bool = False) -> str:
         """Give what can be told of a piece; the `last` one waits for nothing."""
         text = self.rest + text
-        cut = None if last else UNFINISHED.search(text)
-        place = cut.start() if cut and len(text) - cut.start() <= LONGEST_SEQUENCE else len(text)
+        place = len(text) if last else unfinished_at(text)
         self.rest = text[place:]
         return plain_text(text[:place])
+
+
+def unfinished_at(text: str) -> int:
+    """Give where a sequence begins that the end of a text cuts off; its length where none does."""
+    before = None
+    for found in SEQUENCES.finditer(text):
+        if found.end() == len(text) and UNFINISHED.fullmatch(found[0]):
+            place = found.start()
+            if before and found[0] == "\x1b" and before.end() == place and UNFINISHED.fullmatch(before[0]):
+                place = before.start()  # the escape may be the first half of what ends it
+            return place if len(text) - place <= LONGEST_SEQUENCE else len(text)
+        before = found
+    return len(text)
 
 
 def parse_escape(text: str) -> bytes:

@@ -179,6 +179,9 @@ def undo_other(
 def undo_file(ledger: Ledger, entry: FileEntry, *, force: bool) -> Iterator[Finding]:
     """Put back what stood in a file, or remove it; one that somebody else has written since is left unless forced."""
     place = PurePosixPath(entry.path)
+    if force and entry.kind == "file" and os.path.islink(entry.path):  # whoever masks it has removed ours
+        ledger.drop(entry.path)
+        return
     live = read_kept(entry.path, entry.kind)
     if live not in known_texts(entry) and not force:
         yield foreign(entry, "it is not as it was written" if live is not None else "it was removed")
@@ -208,16 +211,23 @@ def remove_temporary(place: PurePosixPath) -> None:
 
 def meant_for_others(ledger: Ledger, path: str, files: Sequence[KeptFile]) -> Finding | None:
     """Say that somebody else has a mount unit, or a line of fstab, for the place of the shared mount."""
-    units = [kept for kept in files if kept.path.endswith(".mount") and kept.kind == "file"]
     why = ""
-    for kept in units:
-        text = read_kept(kept.path, kept.kind)
+    for kept in (each for each in files if each.path.endswith(".mount") and each.kind == "file"):
+        try:
+            text = read_kept(kept.path, kept.kind)
+        except KvmlaunchError as error:
+            why = f"{error.report.message}: {error.report.why}"
+            continue
         if text is not None and not text.startswith(HEAD) and ledger.find(kept.path) is None:
             why = f"{kept.path} is a unit of somebody else's for it"
-    if units and os.path.exists(FSTAB):
+    line = render_line(FstabLine(source="hugetlbfs", target=PurePosixPath(path), type="hugetlbfs"))
+    try:
         text = Path(FSTAB).read_text(encoding="utf-8", errors="surrogateescape")
-        line = render_line(FstabLine(source="hugetlbfs", target=PurePosixPath(path), type="hugetlbfs"))
         why = next((f"{FSTAB} has a line for it: {other}" for _, other in duplicate_targets(text, (line,))), why)
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:
+        why = f"{FSTAB} cannot be read for lines of others: {error}"
     return taken(path, f"{path} is a mount point of somebody else's: skipped", why) if why else None
 
 

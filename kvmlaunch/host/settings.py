@@ -407,4 +407,6 @@ def undo_all(
                 yield from undo_other(entry, at_boot)
         except KvmlaunchError as error:
             report = error.report
-            yield warning(code=report.code, message=report.message, where=report.where, why=report.why)
+            yield warning(
+                code=report.code, message=report.message, where=report.where, why=report.why, hint=report.hint
+            )

@@ -1,13 +1,13 @@
 """What every value is: an object that is frozen, made by named arguments, and equal to another by its fields.
 
-To the type checker these are classes of attrs, and they do what those do; attrs also says what their fields are, to
-whoever asks it.  But attrs writes and compiles methods for each class, half a millisecond each, and a start makes a
-hundred classes: that was a fifth of `print-cmd`.  Here one function of each kind serves all classes, and attrs
-builds one only when it is asked.
+To the type checker these are classes of attrs, and they do what those do that are frozen, made by names, and have no
+subclasses; attrs also says what their fields are, to whoever asks it.  But attrs writes and compiles methods for each
+class, half a millisecond each, and a start makes a hundred classes: that was a fifth of `print-cmd`.  Here one
+function of each kind serves all classes, and attrs builds one only when it is asked.
 """
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar, get_origin
 
 import attrs
 
@@ -42,16 +42,23 @@ class Layout:
         """Read what the body of a class declares."""
         body = vars(kind)
         self.declared: dict[str, Declared] = {}
-        for name in kind.__annotations__:
+        if any(is_value(base) for base in kind.__mro__[1:]):
+            raise TypeError(f"{kind.__qualname__}: a class of values has no subclasses")
+        forms: Mapping[str, Any] = kind.__annotations__
+        for name, form in forms.items():
             given = body.get(name, attrs.NOTHING)
             if type(given) is OF_ATTRS:
                 raise TypeError(f"{kind.__qualname__}.{name}: declared by attrs.field, where only `field` is read")
+            if ClassVar in {form, get_origin(form)}:
+                raise TypeError(f"{kind.__qualname__}.{name}: a class of values has no variables of its own")
             self.declared[name] = given if type(given) is Declared else Declared(given)
         self.names = self.declared.keys()
         self.plain = {}
         self.factories = []
         for name, (default, *_) in self.declared.items():
             if type(default) is attrs.Factory:
+                if default.takes_self:
+                    raise TypeError(f"{kind.__qualname__}.{name}: a default that looks at the value is not made")
                 self.factories.append((name, default.factory))
             elif default is not attrs.NOTHING:
                 self.plain[name] = default
@@ -90,10 +97,10 @@ def refuse(self: object, name: str, value: object = None) -> None:
     raise attrs.exceptions.FrozenInstanceError
 
 
-def equal(self: Any, other: Any) -> bool:  # noqa: ANN401 - any value
+def equal(self: Any, other: Any) -> Any:  # noqa: ANN401 - any value; a truth value or NotImplemented
     """Tell whether two values are of one class and have equal fields."""
     if type(self) is not type(other):
-        return False
+        return NotImplemented
     mine, its = vars(self), vars(other)
     declared: Mapping[str, Declared] = self.__layout__.declared
     return all(mine[name] == its[name] for name, each in declared.items() if each.eq)
@@ -113,6 +120,7 @@ METHODS: dict[str, Callable[..., object] | None] = {
     "__eq__": equal,
     "__hash__": None,
     "__repr__": shown,
+    "__replace__": lambda self, /, **changes: changed(self, **changes),  # of copy.replace, since Python 3.13
 }
 
 

@@ -181,11 +181,18 @@ def check_header(disk: PlannedDisk, facts: PathFacts, vm: str) -> Iterator[Findi
         )
 
 
+def copy_of(path: PurePosixPath) -> str:
+    """Give the command that keeps an image as it is now, and as it was where that was done before.
+
+    The copy is raw by its name: that of an overlay must not be taken for another overlay of the same image.
+    """
+    copy = quoted(path.with_name(f"{path.name}.before.img"))
+    return f"{{ test -e {copy} || cp {quoted(path)} {copy}; }}"
+
+
 def repair_hint(path: PurePosixPath, word: str) -> str:
     """Give how a damaged image is repaired, on a copy's safe side; `word` is VM:DISK."""
-    # raw by its name: a copy of an overlay must not be taken for another overlay of the same image
-    copy = f"cp {quoted(path)} {quoted(path.with_name(f'{path.name}.before.img'))}"
-    return f"{copy} && kvmlaunch disk check {word} --repair   # or go back to a backup"
+    return f"{copy_of(path)} && kvmlaunch disk check {word} --repair   # or go back to a backup"
 
 
 def lies_elsewhere(disk: PlannedDisk, facts: PathFacts) -> str:
@@ -250,7 +257,7 @@ def check_beneath(path: PurePosixPath, facts: PathFacts, table: str) -> Iterator
     """Refuse to lay what is written over an image that QEMU marked as damaged (`disk.corrupt`)."""
     if facts.spoilt:
         beneath = PurePosixPath(facts.spoilt)
-        copy = f"cp {quoted(beneath)} {quoted(beneath.with_name(f'{beneath.name}.before.img'))}"
+        copy = copy_of(beneath)
         yield error(
             code="disk.corrupt",
             message=f"{beneath.name}, on which {path.name} rests, is marked as damaged",

@@ -27,6 +27,7 @@ from kvmlaunch.steps.observe import Seen, observe
 from kvmlaunch.steps.waking import woken_by_signals
 
 CHUNK = 1 << 16
+PIECE = 512  # bytes: how much a guest has taken is told by the pieces
 MOST_KEPT = 1 << 20  # bytes for a terminal that does not read; the guest is never held up for it
 FOLLOW_EVERY = 0.25  # seconds
 LOOK_EVERY = 0.05  # seconds
@@ -47,10 +48,11 @@ class Output:
             self.dropped += len(self.kept) - MOST_KEPT
             self.kept = self.kept[-MOST_KEPT:]
 
-    def write(self, fd: int) -> None:
-        """Write as much as is taken at once; who went away takes nothing more."""
+    def write(self, fd: int, piece: int = CHUNK) -> None:
+        """Write as much as is taken at once, in pieces; who went away takes nothing more."""
         with contextlib.suppress(OSError):
-            self.kept = self.kept[os.write(fd, self.kept[:CHUNK]) :]
+            for _ in range(0, min(len(self.kept), CHUNK), piece):
+                self.kept = self.kept[os.write(fd, self.kept[:piece]) :]
 
 
 def connect_console(caller: Caller, word: str) -> tuple[Seen, socket.socket]:
@@ -117,6 +119,8 @@ class Patience:
         now = time.monotonic()
         if left < self.left or not self.until:
             self.left, self.until = left, now + UNTAKEN_SECONDS
+        if not left:
+            self.until = 0.0
         return now < self.until
 
 
@@ -128,16 +132,19 @@ def untaken(connection: socket.socket) -> int:
 def converse(connection: socket.socket, process_fd: int, terminal_in: int, terminal_out: int, escape: bytes) -> bool:
     """Pass bytes between a terminal and a console until the escape is typed, the input ends, or QEMU does.
 
-    The console is always drained, so a terminal that stops reading never stops the guest.  What is sent is never
-    dropped: no more is read than the guest takes, and the end of the input waits for it.  Tells whether QEMU ended;
-    raises TimedOut `vm.console.input` where the guest does not take what was sent.
+    The console is always drained, so a terminal that stops reading never stops the guest; a terminal is always read, as
+    the escape may be typed.  Of a pipe or a file nothing is dropped: no more is read than the guest takes, and its end
+    waits for it.  Tells whether QEMU ended; raises TimedOut `vm.console.input` where the guest does not take it.
     """
     output, typed, watch = Output(), Output(), EscapeWatch(escape=escape)
     writes = {terminal_out: output, connection.fileno(): typed}
+    typing, patience = os.isatty(terminal_in), Patience()
     with unblocked(terminal_out), unblocked(connection.fileno()), woken_by_signals() as signals_fd:
         while True:
-            reads = [connection.fileno(), process_fd, signals_fd]
-            readable = exchange([*reads, terminal_in] if len(typed.kept) < CHUNK else reads, writes, None)
+            reads, full = [connection.fileno(), process_fd, signals_fd], len(typed.kept) >= CHUNK and not typing
+            if full and not patience.lasts(len(typed.kept) + untaken(connection)):
+                raise not_taken()
+            readable = exchange(reads if full else [*reads, terminal_in], writes, LOOK_EVERY if full else None)
             if has_ended(connection, process_fd, readable, output):
                 return True
             if terminal_in in readable:
@@ -155,7 +162,7 @@ def exchange(reads: Sequence[int], writes: Mapping[int, Output], seconds: float 
     """Write what is taken, and give which descriptors can be read, within so many seconds at most."""
     readable, writable, _ = select.select(reads, [fd for fd, kept in writes.items() if kept.kept], [], seconds)
     for fd in writable:
-        writes[fd].write(fd)
+        writes[fd].write(fd, PIECE)
     return readable
 
 
@@ -186,7 +193,7 @@ def not_taken() -> TimedOut:
         Report(
             code="vm.console.input",
             message="the guest does not take all that was sent",
-            why=f"for {UNTAKEN_SECONDS:g} s it read nothing more from its serial port; the rest is dropped",
+            why=f"for {UNTAKEN_SECONDS:g} s it read next to nothing from its serial port; the rest is dropped",
         )
     )
 

@@ -1,10 +1,13 @@
 """`disk info`, `disk check`, `disk remove`: what a disk is, whether it is sound, and its end."""
 
+import contextlib
 import os
 from pathlib import PurePosixPath
 from typing import Final, Literal
 
 from kvmlaunch.errors import KvmlaunchError, PreflightFailed, Report
+from kvmlaunch.facts.block import parse_layout
+from kvmlaunch.host.capture_path import read_head
 from kvmlaunch.host.images import held_images, making_place
 from kvmlaunch.host.rundir import lock_taker
 from kvmlaunch.host.volumes import drop_volume, find_volume
@@ -36,8 +39,8 @@ from kvmlaunch.storage.image import Checked, Image, parse_check
 from kvmlaunch.storage.volume import Volume
 
 CORRUPT, LEAKS, NOT_FOR_THIS_FORMAT = 2, 3, 63
-Soundness = Literal["sound", "repaired", "leaks", "corrupt", "nothing to check"]
-WORST: Final[tuple[Soundness, ...]] = ("corrupt", "leaks", "repaired", "sound", "nothing to check")
+Soundness = Literal["sound", "repaired", "leaks", "marked", "corrupt", "nothing to check"]
+WORST: Final[tuple[Soundness, ...]] = ("corrupt", "marked", "leaks", "repaired", "sound", "nothing to check")
 
 
 @frozen(kw_only=True)
@@ -189,13 +192,20 @@ def check_image(target: Target, path: PurePosixPath, format_: str, *, repair: bo
 
     The second one takes the mark of a damaged image away, which the one that mends it may leave (QEMU 7.2.22).
     """
+    marked = is_marked(path)
     first = run_check(target, path, format_, repair=repair)
     if not repair or first.soundness == "nothing to check":
-        return first
+        return evolve(first, soundness="marked") if marked and first.soundness in {"sound", "leaks"} else first
     again = run_check(target, path, format_, repair=True)
-    marked = any(each.damaged for each in (target.facts, target.top) if each and each.real == str(path))
     mended = again.soundness == "sound" and (marked or first.found.fixed > 0)
     return evolve(again, soundness="repaired") if mended else again
+
+
+def is_marked(path: PurePosixPath) -> bool:
+    """Has QEMU marked an image as damaged, which it may be no more; one that cannot be read is not."""
+    with contextlib.suppress(OSError):
+        return bool(parse_layout(read_head(str(path))[0]).get("damaged"))
+    return False
 
 
 def run_check(target: Target, path: PurePosixPath, format_: str, *, repair: bool) -> Examined:

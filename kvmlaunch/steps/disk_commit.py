@@ -82,10 +82,18 @@ def refuse_uncommittable(caller: Caller, target: Target) -> None:
 def look_ahead(caller: Caller, target: Target) -> Committed:
     """Give what a commit would do; raises what it would be refused with."""
     names, seen = snapshot_names(target), seen_of(caller, target)
+    runs = seen is not None and seen.lives
     refuse_uncommittable(caller, target)
-    if names and not os.path.lexists(begun_path(target.image)):
-        refuse_room(target)
-    return Committed(target=target, names=names, live=seen is not None and seen.lives)
+    if names and seen is not None and runs:
+        file_in_chain(seen, target, target.image)
+        if job_row(seen, target) is None:
+            refuse_room(target)
+    elif names:
+        with at_rest(caller, target, "committed"):
+            refuse_locked(target)
+            if not os.path.lexists(begun_path(target.image)):
+                refuse_room(target)
+    return Committed(target=target, names=names, live=runs)
 
 
 def commit_held(caller: Caller, target: Target, progress: Progress) -> Committed:

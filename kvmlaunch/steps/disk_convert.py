@@ -32,6 +32,7 @@ from kvmlaunch.steps.disks import (
     qemu_img,
     read_chain,
     refuse_base,
+    refuse_damaged,
     refuse_disorder,
     refuse_locked,
     refuse_shared,
@@ -98,6 +99,7 @@ def needed(caller: Caller, word: str, wanted: Conversion) -> Target:
     need_file(target)
     refuse_disorder(target)
     if wanted.remove_source:
+        refuse_damaged(target)
         refuse_base(target)
         refuse_shared(caller, target)
         need_removable(target)
@@ -117,6 +119,7 @@ def convert_target(caller: Caller, target: Target, wanted: Conversion, progress:
         sync(goal.path)
     else:
         refuse_filled(goal, overwrite=wanted.overwrite)
+        refuse_nowhere(goal)
         refuse_space(goal, chain)
         if not wanted.dry_run:
             make(target, goal, image, progress)
@@ -182,16 +185,24 @@ def has_size(goal: Goal, image: Image) -> bool:
     return done.status == 0 and parse_info(done.out)[0].size == image.size
 
 
+def refuse_nowhere(goal: Goal) -> None:
+    """Refuse a goal in a directory that is not there, and a device that is not, and is no volume (`disk.missing`)."""
+    if goal.is_device and goal.facts.kind == "missing" and parse_volume_name(goal.path) is None:
+        raise PreflightFailed(
+            Report(code="disk.missing", message=f"{goal.path} does not exist", where=str(goal.path), why="no device")
+        )
+    if not goal.is_device and not os.path.isdir(goal.path.parent):
+        message, hint = f"{goal.path.parent} does not exist", f"mkdir -p {shlex.quote(str(goal.path.parent))}"
+        raise PreflightFailed(
+            Report(code="disk.missing", message=message, where=str(goal.path), hint=f"{hint}   # or mount it")
+        )
+
+
 def make(target: Target, goal: Goal, image: Image, progress: Progress) -> None:
     """Make what is to lie at the goal."""
     if goal.is_device:
         fill_device(target, goal, image, progress)
         return
-    if not os.path.isdir(goal.path.parent):
-        message, hint = f"{goal.path.parent} does not exist", f"mkdir -p {shlex.quote(str(goal.path.parent))}"
-        raise PreflightFailed(
-            Report(code="disk.missing", message=message, where=str(goal.path), hint=f"{hint}   # or mount it")
-        )
     maker = owner_of(goal.path.parent)
     with new_image(goal.path, maker, keeper_of(target.subject.definition, goal.path, maker)) as making:
         options = [f"preallocation={PREALLOCATION[goal.format]}"] if goal.format in PREALLOCATION else []
@@ -203,14 +214,10 @@ def make(target: Target, goal: Goal, image: Image, progress: Progress) -> None:
 
 def fill_device(target: Target, goal: Goal, image: Image, progress: Progress) -> None:
     """Write a disk to a device; a volume that is not there is made, and has its name only when it is whole."""
-    if goal.facts.kind != "missing":
+    name = parse_volume_name(goal.path)
+    if goal.facts.kind != "missing" or name is None:
         fill(target, goal, goal.path, image, progress)
         return
-    name = parse_volume_name(goal.path)
-    if name is None:
-        raise PreflightFailed(
-            Report(code="disk.missing", message=f"{goal.path} does not exist", where=str(goal.path), why="no device")
-        )
     with new_volume(name, image.size) as making:
         fill(target, goal, making.path, image, progress)
 

@@ -75,14 +75,19 @@ def resize_held(caller: Caller, word: str, size: int | None, *, more: bool, dry_
     if not runs:
         refuse_running(caller, target, "grown")
     volume, resized = plan_resize(target, size, more=more, runs=runs)
-    if dry_run or (resized.already and target.facts.kind != "block"):
-        return evolve(resized, pid=seen.pid if seen else None)
+    done = evolve(resized, pid=seen.pid if seen else None)
+    if resized.already and target.facts.kind != "block":
+        return done
     if seen is not None and runs:
         refuse_readonly(target)
         file_in_chain(seen, target, top_of(target))
+        if dry_run:
+            return done
         return grow(target, seen, volume, resized)
     with at_rest(caller, target, "grown"):
         volume, resized = plan_resize(target, size, more=more, runs=False)
+        if dry_run:
+            return resized
         return grow(target, None, volume, resized)
 
 

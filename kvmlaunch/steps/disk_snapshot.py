@@ -105,8 +105,7 @@ def take_held(caller: Caller, targets: tuple[Target, ...], name: str, *, freeze:
         return Taken(name=name, targets=())
     seen = seen_of(caller, targets[0])
     if seen is not None and seen.lives:
-        if not dry_run:
-            targets = tuple(forget_unused(caller, seen, target, name) for target in targets)
+        targets = tuple(forget_unused(caller, seen, target, name, dry_run=dry_run) for target in targets)
         return take_live(seen, targets, name, freeze=freeze, dry_run=dry_run)
     with at_rest(caller, targets[0], "kept"):
         for target in targets:
@@ -114,7 +113,7 @@ def take_held(caller: Caller, targets: tuple[Target, ...], name: str, *, freeze:
         left = tuple(target for target in targets if not is_begun(target, name))
         refuse_taken(left, name)
         if not left:
-            for target in targets:
+            for target in targets if not dry_run else ():
                 forget_making(overlay_path(target.image, name))
             return Taken(name=name, targets=targets, already=True)
         made: list[PurePosixPath] = []
@@ -157,8 +156,11 @@ def refuse_taken(targets: Sequence[Target], name: str) -> None:
         )
 
 
-def forget_unused(caller: Caller, seen: Seen, target: Target, name: str) -> Target:
-    """Give a disk without an empty overlay that a killed command made, and that the running QEMU never switched to."""
+def forget_unused(caller: Caller, seen: Seen, target: Target, name: str, *, dry_run: bool = False) -> Target:
+    """Give a disk without an empty overlay that a killed command made, and that the running QEMU never switched to.
+
+    It is removed, unless that is only to be looked ahead at.
+    """
     overlay = overlay_path(target.image, name)
     if target.facts.since[-1:] != (str(overlay),) or is_in_chain(seen, target, overlay):
         return target
@@ -166,7 +168,8 @@ def forget_unused(caller: Caller, seen: Seen, target: Target, name: str) -> Targ
     file_in_chain(seen, target, top_of(left))  # it is this disk that the VM runs with
     if not is_begun(target, name):
         return target
-    retire(caller, overlay)
+    if not dry_run:
+        retire(caller, overlay)
     return left
 
 
@@ -264,7 +267,7 @@ def retire(caller: Caller, overlay: PurePosixPath) -> None:
                 code="disk.locked",
                 message=f"{overlay.name} is in use",
                 where=str(overlay),
-                why="locked by " + ", ".join(map(holder_text, holders)),
+                why="locked by " + ", ".join(dict.fromkeys(map(holder_text, holders))),
                 hint="the same command again, once that has ended",
             )
         )

@@ -285,7 +285,7 @@ def refuse_locked(target: Target) -> None:
                 code="disk.locked",
                 message=f"{target.disk.path} is in use",
                 where=target.table,
-                why="locked by " + ", ".join(map(holder_text, holders)),
+                why="locked by " + ", ".join(dict.fromkeys(map(holder_text, holders))),
                 hint="the same command again, once that has ended",
             )
         )

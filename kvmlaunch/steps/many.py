@@ -67,7 +67,7 @@ def start_child(name: str, action: Action, running: dict[int, Child]) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
     except BaseException as error:  # noqa: BLE001 - a bug in a child has nobody else to tell it
-        if isinstance(error, Exception):
+        if isinstance(error, Exception) and not isinstance(error, BrokenPipeError):
             sys.excepthook(*sys.exc_info())
     finally:
         os._exit(code)

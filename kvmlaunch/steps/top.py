@@ -72,7 +72,7 @@ class Watch:
     caller: Caller
     names: Sequence[str]
     known: dict[str, tuple[Seen, int]] = Factory(dict)
-    silent: set[int] = Factory(set)  # pids of QEMUs whose monitor did not answer at the last look
+    silent: dict[int, float] = Factory(dict)  # by the pid of a QEMU that did not answer: how long it is waited for next
 
     def live(self) -> list[Seen]:
         """Give those that run."""
@@ -90,14 +90,15 @@ class Watch:
 def look(watch: Watch) -> dict[tuple[str, int], Counters]:
     """Give the counters of VMs by name and pid; all monitors are asked at once.
 
-    One that was silent at the last look is not waited for again: it would hold up every look.
+    One that was silent at the last look is waited for briefly, as it would hold up every look, then longer each time.
     """
     seen = watch.live()
-    answers = {
-        **asked([each for each in seen if each.pid not in watch.silent], SECONDS),
-        **asked([each for each in seen if each.pid in watch.silent], BRIEFLY),
+    silent = [each for each in seen if each.pid in watch.silent]
+    patience = max((watch.silent[each.pid or 0] for each in silent), default=0.0)
+    answers = {**asked([each for each in seen if each not in silent], SECONDS), **asked(silent, patience)}
+    watch.silent = {
+        pid: min(SECONDS, 2 * watch.silent.get(pid, BRIEFLY / 2)) for pid, answer in answers.items() if answer is None
     }
-    watch.silent = {pid for pid, answer in answers.items() if answer is None}
     return {(each.name, each.pid or 0): read_counters(each, answers[each.pid or 0]) for each in seen}
 
 

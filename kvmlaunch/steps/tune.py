@@ -146,7 +146,8 @@ def plan(caller: Caller, words: Sequence[str], *, every: bool, boot: bool = Fals
     vms = tuple(vm_wish(each) for each in definitions)
     boot = boot or any(entry.path == GRUB_FILE for entry in entries)
     made = plan_tuning(host, tuning, wishes, vms, boot=boot)
-    if any(entry.path == RUN for entry in unwished(entries, made, wishes)):  # a scan that ends has no wishes
+    ending = any(entry.path == RUN for entry in unwished(entries, made, wishes))
+    if ending and "run" in tuning.ksm:  # a scan that ends has no wishes
         made = plan_tuning(host, stopped(tuning, entries), wishes, vms, boot=boot)
     again = apply_line(words, every=every)
     raised = raised_by_vms() if caller.uid == 0 else {}

@@ -2,9 +2,11 @@
 
 import itertools
 import os
+import pty
 import socket
 import threading
 import time
+import tty
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -56,17 +58,63 @@ def test_what_is_piped_in_arrives_whole_though_the_guest_reads_it_late(
     assert b"".join(taken) == sent
 
 
+@pytest.mark.parametrize("size", [6, 1_000_000])
 def test_what_a_guest_does_not_take_is_said(
-    ends: tuple[socket.socket, socket.socket, int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ends: tuple[socket.socket, socket.socket, int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
     ours, _, lives, null = ends
     monkeypatch.setattr(attach, "UNTAKEN_SECONDS", 0.2)
-    (tmp_path / "input").write_bytes(b"hello\n")
+    (tmp_path / "input").write_bytes(b"x" * size)
 
     with (tmp_path / "input").open("rb") as file, pytest.raises(TimedOut) as caught:
         converse(ours, lives, file.fileno(), null, b"\x1d")
 
     assert caught.value.report.code == "vm.console.input"
+
+
+def test_a_guest_that_is_slow_is_waited_for(
+    ends: tuple[socket.socket, socket.socket, int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, guests, lives, null = ends
+    monkeypatch.setattr(attach, "UNTAKEN_SECONDS", 1.0)
+    (tmp_path / "input").write_bytes(b"x" * 20_000)
+    taken: list[bytes] = []
+
+    def read() -> None:
+        while chunk := guests.recv(1000):
+            taken.append(chunk)
+            time.sleep(0.1)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    with (tmp_path / "input").open("rb") as file:
+        ended = converse(ours, lives, file.fileno(), null, b"\x1d")
+    ours.shutdown(socket.SHUT_RDWR)
+    reader.join()
+
+    assert (ended, len(b"".join(taken))) == (False, 20_000)
+
+
+def test_the_escape_is_heard_though_the_guest_takes_nothing(
+    ends: tuple[socket.socket, socket.socket, int, int],
+) -> None:
+    ours, _, lives, null = ends
+    outer, inner = pty.openpty()
+    tty.setraw(inner)
+
+    def type_much() -> None:
+        for _ in range(600):
+            os.write(outer, b"x" * 1000)
+        os.write(outer, b"\x1d")
+
+    typist = threading.Thread(target=type_much)
+    typist.start()
+    ended = converse(ours, lives, inner, null, b"\x1d")
+    typist.join()
+    os.close(outer)
+    os.close(inner)
+
+    assert ended is False
 
 
 def test_a_log_that_grows_within_a_character_reads_as_it_was_written(tmp_path: Path) -> None:
@@ -95,3 +143,8 @@ def test_text_in_pieces_is_as_plain_as_the_whole(parts: list[str], cuts: list[in
         shown += pieces.feed(text[begin:end])
 
     assert shown + pieces.feed("", last=True) == plain_text(text)
+
+
+def test_a_flood_of_beginnings_is_told_as_quickly_as_any_text() -> None:
+    """A search that begins anew at each of them would take hours."""
+    assert PlainText().feed("\x90" * 300_000 + "\n") == "\n"

@@ -2,7 +2,9 @@
 
 import base64
 import json
+from bisect import bisect_left
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import pairwise
 from typing import Final
 
@@ -60,14 +62,17 @@ def commands(sent: bytes) -> list[str]:
 
 
 def nested(text: str) -> Iterator[object]:
-    """Give what becomes of a text with an ever deeper list in place of `?`, as long as the parser of JSON takes it."""
-    for depth in range(1, DEEPEST):
+    """Give what becomes of a text with a list in place of `?`: shallow ones, and the deepest that the parser takes."""
+
+    def answers(depth: int) -> list[object]:
         talk = begun(PING)
-        try:
+        with suppress(NoAgent):
             talk.feed(b'{"return": %s}\n' % text.replace("?", "[" * depth + "]" * depth).encode())
-        except NoAgent:
-            return
-        yield from talk.answers
+        return talk.answers
+
+    limit = 1 + bisect_left(range(1, DEEPEST), 1, key=lambda depth: int(not answers(depth)))
+    for depth in (*range(1, 40), *range(max(40, limit - 40), limit)):
+        yield from answers(depth)
 
 
 def test_a_conversation_begins_with_a_delimiter_and_its_own_token() -> None:

@@ -1,7 +1,8 @@
 """Values do as those of attrs would, by one function for all classes."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
+from unittest import mock
 
 import attrs
 import pytest
@@ -143,3 +144,37 @@ def test_a_value_has_no_hash_so_that_none_is_relied_on() -> None:
 def test_a_field_that_attrs_declares_is_refused_as_nobody_would_read_it() -> None:
     with pytest.raises(TypeError, match=r"attrs\.field"):
         frozen(kw_only=True)(type("Mixed", (), {"__annotations__": {"number": int}, "number": attrs.field(default=1)}))
+
+
+def test_a_value_lets_the_other_side_say_whether_it_is_equal() -> None:
+    assert Ours(number=1) == mock.ANY
+    assert Theirs(number=1) == mock.ANY
+
+
+def extended() -> type[Any]:
+    class More(Ours):
+        """A value with one field more."""
+
+        more: int = 0
+
+    return More
+
+
+BODIES: dict[str, dict[str, Any]] = {
+    "a variable": {"__annotations__": {"kinds": ClassVar[tuple[str, ...]]}, "kinds": ()},
+    "a default that looks": {
+        "__annotations__": {"number": int},
+        "number": attrs.Factory(lambda self: len(repr(self)), takes_self=True),
+    },
+}
+
+
+@pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
+def test_what_attrs_would_do_and_nobody_does_here_is_refused(body: dict[str, Any]) -> None:
+    with pytest.raises(TypeError):
+        frozen(kw_only=True)(type("Odd", (), body))
+
+
+def test_a_class_of_values_has_no_subclasses() -> None:
+    with pytest.raises(TypeError, match="no subclasses"):
+        frozen(kw_only=True)(extended())

@@ -574,3 +574,17 @@ def test_completion_knows_vms_wherever_they_are_sought(machine: Machine, words: 
 
     assert {line.partition(",")[2] for line in said.out.split()} == expected
     assert said.err == ""
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_a_reader_that_goes_away_keeps_no_vm_from_its_start(machine: Machine, jobs: str) -> None:
+    for name in ("a", "b"):
+        machine.define(name)
+
+    said = machine.execute("bash", "-c", f"kvmlaunch up a b --json --paused -j{jobs} | true; echo ${{PIPESTATUS[0]}}")
+    dry = machine.execute("bash", "-c", f"kvmlaunch up a b -n -j{jobs} | true; echo ${{PIPESTATUS[0]}}")
+
+    assert (said.out, dry.out) == ("0\n", "0\n"), said.err + dry.err
+    assert "Traceback" not in said.err + dry.err
+    assert "Broken pipe" not in said.err + dry.err
+    assert [machine.status(name)["state"] for name in ("a", "b")] == ["paused", "paused"]

@@ -594,9 +594,9 @@ def test_no_command_is_printed_for_a_disk_that_cannot_be_told(machine: Machine) 
 
 @contextmanager
 def delayed(machine: Machine, *words: str) -> Iterator[list[Result]]:
-    """Run a command that has looked at everything and waits two seconds before it takes the VM in hand."""
+    """Run a command that has looked at everything and waits five seconds before it takes the VM in hand."""
     ended: list[Result] = []
-    options = ("-o", "/dev/null", "-e", "trace=flock", "-e", "inject=flock:delay_enter=2000000:when=1")
+    options = ("-o", "/dev/null", "-e", "trace=flock", "-e", "inject=flock:delay_enter=5000000:when=1")
     thread = Thread(target=lambda: ended.append(traced(machine, *words, options=options)))
     thread.start()
     time.sleep(1)

@@ -169,6 +169,62 @@ def test_a_place_that_is_mounted_by_others_gets_no_file_either(machine: Machine,
     assert state(etc) == before
 
 
+ODD: Final = ("masked", "markers", "directory")
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_a_place_of_which_nothing_can_be_told_is_skipped_and_the_rest_is_made(
+    machine: Machine, with_systemd: Path, wishes: Path, odd: str
+) -> None:
+    fstab, unit = with_systemd / "fstab", with_systemd / "systemd/system/mnt-huge.mount"
+    unit.parent.mkdir(parents=True, exist_ok=True)
+    if odd == "masked":
+        unit.symlink_to("/dev/null")
+    else:
+        fstab.unlink(missing_ok=True)
+        fstab.write_text("# kvmlaunch: begin\n") if odd == "markers" else fstab.mkdir()
+    wishes.write_text('hugetlbfs = "/mnt/huge"\nswappiness = 7\n')
+
+    made = machine.run("tune", "apply", "--persist")
+    during = value(SWAPPINESS), (with_systemd / "sysctl.d/80-kvmlaunch.conf").exists()
+    machine.ok("tune", "off")
+
+    assert (made.code, "host.hugetlbfs.place" in made.codes, "internal.bug" in made.codes) == (6, True, False), made.err
+    assert during == ("7", True)
+
+
+def test_a_unit_of_ours_that_was_masked_since_does_not_keep_off_from_its_end(
+    machine: Machine, with_systemd: Path, wishes: Path
+) -> None:
+    unit = with_systemd / "systemd/system/mnt-huge.mount"
+    wishes.write_text('hugetlbfs = "/mnt/huge"\n')
+    machine.ok("tune", "apply", "--persist")
+    unit.unlink()
+    unit.symlink_to("/dev/null")
+
+    left, forced = machine.run("tune", "off"), machine.run("tune", "off", "--force")
+
+    assert (left.code, left.codes) == (10, {"host.change.conflict"})
+    assert "fix: rm " in left.err
+    assert forced.code == 0, forced.err
+    assert unit.is_symlink()
+    assert "nothing is tuned" in machine.run("tune", "off").err
+
+
+def test_without_ksm_a_plan_goes_on_though_it_ran_before(machine: Machine, wishes: Path) -> None:
+    wishes.write_text('[ksm]\nmode = "on"\n')
+    machine.ok("tune", "apply")
+    wishes.write_text("")
+    (KSM / "run").write_text("0")
+    machine.execute("mount", "-t", "tmpfs", "none", KSM)
+
+    planned = machine.run("tune", "plan")
+    machine.execute("umount", KSM)
+    machine.run("tune", "off")
+
+    assert planned.code == 0, planned.err
+
+
 @pytest.mark.parametrize("where", ["unit", "fstab"])
 def test_a_unit_or_a_line_of_others_for_the_place_is_left_alone(
     machine: Machine, with_systemd: Path, wishes: Path, where: str
