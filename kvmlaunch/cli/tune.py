@@ -76,7 +76,7 @@ def plan_document(planned: "Planned", findings: Sequence[Finding]) -> dict[str, 
         "mount": planned.unmounted,
         "settings": [setting_document(setting) for setting in planned.plan.settings],
         "files": [file_document(kept, written=kept.path in planned.written) for kept in planned.plan.files],
-        "returning": [entry.path for entry in planned.returning],
+        "returning": [entry.path for entry in planned.returned],
         "ksm": {name: knob.value for name, knob in planned.tuning.ksm.items()},
         "findings": [finding_document(finding) for finding in findings],
     }
@@ -96,7 +96,7 @@ def show_plan(session: Session, planned: "Planned") -> None:
     show_table([setting_cells(session, setting) for setting in shown])
     if planned.unmounted:
         click.echo(f"hugetlbfs  {planned.unmounted}  mounted, as host.toml says")
-    for entry in planned.returning:
+    for entry in planned.returned:
         if isinstance(entry, SettingEntry):
             fewer = next((each.wanted.value for each in plan.settings if each.key == entry.key), None)
             why = "no longer wished: as it was before" if fewer is None else "fewer are wished"

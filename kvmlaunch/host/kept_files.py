@@ -73,6 +73,9 @@ def apply_file(ledger: Ledger, kept: KeptFile) -> Finding | None:
             before, mode, made = earlier.before, earlier.before_mode, earlier.made
         else:
             mode, made = mode_of(kept.path), missing_directory(PurePosixPath(kept.path).parent)
+            before = (
+                None if before is not None and before.startswith(HEAD) else before
+            )  # ours, of a journal that is lost
         entry = FileEntry(
             path=kept.path,
             kind=kept.kind,

@@ -136,6 +136,9 @@ def undo_counted(ledger: Ledger, entry: SettingEntry, root: Path, *, stays: bool
 def lower_counted(ledger: Ledger, entry: SettingEntry, wanted: int, root: Path = Path("/")) -> Iterator[Finding]:
     """Lower a pool that holds more of ours than is wished now, as far as its pages are idle."""
     live = int(read_value(entry.path, root) or 0)
+    if entry.undo_from is not None:  # a crash came while it was lowered: what was given then is not ours any more
+        given = max(0, int(entry.undo_from) - live)
+        entry = evolve(entry, after=str(max(int(entry.before), int(entry.after or entry.before) - given)))
     excess = min(gain_of(entry), max(0, live - wanted))
     change = PoolChange(page_size=page_size_of(entry.path), pages=excess)
     ledger.put(evolve(entry, undo_from=str(live)))

@@ -5,7 +5,7 @@ Every function here runs under the host-wide lock.
 
 import contextlib
 import errno
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Generator, Iterator, Sequence
 from pathlib import Path
 
 from kvmlaunch.errors import KvmlaunchError
@@ -43,16 +43,29 @@ def settle(ledger: Ledger, root: Path = Path("/")) -> None:
             ledger.put(counted_anew(entry, int(read_value(entry.path, root) or 0), ledger.boot_id, root))
         elif isinstance(entry, SettingEntry) and not entry.done and entry.boot_id == ledger.boot_id:
             settle_one(ledger, entry, read_value(entry.path, root))
-        elif isinstance(entry, SettingEntry) and not entry.done and not is_kept_at_boot(entry, root):
+        elif isinstance(entry, SettingEntry) and not entry.done and not is_kept_at_boot(ledger, entry, root):
             ledger.drop(entry.path)  # the write died with the boot, and no file sets it
         elif isinstance(entry, SettingEntry) and entry.boot_id != ledger.boot_id:
-            before = entry.before if entry.default is None else entry.default
-            ledger.put(evolve(entry, before=before, after=entry.kept or entry.after, done=True, boot_id=ledger.boot_id))
+            ledger.put(booted(entry, read_value(entry.path, root), ledger.boot_id))
 
 
-def is_kept_at_boot(entry: SettingEntry, root: Path) -> bool:
-    """Does a knob hold what a file of ours may have set at boot."""
-    return read_value(entry.path, root) in {entry.kept, *entry.kept_before} - {None}
+def is_kept_at_boot(ledger: Ledger, entry: SettingEntry, root: Path) -> bool:
+    """Does a knob hold what a file of ours may have set at boot, or may one of them still be read."""
+    files = any(isinstance(each, FileEntry) for each in ledger.entries)
+    return files or read_value(entry.path, root) in values_of_files(entry)
+
+
+def values_of_files(entry: SettingEntry) -> set[str]:
+    """Give the values that files of ours may set at boot."""
+    return {value for value in (entry.kept, *entry.kept_before) if value is not None}
+
+
+def booted(entry: SettingEntry, live: str | None, boot_id: str) -> SettingEntry:
+    """Give an entry of an earlier boot as it is in this one: set by a file of ours, or by whatever else sets it."""
+    if live is None or live in values_of_files(entry) or entry.companion or not values_of_files(entry):
+        before = entry.before if entry.default is None else entry.default
+        return evolve(entry, before=before, after=entry.kept or entry.after, done=True, boot_id=boot_id)
+    return evolve(entry, before=live, after=live, default=live, done=True, boot_id=boot_id)
 
 
 def is_forgotten(entry: TuneEntry, boot_id: str) -> bool:
@@ -111,12 +124,14 @@ def apply_setting(ledger: Ledger, setting: Setting, root: Path = Path("/"), *, l
     )
     beside = keep_companions(ledger, setting, root, lasting=entry.lasting)
     ledger.put(entry)
+    least = read_value(MIN_FREE, root) if principal_of(MIN_FREE) == path else None
     finding = turn(setting, live, root)
     if finding is None:
         ledger.put(evolve(entry, after=wanted, done=True))
         if entry.lasting:
             make_companions_lasting(ledger, path)
-        note_reset(ledger, root)
+        if least is not None:
+            note_reset(ledger, least, root)
         return None
     if lasting and finding.report.code == BUSY:  # a file of ours sets it at boot
         ledger.put(evolve(entry, after=before, done=True))
@@ -127,12 +142,16 @@ def apply_setting(ledger: Ledger, setting: Setting, root: Path = Path("/"), *, l
     return finding
 
 
-def note_reset(ledger: Ledger, root: Path) -> None:
-    """Write down what the kernel made of a sysctl beside a knob, so that what somebody sets there later is his."""
+def note_reset(ledger: Ledger, found: str, root: Path) -> None:
+    """Write down what the kernel made of a sysctl beside a knob, so that what somebody sets there later is his.
+
+    What was `found` there before the knob was turned is his already where it was not as we left it.
+    """
     entry = ledger.find(MIN_FREE)
     live = read_value(MIN_FREE, root)
     if isinstance(entry, SettingEntry) and entry.companion and live is not None:
-        ledger.put(evolve(entry, after=live))
+        before = entry.before if is_ours(entry, found) or found == entry.before else found
+        ledger.put(evolve(entry, before=before, wanted=before, after=live))
 
 
 def turn(setting: Setting, live: str, root: Path) -> Finding | None:
@@ -197,7 +216,9 @@ def keep_companions(ledger: Ledger, setting: Setting, root: Path, *, lasting: bo
         return added  # what belongs to a value of ours is nobody's
     for path in companions_of(setting.knob.path, root):
         live, known = read_value(path, root), ledger.find(path)
-        if live is not None and isinstance(known, SettingEntry) and known.companion and is_back(ledger, known):
+        known_back = isinstance(known, SettingEntry) and known.companion and is_back(ledger, known)
+        there = isinstance(principal, SettingEntry) and setting.knob.value == principal.before
+        if live is not None and isinstance(known, SettingEntry) and known_back and there:
             ledger.put(evolve(known, before=live, wanted=live, after=live, lasting=known.lasting or lasting))
         elif live is not None and known is None:
             added.append(path)
@@ -242,9 +263,10 @@ def make_companions_lasting(ledger: Ledger, path: str) -> None:
             ledger.put(evolve(each, lasting=True))
 
 
-def files_are_written(ledger: Ledger, wished: Container[str]) -> None:
+def files_are_written(ledger: Ledger, wished: Container[str], root: Path = Path("/")) -> None:
     """Forget what files of ours set earlier, as every one of them is written anew: values, and knobs that are back."""
-    back = {each.path for each in ledger.entries if isinstance(each, SettingEntry) and is_back(ledger, each)}
+    settings = [each for each in ledger.entries if isinstance(each, SettingEntry)]
+    back = {each.path for each in settings if is_back(ledger, each) and not came_again(each, root)}
     for entry in ledger.entries:
         if entry.path in back and entry.path not in wished and principal_of(entry.path) not in wished:
             ledger.drop(entry.path)
@@ -271,6 +293,12 @@ def is_back(ledger: Ledger, entry: SettingEntry) -> bool:
     return entry.kept is not None and entry.after == entry.before
 
 
+def came_again(entry: SettingEntry, root: Path = Path("/")) -> bool:
+    """Has a file of ours been read since a knob was put back, so that it holds what that sets."""
+    live = read_value(entry.path, root)
+    return live is not None and entry.after == entry.before != live and live in values_of_files(entry)
+
+
 def undo_setting(
     ledger: Ledger, entry: SettingEntry, root: Path = Path("/"), *, force: bool, stays: bool = False
 ) -> Iterator[Finding]:
@@ -284,27 +312,40 @@ def undo_setting(
     if live is None or is_advised(entry, root):
         yield from forget_setting(ledger, entry, live)
         return
+    if came_again(entry, root):
+        entry = evolve(entry, after=live)
     if entry.counted:
         yield from undo_counted(ledger, evolve(entry, undo_from=entry.undo_from or live), root, stays=stays)
         return
-    if live != entry.before:
-        reset = entry.companion and entry.path != MIN_FREE  # by the kernel, with what it belongs to
-        if not is_ours(entry, live) and not force and not reset:
-            yield conflict(entry, live)
-            return
-        try:
-            yield from take_apart(entry, root)
-            back = write_back(ledger, entry, root)
-        except OSError as error:
-            yield skipped(entry.key, entry.path, f"the kernel refused {entry.before}: {error.strerror}")
-            return
-        if back != entry.before:
-            yield skipped(entry.key, entry.path, f"{entry.before} was written, {back} is what the kernel made of it")
+    his = not force and not entry.companion and is_back(ledger, entry)  # it was put back, and set by him since
+    if live != entry.before and not his:
+        refused = yield from set_back(ledger, entry, live, root, force=force)
+        if refused:
             return
     if stays:
-        ledger.put(evolve(entry, after=entry.before, done=True))
+        made = entry.after if entry.companion and entry.after != entry.before else entry.kept  # by the kernel, at boot
+        ledger.put(evolve(entry, after=entry.before, kept=made, done=True))
     else:
         ledger.drop(entry.path)
+
+
+def set_back(
+    ledger: Ledger, entry: SettingEntry, live: str, root: Path, *, force: bool
+) -> Generator[Finding, None, bool]:
+    """Write what a knob held before; tells whether that was refused, by the kernel or as somebody else has set it."""
+    reset = entry.companion and entry.path != MIN_FREE  # by the kernel, with what it belongs to
+    if not is_ours(entry, live) and not force and not reset:
+        yield conflict(entry, live)
+        return True
+    try:
+        yield from take_apart(entry, root)
+        back = write_back(ledger, entry, root)
+    except OSError as error:
+        yield skipped(entry.key, entry.path, f"the kernel refused {entry.before}: {error.strerror}")
+        return True
+    if back != entry.before:
+        yield skipped(entry.key, entry.path, f"{entry.before} was written, {back} is what the kernel made of it")
+    return back != entry.before
 
 
 def forget_setting(ledger: Ledger, entry: SettingEntry, live: str | None) -> Iterator[Finding]:

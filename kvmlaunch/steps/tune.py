@@ -12,18 +12,19 @@ from kvmlaunch.define.positions import locate
 from kvmlaunch.facts.boot_files import parse_boot_lines
 from kvmlaunch.facts.sources import Wanted, parse_captured
 from kvmlaunch.facts.tuning import parse_tuning
+from kvmlaunch.host.apply import mounts_on
 from kvmlaunch.host.capture import capture_host
 from kvmlaunch.host.capture_tuning import capture_tuning
 from kvmlaunch.host.definitions import definition_files, read_file
 from kvmlaunch.host.journal import read_all_journals
 from kvmlaunch.host.kept_files import is_kept, serves
-from kvmlaunch.host.settings import RUN, is_back, principal_of, settle
+from kvmlaunch.host.settings import RUN, came_again, is_back, principal_of, settle
 from kvmlaunch.host.tune_journal import Ledger, read_entries
 from kvmlaunch.model.change import PoolChange
 from kvmlaunch.model.definition import Definition
 from kvmlaunch.model.finding import Finding
 from kvmlaunch.model.host import HostFacts
-from kvmlaunch.model.tuning import HostTuning, Setting, SettingEntry, TuneEntry, TunePlan, VmEntry
+from kvmlaunch.model.tuning import HostTuning, MountEntry, Setting, SettingEntry, TuneEntry, TunePlan, VmEntry
 from kvmlaunch.model.value import evolve, frozen
 from kvmlaunch.model.wishes import HOST_FILE, HostWishes
 from kvmlaunch.run.process import read_boot_id
@@ -59,9 +60,14 @@ class Planned:
     again: str = ""
 
     @property
+    def returned(self) -> tuple[TuneEntry, ...]:
+        """What is put back by itself: the rest is what the kernel resets beside that."""
+        return tuple(entry for entry in self.returning if not is_reset(entry))
+
+    @property
     def changes(self) -> int:
         """How much of the host would be changed."""
-        return len(self.plan.changes) + len(self.returning) + bool(self.unmounted)
+        return len(self.plan.changes) + len(self.returned) + bool(self.unmounted)
 
 
 def read_wishes(caller: Caller) -> HostWishes:
@@ -216,9 +222,20 @@ def unwished(entries: Sequence[TuneEntry], made: TunePlan, wishes: HostWishes) -
     return tuple(
         entry
         for entry in changes
-        if is_more(entry, settings.get(entry.path))
-        or (entry.path not in kept and not (isinstance(entry, SettingEntry) and is_back(ledger, entry)))
+        if is_more(entry, settings.get(entry.path)) or (entry.path not in kept and not is_over(ledger, entry))
     )
+
+
+def is_over(ledger: Ledger, entry: TuneEntry) -> bool:
+    """Is what was made as it was before already, and written down only as a file of ours makes it at the next boot."""
+    if isinstance(entry, SettingEntry):
+        return is_back(ledger, entry) and not came_again(entry)
+    return isinstance(entry, MountEntry) and entry.lasting and not mounts_on(entry.path)
+
+
+def is_reset(entry: TuneEntry) -> bool:
+    """Is it what the kernel resets beside a knob, and no change of its own."""
+    return isinstance(entry, SettingEntry) and entry.companion
 
 
 def stopped(tuning: HostTuning, entries: Sequence[TuneEntry]) -> HostTuning:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 
 from kvmlaunch.errors import PreflightFailed, PrivilegeMissing, Report
+from kvmlaunch.host.apply import mounts_on
 from kvmlaunch.host.capture_tuning import capture_grub
 from kvmlaunch.host.kept_files import (
     apply_file,
@@ -20,11 +21,11 @@ from kvmlaunch.host.pool_settings import apply_counted, lower_counted
 from kvmlaunch.host.settings import apply_setting, files_are_written, make_lasting, settle, undo_all
 from kvmlaunch.host.tune_journal import Ledger, read_entries
 from kvmlaunch.model.finding import Finding, errors_of, warning
-from kvmlaunch.model.tuning import FileEntry, KeptFile, SettingEntry, TuneEntry, VmEntry
+from kvmlaunch.model.tuning import FileEntry, KeptFile, MountEntry, SettingEntry, TuneEntry, VmEntry
 from kvmlaunch.model.value import evolve, frozen
 from kvmlaunch.run.process import read_boot_id
 from kvmlaunch.steps.caller import Caller, Tell
-from kvmlaunch.steps.tune import Planned, plan, written_of
+from kvmlaunch.steps.tune import Planned, is_reset, plan, written_of
 from kvmlaunch.tune.keep import GRUB_FILE
 from kvmlaunch.tune.plan import plan_files
 
@@ -128,6 +129,7 @@ def put_back(ledger: Ledger, planned: Planned, tell: Tell, *, files: bool) -> li
     returning = [entry for entry in planned.returning if files or not isinstance(entry, FileEntry)]
     fewer = [entry for entry in returning if isinstance(entry, SettingEntry) and entry.path in settings]
     gone = [entry for entry in returning if entry not in fewer]
+    mounted = {entry.path for entry in gone if isinstance(entry, MountEntry) and mounts_on(entry.path)}
     listed: list[Finding] = []
     for entry in fewer:
         listed += lower_counted(ledger, entry, int(settings[entry.path].wanted.value))
@@ -141,7 +143,9 @@ def put_back(ledger: Ledger, planned: Planned, tell: Tell, *, files: bool) -> li
     )
     left = {entry.path: entry for entry in ledger.entries}
     for each in gone:
-        if left.get(each.path) != each:
+        if isinstance(each, MountEntry) and each.path in mounted and not mounts_on(each.path):
+            tell("unmounted", each.path)
+        elif left.get(each.path) != each and not is_reset(each):
             tell("restored", each.key if isinstance(each, SettingEntry) else each.path)
     return listed
 
@@ -181,7 +185,7 @@ def write_files(ledger: Ledger, planned: Planned, tell: Tell, *, persist: bool, 
     there = {kept.path for kept in planned.plan.files}
     told = {entry.path for entry in planned.returning}
     empty = [each for each in ledger.entries if isinstance(each, FileEntry) and each.path not in there | told]
-    found = [each for entry in reversed(empty if persist else []) for each in undo_other(ledger, entry, force=False)]
+    found = [*undo_files(ledger, tuple(empty) if persist else ())]
     for kept in wanted:
         if is_kept(kept):
             note_file(ledger, kept)
@@ -195,6 +199,11 @@ def write_files(ledger: Ledger, planned: Planned, tell: Tell, *, persist: bool, 
         files_are_written(ledger, {setting.knob.path for setting in planned.plan.settings})
         forget_mount(ledger, planned.wishes.hugetlbfs)
     return found
+
+
+def undo_files(ledger: Ledger, entries: Sequence[FileEntry]) -> Iterator[Finding]:
+    """Take files back; one that cannot be keeps no other from it."""
+    yield from undo_all(ledger, lambda entry, _: undo_other(ledger, entry, force=False), entries, force=False)
 
 
 def all_written(ledger: Ledger, planned: Planned) -> bool:
@@ -235,7 +244,7 @@ def off(caller: Caller, tell: Tell, *, force: bool = False) -> PutBack:
         )
         left = {entry.path for entry in ledger.entries}
         for entry in reversed(before):
-            if entry.path not in left and not isinstance(entry, VmEntry):
+            if entry.path not in left and not isinstance(entry, VmEntry) and not is_reset(entry):
                 tell("restored", entry.key if isinstance(entry, SettingEntry) else entry.path)
     gone = {entry.path: entry for entry in before if entry.path not in left}
     return PutBack(tuned=bool(before), left=bool(left), found=found, commands=tuple(commands_after(gone)))

@@ -618,3 +618,33 @@ def test_an_entry_takes_the_place_of_an_earlier_one_of_its_path(knob: Host) -> N
     knob.ledger.put(ENTRIES[2])
 
     assert [entry.path for entry in knob.ledger.entries] == [first.path, "/etc/x"]
+
+
+def test_a_value_of_the_earlier_boot_is_nobodys_once_no_file_set_it(knob: Host) -> None:
+    knob.value = "33"
+    knob.apply("7", lasting=True)
+    reboot(knob, "60")  # in which nothing read the file
+
+    assert knob.undo() == []
+    assert knob.value == "60"
+
+
+def test_a_file_that_is_read_after_a_knob_was_looked_at_is_still_ours(knob: Host) -> None:
+    knob.apply("30", lasting=True)
+    reboot(knob, "20")  # the file was not read yet
+    knob.value = "30"  # and now it was
+
+    assert knob.undo() == []
+    assert knob.value == "20"
+
+
+def test_a_pool_that_was_being_lowered_at_a_crash_is_counted_once(tmp_path: Path) -> None:
+    pool_at(tmp_path, total=8, free=8)
+    entry = evolve(raised(before=0, after=12), undo_from="12")  # four pages were given, and then the crash came
+    ledger = Ledger(entries=(entry,), boot_id="b", time="t", write=lambda _: None)
+
+    list(lower_counted(ledger, entry, 8, tmp_path))
+
+    lowered = ledger.find(entry.path)
+    assert isinstance(lowered, SettingEntry)
+    assert (lowered.after, lowered.undo_from) == ("8", None)

@@ -1,5 +1,6 @@
 """What files of ours set at boot is never forgotten before they are gone; what is somebody else's in them stays."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -7,7 +8,7 @@ import pytest
 
 from tests.crashes import describe, killed_at, points, sample
 from tests.root.conftest import Pool
-from tests.root.test_tune import GUEST, KSM, SWAPPINESS, SYSCTL, etc, state, value, with_systemd
+from tests.root.test_tune import GUEST, KSM, SCRIPT, SWAPPINESS, SYSCTL, etc, state, value, with_systemd
 from tests.sandbox import Machine
 
 __all__ = ("etc", "with_systemd")
@@ -268,3 +269,93 @@ def test_a_masked_file_is_a_wish_of_somebody_else(machine: Machine, etc: Path, w
     assert (made.code, made.codes >= {"host.change.conflict"}) == (10, True), made.err
     assert "it leads to /dev/null" in made.err
     assert mask.is_symlink()
+
+
+def test_a_file_that_is_read_again_after_its_wish_went_sets_nothing_that_stays(
+    machine: Machine, wishes: Path, pool: Pool
+) -> None:
+    wishes.write_text(f"{POOL}swappiness = 30\n")
+    machine.ok("tune", "apply", "--persist")
+    wishes.write_text("")
+    machine.ok("tune", "apply")
+    machine.execute("sysctl", "-qp", SYSCTL)
+
+    planned = machine.ok("tune", "plan", "--json").json
+    off, left = machine.run("tune", "off"), (pool.total(), value(SWAPPINESS))
+
+    assert {str(SWAPPINESS), "/proc/sys/vm/nr_hugepages"} & set(planned["returning"]), planned["returning"]
+    assert planned["changes"] == len(planned["returning"])
+    assert (off.code, left) == (0, (0, "60")), off.err
+    assert "nothing is tuned" in machine.run("tune", "off").err
+
+
+def test_what_somebody_sets_after_it_was_put_back_is_his(machine: Machine, wishes: Path) -> None:
+    wishes.write_text("swappiness = 30\n")
+    machine.ok("tune", "apply", "--persist")
+    wishes.write_text("")
+    machine.ok("tune", "apply")
+    SWAPPINESS.write_text("33")
+
+    off, left = machine.run("tune", "off"), value(SWAPPINESS)
+
+    assert (off.code, left) == (0, "33"), off.err
+
+
+@pytest.fixture
+def least(etc: Path) -> Iterator[Path]:
+    """Give the sysctl that the kernel sets anew with THP, at a value of its own."""
+    del etc
+    knob = Path("/proc/sys/vm/min_free_kbytes")
+    before = knob.read_text()
+    knob.write_text("40000")
+    try:
+        yield knob
+    finally:
+        knob.write_text(before)
+
+
+def test_what_somebody_sets_beside_thp_is_his_whatever_is_applied_after_it(
+    machine: Machine, wishes: Path, least: Path
+) -> None:
+    wishes.write_text('thp = "always"\n')
+    machine.ok("tune", "apply")
+    least.write_text("80000")
+    wishes.write_text('thp = "always"\nswappiness = 30\n')
+    machine.ok("tune", "apply")
+
+    off, left = machine.run("tune", "off"), value(least)
+
+    assert (off.code, left) == (10, "80000"), off.err
+
+
+def test_what_the_kernel_sets_beside_thp_at_boot_is_put_back_with_it(
+    machine: Machine, wishes: Path, least: Path
+) -> None:
+    wishes.write_text('thp = "always"\n')
+    machine.ok("tune", "apply", "--persist")
+    wishes.write_text("")
+    machine.ok("tune", "apply")
+    between = value(least)
+    reboot(machine)
+    machine.execute("sh", SCRIPT)
+    booted = value(least)
+
+    persisted, left = machine.run("tune", "apply", "--persist"), value(least)
+
+    assert (between, booted != "40000") == ("40000", True)
+    assert (persisted.code, left) == (0, "40000"), persisted.err
+    assert "nothing is tuned" in machine.run("tune", "off").err
+
+
+def test_a_shared_mount_that_is_taken_away_is_said_and_planned_once(machine: Machine, wishes: Path) -> None:
+    wishes.write_text('hugetlbfs = "/mnt/huge"\n')
+    machine.ok("tune", "apply", "--persist")
+    wishes.write_text("")
+
+    first, made = machine.ok("tune", "plan", "--json").json, machine.ok("tune", "apply")
+    again = machine.ok("tune", "plan", "--json").json
+    machine.ok("tune", "off")
+
+    assert "/mnt/huge" in first["returning"]
+    assert "unmounted" in made.err
+    assert "/mnt/huge" not in again["returning"]
