@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from kvmlaunch.steps.disks import Target
 
 DIFFERENT, UNSOUND = 10, 6
+SHORTHAND = "disk"  # by which a definition may say the path of its one disk
 
 
 class SizeType(click.ParamType[tuple[int, bool]]):
@@ -281,7 +282,12 @@ def convert(
     keeps = "kept; --remove-source removes it" if removable else "kept"
     stays = ("would be removed" if dry_run else "removed") if done.removed else keeps
     say(session, name, "ok", "original", f"{image_text(target)} {stays}")
-    say(session, name, "ok", "then", f"in [{target.table}] of {target.subject.definition.file.name}:")
+    definition = target.subject.definition
+    if definition.origin(f"{target.table}.path").key == SHORTHAND:
+        say(session, name, "ok", "then", f"in {definition.file.name}, in place of the line that begins {SHORTHAND} =:")
+        talk(f"  [{target.table}]")
+    else:
+        say(session, name, "ok", "then", f"in [{target.table}] of {definition.file.name}:")
     for line in (f"path = {quote(str(done.path))}", f'format = "{done.format}"', *backing_lines(target)):
         talk(f"  {line}")
 

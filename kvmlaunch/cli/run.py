@@ -217,8 +217,10 @@ def up(
     )
 
 
-def stop_one(session: Session, word: str, timeout: float | None, *, force: bool, dry_run: bool) -> tuple[int, Document]:
-    """End one VM and say what was done."""
+def stop_one(
+    session: Session, word: str, timeout: float | None, *, force: bool, dry_run: bool, again: str = "down"
+) -> tuple[int, Document]:
+    """End one VM and say what was done; `again` is the command that asked, which is named where it is cut off."""
     from kvmlaunch.cli.progress import spinner  # noqa: PLC0415 - where one waits
     from kvmlaunch.steps.down import down as end  # noqa: PLC0415
 
@@ -236,7 +238,7 @@ def stop_one(session: Session, word: str, timeout: float | None, *, force: bool,
             )
     except (KeyboardInterrupt, Terminated):
         if "powerdown" in said:
-            text = f"the guest was asked to power down, and may still do so · kvmlaunch down {name}"
+            text = f"the guest was asked to power down, and may still do so · kvmlaunch {again} {name}"
             say(session, name, "warn", "asked", text)
         raise
     if not session.json:
@@ -305,7 +307,7 @@ def restart(
 
     def restart_one(word: str) -> tuple[int, Document]:
         check_restart(session.caller(), word)
-        ended = stop_one(session, word, timeout, force=force, dry_run=dry_run)[1]
+        ended = stop_one(session, word, timeout, force=force, dry_run=dry_run, again="restart")[1]
         if dry_run:
             if not session.json:
                 say(session, name_of(word), "ok", "would", "start it again, as print-cmd says")

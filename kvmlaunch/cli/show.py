@@ -140,7 +140,7 @@ def table_lines(rows: Sequence[Sequence[str]], *, gap: int = 2) -> list[str]:
     """Give rows in columns, the last one as long as it is; names in them may be a guest's, and are shown plainly."""
     if not rows:
         return []
-    rows = [[plain_text(cell) for cell in row] for row in rows]
+    rows = [[plain_text(cell).replace("\n", "?") for cell in row] for row in rows]
     widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]) - 1)]
     return [
         (" " * gap).join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]).rstrip()

@@ -130,7 +130,14 @@ def fault_of_syntax(text: str, error: tomli.TOMLDecodeError) -> Fault:
         return Fault(message="the file starts with a byte order mark", hint=hint)
     if error.msg.startswith("Cannot "):
         return fault_of_twice(text, line)
-    return Fault(line=line, column=column, message=lowered(re.sub(KNOWN_ENDINGS, "", error.msg)))
+    message = lowered(re.sub(KNOWN_ENDINGS, "", error.msg))
+    return Fault(line=line, column=column, message=message, hint=quoted_value(text.split("\n")[line - 1]))
+
+
+def quoted_value(line: str) -> str:
+    """Give a line whose value is text without quotes as TOML has it, "" for another line."""
+    found = re.fullmatch(r"[ \t]*([A-Za-z0-9_.-]+)[ \t]*=[ \t]*([A-Za-z/~.][^\s\"'#,{}\[\]=]*)[ \t]*(?:#.*)?", line)
+    return f'{found[1]} = "{found[2]}"' if found else ""
 
 
 def fault_of_twice(text: str, line: int) -> Fault:

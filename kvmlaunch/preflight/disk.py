@@ -110,12 +110,20 @@ def check_permission(disk: PlannedDisk, facts: PathFacts, host: HostFacts) -> It
         )
     elif lacking:
         rights = "r" if disk.readonly else "rw"
+        give = f"setfacl -m u:{user_of(host)}:{rights} {quoted(disk.path)}"
+        why = f"it belongs to {facts.owner}, mode {facts.mode & 0o7777:04o}"
+        if facts.kind == "block":  # it may be the host's own, which an ordinary user cannot be told
+            look = f"lsblk -o NAME,TYPE,FSTYPE,MOUNTPOINTS {quoted(disk.path)}"
+            give = f"{look}   # where nothing of the host's is on it:\n{give}"
+        if host.user.uid == 0:  # whom no mode keeps out
+            why = facts.refusal or why
+            give = f"lsattr {quoted(disk.path)}   # is it immutable; else the rules of a container forbid it"
         yield error(
             code="disk.permission",
             message=f"{user_of(host)} may not {' or '.join(lacking)} {disk.path}",
             key=f"{disk.table}.path",
-            why=f"it belongs to {facts.owner}, mode {facts.mode & 0o7777:04o}",
-            hint=f"setfacl -m u:{user_of(host)}:{rights} {quoted(disk.path)}",
+            why=why,
+            hint=give,
         )
 
 

@@ -52,7 +52,7 @@ def refused(target: Target, why: str) -> NotRunning | Unreachable:
 
 def by_force(target: Target) -> str:
     """Give the command that ends a VM of which the monitor is of no use."""
-    return f"kvmlaunch down {target.path.parent.name} --force   # works without the monitor"
+    return f"kvmlaunch down {target.path.parent.name} --force --timeout 0   # works without the monitor"
 
 
 def open_socket(target: Target, seconds: float) -> socket.socket:

@@ -99,7 +99,7 @@ def press_power_button(target: Target) -> Press:
 
 def by_force(name: str) -> str:
     """Give the command that ends a VM whose guest does not, and what that costs."""
-    return f"kvmlaunch down {name} --force   # ends it: TERM, then KILL; what it has not flushed is lost"
+    return f"kvmlaunch down {name} --force --timeout 0   # at once: TERM, then KILL; what it has not flushed is lost"
 
 
 def unheard(seen: Seen, press: Press) -> Busy:

@@ -405,8 +405,11 @@ def failed_tool(done: Finished, path: PurePosixPath) -> HostFailed | PreflightFa
     text = "\n".join(lines[:MOST_LINES] + more)
     if done.status < 0:
         text = f"it was ended by {Signals(-done.status).name}"
-    if os.strerror(errno.ENOSPC) in text:
-        return PreflightFailed(Report(code="host.space", message="there is no room left", where=str(path), why=text))
+    known = {errno.ENOSPC: "host.space", errno.EROFS: "host.space", errno.EACCES: "disk.permission"}
+    for number, code in known.items():
+        if os.strerror(number) in text:
+            message = f"{path.name}: {os.strerror(number)[:1].lower()}{os.strerror(number)[1:]}"
+            return PreflightFailed(Report(code=code, message=message, where=str(path), why=text))
     return HostFailed(Report(code="host.tool.failed", message="qemu-img failed", where=str(path), why=text))
 
 

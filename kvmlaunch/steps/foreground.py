@@ -97,7 +97,8 @@ def watch(resolved: Resolved, vm: "RunningVm", wakeup: int, tell: Tell) -> Endin
             notify(os.environ, "STOPPING=1")
             end = end or time.monotonic() + limit
         elif end is not None and time.monotonic() > end:
-            tell("down", f"the guest did not power down within {limit:g} s")
+            tell("warn", f"the guest did not power down within {limit:g} s: SIGTERM to pid {vm.pid}, then SIGKILL;")
+            tell("warn", "what it had not flushed is lost")
             vm.end(10)
             return "forced"
         press_power_button(resolved, vm, tell)

@@ -82,7 +82,9 @@ def check_kvm(host: HostFacts, trial: Trial) -> Iterator[Diagnosis]:
     numbers = {"device": host.kvm.device, "modules": list(host.kvm.modules), "booted": trial.progressed}
     source = "Linux Documentation/virt/kvm/api.rst; a boot of our own"
     if host.kvm.device != "usable":
-        fix = "modprobe kvm_intel || modprobe kvm_amd" if host.kvm.device == "missing" else "sudo usermod -aG kvm $USER"
+        user = host.user.name or str(host.user.uid)
+        give = f"sudo setfacl -m u:{user}:rw /dev/kvm   # until a reboot; lasting: the group that ls -l /dev/kvm shows"
+        fix = "modprobe kvm_intel || modprobe kvm_amd" if host.kvm.device == "missing" else give
         yield Diagnosis(
             subject="kvm", verdict="FAIL", found=f"/dev/kvm is {host.kvm.device} ({modules})", fix=fix, gain=9,
             why="without KVM a guest is emulated: slow, and no security boundary", source=source, numbers=numbers,
