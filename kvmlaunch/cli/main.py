@@ -128,7 +128,7 @@ def outcome(argv: list[str]) -> int:
         raise KeyboardInterrupt from interrupted
     except SystemExit as left:  # click's own: its completion, and a reader of stdout that went away, which it covers
         return int(left.code or 0) if isinstance(sys.stdout, io.TextIOBase) else 0
-    except Exception as error:  # noqa: BLE001 - the one place where a bug becomes a line
+    except Exception as error:  # noqa: BLE001 - a bug becomes a line here
         from kvmlaunch.cli.failures import bug_failure, host_failure, output_failure  # noqa: PLC0415 - on a failure only
 
         return show_end(argv, output_failure(error) or host_failure(error) or bug_failure(error))

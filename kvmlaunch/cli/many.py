@@ -83,7 +83,7 @@ def failure_of(error: Exception) -> KvmlaunchError:
     """Give as an error of ours what no step refused: of the host, of a standard output, or a bug, which is kept."""
     from kvmlaunch.cli.failures import bug_failure, host_failure, output_failure  # noqa: PLC0415 - on a failure only
 
-    if isinstance(error, click.ClickException):
+    if isinstance(error, click.ClickException | click.exceptions.Exit | click.Abort):
         raise error
     return output_failure(error) or host_failure(error) or bug_failure(error)
 

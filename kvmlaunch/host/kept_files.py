@@ -73,9 +73,8 @@ def apply_file(ledger: Ledger, kept: KeptFile) -> Finding | None:
             before, mode, made = earlier.before, earlier.before_mode, earlier.made
         else:
             mode, made = mode_of(kept.path), missing_directory(PurePosixPath(kept.path).parent)
-            before = (
-                None if before is not None and before.startswith(HEAD) else before
-            )  # ours, of a journal that is lost
+            if before is not None and before.startswith(HEAD):  # ours, of a journal that is lost
+                before = None
         entry = FileEntry(
             path=kept.path,
             kind=kept.kind,
@@ -301,6 +300,12 @@ def note_file(ledger: Ledger, kept: KeptFile) -> None:
             time=ledger.time,
         )
         ledger.put(entry)
+
+
+def is_served(path: str) -> bool:
+    """Is a mount there that is as good as the shared one."""
+    there = mounts_on(path)
+    return bool(there) and serves(there[-1])
 
 
 def serves(mount: Mount) -> bool:

@@ -12,6 +12,7 @@ from kvmlaunch.host.kept_files import (
     apply_shared_mount,
     forget_mount,
     is_kept,
+    is_served,
     meant_for_others,
     note_file,
     undo_other,
@@ -28,9 +29,6 @@ from kvmlaunch.steps.caller import Caller, Tell
 from kvmlaunch.steps.tune import Planned, is_reset, plan, written_of
 from kvmlaunch.tune.keep import GRUB_FILE
 from kvmlaunch.tune.plan import plan_files
-
-# What is not set, or mounted, now, no file makes at boot.
-REFUSED = {"host.setting.refused", "host.hugetlbfs.place", "host.hugetlbfs.missing"}
 
 
 @frozen(kw_only=True)
@@ -91,22 +89,29 @@ def apply(
         if ledger.entries != before:  # a pool that was lowered may have to be raised again
             planned = plan(caller, words, every=every, boot=boot)
         turned = apply_settings(ledger, planned, tell, lasting=persist, drop_caches=drop_caches)
-        turned.append(share_pages(ledger, planned, tell, lasting=persist))
-        found += turned
-        planned = evolve(planned, plan=evolve(planned.plan, files=files_without(planned, turned)))
+        shared, kept = share_pages(ledger, planned, tell, lasting=persist)
+        found += [*turned, shared]
+        files = files_without(planned, turned, shared=kept)
+        planned = evolve(planned, plan=evolve(planned.plan, files=files))
         found += write_files(ledger, planned, tell, persist=persist, boot=boot)
     return evolve(planned, written=written_of(planned.plan)), tuple(finding for finding in found if finding)
 
 
-def share_pages(ledger: Ledger, planned: Planned, tell: Tell, *, lasting: bool) -> Finding | None:
-    """Mount the shared hugetlbfs where that is wished; gives why it was not."""
+def share_pages(ledger: Ledger, planned: Planned, tell: Tell, *, lasting: bool) -> tuple[Finding | None, bool]:
+    """Mount the shared hugetlbfs where that is wished; gives why it was not, and whether a file of ours is to keep it.
+
+    One that somebody else keeps there is as good.
+    """
     place = planned.wishes.hugetlbfs
     if not place:
-        return None
-    finding = meant_for_others(ledger, place, planned.plan.files) or apply_shared_mount(ledger, place, lasting=lasting)
+        return None, False
+    others = meant_for_others(ledger, place, planned.plan.files)
+    if others is not None:
+        return None if is_served(place) else others, False
+    finding = apply_shared_mount(ledger, place, lasting=lasting)
     if planned.unmounted and finding is None:
         tell("mounted", planned.unmounted)
-    return finding
+    return finding, finding is None
 
 
 def remember(ledger: Ledger, counted: Mapping[str, bool], *, lasting: bool) -> None:
@@ -213,15 +218,17 @@ def all_written(ledger: Ledger, planned: Planned) -> bool:
     return all(path in planned_files and is_kept(planned_files[path]) for path in ours)
 
 
-def files_without(planned: Planned, turned: Sequence[Finding | None]) -> tuple[KeptFile, ...]:
-    """Give the files of a plan without what the kernel refuses now: a boot would be refused it too.
+def files_without(planned: Planned, turned: Sequence[Finding | None], *, shared: bool) -> tuple[KeptFile, ...]:
+    """Give the files of a plan without what the kernel refuses now, as a boot would be refused it too.
+
+    Without `shared` none of them mounts the hugetlbfs.
 
     A pool that is short now may be filled while memory is still empty, and stays in.
     """
-    refused = {each.report.where for each in turned if each and each.report.code in REFUSED}
+    refused = {each.report.where for each in turned if each and each.report.code == "host.setting.refused"}
     settings = [each for each in planned.plan.settings if each.counted or each.knob.path not in refused]
     boot = any(kept.option == "--boot" for kept in planned.plan.files)
-    wishes = evolve(planned.wishes, hugetlbfs="") if planned.wishes.hugetlbfs in refused else planned.wishes
+    wishes = planned.wishes if shared else evolve(planned.wishes, hugetlbfs="")
     return plan_files(settings, planned.tuning, wishes, boot=boot)
 
 

@@ -359,3 +359,22 @@ def test_a_shared_mount_that_is_taken_away_is_said_and_planned_once(machine: Mac
     assert "/mnt/huge" in first["returning"]
     assert "unmounted" in made.err
     assert "/mnt/huge" not in again["returning"]
+
+
+def test_a_hugetlbfs_that_somebody_else_keeps_at_the_place_is_as_good(
+    machine: Machine, etc: Path, wishes: Path
+) -> None:
+    fstab = etc / "fstab"
+    fstab.write_text(f"{fstab.read_text()}hugetlbfs /mnt/his hugetlbfs pagesize=2M 0 0\n")
+    machine.execute("sh", "-euc", "mkdir -p /mnt/his; mount -t hugetlbfs -o pagesize=2M none /mnt/his")
+    before = state(etc)
+    wishes.write_text('hugetlbfs = "/mnt/his"\n')
+
+    made = machine.run("tune", "apply", "--persist")
+    off = machine.run("tune", "off")
+    mounted = " /mnt/his " in Path(f"/proc/{machine.holder.pid}/mountinfo").read_text()
+    machine.execute("sh", "-c", "umount /mnt/his; rmdir /mnt/his")
+    wishes.write_text("")
+
+    assert (made.code, off.code, mounted) == (0, 0, True), made.err
+    assert state(etc) == before
