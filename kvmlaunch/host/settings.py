@@ -161,7 +161,7 @@ def turn(setting: Setting, live: str, root: Path) -> Finding | None:
         after = write_value(path, wanted, root)
     except OSError as error:
         if error.errno == errno.EBUSY and path.endswith(ACROSS):
-            return merged_already(setting)
+            return merged_already(setting, read_value(RUN, root) or "0")
         return skipped(setting.key, path, f"the kernel refused {wanted}: {error.strerror}")
     if after == wanted:
         return None
@@ -170,14 +170,16 @@ def turn(setting: Setting, live: str, root: Path) -> Finding | None:
     return skipped(setting.key, path, f"{wanted} was written, {after} is what the kernel made of it")
 
 
-def merged_already(setting: Setting) -> Finding:
-    """Give the finding of a setting that has to wait until nothing is merged: at boot nothing is."""
+def merged_already(setting: Setting, run: str) -> Finding:
+    """Give the finding of a setting that has to wait until nothing is merged: at boot nothing is; KSM's `run` stays."""
+    steps = ((TAKEN_APART, RUN), (setting.wanted.value, setting.knob.path), (run, RUN))
     return warning(
         code=BUSY,
         message=f"{setting.key} cannot be set while pages are merged",
         where=setting.knob.path,
         why="ksm.rst: merge_across_nodes is changed only when there are no merged pages",
-        hint=f"echo 2 > {RUN}   # takes them apart, then the same command again; or the next boot, with --persist",
+        hint=" && ".join(f"echo {value} > {path}" for value, path in steps)
+        + "   # takes them apart first; or the next boot, with --persist",
     )
 
 

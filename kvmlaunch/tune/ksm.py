@@ -125,7 +125,7 @@ def check_nodes(tuning: HostTuning, wishes: HostWishes, vms: Sequence[VmWish]) -
             message="pages of different NUMA nodes stay merged",
             key="ksm.merge_across_nodes",
             why="a merged page is far for one of them, and it is changed only when there are no merged pages: ksm.rst",
-            hint=f"echo 2 > {DIRECTORY}/run   # takes them apart, then the same command again",
+            hint=f"echo 2 > {DIRECTORY}/run && echo 0 > {DIRECTORY}/merge_across_nodes && echo 1 > {DIRECTORY}/run",
         )
 
 
