@@ -389,6 +389,7 @@ def test_a_base_is_protected_while_an_overlay_rests_on_it(machine: Machine) -> N
         )
     ]  # fmt: skip
     machine.ok("disk", "remove", "web:root", "--yes")
+    (machine.directory / "vmdefs/careless.toml").unlink()
     machine.ok("disk", "remove", "web:base", "--yes")
 
     assert tries == ["disk.base"] * 4
