@@ -76,14 +76,14 @@ def test_a_guest_that_is_slow_is_waited_for(
     ends: tuple[socket.socket, socket.socket, int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ours, guests, lives, null = ends
-    monkeypatch.setattr(attach, "UNTAKEN_SECONDS", 1.0)
-    (tmp_path / "input").write_bytes(b"x" * 20_000)
+    monkeypatch.setattr(attach, "UNTAKEN_SECONDS", 2.0)
+    (tmp_path / "input").write_bytes(b"x" * 30_000)
     taken: list[bytes] = []
 
     def read() -> None:
         while chunk := guests.recv(1000):
             taken.append(chunk)
-            time.sleep(0.1)
+            time.sleep(0.15)
 
     reader = threading.Thread(target=read)
     reader.start()
@@ -92,7 +92,7 @@ def test_a_guest_that_is_slow_is_waited_for(
     ours.shutdown(socket.SHUT_RDWR)
     reader.join()
 
-    assert (ended, len(b"".join(taken))) == (False, 20_000)
+    assert (ended, len(b"".join(taken))) == (False, 30_000)
 
 
 def test_the_escape_is_heard_though_the_guest_takes_nothing(
