@@ -2,7 +2,8 @@
 
 from kvmlaunch.builder.render import Row, diff_argv, explain_rows, render_argv
 from kvmlaunch.errors import KvmlaunchError, NotRunning, Report
-from kvmlaunch.model.finding import Finding, errors_of
+from kvmlaunch.model.finding import Finding, errors_of, warning
+from kvmlaunch.model.value import evolve
 from kvmlaunch.run.process import read_cmdline
 from kvmlaunch.steps.caller import Caller
 from kvmlaunch.steps.load import Subject, load_subject, place_findings
@@ -32,7 +33,24 @@ def compile_vm(caller: Caller, word: str, *, boot_from: str = "", paused: bool =
     running = seen.pid if seen else None
     resolved = resolve(caller, subject, everything=False, running=running, boot_from=boot_from, paused=paused)
     refuse_errors(resolved.name, place_findings(subject, (*errors_of(resolved.plan.findings), *unsettled(resolved))))
-    return resolved
+    findings = (*resolved.plan.findings, *place_findings(subject, unmade(resolved)))
+    return evolve(resolved, plan=evolve(resolved.plan, findings=findings))
+
+
+def unmade(resolved: Resolved) -> tuple[Finding, ...]:
+    """Warn of disks that are not there: how they are opened is chosen by the images, so it may be another way then."""
+    paths = resolved.host.paths
+    return tuple(
+        warning(
+            code="disk.missing",
+            message=f"{disk.path.name} is not there yet",
+            key=f"{disk.table}.path",
+            why="cache and aio are chosen by the image, so a start may have others once it is made",
+            hint=f"kvmlaunch disk create {resolved.name}:{disk.table.removeprefix('disk.')}" if disk.made else "",
+        )
+        for disk in resolved.plan.disks
+        if (facts := paths.get(disk.path)) and facts.kind == "missing"
+    )
 
 
 def unsettled(resolved: Resolved) -> tuple[Finding, ...]:

@@ -588,3 +588,14 @@ def test_a_reader_that_goes_away_keeps_no_vm_from_its_start(machine: Machine, jo
     assert "Traceback" not in said.err + dry.err
     assert "Broken pipe" not in said.err + dry.err
     assert [machine.status(name)["state"] for name in ("a", "b")] == ["paused", "paused"]
+
+
+def test_a_line_for_disks_that_are_not_made_yet_is_not_said_to_be_the_last_word(machine: Machine) -> None:
+    machine.define("web", f'{TINY}[disk.root]\npath = "web.img"\nsize = "8MiB"\n')
+
+    before = machine.ok("print-cmd", "web")
+    machine.ok("disk", "create", "web")
+    after = machine.ok("print-cmd", "web")
+
+    assert "web.img is not there yet  [disk.missing]" in before.err
+    assert "[disk.missing]" not in after.err
