@@ -142,6 +142,7 @@ def converse(connection: socket.socket, process_fd: int, terminal_in: int, termi
     with unblocked(terminal_out), unblocked(connection.fileno()), woken_by_signals() as signals_fd:
         while True:
             reads, full = [connection.fileno(), process_fd, signals_fd], len(typed.kept) >= CHUNK and not typing
+            patience = patience if full else Patience()
             if full and not patience.lasts(len(typed.kept) + untaken(connection)):
                 raise not_taken()
             readable = exchange(reads if full else [*reads, terminal_in], writes, LOOK_EVERY if full else None)

@@ -72,18 +72,23 @@ def test_what_a_guest_does_not_take_is_said(
     assert caught.value.report.code == "vm.console.input"
 
 
+@pytest.mark.parametrize(("size", "pause"), [(30_000, 0.15), (400_000, 0.015)])
 def test_a_guest_that_is_slow_is_waited_for(
-    ends: tuple[socket.socket, socket.socket, int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ends: tuple[socket.socket, socket.socket, int, int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    size: int,
+    pause: float,
 ) -> None:
     ours, guests, lives, null = ends
     monkeypatch.setattr(attach, "UNTAKEN_SECONDS", 2.0)
-    (tmp_path / "input").write_bytes(b"x" * 30_000)
+    (tmp_path / "input").write_bytes(b"x" * size)
     taken: list[bytes] = []
 
     def read() -> None:
         while chunk := guests.recv(1000):
             taken.append(chunk)
-            time.sleep(0.15)
+            time.sleep(pause)
 
     reader = threading.Thread(target=read)
     reader.start()
@@ -92,7 +97,7 @@ def test_a_guest_that_is_slow_is_waited_for(
     ours.shutdown(socket.SHUT_RDWR)
     reader.join()
 
-    assert (ended, len(b"".join(taken))) == (False, 30_000)
+    assert (ended, len(b"".join(taken))) == (False, size)
 
 
 def test_the_escape_is_heard_though_the_guest_takes_nothing(
