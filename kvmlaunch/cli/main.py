@@ -2,7 +2,6 @@
 
 import io
 import os
-import shlex
 import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -28,6 +27,8 @@ def nearest(word: str, following: str) -> list[str]:
     if known := SYNONYMS.get(word.lower()) or (word.lower() if word.lower() in COMMANDS else ""):
         return [known]
     if following in COMMANDS:
+        import shlex  # noqa: PLC0415 - on a slip only
+
         return [f"kvmlaunch {following} {shlex.quote(word)}"]
     import difflib
 

@@ -141,11 +141,16 @@ def session_command(function: Callable[..., Any], *, short_file: bool = True) ->
     return with_options(run, short_file=short_file)
 
 
+def vm_of_disk(word: str) -> str:
+    """Give the VM of VM:DISK, or of VM alone."""
+    return name_of(word.rpartition(":")[0] or word)
+
+
 def vm_of(arguments: Mapping[str, object]) -> str:
     """Give the VM that a command's arguments name, "" when there is none, or more than one."""
     vms, disk = arguments.get("vms") or (), arguments.get("disk")
-    if isinstance(disk, str):  # VM:DISK
-        return name_of(disk.rpartition(":")[0] or disk)
+    if isinstance(disk, str):
+        return vm_of_disk(disk)
     words = [arguments.get(key) for key in ("vm", "what", "name", "new")]
     words += list(vms) if isinstance(vms, tuple) else []
     named = [name_of(word) for word in words if isinstance(word, str) and word != STANDARD_INPUT]

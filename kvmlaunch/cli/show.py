@@ -15,7 +15,7 @@ from kvmlaunch.facts.console import plain_text
 from kvmlaunch.model.finding import Finding
 
 COLORS = {"ok": "green", "warn": "yellow", "FAIL": "red", "skip": "cyan", "error": "red"}
-NO_UTF8 = re.compile("[\udc80-\udcff]")  # how Python holds a byte that is none
+NO_UTF8 = "[\udc80-\udcff]"  # how Python holds a byte that is none
 STATUS_WIDTH = 5
 WORD_WIDTH = 11
 
@@ -133,7 +133,7 @@ def show_failure(session: Session, error: KvmlaunchError, vm: str = "") -> None:
 def show_document(kind: str, document: Mapping[str, Any]) -> None:
     r"""Print one JSON document to stdout, its schema named; a byte of a file's name that is no UTF-8 as `\xff`."""
     text = json.dumps({"schema": f"kvmlaunch/{kind}/1", **document}, ensure_ascii=False)
-    click.echo(NO_UTF8.sub(lambda found: f"\\\\x{ord(found[0]) - 0xDC00:02x}", text))
+    click.echo(re.sub(NO_UTF8, lambda found: f"\\\\x{ord(found[0]) - 0xDC00:02x}", text))
 
 
 def table_lines(rows: Sequence[Sequence[str]], *, gap: int = 2) -> list[str]:

@@ -6,7 +6,7 @@ import click
 
 from kvmlaunch.cli.ending import Terminated
 from kvmlaunch.cli.progress import bar, spinner
-from kvmlaunch.cli.session import Session, complete_vm, dry_run_option, session_command, vm_of
+from kvmlaunch.cli.session import Session, complete_vm, dry_run_option, session_command, vm_of_disk
 from kvmlaunch.cli.show import say, short_path, show_document, show_table
 from kvmlaunch.units import count
 
@@ -41,7 +41,7 @@ def create(session: Session, disk: str, name: str, no_freeze: bool, dry_run: boo
     with spinner(session, f"{disk}: keeping"):
         taken = take(session.caller(), disk, name, freeze=not no_freeze, dry_run=dry_run)
     if session.json:
-        vm, names = vm_of({"disk": disk}), [target.name for target in taken.targets]
+        vm, names = vm_of_disk(disk), [target.name for target in taken.targets]
         flags = {"live": taken.live, "frozen": taken.frozen, "stuck": taken.stuck, "already": taken.already}
         document = {"vm": vm, "name": name, "disks": names, **flags, "zeroes": list(taken.zeroes)}
         show_document("disk-snapshot", {**document, "dry_run": dry_run})
@@ -79,7 +79,7 @@ def list_(session: Session, disk: str) -> None:
     found = find_disks(session.caller(), disk)
     if session.json:
         rows = [{"disk": target.name, "snapshots": list(snapshot_names(target))} for target in found]
-        show_document("disk-snapshots", {"vm": vm_of({"disk": disk}), "disks": rows})
+        show_document("disk-snapshots", {"vm": vm_of_disk(disk), "disks": rows})
         return
     show_table(
         [

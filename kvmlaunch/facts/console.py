@@ -14,7 +14,7 @@ SEQUENCES = re.compile(
 )
 
 # What may yet become a sequence: without its end.
-UNFINISHED = re.compile(r"(?:\x1b\[|\x9b)[0-?]*[ -/]*|(?:\x1b[]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x9c\n]*|\x1b[ -/]*")
+UNFINISHED = r"(?:\x1b\[|\x9b)[0-?]*[ -/]*|(?:\x1b[]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x9c\n]*|\x1b[ -/]*"
 LONGEST_SEQUENCE = 4096
 
 
@@ -42,9 +42,9 @@ def unfinished_at(text: str) -> int:
     """Give where a sequence begins that the end of a text cuts off; its length where none does."""
     before = None
     for found in SEQUENCES.finditer(text):
-        if found.end() == len(text) and UNFINISHED.fullmatch(found[0]):
+        if found.end() == len(text) and re.fullmatch(UNFINISHED, found[0]):
             place = found.start()
-            if before and found[0] == "\x1b" and before.end() == place and UNFINISHED.fullmatch(before[0]):
+            if before and found[0] == "\x1b" and before.end() == place and re.fullmatch(UNFINISHED, before[0]):
                 place = before.start()  # the escape may be the first half of what ends it
             return place if len(text) - place <= LONGEST_SEQUENCE else len(text)
         before = found

@@ -179,7 +179,8 @@ def read_chain(path: str, head: bytes, backing: str) -> dict[str, object]:
         if stated == "qcow2" and len(head) < SMALLEST_QCOW2:
             return {"chain": chain, "external": external, "broken": f"{path}: it is cut off"}
         external = external or block.parse_external(head)
-        spoilt = spoilt or (path if block.parse_layout(head).get("damaged") else "")
+        if stated == "qcow2" and block.parse_layout(head).get("damaged"):  # what a raw one begins with is its guest's
+            spoilt = spoilt or path
     return {"chain": chain, "external": external} | ({"spoilt": spoilt} if spoilt else {})
 
 

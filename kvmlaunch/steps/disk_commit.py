@@ -66,8 +66,7 @@ def commit(caller: Caller, word: str, *, dry_run: bool = False, progress: Progre
     found = find_disk(caller, word)
     need_image(found)
     with held_images([found.image]):
-        target = find_disk(caller, word)
-        return look_ahead(caller, target) if dry_run else commit_held(caller, target, progress)
+        return commit_held(caller, find_disk(caller, word), progress, dry_run=dry_run)
 
 
 def refuse_uncommittable(caller: Caller, target: Target) -> None:
@@ -79,52 +78,46 @@ def refuse_uncommittable(caller: Caller, target: Target) -> None:
         refuse_clones(caller, target, (target.image, *map(PurePosixPath, target.facts.since)), "go into its image")
 
 
-def look_ahead(caller: Caller, target: Target) -> Committed:
-    """Give what a commit would do; raises what it would be refused with."""
-    names, seen = snapshot_names(target), seen_of(caller, target)
-    runs = seen is not None and seen.lives
-    refuse_uncommittable(caller, target)
-    if names and seen is not None and runs:
-        file_in_chain(seen, target, target.image)
-        if job_row(seen, target) is None:
-            refuse_room(target)
-    elif names:
-        with at_rest(caller, target, "committed"):
-            refuse_locked(target)
-            if not os.path.lexists(begun_path(target.image)):
-                refuse_room(target)
-    return Committed(target=target, names=names, live=runs)
-
-
-def commit_held(caller: Caller, target: Target, progress: Progress) -> Committed:
-    """Merge the snapshots of a disk that no other command works on."""
+def commit_held(caller: Caller, target: Target, progress: Progress, *, dry_run: bool) -> Committed:
+    """Merge the snapshots of a disk that no other command works on; a dry run is refused the same, and does nothing."""
     names = snapshot_names(target)
     seen = seen_of(caller, target)
     runs = seen is not None and seen.lives
     refuse_uncommittable(caller, target)
     if target.facts.committing and read_mark(mark_path(target.image)) != MERGING:
-        finish(caller, target, seen)
+        if not dry_run:
+            finish(caller, target, seen)
         return Committed(target=target, names=names, live=runs)
     if not names:
-        unmark_image(begun_path(target.image))
+        if not dry_run:
+            unmark_image(begun_path(target.image))
         return Committed(target=target, names=())
     if seen is not None and runs:
-        fresh = job_row(seen, target) is None
-        if fresh:
-            target = forget_unused(caller, seen, target, names[-1])
-            names = snapshot_names(target)
-        if not names:
-            return Committed(target=target, names=())
-        if fresh:
+        return commit_running(caller, seen, target, progress, dry_run=dry_run)
+    with at_rest(caller, target, "committed"):
+        refuse_locked(target)
+        if not os.path.lexists(begun_path(target.image)):  # what was begun already may just fit
             refuse_room(target)
-        commit_live(caller, seen, target, progress)
-    else:
-        with at_rest(caller, target, "committed"):
-            refuse_locked(target)
-            if not os.path.lexists(begun_path(target.image)):  # what was begun already may just fit
-                refuse_room(target)
+        if not dry_run:
             commit_stopped(caller, target, progress)
-    return Committed(target=target, names=names, live=runs)
+    return Committed(target=target, names=names)
+
+
+def commit_running(caller: Caller, seen: Seen, target: Target, progress: Progress, *, dry_run: bool) -> Committed:
+    """Merge the snapshots of a disk of a VM that runs, or go on with it where a command was ended."""
+    fresh = job_row(seen, target) is None
+    if fresh:
+        target = forget_unused(caller, seen, target, snapshot_names(target)[-1], dry_run=dry_run)
+    names = snapshot_names(target)
+    if not names:
+        return Committed(target=target, names=())
+    if fresh:
+        refuse_room(target)
+    if dry_run:
+        file_in_chain(seen, target, target.image)
+    else:
+        commit_live(caller, seen, target, progress)
+    return Committed(target=target, names=names, live=True)
 
 
 def refuse_room(target: Target) -> None:

@@ -31,7 +31,7 @@ def image_of(seen: Seen, target: Target) -> Mapping[str, Any]:
                 message=f"QEMU has dropped the image of {target.word}",
                 where=str(target.disk.path),
                 why="it found its tables wrong while the VM ran, marked it as damaged, and fails what the guest asks",
-                hint=f"kvmlaunch down {seen.name} --force && {repair_hint(top_of(target), target.word)}",
+                hint=f"kvmlaunch down {seen.name} --force --timeout 0 && {repair_hint(top_of(target), target.word)}",
             )
         )
     raise Busy(

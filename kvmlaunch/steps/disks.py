@@ -300,10 +300,11 @@ def refuse_disorder(target: Target) -> None:
 def refuse_damaged(target: Target) -> None:
     """Refuse an image that QEMU marked as damaged, or that rests on one (`disk.corrupt`): it is mended first."""
     top = target.top or target.facts
-    if target.facts.damaged or top.damaged:
+    opened = [target.facts] if target.format == "qcow2" else []  # what a raw one begins with is its guest's
+    for facts in (each for each in (*opened, target.top) if each and each.damaged):
         report = Report(
             code="disk.corrupt",
-            message=f"{target.disk.path.name if target.facts.damaged else top.path.name} is marked as damaged",
+            message=f"{facts.path.name} is marked as damaged",
             where=str(target.disk.path),
             why="QEMU found its tables wrong: what is written into it may overwrite what it holds",
             hint=repair_hint(target.image, target.word),

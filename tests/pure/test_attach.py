@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 import tty
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
 import pytest
@@ -34,28 +34,46 @@ def ends() -> Iterator[tuple[socket.socket, socket.socket, int, int]]:
         os.close(fd)
 
 
+def read_late(guests: socket.socket) -> Iterator[bytes]:
+    """Read as a guest that boots first."""
+    time.sleep(0.3)
+    while chunk := guests.recv(1 << 16):
+        yield chunk
+
+
+def read_slowly(guests: socket.socket, pause: float) -> Iterator[bytes]:
+    """Read as a guest that has other things to do."""
+    while chunk := guests.recv(1000):
+        yield chunk
+        time.sleep(pause)
+
+
+def sent_to(
+    ends: tuple[socket.socket, socket.socket, int, int], file: Path, read: Callable[[], Iterator[bytes]]
+) -> tuple[bool, bytes]:
+    """Send a file to a guest that reads so; gives whether QEMU ended, and what the guest has taken."""
+    ours, _, lives, null = ends
+    taken: list[bytes] = []
+    reader = threading.Thread(target=lambda: taken.extend(read()))
+    reader.start()
+    with file.open("rb") as stream:
+        ended = converse(ours, lives, stream.fileno(), null, b"\x1d")
+    ours.shutdown(socket.SHUT_RDWR)
+    reader.join()
+    return ended, b"".join(taken)
+
+
 def test_what_is_piped_in_arrives_whole_though_the_guest_reads_it_late(
     ends: tuple[socket.socket, socket.socket, int, int], tmp_path: Path
 ) -> None:
-    ours, guests, lives, null = ends
+    _, guests, _, _ = ends
     sent = os.urandom(3_000_000).replace(b"\x1d", b"x")
     (tmp_path / "input").write_bytes(sent)
-    taken: list[bytes] = []
 
-    def read() -> None:
-        time.sleep(0.3)
-        while chunk := guests.recv(1 << 16):
-            taken.append(chunk)
-
-    reader = threading.Thread(target=read)
-    reader.start()
-    with (tmp_path / "input").open("rb") as file:
-        ended = converse(ours, lives, file.fileno(), null, b"\x1d")
-    ours.shutdown(socket.SHUT_RDWR)
-    reader.join()
+    ended, taken = sent_to(ends, tmp_path / "input", lambda: read_late(guests))
 
     assert ended is False
-    assert b"".join(taken) == sent
+    assert taken == sent
 
 
 @pytest.mark.parametrize("size", [6, 1_000_000])
@@ -80,24 +98,13 @@ def test_a_guest_that_is_slow_is_waited_for(
     size: int,
     pause: float,
 ) -> None:
-    ours, guests, lives, null = ends
+    _, guests, _, _ = ends
     monkeypatch.setattr(attach, "UNTAKEN_SECONDS", 2.0)
     (tmp_path / "input").write_bytes(b"x" * size)
-    taken: list[bytes] = []
 
-    def read() -> None:
-        while chunk := guests.recv(1000):
-            taken.append(chunk)
-            time.sleep(pause)
+    ended, taken = sent_to(ends, tmp_path / "input", lambda: read_slowly(guests, pause))
 
-    reader = threading.Thread(target=read)
-    reader.start()
-    with (tmp_path / "input").open("rb") as file:
-        ended = converse(ours, lives, file.fileno(), null, b"\x1d")
-    ours.shutdown(socket.SHUT_RDWR)
-    reader.join()
-
-    assert (ended, len(b"".join(taken))) == (False, size)
+    assert (ended, len(taken)) == (False, size)
 
 
 def test_the_escape_is_heard_though_the_guest_takes_nothing(

@@ -229,3 +229,17 @@ def test_a_dry_run_is_refused_what_the_command_is(machine: Machine, words: tuple
 
     mended = fault == "damaged" and "check" in words  # which a dry run leaves as it is, and says
     assert (dry.code, dry.codes) == ((6, {"disk.corrupt"}) if mended else (real.code, real.codes)), dry.err + real.err
+
+
+def test_what_a_guest_writes_at_the_beginning_of_a_raw_disk_is_no_mark_of_qemus(machine: Machine) -> None:
+    raw = '[disk.root]\npath = "web.img"\nformat = "raw"\n'
+    define(machine, raw)
+    make_image(machine, "other.qcow2")
+    mark(machine, "other.qcow2")
+    with place(machine, "web.img").open("r+b") as file:
+        file.write(place(machine, "other.qcow2").read_bytes()[:4096])
+
+    machine.ok("disk", "resize", "web:root", "16MiB")
+    snapshot(machine, "s1")
+    machine.ok("up", "web", "--paused")
+    machine.ok("disk", "snapshot", "commit", "web:root")
