@@ -245,6 +245,9 @@ def remove_at_rest(target: Target, *, dry_run: bool) -> Target:
     """Remove a disk whose VM cannot be started meanwhile."""
     refuse_locked(target)
     if target.facts.kind == "file":
+        if not os.access(target.image.parent, os.W_OK | os.X_OK):
+            message, hint = f"{target.image.parent} cannot be written to", f"ls -ld {target.image.parent}"
+            raise PreflightFailed(Report(code="disk.permission", message=message, where=target.table, hint=hint))
         if not dry_run:
             remove_file(target)
         return target

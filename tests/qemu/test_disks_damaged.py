@@ -10,7 +10,7 @@ import pytest
 
 from tests.monitor import monitor_at
 from tests.qemu.test_snapshots import MIB, S1, define, delayed, live_images, make_image, place, refused, snapshot, write
-from tests.sandbox import TINY, Machine, Result, wait_for
+from tests.sandbox import TINY, Machine, Result
 
 QCOW2: Final = '[disk.root]\npath = "web.qcow2"\n'
 OVERLAY: Final = "web.qcow2.since-s1.qcow2"
@@ -182,8 +182,12 @@ def run(machine: Machine, words: tuple[str, ...], *more: str) -> Result:
 def opened(machine: Machine, name: str) -> Iterator[None]:
     """Have another program hold an image for a while."""
     holder = machine.start("qemu-io", "-f", "qcow2", place(machine, name), stdin=subprocess.PIPE)
+    assert holder.stdin
+    assert holder.stdout
     try:
-        wait_for("it is open", lambda: "lock" in machine.execute("qemu-img", "info", place(machine, name)).err)
+        holder.stdin.write("length\n")
+        holder.stdin.flush()
+        assert "MiB" in holder.stdout.readline()  # it answers once the image is open, and locked
         yield
     finally:
         holder.kill()
@@ -243,3 +247,12 @@ def test_what_a_guest_writes_at_the_beginning_of_a_raw_disk_is_no_mark_of_qemus(
     snapshot(machine, "s1")
     machine.ok("up", "web", "--paused")
     machine.ok("disk", "snapshot", "commit", "web:root")
+
+
+@pytest.mark.parametrize("more", [(), ("--dry-run",)])
+def test_nothing_is_removed_from_a_directory_that_cannot_be_written_to(machine: Machine, more: tuple[str, ...]) -> None:
+    define(machine)
+    machine.execute("mount", "--bind", place(machine), place(machine))
+    machine.execute("mount", "-o", "remount,bind,ro", place(machine))
+
+    assert machine.run("disk", "remove", "web:root", "--yes", *more).codes == {"disk.permission"}
