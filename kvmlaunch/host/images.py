@@ -100,8 +100,9 @@ def new_image(path: PurePosixPath, maker: UserFacts, owner: UserFacts) -> Iterat
     except OSError as error:
         raise failed(path, error) from error
     finally:
-        with rights_of(maker), suppress(FileNotFoundError):
-            os.unlink(place)
+        with rights_of(maker):
+            if is_named(fd, place):
+                os.unlink(place)
         os.close(fd)
 
 
@@ -139,12 +140,19 @@ def locked_file(place: PurePosixPath) -> int:
             fd = os.open(place, NEW, MODE)
         except FileExistsError:
             continue
-        try:
+        with suppress(BlockingIOError):
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(fd)
-            continue
-        return fd
+            if is_named(fd, place):
+                return fd
+        os.close(fd)
+
+
+def is_named(fd: int, place: PurePosixPath) -> bool:
+    """Does an open file still have its name?  Whoever locked it before may have taken the name away."""
+    with suppress(FileNotFoundError):
+        named, opened = os.lstat(place), os.fstat(fd)
+        return (named.st_dev, named.st_ino) == (opened.st_dev, opened.st_ino)
+    return False
 
 
 def remove_unlocked(place: PurePosixPath) -> None:
@@ -158,7 +166,7 @@ def remove_unlocked(place: PurePosixPath) -> None:
         return
     try:
         lock_soon(fd)
-        with suppress(FileNotFoundError):
+        if is_named(fd, place):
             os.unlink(place)
     except BlockingIOError as error:
         raise PreflightFailed(

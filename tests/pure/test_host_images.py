@@ -3,6 +3,7 @@
 import fcntl
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
 import pytest
@@ -161,3 +162,26 @@ def test_an_image_that_still_has_the_making_name_is_not_emptied(tmp_path: Path) 
 
     assert (tmp_path / "kept.img").read_text() == "guest"
     assert names(tmp_path) == ["a.img", "kept.img"]
+
+
+def test_of_many_commands_at_once_each_has_the_making_name_for_itself(tmp_path: Path) -> None:
+    path = tmp_path / "a.img"
+    found: list[tuple[str, bool]] = []
+
+    def look(making: Making) -> None:
+        named = os.lstat(making.place).st_ino == os.fstat(making.fd).st_ino
+        found.append(("making", named))
+
+    def make_and_remove(_: int) -> None:
+        try:
+            made(path, look)
+            remove_image(PurePosixPath(path))
+        except KvmlaunchError as error:
+            found.append((error.report.code, error.report.code in {"disk.exists", "disk.locked"}))
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(make_and_remove, range(400)))
+
+    assert ("making", True) in found
+    assert [each for each in found if not each[1]] == []
+    assert names(tmp_path) == []
