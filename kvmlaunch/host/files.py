@@ -16,13 +16,26 @@ def temporary_name(name: str) -> str:
     return f".{name}.new"
 
 
-def write_atomically(directory_fd: int, name: str, text: str, *, durable: bool = True, mode: int = 0o600) -> None:
-    """Write a file in an opened directory: temp, fsync, rename, fsync again; raises HostFailed, PreflightFailed."""
+def write_atomically(
+    directory_fd: int,
+    name: str,
+    text: str,
+    *,
+    durable: bool = True,
+    mode: int = 0o600,
+    owner: tuple[int, int] | None = None,
+) -> None:
+    """Write a file in an opened directory: temp, fsync, rename, fsync again; raises HostFailed, PreflightFailed.
+
+    `owner` is its uid and gid, None for our own.
+    """
     temporary = temporary_name(name)
     try:
         fd = open_anew(directory_fd, temporary)
         try:
             write_all(fd, text.encode(errors="surrogateescape"))
+            if owner is not None:
+                os.fchown(fd, *owner)
             os.fchmod(fd, mode)
             if durable:
                 os.fsync(fd)

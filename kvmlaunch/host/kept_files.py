@@ -58,7 +58,7 @@ def is_kept(kept: KeptFile) -> bool:
         as_text = read_kept(kept.path, kept.kind) == kept.text
     except KvmlaunchError:
         return False
-    return as_text and (kept.kind != "file" or mode_of(kept.path) == kept.mode)
+    return as_text and (kept.kind != "file" or status_of(kept.path)[0] == kept.mode)
 
 
 def apply_file(ledger: Ledger, kept: KeptFile) -> Finding | None:
@@ -71,8 +71,10 @@ def apply_file(ledger: Ledger, kept: KeptFile) -> Finding | None:
         last = before if isinstance(earlier, FileEntry) and before in {earlier.wanted, earlier.last} else None
         if isinstance(earlier, FileEntry) and (last is not None or before == earlier.before):
             before, mode, made = earlier.before, earlier.before_mode, earlier.made
+            uid, gid = earlier.before_uid, earlier.before_gid
         else:
-            mode, made = mode_of(kept.path), missing_directory(PurePosixPath(kept.path).parent)
+            mode, (uid, gid) = status_of(kept.path)
+            made = missing_directory(PurePosixPath(kept.path).parent)
             if before is not None and before.startswith(HEAD):  # ours, of a journal that is lost
                 before = None
         entry = FileEntry(
@@ -80,6 +82,8 @@ def apply_file(ledger: Ledger, kept: KeptFile) -> Finding | None:
             kind=kept.kind,
             before=before,
             before_mode=mode,
+            before_uid=uid,
+            before_gid=gid,
             wanted=kept.text,
             last=last,
             mode=kept.mode,
@@ -122,12 +126,13 @@ def foreign(entry: FileEntry, why: str) -> Finding:
     return warning(code="host.change.conflict", message=message, where=path, why=why, hint=hint)
 
 
-def mode_of(path: str) -> int:
-    """Give a file's mode, that of a new one where there is none."""
+def status_of(path: str) -> tuple[int, tuple[int, int]]:
+    """Give a file's mode, and whose it is by uid and gid; those of a new one where there is none."""
     try:
-        return os.stat(path, follow_symlinks=False).st_mode & 0o7777
+        status = os.stat(path, follow_symlinks=False)
     except OSError:
-        return 0o644
+        return 0o644, (0, 0)
+    return status.st_mode & 0o7777, (status.st_uid, status.st_gid)
 
 
 def missing_directory(path: PurePosixPath) -> str:
@@ -136,8 +141,8 @@ def missing_directory(path: PurePosixPath) -> str:
     return str(missing[-1]) if missing else ""
 
 
-def write_kept(path: str, kind: str, text: str, mode: int) -> None:
-    """Write a file, a link or our lines; raises KvmlaunchError, nothing half-written."""
+def write_kept(path: str, kind: str, text: str, mode: int, owner: tuple[int, int] = (0, 0)) -> None:
+    """Write a file, a link or our lines; raises KvmlaunchError, nothing half-written.  `owner`: uid and gid."""
     place = PurePosixPath(path)
     if kind == "fstab":
         keep_fstab(Path(path))
@@ -149,11 +154,12 @@ def write_kept(path: str, kind: str, text: str, mode: int) -> None:
             remove_if_there(fd, temporary)
             try:
                 os.symlink(text, temporary, dir_fd=fd)
+                os.chown(temporary, *owner, dir_fd=fd, follow_symlinks=False)
                 os.rename(temporary, place.name, src_dir_fd=fd, dst_dir_fd=fd)
             except OSError as error:
                 raise failed(path, error) from error
         else:
-            write_atomically(fd, place.name, text, mode=mode)
+            write_atomically(fd, place.name, text, mode=mode, owner=owner)
 
 
 def keep_fstab(path: Path) -> None:
@@ -193,12 +199,12 @@ def undo_file(ledger: Ledger, entry: FileEntry, *, force: bool) -> Iterator[Find
         remove_region(Path(entry.path), ours="\n".join(filter(None, known_texts(entry))).split("\n"))
         ledger.drop(entry.path)
         return
-    if live != entry.before:
-        if entry.before is not None:
-            write_kept(entry.path, entry.kind, entry.before, entry.before_mode)
-        elif live is not None:
-            with entered(place.parent, 0) as fd:
-                remove_if_there(fd, place.name)
+    owner = (entry.before_uid, entry.before_gid)
+    if entry.before is None and live is not None:
+        with entered(place.parent, 0) as fd:
+            remove_if_there(fd, place.name)
+    elif entry.before is not None and (live, status_of(entry.path)) != (entry.before, (entry.before_mode, owner)):
+        write_kept(entry.path, entry.kind, entry.before, entry.before_mode, owner)
     remove_temporary(place)
     if entry.made:
         remove_empty(place.parent, 0, up_to=PurePosixPath(entry.made).parent)

@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kvmlaunch.errors import KvmlaunchError
+from kvmlaunch.facts.boot_files import FILES, parse_boot_lines
 from kvmlaunch.facts.memory import parse_meminfo
+from kvmlaunch.host.capture import read_all
 from kvmlaunch.host.files import write_control
 from kvmlaunch.host.knobs import read_value
 from kvmlaunch.host.pool import apply_pool, undo_pool
@@ -19,7 +21,7 @@ from kvmlaunch.model.change import Entry, PoolChange
 from kvmlaunch.model.finding import Finding, warning
 from kvmlaunch.model.tuning import Setting, SettingEntry
 from kvmlaunch.model.value import evolve
-from kvmlaunch.tune.keep import boot_pages
+from kvmlaunch.tune.keep import SYSCTL_FILE, boot_pages, sysctl_name
 
 DROP_CACHES = "/proc/sys/vm/drop_caches"
 
@@ -156,12 +158,25 @@ def settled_pool(entry: SettingEntry, live: int) -> SettingEntry:
     return evolve(entry, after=str(int(entry.before) + gained), done=True)
 
 
-def counted_anew(entry: SettingEntry, live: int, boot_id: str, root: Path) -> SettingEntry:
-    """Give a pool that was raised at boot again as it is counted there: what the boot loader asked for is not ours."""
+def asked_at_boot(path: str, root: Path) -> int:
+    """Give the pages of a pool that the kernel command line, or a file of somebody else, asks for at boot."""
     cmdline = (read_text(str(root / "proc/cmdline")) or "").split()
     default = parse_meminfo(read_text(str(root / "proc/meminfo")) or "").get("Hugepagesize", 0)
-    booted = boot_pages(cmdline, default, page_size_of(entry.path))
-    before = min(live, max(int(entry.before), booted))
+    booted = boot_pages(cmdline, default, page_size_of(path))
+    if page_size_of(path) != default:  # vm.nr_hugepages counts another pool
+        return booted
+    lines = parse_boot_lines(dict(read_all(str(root).rstrip("/"), FILES)), ())
+    others = [each.value for each in lines if each.name == sysctl_name(path) and each.file != SYSCTL_FILE]
+    return int(others[-1]) if others and others[-1].isdecimal() else booted
+
+
+def counted_anew(entry: SettingEntry, live: int, boot_id: str, root: Path) -> SettingEntry:
+    """Give a pool that was raised at boot again as it is counted there: what others asked for at boot is not ours.
+
+    What was there before is there again where the pool is as large; a smaller one has lost it with the earlier boot.
+    """
+    again = int(entry.before) if live >= int(entry.before) else 0
+    before = min(live, max(again, asked_at_boot(entry.path, root)))
     set_by_us = (int(each) for each in (entry.kept or entry.wanted, *entry.kept_before))
     after = min(live, max(*set_by_us, before))
     counted = evolve(entry, before=str(before), after=str(after), undo_from=None, done=True, boot_id=boot_id)

@@ -68,7 +68,7 @@ def parse_entry(document: Mapping[str, Any]) -> TuneEntry:
         if field.name in LISTS and type(value) is list and all(type(each) is str for each in value):
             named[field.name] = tuple(value)
             continue
-        wanted: object = int if field.name in {"mode", "before_mode"} else bool if field.type is bool else str
+        wanted: object = field.type if field.type in {int, bool} else str
         if type(value) is not wanted and not (value is None and field.name in MAY_BE_NONE):
             raise TypeError(field.name)
     return kind(**named)

@@ -148,6 +148,7 @@ CODES: Final[dict[str, tuple[int, str]]] = {
     "host.hugepages.none": (0, "Automatic hugepages cannot be had; the guest gets ordinary memory, and why is said."),
     "host.hugepages.rounded": (0, "The guest's memory was rounded up to whole pages, which are reserved anyway."),
     "host.hugepages.borrowed": (0, "Pages that fill the tuned pool are a running VM's own, and go when it stops."),
+    "host.hugepages.unkept": (0, "Pages that somebody set stand in no file; what reads ours later lowers them."),
     "host.hugetlbfs.files": (0, "Files that kvmlaunch did not make lay on a VM's mount, and went away with it."),
     "host.thp.never": (0, "Transparent huge pages are off on the host."),
     "host.ksm.on": (0, "KSM runs on the host although the guest's memory is hugepages, which it cannot merge."),

@@ -211,7 +211,7 @@ class SettingEntry:
 
 @frozen(kw_only=True)
 class FileEntry:
-    """A file in the journal of tuning; `before` is the text that was there, None where there was no file.
+    """A file in the journal of tuning; `before` is the text that was there, None where there was no file, and whose.
 
     `last` is the text that we had left there before, None where we had left none: a crash may have kept it.  `made` is
     the topmost directory that was made for it, "" where all were there.
@@ -224,6 +224,8 @@ class FileEntry:
     wanted: str
     mode: int
     last: str | None = None
+    before_uid: int = 0
+    before_gid: int = 0
     made: str = ""
     done: bool = False
     time: str = ""

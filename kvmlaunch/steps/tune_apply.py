@@ -27,7 +27,7 @@ from kvmlaunch.model.value import evolve, frozen
 from kvmlaunch.run.process import read_boot_id
 from kvmlaunch.steps.caller import Caller, Tell
 from kvmlaunch.steps.tune import Planned, is_reset, plan, written_of
-from kvmlaunch.tune.keep import GRUB_FILE
+from kvmlaunch.tune.keep import GRUB_FILE, check_kept
 from kvmlaunch.tune.plan import plan_files
 
 
@@ -94,6 +94,9 @@ def apply(
         files = files_without(planned, turned, shared=kept)
         planned = evolve(planned, plan=evolve(planned.plan, files=files))
         found += write_files(ledger, planned, tell, persist=persist, boot=boot)
+    if persist:
+        unkept = check_kept(planned.plan.settings, planned.tuning, planned.raised)
+        planned = evolve(planned, plan=evolve(planned.plan, findings=(*planned.plan.findings, *unkept)))
     return evolve(planned, written=written_of(planned.plan)), tuple(finding for finding in found if finding)
 
 

@@ -1,7 +1,7 @@
 """The files that make settings last: which ones this host reads at boot, and what stands in them."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Final
 
@@ -96,22 +96,54 @@ def build_files(settings: Sequence[Setting], tuning: HostTuning, wishes: HostWis
 def render_sysctl(settings: Sequence[Setting], tuning: HostTuning) -> KeptFile:
     """Give the file of sysctl.d; of huge pages it holds the sum for all VMs that start with the host.
 
-    A larger pool that another file, or the kernel command line, asks for is not lowered by ours, which comes later.
+    A larger pool that another file, or the kernel command line, asks for is not lowered by ours, which comes later; one
+    that somebody set without a file would be by `sysctl -p`, so the command leaves it out.
     """
     lines = [f"# {setting.wanted.reason or HOST_FILE}\n{line_of(setting, tuning)}\n" for setting in settings]
     read = tuning.init == SYSTEMD or (tuning.init in CLASSIC and tuning.procps_script)
     inactive = "" if read else f"process 1 is {tuning.init or 'unknown'}, and nothing here applies sysctl.d at boot"
-    return KeptFile(path=SYSCTL_FILE, text=HEAD + "".join(lines), command=f"sysctl -p {SYSCTL_FILE}", inactive=inactive)
+    command = f"sysctl -p {SYSCTL_FILE}"
+    larger = [each for each in settings if each.counted and int(each.knob.value) > kept_pages(each, tuning)]
+    if larger:
+        command = f"grep -v '^{sysctl_name(larger[0].knob.path)}' {SYSCTL_FILE} | sysctl -p -"
+    if inactive:  # of the two files the one that never lowers a pool
+        command = SCRIPT_FILE
+    return KeptFile(path=SYSCTL_FILE, text=HEAD + "".join(lines), command=command, inactive=inactive)
 
 
 def line_of(setting: Setting, tuning: HostTuning) -> str:
     """Give a setting as a line of sysctl.d."""
-    name, value = sysctl_name(setting.knob.path), setting.wanted.value
-    if setting.counted:
-        others = [line.value for line in tuning.boot_lines if line.name == name and line.file != SYSCTL_FILE]
-        booted = boot_pages(tuning.cmdline, tuning.default_page, 2 * MIB)
-        value = str(max(int(value), booted, *(int(other) for other in others if other.isdecimal())))
-    return f"{name} = {value}"
+    value = str(kept_pages(setting, tuning)) if setting.counted else setting.wanted.value
+    return f"{sysctl_name(setting.knob.path)} = {value}"
+
+
+def kept_pages(setting: Setting, tuning: HostTuning) -> int:
+    """Give the pages of a pool that are set at boot: what is wished, or more where something else asks for more."""
+    name = sysctl_name(setting.knob.path)
+    others = [line.value for line in tuning.boot_lines if line.name == name and line.file != SYSCTL_FILE]
+    booted = boot_pages(tuning.cmdline, tuning.default_page, 2 * MIB)
+    return max(int(setting.wanted.value), booted, *(int(other) for other in others if other.isdecimal()))
+
+
+def check_kept(
+    settings: Sequence[Setting], tuning: HostTuning, raised: Mapping[str, Mapping[str, int]]
+) -> Iterator[Finding]:
+    """Say which pages stand in no file, and are neither VMs' own: whoever reads ours with `sysctl` takes them away.
+
+    `raised` gives by a pool's control file the pages that each VM has in it by itself.
+    """
+    for setting in kept_by(settings, "sysctl"):
+        if setting.counted and tuning.default_page == 2 * MIB:
+            pages = int(setting.knob.value) - sum(raised.get(setting.knob.path, {}).values())
+            kept = kept_pages(setting, tuning)
+            if pages > kept:
+                yield warning(
+                    code="host.hugepages.unkept",
+                    message=f"the pool has {pages} pages, and {SYSCTL_FILE} says {kept}",
+                    where=setting.knob.path,
+                    why="somebody set more without a file: the next boot, sysctl -p and sysctl --system lower them",
+                    hint=f'hugepage_pools = {{ "2MiB" = {pages} }}   # in {HOST_FILE}, keeps them',
+                )
 
 
 def boot_pages(cmdline: Sequence[str], default_page: int, page_size: int) -> int:

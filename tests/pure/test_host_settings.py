@@ -142,19 +142,39 @@ def test_a_knob_set_to_what_it_held_before_is_still_left_to_who_turned_it_since(
 
 
 @pytest.mark.parametrize(
-    ("cmdline", "live", "gain"),
-    [("quiet", 16, 16), ("quiet", 10, 10), ("hugepages=512", 512, 0), ("hugepages=8", 16, 8), ("hugepages=512", 16, 0)],
+    ("cmdline", "others", "before", "live", "gain"),
+    [
+        ("quiet", "", 0, 16, 16),
+        ("quiet", "", 0, 10, 10),
+        ("hugepages=512", "", 0, 512, 0),
+        ("hugepages=8", "", 0, 16, 8),
+        ("hugepages=512", "", 0, 16, 0),
+        ("quiet", "vm.nr_hugepages = 12", 0, 16, 4),
+        ("hugepages=512", "vm.nr_hugepages = 12", 0, 16, 4),
+        ("quiet", "", 64, 16, 16),
+        ("quiet", "vm.nr_hugepages = 12", 64, 16, 4),
+        ("quiet", "", 64, 80, 0),
+    ],
 )
-def test_a_pool_of_a_later_boot_is_counted_from_what_the_boot_loader_asked_for(
-    tmp_path: Path, cmdline: str, live: int, gain: int
+def test_a_pool_of_a_later_boot_is_counted_from_what_others_asked_for(
+    tmp_path: Path, cmdline: str, others: str, before: int, live: int, gain: int
 ) -> None:
     pool = "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages"
-    for path, text in ((pool, str(live)), ("/proc/cmdline", cmdline), ("/proc/meminfo", "Hugepagesize:    2048 kB")):
+    texts = {
+        pool: str(live),
+        "/proc/cmdline": cmdline,
+        "/proc/meminfo": "Hugepagesize:    2048 kB",
+        "/etc/sysctl.d/50-admin.conf": others,
+        "/etc/sysctl.d/80-kvmlaunch.conf": "vm.nr_hugepages = 16",
+    }
+    for path, text in texts.items():
         (tmp_path / path[1:]).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path[1:]).write_text(f"{text}\n")
+    total = str(max(16, before))
     entry = SettingEntry(
-        key="hugepages.2MiB", path=pool, before="0", wanted="16", after="16", done=True, counted=True, lasting=True
-    )
+        key="hugepages.2MiB", path=pool, before=str(before), wanted="16", after=total, done=True, counted=True,
+        lasting=True,
+    )  # fmt: skip
     ledger = Ledger(entries=(entry,), boot_id="later", time="t", write=lambda _: None)
 
     settle(ledger, tmp_path)

@@ -1,5 +1,6 @@
 """What files of ours set at boot is never forgotten before they are gone; what is somebody else's in them stays."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -378,3 +379,55 @@ def test_a_hugetlbfs_that_somebody_else_keeps_at_the_place_is_as_good(
 
     assert (made.code, off.code, mounted) == (0, 0, True), made.err
     assert state(etc) == before
+
+
+def test_a_larger_pool_that_stands_in_no_file_is_told_and_goes_with_its_boot(
+    machine: Machine, wishes: Path, pool: Pool
+) -> None:
+    pool.set(64)
+    wishes.write_text(POOL)
+
+    kept = machine.ok("tune", "apply", "--persist", "--json")
+    command = next(each["command"] for each in kept.json["files"] if each["path"] == SYSCTL)
+    machine.execute("sh", "-c", command)
+    during = pool.total()
+    reboot(machine)
+    booted, verified = pool.total(), machine.run("tune", "verify")
+    off = machine.run("tune", "off")
+
+    assert "host.hugepages.unkept" in {each["code"] for each in kept.json["findings"]}
+    assert "sysctl -p" not in command
+    assert (during, booted) == (64, 8)
+    assert verified.code == 0, verified.out
+    assert (off.code, pool.total()) == (0, 0)
+
+
+@pytest.mark.usefixtures("with_systemd")
+def test_with_systemd_the_command_of_the_sysctl_file_leaves_a_larger_pool_alone(
+    machine: Machine, wishes: Path, pool: Pool
+) -> None:
+    pool.set(64)
+    wishes.write_text(f"{POOL}swappiness = 30\n")
+    kept = machine.ok("tune", "apply", "--persist", "--json")
+    SWAPPINESS.write_text("60")
+
+    machine.execute("sh", "-c", next(each["command"] for each in kept.json["files"] if each["path"] == SYSCTL))
+
+    assert (pool.total(), value(SWAPPINESS)) == (64, "30")
+
+
+def test_a_file_of_somebody_elses_is_his_again(machine: Machine, etc: Path, wishes: Path) -> None:
+    his = etc / "sysctl.d/80-kvmlaunch.conf"
+    his.write_text("kernel.panic = 0\n")
+    os.chown(his, 1234, 2345)
+    his.chmod(0o640)
+    wishes.write_text("swappiness = 30\n")
+
+    machine.ok("tune", "apply", "--persist")
+    between = his.read_text(), his.stat().st_uid
+    machine.ok("tune", "off")
+
+    assert "vm.swappiness = 30\n" in between[0]
+    assert between[1] == 0
+    assert his.read_text() == "kernel.panic = 0\n"
+    assert (his.stat().st_uid, his.stat().st_gid, his.stat().st_mode & 0o7777) == (1234, 2345, 0o640)
