@@ -73,7 +73,8 @@ def remove_if_there(directory_fd: int, name: str) -> None:
         return
     except OSError as error:
         place = place_of(directory_fd, name)
-        if error.errno in {errno.EISDIR, errno.EPERM, errno.EACCES}:
+        immutable = error.errno == errno.EPERM and os.geteuid() == 0
+        if error.errno in {errno.EISDIR, errno.EPERM, errno.EACCES} and not immutable:
             raise unsafe(place, f"it cannot be removed: {error.strerror}") from error
         raise failed(place, error) from error
 

@@ -97,6 +97,15 @@ def follow(path: Path) -> Path:
             if target is None:
                 return place
             path = place.parent / target
+    except FileNotFoundError as error:
+        report = Report(
+            code="host.failed",
+            message=f"{path} is not there",
+            where=str(path),
+            why="lines of ours are added to a file that this host reads",
+            hint=f"touch {path}   # then the same command again",
+        )
+        raise HostFailed(report) from error
     except OSError as error:
         raise failed(str(path), error) from error
     raise failed(str(path), OSError(errno.ELOOP, os.strerror(errno.ELOOP)))

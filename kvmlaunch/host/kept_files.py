@@ -23,6 +23,7 @@ from kvmlaunch.tune.fstab import END, FstabLine, duplicate_targets, render_line
 from kvmlaunch.tune.keep import FSTAB, HEAD
 
 DIRECTORY_MODE = 0o755
+UNITS = ("/run/systemd/system", "/usr/local/lib/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system")
 FSTAB_BEFORE = "fstab.before"  # beside the journal
 SHARED_OPTIONS = "pagesize=2M,mode=0755"
 
@@ -228,6 +229,8 @@ def meant_for_others(ledger: Ledger, path: str, files: Sequence[KeptFile]) -> Fi
             continue
         if text is not None and not text.startswith(HEAD) and ledger.find(kept.path) is None:
             why = f"{kept.path} is a unit of somebody else's for it"
+        packaged = [f"{place}/{PurePosixPath(kept.path).name}" for place in UNITS]
+        why = next((f"{unit} is a unit of a package for it" for unit in packaged if os.path.lexists(unit)), why)
     line = render_line(FstabLine(source="hugetlbfs", target=PurePosixPath(path), type="hugetlbfs"))
     try:
         text = Path(FSTAB).read_text(encoding="utf-8", errors="surrogateescape")

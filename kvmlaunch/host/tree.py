@@ -40,7 +40,10 @@ def failed(path: PurePosixPath | str, error: OSError) -> HostFailed | PreflightF
         return unsafe(path, "it is a link")
     if error.errno in {errno.ENOSPC, errno.EROFS, errno.EDQUOT}:
         return PreflightFailed(Report(code="host.space", message=message, where=str(path), why=why))
-    return HostFailed(Report(code="host.failed", message=message, where=str(path), why=why))
+    hint = ""
+    if error.errno == errno.EPERM and os.geteuid() == 0:  # root may write everything else
+        hint = f"lsattr -d {quote(str(path))}   # an i or a in it forbids the change; chattr -i -a takes that away"
+    return HostFailed(Report(code="host.failed", message=message, where=str(path), why=why, hint=hint))
 
 
 def check_directory(fd: int, path: PurePosixPath | str, uid: int) -> None:

@@ -431,3 +431,45 @@ def test_a_file_of_somebody_elses_is_his_again(machine: Machine, etc: Path, wish
     assert between[1] == 0
     assert his.read_text() == "kernel.panic = 0\n"
     assert (his.stat().st_uid, his.stat().st_gid, his.stat().st_mode & 0o7777) == (1234, 2345, 0o640)
+
+
+@pytest.mark.usefixtures("with_systemd")
+def test_a_mount_unit_of_a_package_keeps_its_place(machine: Machine, etc: Path, wishes: Path) -> None:
+    unit = "/usr/local/lib/systemd/system/mnt-huge.mount"
+    script = f"mount -t tmpfs tmpfs /usr/local/lib; mkdir -p $(dirname {unit}); echo '[Mount]' > {unit}"
+    machine.execute("sh", "-euc", script)
+    wishes.write_text('hugetlbfs = "/mnt/huge"\n')
+    before = state(etc)
+
+    made = machine.run("tune", "apply", "--persist")
+
+    assert (made.code, made.codes) == (6, {"host.hugetlbfs.place"})
+    assert unit in made.err
+    assert state(etc) == before
+
+
+def test_without_an_fstab_the_fix_is_said(machine: Machine, etc: Path, wishes: Path) -> None:
+    (etc / "fstab").unlink()
+    wishes.write_text('hugetlbfs = "/mnt/huge"\n')
+
+    made = machine.run("tune", "apply", "--persist")
+    off = machine.run("tune", "off")
+
+    assert "fix: touch /etc/fstab" in made.err
+    assert (made.code, off.code) == (6, 0)
+
+
+def test_a_file_that_was_made_immutable_is_said_and_goes_later(machine: Machine, etc: Path, wishes: Path) -> None:
+    wishes.write_text("swappiness = 30\n")
+    machine.ok("tune", "apply", "--persist")
+    made_so = machine.execute("chattr", "+i", SYSCTL)
+    if made_so.code != 0:
+        pytest.skip("no immutable files here")
+
+    held = machine.run("tune", "off")
+    machine.execute("chattr", "-i", SYSCTL)
+    off = machine.run("tune", "off")
+
+    assert (held.code, held.codes) == (10, {"host.failed"})
+    assert f"lsattr -d {SYSCTL}" in held.err
+    assert (off.code, (etc / "sysctl.d/80-kvmlaunch.conf").exists()) == (0, False)
