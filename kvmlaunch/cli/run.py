@@ -306,7 +306,8 @@ def restart(
         raise click.UsageError(message)
 
     def restart_one(word: str) -> tuple[int, Document]:
-        check_restart(session.caller(), word)
+        if not check_restart(session.caller(), word) and not session.json:
+            say(session, name_of(word), "ok", "changed", "the last start had another text of the definition, or --set")
         ended = stop_one(session, word, timeout, force=force, dry_run=dry_run, again="restart")[1]
         if dry_run:
             if not session.json:

@@ -29,6 +29,7 @@ ASKED = {
 }
 ASK_AGAIN = 5.0  # seconds
 STOP_SECONDS = 90.0  # where no definition of a VM can be read
+STOP_KEY = "lifecycle.stop_timeout"
 AGENT_SECONDS = 30.0  # that an agent is given to end its guest
 TERM_SECONDS = 10.0  # how long QEMU may take to flush and close its images
 
@@ -180,11 +181,17 @@ def never_ran(seen: Seen, *, force: bool) -> bool:
 
 
 def stop_seconds(caller: Caller, word: str, seen: Seen) -> float:
-    """Give how long a guest may take to power down: as its start recorded, else as its definition has it, if it can."""
-    if seen.record:
-        return seen.record.stop_timeout
-    from kvmlaunch.steps.load import load  # noqa: PLC0415 - for a QEMU only that kvmlaunch did not start
+    """Give how long a guest may take to power down: as its start recorded, else as its definition has it, if it can.
 
+    What `--set` says now comes first.
+    """
+    asked = any(each.partition("=")[0].strip() == STOP_KEY for each in caller.overrides)
+    if seen.record and not asked:
+        return seen.record.stop_timeout
+    from kvmlaunch.steps.load import load, load_subject  # noqa: PLC0415 - seldom needed
+
+    if asked:
+        return float(load_subject(caller, word).definition.lifecycle.stop_timeout)
     with contextlib.suppress(KvmlaunchError):
         definition = load(caller, word)[1].definition
         if definition:

@@ -84,15 +84,19 @@ def runs_already(seen: Seen, lacking: str, verb: str) -> Busy:
     )
 
 
-def check_restart(caller: Caller, word: str) -> None:
-    """Refuse a restart before anything is ended: a VM that could not start again, or that runs from another file."""
+def check_restart(caller: Caller, word: str) -> bool:
+    """Refuse a restart before anything is ended: a VM that could not start again, or that runs from another file.
+
+    Gives whether it was started with what its definition, and `--set`, say now.
+    """
     subject = load_subject(caller, word)
     seen = observe(caller, subject.definition.name)
-    check_running(caller, seen, subject)
+    same = not check_running(caller, seen, subject)
     if seen.lives:
         refuse_lost(seen)
     resolved = resolve(caller, subject, everything=True, running=seen.pid)  # what it holds is free for it
     refuse_errors(subject.definition.name, (*resolved.findings(), *own_findings(resolved)))
+    return same
 
 
 def settle(caller: Caller, seen: Seen, subject: Subject, wishes: Wishes, tell: Tell) -> Started | None:

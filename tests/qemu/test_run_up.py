@@ -280,6 +280,27 @@ def test_restart_gives_a_new_process(machine: Machine) -> None:
     assert not is_alive(before)
 
 
+def test_a_restart_says_that_the_last_start_had_other_settings(machine: Machine) -> None:
+    machine.define("web")
+    machine.ok("up", "web", "--paused", "--set", "memory.size=96MiB")
+
+    other = machine.ok("restart", "web", "--force", "--timeout", "10ms")
+    same = machine.ok("restart", "web", "--force", "--timeout", "10ms")
+
+    assert "changed" in other.err
+    assert "changed" not in same.err
+
+
+def test_down_waits_as_long_as_its_own_settings_say(machine: Machine) -> None:
+    machine.define("web")
+    machine.ok("up", "web")
+
+    ended = machine.run("down", "web", "--set", "lifecycle.stop_timeout=1s")
+
+    assert ended.code == 8
+    assert "for 1 s" in ended.err
+
+
 def test_a_broken_definition_does_not_end_a_vm_that_is_to_be_restarted(machine: Machine) -> None:
     path = machine.define("web")
     machine.ok("up", "web", "--paused")
