@@ -16,6 +16,7 @@ from kvmlaunch.host.tree import DIRECTORY, entered, failed, make_at, unsafe
 from kvmlaunch.model.run_files import CONSOLE_LOG, EVENTS_LOG, LOG, QEMU_LOG
 
 LIMITS = {CONSOLE_LOG: 4 << 20, QEMU_LOG: 1 << 20}  # bytes of a live log; the older half goes to the kept one
+NOTES = 256  # bytes of a kept log for lines of ours
 EVENTS_LIMIT = 1 << 20
 EVENT_PLACES = (LOG, ".")  # beside the record lies what was kept of it
 LAST_EVENTS = 1 << 16  # bytes that are kept of a VM that has ended
@@ -154,20 +155,28 @@ def read_log(path: PurePosixPath) -> str | None:
 
 
 def keep_log(source: int, name: str, kept: PurePosixPath, log_uid: int) -> None:
-    """Append the last bytes of a live log, as many as its limit, to the kept one; a full one becomes `.1` first."""
+    """Append the last bytes of a live log, as many as its limit, to the kept one; a full one becomes `.1` first.
+
+    Where something is missing a line of ours says so.
+    """
     size, limit = os.fstat(source).st_size, LIMITS[name]
+    most = limit - NOTES
     with own_directory(kept, log_uid) as fd:
         with contextlib.suppress(FileNotFoundError):
-            if os.stat(name, dir_fd=fd, follow_symlinks=False).st_size + min(size, limit) > limit:
+            if os.stat(name, dir_fd=fd, follow_symlinks=False).st_size + min(size, most) > most:
                 os.rename(name, f"{name}.1", src_dir_fd=fd, dst_dir_fd=fd)
         try:
             target = os.open(name, APPENDING, 0o600, dir_fd=fd)
         except OSError as error:
             raise failed(kept / name, error) from error
         try:
-            offset = max(0, size - limit)
+            offset = max(0, size - most)
+            if offset:
+                write_all(target, f"\n[kvmlaunch: {offset} bytes before this are not kept]\n".encode())
             while offset < size and (chunk := os.pread(source, min(CHUNK, size - offset), offset)):
                 write_all(target, chunk)
                 offset += len(chunk)
+            if not os.fstatvfs(source).f_bavail:
+                write_all(target, b"\n[kvmlaunch: the place of the log was full: what was printed next is lost]\n")
         finally:
             os.close(target)

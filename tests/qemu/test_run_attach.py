@@ -280,6 +280,22 @@ def test_a_full_console_log_is_rotated_by_whatever_command_meets_it(machine: Mac
 
     assert live.stat().st_size == 0
     assert sum(path.stat().st_size for path in kept.glob("console.log*")) <= 8 << 20
+    assert b"[kvmlaunch: 1048832 bytes before this are not kept]\nxxx" in (kept / "console.log").read_bytes()
+
+
+def test_what_a_guest_printed_into_a_full_place_is_said_to_be_lost(machine: Machine) -> None:
+    machine.define("web")
+    machine.ok("up", "web", "--paused")
+    live = machine.rundir("web") / "log" / "console.log"
+    with live.open("ab") as file, suppress(OSError):
+        while True:
+            file.write(b"x" * (1 << 20))
+            file.flush()
+
+    machine.ok("status", "web")
+
+    kept = machine.outside("/var/log/kvmlaunch/web/console.log").read_bytes()
+    assert kept.endswith(b"xxx\n[kvmlaunch: the place of the log was full: what was printed next is lost]\n")
 
 
 def test_logs_of_a_terminal_that_goes_away_end_quietly(machine: Machine) -> None:
