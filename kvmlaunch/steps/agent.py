@@ -24,6 +24,7 @@ from kvmlaunch.steps.observe import Seen
 
 SECONDS = 5.0  # for a question that an agent answers at once
 THAW_SECONDS, THAW_TRIES = 10.0, 3
+UNFROZEN = "the same command with --no-freeze   # as after a power cut"
 FREEZE_SECONDS = 60.0  # a guest writes out what it has first
 SHUTDOWN_SECONDS = 1.0  # for a refusal
 LOOK_EVERY = 0.05  # seconds
@@ -168,8 +169,9 @@ class Rest:
 def frozen_guest(seen: Seen) -> Iterator[Rest]:
     """Hold a guest's file systems still for a while, where an agent listens.
 
-    They are let go again whatever happens, by a child where this process is killed; where the agent does not, that is
-    told in what is given, as what was done meanwhile stands.  Raises HostFailed, TimedOut when it refuses to hold them.
+    They are let go again whatever happens, by a child where this process is killed or interrupted; where the agent does
+    not, that is told in what is given, as what was done meanwhile stands, or in the error.  Raises HostFailed, TimedOut
+    when it refuses to hold them.
     A guest that stands still answers nobody, and writes nothing.
     """
     rest = Rest()
@@ -178,13 +180,21 @@ def frozen_guest(seen: Seen) -> Iterator[Rest]:
         return
     target = channel(seen)
     need_answer(target)
-    with guarded(lambda: thaw(target)):
-        try:
-            answers = freeze(target)
-            rest.count = answers[0] if answers and type(answers[0]) is int else 0
-            yield rest
-        finally:
-            rest.stuck = thaw(target)
+    try:
+        with guarded(lambda: thaw(target)) as let_go:
+            try:
+                answers = freeze(target)
+                rest.count = answers[0] if answers and type(answers[0]) is int else 0
+                yield rest
+            finally:
+                rest.stuck = thaw(target)
+                let_go()
+    except (HostFailed, TimedOut) as error:
+        if not rest.stuck:
+            raise
+        why = f"its file systems may still be held: {rest.stuck}"
+        hint = f"in the guest's console: fsfreeze --unfreeze /, and for each other one\n{UNFROZEN}"
+        raise type(error)(evolve(error.report, why=why, hint=hint)) from error
 
 
 def need_answer(target: Target) -> None:
@@ -192,8 +202,7 @@ def need_answer(target: Target) -> None:
     try:
         ask_agent(target, (), seconds=SECONDS)
     except TimedOut as error:
-        hint = "the same command with --no-freeze   # as after a power cut"
-        raise TimedOut(evolve(error.report, hint=hint)) from error
+        raise TimedOut(evolve(error.report, hint=UNFROZEN)) from error
 
 
 def freeze(target: Target) -> list[Any]:

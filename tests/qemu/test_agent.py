@@ -520,6 +520,37 @@ def test_file_systems_that_are_not_to_be_held_are_let_go_and_it_is_told_why(tmp_
     assert heard[-1] == "guest-fsfreeze-thaw"
 
 
+def test_file_systems_are_let_go_though_letting_them_go_is_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[object] = []
+    ask, pid = agent.ask_agent, os.getpid()
+
+    def interrupted(target: Target, words: Sequence[Query], *, seconds: float) -> list[object]:
+        if os.getpid() == pid and words and words[0][0] == "guest-fsfreeze-thaw":
+            raise KeyboardInterrupt
+        return ask(target, words, seconds=seconds)
+
+    monkeypatch.setattr(agent, "ask_agent", interrupted)
+    with guest(tmp_path, answering(b'{"return": 2}\n', heard=heard)) as seen:
+        with pytest.raises(KeyboardInterrupt), frozen_guest(seen):
+            pass
+        wait_for("they are let go", lambda: heard == ["guest-fsfreeze-freeze", "guest-fsfreeze-thaw"])
+
+
+def test_an_agent_that_hangs_in_the_middle_may_hold_them_still_which_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agent, "FREEZE_SECONDS", SOON)
+    monkeypatch.setattr(agent, "THAW_SECONDS", SOON)
+
+    with guest(tmp_path, answering(b"")) as seen, pytest.raises(TimedOut) as caught, frozen_guest(seen):
+        pytest.fail("it was not frozen")
+
+    assert "may still be held" in caught.value.report.why
+    assert "fsfreeze --unfreeze" in caught.value.report.hint
+
+
 def test_an_agent_that_hangs_is_not_asked_to_hold_anything_still(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
