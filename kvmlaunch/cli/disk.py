@@ -264,7 +264,7 @@ def convert(
         document = {"to": str(done.path), "to_format": done.format, "size": done.size}
         removed = done.removed and not dry_run
         flags = {"already": done.already, "removed": removed, "left_behind": list(done.left)}
-        flags |= {"lacking": done.lacking, "dry_run": dry_run}
+        flags |= {"lacking": done.lacking, "unsound": done.unsound, "dry_run": dry_run}
         show_document("disk-convert", {**target_document(target), **document, **flags})
         return
     if dry_run and not done.already:
@@ -276,6 +276,9 @@ def convert(
     if done.lacking:
         less = f"{short_path(str(done.path))} has {render_rounded(done.lacking)} less than the disk"
         say(session, name, "warn", "", f"{less}: a guest that fills it meets an error")
+    if done.unsound:
+        text = f"kvmlaunch disk check {target.word}: what its wrong tables led to is not in the copy either"
+        say(session, name, "warn", "damaged", text)
     if done.left:
         say(session, name, "warn", "left behind", f"{', '.join(done.left)}: in the original alone")
     removable = target.facts.kind == "file" and not target.facts.since

@@ -168,8 +168,10 @@ def read_chain(path: str, head: bytes, backing: str) -> dict[str, object]:
     chain: list[str] = []
     external, spoilt = block.parse_external(head), ""
     while backing and len(chain) < DEEPEST_CHAIN:
-        path, stated = backing_path(path, backing), block.parse_backing_format(head)
+        above, path, stated = (path, *chain), backing_path(path, backing), block.parse_backing_format(head)
         chain.append(path)
+        if path in above:
+            return {"chain": chain, "external": external, "broken": f"{path}: what it rests on leads back to it"}
         try:
             head, backing = read_head(path)
         except OSError as error:

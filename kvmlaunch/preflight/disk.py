@@ -203,11 +203,11 @@ def repair_hint(path: PurePosixPath, word: str) -> str:
     return f"{copy_of(path)} && kvmlaunch disk check {word} --repair   # or go back to a backup"
 
 
-def lies_elsewhere(disk: PlannedDisk, facts: PathFacts) -> str:
+def lies_elsewhere(path: PurePosixPath, facts: PathFacts) -> str:
     """Give a file that its header makes QEMU open, neither beside the image nor in a directory there; "" for none."""
     named = PurePosixPath(normpath(facts.backing))
     protocol = ":" in facts.backing.partition("/")[0]  # ./nbd:x names a file
-    beneath = ".." not in named.parts and disk.path.parent in overlay_directories(disk.path.parent / named)
+    beneath = ".." not in named.parts and path.parent in overlay_directories(path.parent / named)
     if facts.backing and (protocol or not beneath):
         return facts.backing
     chain = [PurePosixPath(each) for each in (facts.real, *facts.chain)]
@@ -218,15 +218,6 @@ def check_backing(disk: PlannedDisk, facts: PathFacts) -> Iterator[Finding]:
     """Refuse a backing chain outside the image's directory, and data in another file (`disk.backing`)."""
     if disk.format != "qcow2":
         return
-    elsewhere = lies_elsewhere(disk, facts)
-    if elsewhere:
-        yield error(
-            code="disk.backing",
-            message=f"the backing file of {disk.path.name} lies elsewhere: {elsewhere}",
-            key=f"{disk.table}.path",
-            why="who can write the image can make QEMU open any file",
-            hint=f"qemu-img rebase -u -b NAME -F FORMAT {quoted(disk.path)}   # with a name in {disk.path.parent}",
-        )
     if facts.backing and disk.path.suffix in RAW_SUFFIXES:
         yield error(
             code="disk.backing",
@@ -235,17 +226,31 @@ def check_backing(disk: PlannedDisk, facts: PathFacts) -> Iterator[Finding]:
             why="what rests on an image is not sought among files that are raw by their name",
             hint=f"mv {quoted(disk.path)} {quoted(disk.path.with_suffix('.qcow2'))}   # and so in the definition",
         )
-    if not elsewhere:
+    if not lies_elsewhere(disk.path, facts):
         yield from check_chain(disk.path, facts, disk.table)
     if not disk.readonly:
         yield from check_beneath(disk.path, facts, disk.table)
+    yield from check_elsewhere(disk.path, facts, disk.table)
+
+
+def check_elsewhere(path: PurePosixPath, facts: PathFacts, table: str) -> Iterator[Finding]:
+    """Refuse a qcow2 image that makes QEMU open files that do not lie with it (`disk.backing`)."""
+    elsewhere, why = lies_elsewhere(path, facts), "who can write the image can make QEMU open any file"
+    if elsewhere:
+        yield error(
+            code="disk.backing",
+            message=f"the backing file of {path.name} lies elsewhere: {elsewhere}",
+            key=f"{table}.path",
+            why=why,
+            hint=f"qemu-img rebase -u -b NAME -F FORMAT {quoted(path)}   # with a name in {path.parent}",
+        )
     if facts.external_data:
         yield error(
             code="disk.backing",
-            message=f"{disk.path.name} keeps its data in another file",
-            key=f"{disk.table}.path",
-            why="who can write the image can make QEMU open any file",
-            hint=f"qemu-img convert -O qcow2 {quoted(disk.path)} NEW.qcow2",
+            message=f"{path.name} keeps its data in another file",
+            key=f"{table}.path",
+            why=why,
+            hint=f"qemu-img convert -O qcow2 {quoted(path)} NEW.qcow2",
         )
 
 

@@ -16,7 +16,7 @@ from kvmlaunch.host.volumes import drop_volume
 from kvmlaunch.model.value import evolve, frozen
 from kvmlaunch.model.volume import parse_volume_name
 from kvmlaunch.steps.caller import Caller
-from kvmlaunch.steps.disk_check import Info, look_at
+from kvmlaunch.steps.disk_check import Info, look_at, refuse_unsound
 from kvmlaunch.steps.disk_convert import Conversion, convert_target
 from kvmlaunch.steps.disk_create import create
 from kvmlaunch.steps.disks import (
@@ -29,6 +29,7 @@ from kvmlaunch.steps.disks import (
     no_progress,
     refuse_damaged,
     refuse_disorder,
+    refuse_elsewhere,
     refuse_locked,
     refuse_running,
 )
@@ -99,8 +100,10 @@ def check_source(target: Target, copying: str, *, full: bool) -> None:
     """
     need_file(target)
     refuse_disorder(target)
+    refuse_elsewhere(target)
     refuse_damaged(target)
     refuse_locked(target)
+    refuse_unsound(target)
     if target.facts.kind != "file" and parse_volume_name(target.disk.path) is None:
         copy = f"kvmlaunch disk convert {target.word} IMAGE   # then a definition with that path"
         raise PreflightFailed(

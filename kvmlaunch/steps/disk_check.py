@@ -13,6 +13,7 @@ from kvmlaunch.host.rundir import lock_taker
 from kvmlaunch.host.volumes import drop_volume, find_volume
 from kvmlaunch.model.value import evolve, frozen
 from kvmlaunch.model.volume import parse_volume_name
+from kvmlaunch.preflight.disk import check_chain, repair_hint
 from kvmlaunch.steps.caller import Caller
 from kvmlaunch.steps.disks import (
     Target,
@@ -28,6 +29,7 @@ from kvmlaunch.steps.disks import (
     refuse_base,
     refuse_clones,
     refuse_disorder,
+    refuse_found,
     refuse_locked,
     refuse_running,
     refuse_shared,
@@ -39,6 +41,7 @@ from kvmlaunch.storage.image import Checked, Image, parse_check
 from kvmlaunch.storage.volume import Volume
 
 CORRUPT, LEAKS, NOT_FOR_THIS_FORMAT = 2, 3, 63
+UNSOUND: Final = ("corrupt", "marked")
 Soundness = Literal["sound", "repaired", "leaks", "marked", "corrupt", "nothing to check"]
 WORST: Final[tuple[Soundness, ...]] = ("corrupt", "marked", "leaks", "repaired", "sound", "nothing to check")
 
@@ -172,6 +175,7 @@ def check_one(target: Target, *, repair: bool) -> Examined:
 
     What it rests on is others' as well, and is not mended here.
     """
+    refuse_circle(target)
     overlays = [(PurePosixPath(each), "qcow2") for each in target.facts.since]
     found = [
         check_image(target, path, format_, repair=repair)
@@ -180,6 +184,28 @@ def check_one(target: Target, *, repair: bool) -> Examined:
     others = (path for path in images_beneath(target) if path.suffix == ".qcow2")
     found += [check_image(target, path, "qcow2", repair=False) for path in others]
     return min(found, key=lambda each: WORST.index(each.soundness))
+
+
+def refuse_circle(target: Target) -> None:
+    """Refuse an image that rests on itself (`disk.backing`): qemu-img would open one file after another for ever."""
+    chain = (os.path.realpath(target.image), *target.facts.chain)
+    if len(set(chain)) < len(chain):
+        refuse_found(target, check_chain(target.image, target.facts, target.table))
+
+
+def refuse_unsound(target: Target) -> None:
+    """Refuse a disk in which a check finds what is wrong (`disk.corrupt`): QEMU reads nothing there, in silence."""
+    examined = check_one(target, repair=False)
+    if examined.soundness in UNSOUND:
+        raise PreflightFailed(
+            Report(
+                code="disk.corrupt",
+                message=f"{examined.path.name} is damaged",
+                where=target.table,
+                why="qemu-img check finds its tables wrong: a copy would lack what they led to",
+                hint=repair_hint(target.image, target.word),
+            )
+        )
 
 
 def images_beneath(target: Target) -> tuple[PurePosixPath, ...]:

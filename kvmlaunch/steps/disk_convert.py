@@ -19,6 +19,7 @@ from kvmlaunch.host.volumes import drop_volume, find_volume, new_volume
 from kvmlaunch.model.value import frozen
 from kvmlaunch.model.volume import parse_volume_name
 from kvmlaunch.steps.caller import Caller
+from kvmlaunch.steps.disk_check import UNSOUND, check_one, refuse_unsound
 from kvmlaunch.steps.disk_goal import Goal, goal_of, refuse_filled, refuse_goal
 from kvmlaunch.steps.disks import (
     Progress,
@@ -34,6 +35,7 @@ from kvmlaunch.steps.disks import (
     refuse_base,
     refuse_damaged,
     refuse_disorder,
+    refuse_elsewhere,
     refuse_locked,
     refuse_shared,
     remove_file,
@@ -53,7 +55,7 @@ class Converted:
     """What a disk became; `removed` tells whether the source is gone, `already` that both were equal before.
 
     `left` are snapshots and bitmaps within the source, which did not come along; `lacking` the bytes that a device
-    has less than the disk, which a qcow2 image on it may need one day.
+    has less than the disk, which a qcow2 image on it may need one day; `unsound` that a check finds the source damaged.
     """
 
     target: Target
@@ -64,6 +66,7 @@ class Converted:
     removed: bool = False
     left: tuple[str, ...] = ()
     lacking: int = 0
+    unsound: bool = False
 
 
 @frozen(kw_only=True)
@@ -98,6 +101,7 @@ def needed(caller: Caller, word: str, wanted: Conversion) -> Target:
     target = find_disk(caller, word)
     need_file(target)
     refuse_disorder(target)
+    refuse_elsewhere(target)
     if wanted.remove_source:
         refuse_damaged(target)
         refuse_base(target)
@@ -112,6 +116,7 @@ def convert_target(caller: Caller, target: Target, wanted: Conversion, progress:
     image = chain[0]
     if wanted.remove_source:
         refuse_inside(target, chain)
+        refuse_unsound(target)
     goal = goal_of(caller, wanted.goal, wanted.format)
     refuse_goal(target, goal, image)
     already = is_done(target, goal, image)
@@ -131,6 +136,7 @@ def convert_target(caller: Caller, target: Target, wanted: Conversion, progress:
         already=already,
         removed=wanted.remove_source,
         left=tuple(each for image in chain for each in image.inside),
+        unsound=not wanted.remove_source and check_one(target, repair=False).soundness in UNSOUND,
         lacking=max(0, image.size - goal.facts.size) if goal.facts.kind == "block" else 0,
     )
 

@@ -28,6 +28,7 @@ from kvmlaunch.preflight.disk import (
     check_chain,
     check_claimed,
     check_container,
+    check_elsewhere,
     check_snapshots,
     holder_text,
     led_to_nothing,
@@ -295,6 +296,12 @@ def refuse_disorder(target: Target) -> None:
     """Refuse an image whose snapshots are not in order (`disk.snapshot`): what the disk is cannot be told then."""
     vm = target.subject.definition.name
     refuse_found(target, check_snapshots(target.disk.path, target.facts, target.table, vm))
+
+
+def refuse_elsewhere(target: Target) -> None:
+    """Refuse an image that makes QEMU open files which do not lie with it (`disk.backing`), as a start does."""
+    if target.format == "qcow2":
+        refuse_found(target, check_elsewhere(target.image, target.facts, target.table))
 
 
 def refuse_damaged(target: Target) -> None:

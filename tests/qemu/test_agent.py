@@ -524,12 +524,12 @@ def test_file_systems_are_let_go_though_letting_them_go_is_interrupted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     heard: list[object] = []
-    ask, pid = agent.ask_agent, os.getpid()
+    pid = os.getpid()
 
     def interrupted(target: Target, words: Sequence[Query], *, seconds: float) -> list[object]:
         if os.getpid() == pid and words and words[0][0] == "guest-fsfreeze-thaw":
             raise KeyboardInterrupt
-        return ask(target, words, seconds=seconds)
+        return ask_agent(target, words, seconds=seconds)
 
     monkeypatch.setattr(agent, "ask_agent", interrupted)
     with guest(tmp_path, answering(b'{"return": 2}\n', heard=heard)) as seen:

@@ -256,3 +256,80 @@ def test_nothing_is_removed_from_a_directory_that_cannot_be_written_to(machine: 
     machine.execute("mount", "-o", "remount,bind,ro", place(machine))
 
     assert machine.run("disk", "remove", "web:root", "--yes", *more).codes == {"disk.permission"}
+
+
+def spoil(machine: Machine, name: str) -> None:
+    """Set a reserved bit in the first entry of the L1 table: QEMU reads nothing there, and marks nothing."""
+    with place(machine, name).open("r+b") as file:
+        file.seek(40)
+        table = int.from_bytes(file.read(8), "big")
+        file.seek(table)
+        entry = int.from_bytes(file.read(8), "big")
+        file.seek(table)
+        file.write((entry | 1 << 1 | 1 << 57).to_bytes(8, "big"))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("disk", "convert", "web:root", "web.img", "--remove-source"),
+        ("clone", "new", "--from", "web"),
+        ("clone", "new", "--from", "web", "--full"),
+    ],
+    ids=" ".join,
+)
+def test_an_image_that_a_check_finds_damaged_is_not_left_for_a_copy_of_it(
+    machine: Machine, words: tuple[str, ...]
+) -> None:
+    define(machine, QCOW2)
+    spoil(machine, "web.qcow2")
+
+    refusal = machine.run(*words)
+
+    assert refusal.codes == {"disk.corrupt"}
+    assert {path.name for path in place(machine).iterdir()} == {"web.qcow2", "web.toml"}
+
+
+def test_a_copy_of_a_damaged_image_is_said_to_lack_something(machine: Machine) -> None:
+    define(machine, QCOW2)
+    spoil(machine, "web.qcow2")
+
+    converted = machine.ok("disk", "convert", "web:root", "web.img")
+
+    assert "damaged" in converted.err
+    assert "kvmlaunch disk check web:root" in converted.err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("disk", "check", "web:root"),
+        ("disk", "check", "web:root", "--repair"),
+        ("disk", "convert", "web:root", "new.img"),
+        ("up", "web", "--paused"),
+    ],
+    ids=" ".join,
+)
+def test_an_image_that_rests_on_itself_is_said_to(machine: Machine, words: tuple[str, ...]) -> None:
+    define(machine, QCOW2)
+    image = place(machine, "web.qcow2")
+    machine.execute("qemu-img", "rebase", "-u", "-b", image.name, "-F", "qcow2", image)
+
+    refusal = machine.run(*words)
+
+    assert (refusal.code, refusal.codes) == (6, {"disk.backing"})
+    assert "leads back to it" in refusal.err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("disk", "convert", "web:root", "new.img"), ("clone", "new", "--from", "web", "--full")],
+    ids=" ".join,
+)
+def test_what_an_image_makes_qemu_open_elsewhere_is_not_copied(machine: Machine, words: tuple[str, ...]) -> None:
+    define(machine, QCOW2)
+    image = place(machine, "web.qcow2")
+    machine.execute("qemu-img", "create", "-q", "-f", "qcow2", "-u", "-b", "/etc/passwd", "-F", "raw", image, "5M")
+
+    assert machine.run(*words).codes == {"disk.backing"}
+    assert {path.name for path in place(machine).iterdir()} == {"web.qcow2", "web.toml"}
