@@ -16,7 +16,7 @@ from pathlib import Path
 from kvmlaunch.facts import cpu, limits, mounts, sources
 from kvmlaunch.facts.sources import Captured, Wanted
 from kvmlaunch.host.capture_path import capture_disks, capture_path, find_device, find_overlays, is_claimed
-from kvmlaunch.host.holders import capture_lock_holders, capture_socket_holders
+from kvmlaunch.host.holders import capture_lock_holders, capture_socket_holders, may_be_locked
 from kvmlaunch.host.readers import link_target, names_in, read_text
 from kvmlaunch.host.rights import capture_user, rights_of
 from kvmlaunch.host.sockets import capture_sockets
@@ -48,11 +48,12 @@ def capture_host(
             path.update({"claimed": True} if path["kind"] == "block" and is_claimed(base + str(path["real"])) else {})
         heads = [str(since[-1]) for seen in paths.values() if isinstance(since := seen.get("since"), list)]
         paths.update({head: capture_path(base, head) for head in heads})
+        present = [path for path in paths.values() if "inode" in path] if wanted.locks else []
+        inodes = {str(path["inode"]) for path in present if base or may_be_locked(str(path["real"]), str(path["kind"]))}
     mounted = mounts.parse_mounts(files)
     for path in paths.values():
         path["disks"] = capture_disks(base, find_device(base, mounted, path), mounted)
         path.update({"overlays": find_overlays(path)} if wanted.overlays else {})
-    inodes = {str(path.get("inode", "")) for path in paths.values()} if wanted.locks else set()
     for inode, holders in (capture_lock_holders(base, inodes) if inodes else {}).items():
         for path in paths.values():
             path.update({"holders": holders} if path.get("inode") == inode else {})

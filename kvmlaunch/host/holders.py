@@ -4,10 +4,35 @@ The open files of all processes are looked through, which takes long on a busy h
 something is held, and only what we may see.
 """
 
+import fcntl
+import os
+import struct
 from collections.abc import Mapping
 
 from kvmlaunch.facts import block, network, process
 from kvmlaunch.host.readers import inode_of, link_target, names_in, read_text
+
+ASKED = struct.Struct("hhqqi4x")  # struct flock of fcntl(2): type, whence, start, length, pid
+
+
+def may_be_locked(path: str, kind: str) -> bool:
+    """Tell whether somebody holds a record lock on a file; one that is not opened to ask for it may be locked.
+
+    fcntl(2) answers at once.  A reader of /proc/locks first waits until nobody on any CPU is taking a lock, 6 ms.
+    """
+    if kind not in {"file", "block"}:
+        return True
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return True
+    try:
+        answer = fcntl.fcntl(handle, fcntl.F_OFD_GETLK, ASKED.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
+    except OSError:
+        return True
+    finally:
+        os.close(handle)
+    return int(ASKED.unpack(answer)[0]) != fcntl.F_UNLCK
 
 
 def capture_lock_holders(base: str, inodes: set[str]) -> dict[str, list[dict[str, object]]]:
