@@ -16,7 +16,7 @@ from pathlib import Path
 from kvmlaunch.facts import cpu, limits, mounts, sources
 from kvmlaunch.facts.sources import Captured, Wanted
 from kvmlaunch.host.capture_path import capture_disks, capture_path, find_device, find_overlays, is_claimed
-from kvmlaunch.host.holders import capture_lock_holders, capture_socket_holders, may_be_locked
+from kvmlaunch.host.holders import capture_lock_holders, capture_socket_holders, may_be_locked, other_inodes
 from kvmlaunch.host.readers import link_target, names_in, read_text
 from kvmlaunch.host.rights import capture_user, rights_of
 from kvmlaunch.host.sockets import capture_sockets
@@ -50,13 +50,17 @@ def capture_host(
         paths.update({head: capture_path(base, head) for head in heads})
         present = [path for path in paths.values() if "inode" in path] if wanted.locks else []
         inodes = {str(path["inode"]) for path in present if base or may_be_locked(str(path["real"]), str(path["kind"]))}
+    others = {} if base else {str(path["inode"]): other_inodes(str(path["real"])) for path in present}
+    inodes.update(*others.values())
     mounted = mounts.parse_mounts(files)
     for path in paths.values():
         path["disks"] = capture_disks(base, find_device(base, mounted, path), mounted)
         path.update({"overlays": find_overlays(path)} if wanted.overlays else {})
-    for inode, holders in (capture_lock_holders(base, inodes) if inodes else {}).items():
-        for path in paths.values():
-            path.update({"holders": holders} if path.get("inode") == inode else {})
+    locked = capture_lock_holders(base, inodes) if inodes else {}
+    for path in present:
+        names = (str(path["inode"]), *others.get(str(path["inode"]), ()))
+        if holders := [holder for name in names for holder in locked.get(name, ())]:
+            path["holders"] = holders
     probes = {
         "caller": {"uid": os.getuid()},
         "user": {"uid": subject.uid, "gid": subject.gid, "name": subject.name, "groups": list(subject.groups)},

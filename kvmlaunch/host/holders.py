@@ -6,12 +6,15 @@ something is held, and only what we may see.
 
 import fcntl
 import os
+import stat
 import struct
 from collections.abc import Mapping
+from contextlib import suppress
 
 from kvmlaunch.facts import block, network, process
-from kvmlaunch.host.readers import inode_of, link_target, names_in, read_text
+from kvmlaunch.host.readers import device_number, inode_of, link_target, names_in, read_text
 
+BACKING = "loop/backing_file"
 ASKED = struct.Struct("hhqqi4x")  # struct flock of fcntl(2): type, whence, start, length, pid
 
 
@@ -95,3 +98,55 @@ def capture_socket_holders(base: str, files: Mapping[str, str], ports: tuple[int
 def open_files(directory: str) -> set[str]:
     """Give what the descriptors of a process point to."""
     return {target for number in names_in(directory) if (target := link_target(f"{directory}/{number}"))}
+
+
+def files_beneath(path: str) -> tuple[str, ...]:
+    """Give the files and devices that a block device is made of: by loop, device-mapper, md, or as their partition."""
+    found = [path]
+    for each in found:
+        found += [beneath for beneath in directly_beneath(each) if beneath not in found]
+    return tuple(found[1:])
+
+
+def directly_beneath(path: str) -> list[str]:
+    """Give what one block device is made of, nothing for a file."""
+    place = place_of(path)
+    if not place:
+        return []
+    names = names_in(f"{place}/slaves")
+    if os.path.exists(f"{place}/partition"):
+        names.append(os.path.basename(os.path.dirname(place)))
+    backing = (read_text(f"{place}/{BACKING}") or "").rstrip("\n")
+    return [*map(node_of, names), *([backing] if backing else [])]
+
+
+def place_of(path: str) -> str:
+    """Give the directory of a block device in /sys, "" for anything else: /sys/dev/block."""
+    with suppress(OSError):
+        status = os.stat(path)
+        if stat.S_ISBLK(status.st_mode):
+            return os.path.realpath(f"/sys/dev/block/{device_number(status.st_rdev)}")
+    return ""
+
+
+def node_of(name: str) -> str:
+    """Give the file in /dev of a device of the kernel's."""
+    return f"/dev/{name.replace('!', '/')}"
+
+
+def loops_on(path: str) -> list[str]:
+    """Give the loop devices that a file is beneath."""
+    loops = (name for name in names_in("/sys/block") if name.startswith("loop"))
+    return [node_of(name) for name in loops if (read_text(f"/sys/block/{name}/{BACKING}") or "").rstrip("\n") == path]
+
+
+def other_inodes(path: str) -> set[str]:
+    """Give by which other files the content of a file or block device can be had, each as `major:minor:inode`.
+
+    A lock is on one of them alone: the node of a device in /dev, another name of it, what it is made of, the loop
+    devices on that.
+    """
+    places = {path, *files_beneath(path)}
+    places |= {node_of(os.path.basename(place)) for each in places if (place := place_of(each))}
+    places |= {loop for each in places for loop in loops_on(each)}
+    return {inode_of(each) for each in places} - {inode_of(path), ""}

@@ -7,7 +7,6 @@ and what a killed one left is made anew.
 import errno
 import fcntl
 import os
-import stat
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -15,7 +14,6 @@ from pathlib import PurePosixPath
 
 from kvmlaunch.errors import HostFailed, PreflightFailed, Report
 from kvmlaunch.host.files import write_atomically
-from kvmlaunch.host.readers import names_in, read_text
 from kvmlaunch.host.rights import capture_user, rights_of, user_name
 from kvmlaunch.host.tree import check_directory, failed
 from kvmlaunch.model.host import UserFacts
@@ -238,28 +236,6 @@ def take_device(path: PurePosixPath) -> None:
                 hint=f"lsblk {path}",
             )
         ) from error
-
-
-def files_beneath(path: PurePosixPath) -> tuple[str, ...]:
-    """Give the files and devices that a block device is made of: by loop, device-mapper, md, or as their partition."""
-    found = [str(path)]
-    for each in found:
-        found += [beneath for beneath in directly_beneath(each) if beneath not in found]
-    return tuple(found[1:])
-
-
-def directly_beneath(path: str) -> list[str]:
-    """Give what one block device is made of, nothing for a file: /sys/dev/block."""
-    with suppress(OSError):
-        status = os.stat(path)
-        if stat.S_ISBLK(status.st_mode):
-            place = os.path.realpath(f"/sys/dev/block/{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}")
-            names = names_in(f"{place}/slaves")
-            if os.path.exists(f"{place}/partition"):
-                names.append(os.path.basename(os.path.dirname(place)))
-            backing = (read_text(f"{place}/loop/backing_file") or "").rstrip("\n")
-            return [*(f"/dev/{name.replace('!', '/')}" for name in names), *([backing] if backing else [])]
-    return []
 
 
 def mark_image(mark: PurePosixPath, text: str) -> None:

@@ -7,7 +7,8 @@ from kvmlaunch.define.mistake import Mistake
 from kvmlaunch.define.paths import VOLUME, volume_device
 from kvmlaunch.errors import DefinitionInvalid, PreflightFailed, Report
 from kvmlaunch.facts.sources import Wanted
-from kvmlaunch.host.images import exists_already, files_beneath, owner_of, take_device
+from kvmlaunch.host.holders import files_beneath
+from kvmlaunch.host.images import exists_already, owner_of, take_device
 from kvmlaunch.model.host import PathFacts
 from kvmlaunch.model.image import SUFFIXES
 from kvmlaunch.model.value import frozen
@@ -84,7 +85,7 @@ def refuse_itself(target: Target, goal: Goal) -> None:
 
 def refuse_above(target: Target, goal: Goal) -> None:
     """Refuse a device that is made of the source itself, as a loop device of the image is (`disk.exists`)."""
-    beneath = {os.path.realpath(each) for each in files_beneath(goal.path)}
+    beneath = {os.path.realpath(each) for each in files_beneath(str(goal.path))}
     source = {os.path.realpath(each) for each in (str(target.image), *target.facts.since, *target.facts.chain)}
     if beneath & source:
         raise PreflightFailed(

@@ -231,6 +231,23 @@ def test_a_device_that_the_host_has_mounted_is_refused_under_every_name(machine:
     assert (readonly.code, free.code) == (0, 0), readonly.err + free.err
 
 
+@pytest.mark.parametrize("first", ["device", "file"])
+def test_a_device_and_what_it_is_made_of_are_one_disk(machine: Machine, device: str, first: str) -> None:
+    paths = {"device": device, "file": str(machine.directory / "device"), "name": str(machine.directory / "name")}
+    status = os.stat(device)
+    machine.execute("mknod", paths["name"], "b", str(os.major(status.st_rdev)), str(os.minor(status.st_rdev)))
+    for name, path in paths.items():
+        machine.define(name, f'{TINY}[disk.root]\npath = "{path}"\nformat = "raw"\n')
+    image(machine, 4 * MIB)
+    machine.ok("up", first, "--paused")
+
+    starts = {name: machine.run("up", name, "--paused").codes for name in paths if name != first}
+    written = machine.run("disk", "convert", "web:root", device, "--overwrite")
+
+    assert starts == {name: {"disk.locked"} for name in paths if name != first}
+    assert written.codes == {"disk.locked"}
+
+
 def test_a_device_that_is_made_of_the_source_is_no_copy_of_it(machine: Machine) -> None:
     path = image(machine, 8 * MIB)
     made = machine.execute("losetup", "-f", "--show", path)
