@@ -181,6 +181,8 @@ def apply(
 
     if dry_run:
         return show_planned(session, plan_host(caller, vms, every=every, boot=boot))
+    if caller.uid != 0 and not session.json:  # what root is to do, before it is refused
+        show_planned(session, plan_host(caller, vms, every=every, boot=boot))
     planned, failed = steps.apply(
         caller,
         vms,

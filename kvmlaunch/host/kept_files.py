@@ -255,6 +255,8 @@ def apply_shared_mount(ledger: Ledger, path: str, *, lasting: bool) -> Finding |
     ours = earlier if isinstance(earlier, MountEntry) else None
     lasting = lasting or bool(ours and ours.lasting)
     there = mounts_on(path)
+    if os.path.lexists(path) and not os.path.isdir(path):
+        return taken(path, f"{path} is no directory: skipped", "a file system is mounted on one")
     if there and serves(there[-1]):
         if ours and lasting != ours.lasting:
             ledger.put(evolve(ours, lasting=lasting))

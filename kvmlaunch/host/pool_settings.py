@@ -122,6 +122,15 @@ def still_gained(entry: SettingEntry, total: int) -> int:
 def undo_counted(ledger: Ledger, entry: SettingEntry, root: Path, *, stays: bool) -> Iterator[Finding]:
     """Lower a pool by what it was raised; from where that began is written down first, so that it may be repeated."""
     ledger.put(entry)
+    if ledger.unwritten:  # lowered again by what it says still, it would lose pages of others
+        yield warning(
+            code=ledger.unwritten.code,
+            message=f"{entry.key} is not put back: skipped",
+            where=entry.path,
+            why=f"what is lowered is written down first: {ledger.unwritten.message}",
+            hint="kvmlaunch tune off   # again, once there is room",
+        )
+        return
     before, undo_from = int(entry.before), int(entry.undo_from or 0)
     gained = still_gained(entry, undo_from)  # what others took out since is not ours to take again
     change = PoolChange(page_size=page_size_of(entry.path), pages=gained)

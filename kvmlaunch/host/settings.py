@@ -14,6 +14,7 @@ from kvmlaunch.host.knobs import read_value, write_value
 from kvmlaunch.host.pool_settings import counted_anew, counted_entry, kept_before, settled_pool, undo_counted
 from kvmlaunch.host.readers import names_in, read_text
 from kvmlaunch.host.tune_journal import Ledger
+from kvmlaunch.model.codes import REMEDIES
 from kvmlaunch.model.finding import Finding, warning
 from kvmlaunch.model.tuning import SMALL_PAGE, FileEntry, MountEntry, Setting, SettingEntry, TuneEntry, VmEntry
 from kvmlaunch.model.value import evolve
@@ -93,8 +94,8 @@ def skipped(setting_key: str, path: str, why: str, hint: str = "") -> Finding:
 
 
 def is_ours(entry: SettingEntry, live: str) -> bool:
-    """Is a knob as we left it, or as a file of ours sets it; taking pages apart is a passing step of ours."""
-    return live in {entry.after, entry.kept, *entry.kept_before} or (entry.path == RUN and live == TAKEN_APART)
+    """Is a knob as we left it, or as a file of ours sets it."""
+    return live in {entry.after, entry.kept, *entry.kept_before}
 
 
 def apply_setting(ledger: Ledger, setting: Setting, root: Path = Path("/"), *, lasting: bool) -> Finding | None:
@@ -134,7 +135,7 @@ def apply_setting(ledger: Ledger, setting: Setting, root: Path = Path("/"), *, l
             note_reset(ledger, least, root)
         return None
     if lasting and finding.report.code == BUSY:  # a file of ours sets it at boot
-        ledger.put(evolve(entry, after=before, done=True))
+        ledger.put(evolve(entry, after=live, done=True))
     else:
         ledger.restore(path, earlier)
     for companion in beside:
@@ -340,7 +341,7 @@ def set_back(
         yield conflict(entry, live)
         return True
     try:
-        yield from take_apart(entry, root)
+        yield from take_apart(ledger, entry, root)
         back = write_back(ledger, entry, root)
     except OSError as error:
         yield skipped(entry.key, entry.path, f"the kernel refused {entry.before}: {error.strerror}")
@@ -367,14 +368,18 @@ def is_advised(entry: SettingEntry, root: Path) -> bool:
     return name == ADVISED and read_value(f"{directory}/{ADVISOR}", root) not in {None, "none"}
 
 
-def take_apart(entry: SettingEntry, root: Path) -> Iterator[Finding]:
-    """Take merged pages apart before KSM is stopped again, where none were merged before and there is room for it."""
+def take_apart(ledger: Ledger, entry: SettingEntry, root: Path) -> Iterator[Finding]:
+    """Take merged pages apart before KSM is stopped again, where none were merged before and there is room for it.
+
+    It is a passing step of ours, written down before it is made.
+    """
     sharing = read_value(SHARING, root) or "0"
     if entry.path != RUN or entry.before != "0" or not entry.unmerged or sharing == "0":
         return
     if missing := lacking_room(root):
         yield skipped(entry.key, entry.path, missing, hint=f"echo 2 > {RUN}   # once there is room")
         return
+    ledger.put(evolve(entry, wanted=TAKEN_APART, done=False))
     write_value(RUN, TAKEN_APART, root)
 
 
@@ -450,6 +455,5 @@ def undo_all(
                 yield from undo_other(entry, at_boot)
         except KvmlaunchError as error:
             report = error.report
-            yield warning(
-                code=report.code, message=report.message, where=report.where, why=report.why, hint=report.hint
-            )
+            hint = report.hint or REMEDIES.get(report.code, "")
+            yield warning(code=report.code, message=report.message, where=report.where, why=report.why, hint=hint)

@@ -112,13 +112,16 @@ def read_entries() -> tuple[TuneEntry, ...]:
 class Ledger:
     """The journal of tuning in hand: every change of it is on disk before this process goes on.
 
-    `boot_id` and `time` are written into new entries.
+    `boot_id` and `time` are written into new entries.  A `patient` one goes on where its file system takes nothing, as
+    what is put back is found to be so the next time; `unwritten` says then why it is not on disk.
     """
 
     entries: tuple[TuneEntry, ...]
     boot_id: str
     time: str
     write: Callable[[tuple[TuneEntry, ...]], None] = write_entries
+    patient: bool = False
+    unwritten: Report | None = None
 
     def find(self, path: str) -> TuneEntry | None:
         """Give what is written down of a path."""
@@ -130,18 +133,29 @@ class Ledger:
             self.entries = (*self.entries, entry)
         else:
             self.entries = tuple(entry if each.path == entry.path else each for each in self.entries)
-        self.write(self.entries)
+        self.save()
+
+    def save(self) -> None:
+        """Write the entries."""
+        try:
+            self.write(self.entries)
+        except PreflightFailed as error:
+            if not self.patient or error.report.code != "host.space":
+                raise
+            self.unwritten = error.report
+        else:
+            self.unwritten = None
 
     def replace(self, entries: tuple[TuneEntry, ...]) -> None:
         """Write other entries down in place of all, where they differ."""
         if entries != self.entries:
             self.entries = entries
-            self.write(entries)
+            self.save()
 
     def drop(self, path: str) -> None:
         """Take an entry out."""
         self.entries = tuple(entry for entry in self.entries if entry.path != path)
-        self.write(self.entries)
+        self.save()
 
     def restore(self, path: str, earlier: TuneEntry | None) -> None:
         """Write down what stood there before a try that failed."""

@@ -19,6 +19,7 @@ from kvmlaunch.host.kept_files import (
 )
 from kvmlaunch.host.lock import host_lock
 from kvmlaunch.host.pool_settings import apply_counted, lower_counted
+from kvmlaunch.host.readers import read_text
 from kvmlaunch.host.settings import apply_setting, files_are_written, make_lasting, settle, undo_all
 from kvmlaunch.host.tune_journal import Ledger, read_entries
 from kvmlaunch.model.finding import Finding, errors_of, warning
@@ -27,7 +28,16 @@ from kvmlaunch.model.value import evolve, frozen
 from kvmlaunch.run.process import read_boot_id
 from kvmlaunch.steps.caller import Caller, Tell
 from kvmlaunch.steps.tune import Planned, is_reset, plan, written_of
-from kvmlaunch.tune.keep import GRUB_FILE, check_kept
+from kvmlaunch.tune.keep import (
+    GRUB_FILE,
+    HEAD,
+    SCRIPT_FILE,
+    SYSCTL_FILE,
+    TMPFILES_FILE,
+    UDEV_FILE,
+    UNIT_FILE,
+    check_kept,
+)
 from kvmlaunch.tune.plan import plan_files
 
 
@@ -41,10 +51,10 @@ class PutBack:
     commands: tuple[str, ...]
 
 
-def open_ledger() -> Ledger:
+def open_ledger(*, patient: bool = False) -> Ledger:
     """Give the journal of tuning, put right after a crash; under the host-wide lock."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    ledger = Ledger(entries=read_entries(), boot_id=read_boot_id(), time=now)
+    ledger = Ledger(entries=read_entries(), boot_id=read_boot_id(), time=now, patient=patient)
     settle(ledger)
     return ledger
 
@@ -81,6 +91,7 @@ def apply(
     refuse_user(caller)
     with host_lock():
         ledger = open_ledger()
+        boot = boot or (persist and ledger.find(GRUB_FILE) is not None)  # what was asked for once is kept up
         planned = plan(caller, words, every=every, boot=boot)
         refuse_errors(planned)
         remember(ledger, planned.counted, lasting=persist)
@@ -238,11 +249,12 @@ def files_without(planned: Planned, turned: Sequence[Finding | None], *, shared:
 def off(caller: Caller, tell: Tell, *, force: bool = False) -> PutBack:
     """Put the host back as it was, files included; what cannot be put back stays written down for the next time.
 
+    Where the journal cannot be written, as nothing can, all is put back by what it says, and it stays as it is.
     Raises PrivilegeMissing, PreflightFailed `host.journal.unreadable`.
     """
     refuse_user(caller)
     with host_lock():
-        ledger = open_ledger()
+        ledger = open_ledger(patient=True)
         before = ledger.entries
         found = tuple(
             undo_all(
@@ -253,11 +265,52 @@ def off(caller: Caller, tell: Tell, *, force: bool = False) -> PutBack:
             )
         )
         left = {entry.path for entry in ledger.entries}
+        skipped = {finding.report.where for finding in found}
         for entry in reversed(before):
-            if entry.path not in left and not isinstance(entry, VmEntry) and not is_reset(entry):
-                tell("restored", entry.key if isinstance(entry, SettingEntry) else entry.path)
+            if isinstance(entry, VmEntry) or is_reset(entry) or entry.path in skipped:
+                continue
+            key = entry.key if isinstance(entry, SettingEntry) else entry.path
+            if entry.path not in left:
+                tell("restored", key)
+            elif is_back_for_now(entry, ledger.find(entry.path)):
+                tell("restored", f"{key}, until a file of ours that stays is read at the next boot")
     gone = {entry.path: entry for entry in before if entry.path not in left}
-    return PutBack(tuned=bool(before), left=bool(left), found=found, commands=tuple(commands_after(gone)))
+    commands = tuple(commands_after(gone))
+    if not before:
+        found = tuple(orphans())
+    if ledger.unwritten:
+        found = (*found, not_noted(ledger.unwritten))
+    return PutBack(tuned=bool(before or found), left=bool(left or ledger.unwritten), found=found, commands=commands)
+
+
+def is_back_for_now(before: TuneEntry, after: TuneEntry | None) -> bool:
+    """Was a knob put back that stays written down, as a file of ours sets it again."""
+    was, now = (isinstance(each, SettingEntry) and each.after == each.before for each in (before, after))
+    return now and not was
+
+
+def not_noted(report: Report) -> Finding:
+    """Give the finding of a journal that still names what was put back."""
+    return warning(
+        code=report.code,
+        message="what was put back could not be struck out of the journal",
+        where=report.where,
+        why=report.message,
+        hint="kvmlaunch tune off   # again, once there is room: what is back already stays so",
+    )
+
+
+def orphans() -> Iterator[Finding]:
+    """Give the files of ours that no journal knows: it was lost, and with it what the host was before."""
+    for path in (SYSCTL_FILE, UDEV_FILE, TMPFILES_FILE, UNIT_FILE, SCRIPT_FILE, GRUB_FILE):
+        if HEAD in (read_text(path) or ""):
+            yield warning(
+                code="host.change.conflict",
+                message=f"{path} is of an earlier tune apply, and the journal does not know it",
+                where=path,
+                why="the journal was removed, so what was before is not known; this sets it at the next boot again",
+                hint=f"rm {path}   # or: kvmlaunch tune apply --persist && kvmlaunch tune off",
+            )
 
 
 def commands_after(gone: Mapping[str, TuneEntry]) -> Iterator[str]:

@@ -86,5 +86,9 @@ def overridden(planned: Planned) -> Iterator[Difference]:
     for setting in planned.plan.settings:
         line = overriding(planned.tuning, setting)
         if line is not None:
-            by = "the file that wins at boot" if line.sure else "perhaps, it has other conditions too"
+            by = (
+                "the file that wins at boot, if the kernel takes its value"
+                if line.sure
+                else "perhaps, it has other conditions too"
+            )
             yield Difference(key=line.name, place=line.file, wanted=setting.wanted.value, found=line.value, by=by)

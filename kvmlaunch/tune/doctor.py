@@ -49,7 +49,7 @@ def diagnose(
         *check_kvm(host, trial),
         *check_definitions(broken),
         *(each for pool in host.pools for each in check_pool(host, tuning, wishes, pool, starting, named)),
-        *check_free_memory(host, tuning),
+        *check_free_memory(host, tuning, vms),
         *check_thp(tuning, wishes, starting, named),
         *check_merging(tuning, vms),
         *(each for device in tuning.devices for each in check_device(device, wishes, starting, named)),
@@ -168,8 +168,11 @@ def foreign_pages(pool: HugepagePool, holders: Sequence[PageHolder]) -> int:
     return max(0, min(pages[False], pool.total - pool.free - pages[True]))
 
 
-def check_free_memory(host: HostFacts, tuning: HostTuning) -> Iterator[Diagnosis]:
-    """Tell free memory and how whole it is: the largest free block, and what lies in blocks of a huge page."""
+def check_free_memory(host: HostFacts, tuning: HostTuning, vms: Sequence[VmWish]) -> Iterator[Diagnosis]:
+    """Tell free memory and how whole it is: the largest free block, and what lies in blocks of a huge page.
+
+    It is in pieces where neither a quarter of it, nor what the VMs want and at least 1 GiB, can be had as huge pages.
+    """
     memory, largest, blocks = host.memory, tuning.largest_block, tuning.free_in_blocks(HUGE)
     whole, rest = (render_size(size // MIB * MIB) for size in (memory.total, memory.available))
     huge, largest_text = render_size(blocks), render_size(largest)
@@ -178,7 +181,8 @@ def check_free_memory(host: HostFacts, tuning: HostTuning) -> Iterator[Diagnosis
         "total": memory.total, "available": memory.available, "free": memory.free, "largest_free_block": largest,
         "free_in_huge_pages": blocks,
     }  # fmt: skip
-    broken = memory.free > GIB and blocks < memory.free // 4
+    wanted = max(GIB, sum(vm.pages * vm.page_size for vm in vms))
+    broken = memory.free > GIB and blocks < min(memory.free // 4, wanted)
     yield Diagnosis(
         subject="memory", verdict="warn" if broken else "ok", found=found, gain=3, numbers=numbers,
         why="free memory is fragmented: huge pages can hardly be made while the host runs" if broken else "",

@@ -1,7 +1,9 @@
 """What files of ours set at boot is never forgotten before they are gone; what is somebody else's in them stays."""
 
 import os
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -10,7 +12,7 @@ import pytest
 from tests.crashes import describe, killed_at, points, sample
 from tests.root.conftest import Pool
 from tests.root.test_tune import GUEST, KSM, SCRIPT, SWAPPINESS, SYSCTL, etc, state, value, with_systemd
-from tests.sandbox import Machine
+from tests.sandbox import Machine, wait_for
 
 __all__ = ("etc", "with_systemd")
 
@@ -124,6 +126,7 @@ def test_a_scan_that_nobody_asks_for_any_more_ends_with_all_its_wishes_in_one_go
     machine: Machine, wishes: Path
 ) -> None:
     before = {name: value(KSM / name) for name in ("run", "pages_to_scan", "smart_scan", "advisor_mode")}
+    (KSM / "smart_scan").write_text("1")
     wishes.write_text('[ksm]\npages_to_scan = 5000\nsmart_scan = "off"\n')
     machine.define("web", GUEST.replace('"2MiB"', '"off"\nksm = "on"'))
     machine.ok("tune", "apply")
@@ -473,3 +476,94 @@ def test_a_file_that_was_made_immutable_is_said_and_goes_later(machine: Machine,
     assert (held.code, held.codes) == (10, {"host.failed"})
     assert f"lsattr -d {SYSCTL}" in held.err
     assert (off.code, (etc / "sysctl.d/80-kvmlaunch.conf").exists()) == (0, False)
+
+
+@contextmanager
+def merged_pages(machine: Machine) -> Iterator[None]:
+    """Have a process whose pages are equal, and may be merged."""
+    words = "import mmap, time; m = mmap.mmap(-1, 20 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)"
+    equal = "m.madvise(mmap.MADV_NOHUGEPAGE); m.madvise(mmap.MADV_MERGEABLE); m.write(b'x' * len(m)); time.sleep(600)"
+    process = machine.start(sys.executable, "-c", f"{words}; {equal}")
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_value_of_ours_that_waits_for_merged_pages_is_taken_back(machine: Machine, wishes: Path) -> None:
+    across = KSM / "merge_across_nodes"
+    wishes.write_text('[ksm]\nmode = "on"\npages_to_scan = 5000\nmerge_across_nodes = "off"\n')
+    with merged_pages(machine):
+        machine.ok("tune", "apply", "--persist")
+        wait_for("pages are merged", lambda: value(KSM / "pages_sharing") != "0")
+        wishes.write_text(wishes.read_text().replace('nodes = "off"', 'nodes = "on"'))
+        waits = machine.run("tune", "apply", "--persist")
+        off = machine.run("tune", "off")
+
+    assert (waits.code, waits.codes & {"host.setting.busy"}) == (6, {"host.setting.busy"})
+    assert (off.code, value(across), value(KSM / "run")) == (0, "1", "0")
+
+
+def test_pages_that_somebody_takes_apart_are_a_change_of_his(machine: Machine, wishes: Path) -> None:
+    wishes.write_text('[ksm]\nmode = "on"\n')
+    machine.ok("tune", "apply")
+    (KSM / "run").write_text("2")
+
+    off, left = machine.run("tune", "off"), value(KSM / "run")
+    forced = machine.run("tune", "off", "--force")
+
+    assert (off.code, off.codes, left) == (10, {"host.change.conflict"}, "2")
+    assert (forced.code, value(KSM / "run")) == (0, "0")
+
+
+@pytest.mark.parametrize(
+    ("fault", "mend"),
+    [
+        ("head -c 200k /dev/zero >/var/lib/kvmlaunch/fill", "rm /var/lib/kvmlaunch/fill"),
+        ("mount -o remount,ro /var/lib/kvmlaunch", "mount -o remount,rw /var/lib/kvmlaunch"),
+    ],
+    ids=["full", "read-only"],
+)
+def test_where_the_journal_cannot_be_written_all_but_pools_is_put_back(
+    machine: Machine, etc: Path, wishes: Path, pool: Pool, fault: str, mend: str
+) -> None:
+    machine.execute("mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", "/var/lib/kvmlaunch")
+    wishes.write_text(f"{POOL}swappiness = 30\n")
+    machine.ok("tune", "apply", "--persist")
+    machine.execute("sh", "-c", fault)
+
+    off, restored = machine.run("tune", "off"), (pool.total(), value(SWAPPINESS))
+    files = (etc / "sysctl.d/80-kvmlaunch.conf").exists()
+    machine.execute("sh", "-c", mend)
+    pool.set(11)
+    again = machine.run("tune", "off")
+
+    assert (off.code, off.codes, restored, files) == (10, {"host.space"}, (8, "60"), False)
+    assert (again.code, pool.total()) == (0, 3)
+
+
+def test_files_of_a_journal_that_is_lost_are_named(machine: Machine, wishes: Path) -> None:
+    wishes.write_text("swappiness = 30\n")
+    machine.ok("tune", "apply", "--persist")
+    machine.execute("rm", "/var/lib/kvmlaunch/tune.json")
+
+    lost = machine.run("tune", "off")
+    machine.ok("tune", "apply", "--persist")
+    off = machine.run("tune", "off")
+
+    assert (lost.code, lost.codes, f"rm {SYSCTL}" in lost.err) == (10, {"host.change.conflict"}, True)
+    assert off.code == 0
+    SWAPPINESS.write_text("60")
+
+
+def test_a_knob_is_said_to_be_back_though_a_file_of_ours_stays(machine: Machine, etc: Path, wishes: Path) -> None:
+    wishes.write_text("swappiness = 30\n")
+    machine.ok("tune", "apply", "--persist")
+    with (etc / "sysctl.d/80-kvmlaunch.conf").open("a") as file:
+        file.write("# mine\n")
+
+    off = machine.run("tune", "off")
+
+    assert (off.code, value(SWAPPINESS)) == (10, "60")
+    assert "vm.swappiness, until" in off.err
