@@ -3,7 +3,7 @@
 import contextlib
 import errno
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,7 +13,7 @@ from kvmlaunch.cli.run import DurationType
 from kvmlaunch.cli.session import Session, session_command, use_color, vms_argument
 from kvmlaunch.cli.show import say, show_document, show_table, table_lines
 from kvmlaunch.errors import NotRunning
-from kvmlaunch.units import KIB, MIB
+from kvmlaunch.units import KIB, MIB, render_size
 
 if TYPE_CHECKING:
     from kvmlaunch.facts.usage import Usage
@@ -47,8 +47,10 @@ def latency_text(seconds: float | None) -> str:
 
 
 def pages_text(usage: "Usage") -> str:
-    """Give what backs a VM's memory: reserved huge pages, transparent ones, ordinary ones."""
+    """Give what backs a VM's memory: reserved huge pages by their size, transparent ones, ordinary ones."""
     now = usage.now
+    if now.hugetlb and now.hugetlb_page:
+        return f"{now.hugetlb // now.hugetlb_page}×{render_size(now.hugetlb_page)}"
     if now.hugetlb:
         return f"{amount(now.hugetlb)} huge"
     return f"{amount(now.huge)} THP" if now.huge else "4K"
@@ -83,7 +85,7 @@ def rows_of(found: "Mapping[str, Usage]") -> list[tuple[str, ...]]:
 def usage_document(name: str, usage: "Usage") -> dict[str, Any]:
     """Give the JSON form of a VM's usage: sizes in bytes, rates a second, times in seconds."""
     now = asdict(usage.now)
-    memory = {key: now[key] for key in ("resident", "huge", "hugetlb", "swapped", "merged")}
+    memory = {key: now[key] for key in ("resident", "huge", "hugetlb", "hugetlb_page", "swapped", "merged")}
     rates = {key: value for key, value in asdict(usage, recurse=False).items() if key != "now"}
     return {"name": name, **memory, **rates}
 
@@ -158,4 +160,16 @@ def show_live(session: Session, looks: "Iterator[Mapping[str, Usage]]") -> None:
         for found in looks:
             if not sys.stdout.isatty():
                 return
-            live.update(Text("\n".join(table_lines(rows_of(found)))), refresh=True)
+            text = "\n".join(fitted(rows_of(found), console.size.width, console.size.height))
+            live.update(Text(text, no_wrap=True, overflow="ellipsis"), refresh=True)
+
+
+def fitted(rows: Sequence[Sequence[str]], width: int, height: int) -> list[str]:
+    """Give a table's lines for a screen: closer where it is narrow, and how many rows are below where it is low."""
+    lines = table_lines(rows)
+    if any(len(line) > width for line in lines):
+        lines = table_lines(rows, gap=1)
+    if len(lines) > height > 1:
+        below = len(lines) - height + 1
+        lines = [*lines[: height - 1], f"… {below} more"]
+    return lines

@@ -21,14 +21,16 @@ class Counters:
     """What a VM has used since it was started: CPU time in ticks, what its disks did, what its taps carried.
 
     Memory is what it has now, in bytes: `resident` without huge pages, `huge` of it in transparent ones, `hugetlb` in
-    reserved ones, `swapped` out, `merged` by KSM (None before Linux 5.19).  What the disks did is None where QEMU does
-    not answer; `received` and `sent` are the guest's, None without a tap.
+    reserved ones of `hugetlb_page` each (0 where that cannot be told), `swapped` out, `merged` by KSM (None before
+    Linux 5.19).  What the disks did is None where QEMU does not answer; `received` and `sent` are the guest's, None
+    without a tap.
     """
 
     ticks: int = 0
     resident: int = 0
     huge: int = 0
     hugetlb: int = 0
+    hugetlb_page: int = 0
     swapped: int = 0
     merged: int | None = None
     reads: int | None = None
@@ -89,7 +91,15 @@ def parse_blocks(answer: object) -> Mapping[str, int]:
 
 
 def build_counters(
-    *, stat: str, status: str, rollup: str, ksm: str, blocks: object, network: tuple[int, int] | None, page_size: int
+    *,
+    stat: str,
+    status: str,
+    rollup: str,
+    ksm: str,
+    blocks: object,
+    network: tuple[int, int] | None,
+    page_size: int,
+    huge_page: int = 0,
 ) -> Counters:
     """Give the counters of a VM from what was read of it; what could not be read is "" and counts as nothing."""
     numbers, pages, merged = parse_numbers(status), parse_numbers(rollup), ksm.strip()
@@ -98,6 +108,7 @@ def build_counters(
         resident=numbers.get("VmRSS", 0) * KIB,
         huge=(pages.get("AnonHugePages", 0) + pages.get("ShmemPmdMapped", 0)) * KIB,
         hugetlb=numbers.get("HugetlbPages", 0) * KIB,
+        hugetlb_page=huge_page,
         swapped=numbers.get("VmSwap", 0) * KIB,
         merged=int(merged) * page_size if NUMBER.fullmatch(merged) else None,
         received=network[0] if network else None,

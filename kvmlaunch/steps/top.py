@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from itertools import pairwise
 
 from attrs import Factory, define
 
@@ -17,7 +18,7 @@ from kvmlaunch.steps.look import known_names
 from kvmlaunch.steps.observe import Seen, monitor_path, observe
 
 BLOCKS: tuple[Query, ...] = (("query-blockstats", {}),)
-IFNAME = "ifname="
+IFNAME, MEM_PATH = "ifname=", "mem-path="
 SECONDS, BRIEFLY = 2.0, 0.1  # that a monitor is waited for
 
 
@@ -38,6 +39,17 @@ def read_network(taps: Sequence[str]) -> tuple[int, int] | None:
     return (received, sent) if found["tx_bytes"] and found["rx_bytes"] else None
 
 
+def huge_page_of(seen: Seen) -> int:
+    """Give the size in bytes of the huge pages of a VM's memory, by where its argv has it; 0 for none."""
+    words = seen.record.argv if seen.record else ()
+    paths = [path for word, path in pairwise(words) if word == "-mem-path"]
+    paths += [each.removeprefix(MEM_PATH) for word in words for each in word.split(",") if each.startswith(MEM_PATH)]
+    for path in paths:
+        with suppress(OSError):
+            return os.statvfs(path).f_bsize
+    return 0
+
+
 def read_counters(seen: Seen, blocks: object) -> Counters:
     """Give what a VM has used so far."""
 
@@ -52,6 +64,7 @@ def read_counters(seen: Seen, blocks: object) -> Counters:
         blocks=blocks,
         network=read_network(taps_of(seen)),
         page_size=os.sysconf("SC_PAGE_SIZE"),
+        huge_page=huge_page_of(seen),
     )
 
 

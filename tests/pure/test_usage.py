@@ -7,7 +7,8 @@ from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvmlaunch.cli.top import amount, latency_text, pages_text, row_of, rows_of, usage_document
+from kvmlaunch.cli.show import table_lines
+from kvmlaunch.cli.top import amount, fitted, latency_text, pages_text, row_of, rows_of, usage_document
 from kvmlaunch.facts.usage import (
     KIB,
     Counters,
@@ -187,6 +188,7 @@ def test_what_backs_memory_is_told_by_the_best_of_it() -> None:
     assert pages_text(idle) == "4K"
     assert pages_text(evolve(idle, now=counted(huge=2 << 20))) == "2.0M THP"
     assert pages_text(evolve(idle, now=counted(huge=2 << 20, hugetlb=1 << 30))) == "1.0G huge"
+    assert pages_text(evolve(idle, now=counted(hugetlb=1 << 30, hugetlb_page=2 << 20))) == "512×2MiB"
 
 
 def test_the_busiest_vm_comes_first_and_idle_ones_by_name() -> None:
@@ -206,3 +208,13 @@ def test_what_the_disks_of_a_silent_qemu_do_is_not_known(first: object, last: ob
     assert (usage.reads, usage.writes, usage.read_bytes, usage.written_bytes, usage.latency) == (None,) * 5
     assert row_of("web", usage)[6:11] == ("-",) * 5
     assert usage_document("web", usage)["reads"] is None
+
+
+def test_a_table_is_cut_to_the_screen_and_says_what_is_below() -> None:
+    rows = [("VM", "CPU%", "OUT"), *((f"vm{number}", "1", "0") for number in range(9))]
+
+    wide, narrow, low = fitted(rows, 80, 24), fitted(rows, 11, 24), fitted(rows, 80, 5)
+
+    assert wide == table_lines(rows)
+    assert narrow[0] == "VM  CPU% OUT"
+    assert (len(low), low[-1]) == (5, "… 6 more")

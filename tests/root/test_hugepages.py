@@ -35,9 +35,11 @@ def test_up_reserves_exactly_and_down_gives_back_exactly(machine: Machine, pool:
 
     machine.ok("up", "web", "--paused")
     gained, mapped = pool.gained(), huge_kilobytes(machine.pid("web"))
+    used = machine.ok("top", "web", "--interval", "100ms", "--json").json["vms"][0]
     machine.end("web")
 
     assert gained == short
+    assert (used["hugetlb"], used["hugetlb_page"]) == (PAGES * 2 << 20, 2 << 20)
     assert mapped == PAGES * 2048
     assert meminfo() == before
     assert machine.leftovers() == []
