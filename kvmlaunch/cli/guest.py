@@ -19,6 +19,8 @@ def guest_script(session: Session, vm: str) -> None:
     from kvmlaunch.steps.load import load_subject  # noqa: PLC0415
 
     definition = load_subject(session.caller(standard_input=standard_input(vm)), vm).definition
+    if definition.os == "windows":
+        raise click.UsageError(f"{definition.name} has os = windows, and the script is for Linux guests")
     script = render_script(definition.name, plan_tweaks(definition))
     if session.json:
         show_document("guest-script", {"name": definition.name, "text": script})

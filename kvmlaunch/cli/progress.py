@@ -27,9 +27,11 @@ def bar(session: Session, text: str) -> Iterator[Callable[[float], None]]:
         yield lambda _: None
         return
     from rich.console import Console
-    from rich.progress import Progress
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True, no_color=not use_color(session, stream_is_terminal=True))
-    with Progress(console=console, transient=True) as shown:
+    plain = TextColumn("{task.description}", markup=False)  # VM:DISK: may read as an emoji's name
+    columns = (plain, BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as shown:
         task = shown.add_task(text, total=1.0)
         yield lambda far: shown.update(task, completed=min(1.0, far))

@@ -156,6 +156,9 @@ def parse_execution(answer: object) -> Execution:
     if not isinstance(answer, Mapping) or type(answer.get("exited")) is not bool:
         message = "guest-exec-status told no status"
         raise NoAgent(message)
+    if answer["exited"] and not {"exitcode", "signal"} & answer.keys():
+        message = "guest-exec-status told no exit code, and no signal"
+        raise NoAgent(message)
     return Execution(
         exited=bool(answer["exited"]),
         status=parse_number(answer.get("exitcode", 0)),

@@ -14,17 +14,23 @@ HEAD: Final = """\
 #!/bin/sh
 # Sets, within a Linux guest, what makes it fit the host that runs it.  By kvmlaunch guest-script {name}.
 #
-#   sh guest.sh           set it; run again it changes nothing
-#   sh guest.sh --check   only say what would change; ends with 1 when anything would
+#   sh guest.sh           set it; run again it changes nothing; ends with 1 when something is left to be done by hand
+#   sh guest.sh --check   only say what would change; ends with 1 when anything would, or is left
 #   sh guest.sh --undo    take it back
 set -eu
 
 mode=${{1:-set}}
 changes=0
+left=0
 enabled=/var/lib/kvmlaunch/guest-units # what was not enabled before
 
 say() {{
     echo "guest-script: $*"
+}}
+
+by_hand() {{ # WHAT
+    left=$((left + 1))
+    say "$*: do it by hand" >&2
 }}
 
 want_file() {{ # PATH TEXT: the file holds this text
@@ -72,12 +78,16 @@ want_package() {{ # NAME
             zypper --non-interactive install "$1"
         else
             false
-        fi || say "$1 was not installed: do it by hand" >&2
+        fi || by_hand "$1 was not installed"
     fi
 }}
 
 want_unit() {{ # NAME
-    if ! command -v systemctl >/dev/null || systemctl is-enabled --quiet "$1" 2>/dev/null; then
+    if ! command -v systemctl >/dev/null; then
+        by_hand "no systemd here for unit $1"
+        return 0
+    fi
+    if systemctl is-enabled --quiet "$1" 2>/dev/null; then
         return 0
     fi
     changes=$((changes + 1))
@@ -85,7 +95,7 @@ want_unit() {{ # NAME
     if [ "$mode" = set ]; then
         mkdir -p "${{enabled%/*}}"
         echo "$1" >>"$enabled"
-        systemctl enable --now "$1" || say "$1 could not be enabled" >&2
+        systemctl enable --now "$1" || by_hand "$1 could not be enabled"
     fi
 }}
 
@@ -106,16 +116,16 @@ update_boot_loader() {{
     fi
 }}
 
-grub=/etc/default/grub
+grub=$(readlink -f /etc/default/grub) || grub=/etc/default/grub
 
 # A kernel before 5.0 reads elevator= and has noop; a later one has none, by the rule above.
 want_elevator() {{
     major=$(uname -r | sed 's/[^0-9].*//')
-    if [ "${{major:-9}}" -ge 5 ] || [ ! -f "$grub" ] || grep -q 'elevator=noop' "$grub"; then
+    if [ "${{major:-9}}" -ge 5 ] || [ ! -f "$grub" ] || grep -q '^GRUB_CMDLINE_LINUX=.*elevator=noop' "$grub"; then
         return 0
     fi
     if ! grep -q '^GRUB_CMDLINE_LINUX="' "$grub"; then
-        say "$grub has no quoted GRUB_CMDLINE_LINUX: add elevator=noop by hand" >&2
+        by_hand "elevator=noop, as $grub has no quoted GRUB_CMDLINE_LINUX"
         return 0
     fi
     changes=$((changes + 1))
@@ -123,11 +133,11 @@ want_elevator() {{
     if [ "$mode" = set ]; then
         cp -p "$grub" "$grub.kvmlaunch"
         cp -p "$grub" "$grub.new"
-        sed 's/^\\(GRUB_CMDLINE_LINUX="[^"]*\\)"/\\1 elevator=noop"/' "$grub.kvmlaunch" >"$grub.new"
+        sed -E 's/^(GRUB_CMDLINE_LINUX="([^"\\\\]|\\\\.)*)"/\\1 elevator=noop"/' "$grub.kvmlaunch" >"$grub.new"
         mv "$grub.new" "$grub"
         update_boot_loader || {{ # as it was, so that the next run tries again
             mv "$grub.kvmlaunch" "$grub"
-            say 'the boot loader was not updated: elevator=noop is not set' >&2
+            by_hand 'the boot loader was not updated: elevator=noop'
         }}
     fi
 }}
@@ -136,7 +146,7 @@ drop_elevator() {{ # only where this script has put it: what was before lies bes
     if [ -f "$grub.kvmlaunch" ]; then
         say "$grub: elevator=noop removed"
         cp -p "$grub" "$grub.new"
-        sed 's/ elevator=noop//' "$grub" >"$grub.new"
+        sed '/^GRUB_CMDLINE_LINUX=/s/ elevator=noop//' "$grub" >"$grub.new"
         mv "$grub.new" "$grub"
         if update_boot_loader; then
             rm -f "$grub.kvmlaunch"
@@ -177,7 +187,9 @@ if [ "$mode" = --undo ]; then
     exit 0
 fi
 set_all
-if [ "$changes" -eq 0 ]; then
+if [ "$left" -ne 0 ]; then
+    exit 1
+elif [ "$changes" -eq 0 ]; then
     say 'all is as it should be'
 elif [ "$mode" = check ]; then
     exit 1

@@ -246,10 +246,15 @@ def test_a_command_that_has_ended_gives_its_status_and_what_it_printed() -> None
     assert found.code == 3
 
 
+def test_a_command_that_ended_without_any_code_is_no_success() -> None:
+    with pytest.raises(NoAgent, match="no exit code"):
+        parse_execution({"exited": True})
+
+
 @pytest.mark.parametrize(
     ("answer", "code"),
     [
-        ({"exited": True}, 0),
+        ({"exited": True, "exitcode": 0}, 0),
         ({"exited": True, "exitcode": 255}, 255),
         ({"exited": True, "exitcode": 256}, 255),
         ({"exited": True, "exitcode": 10**30}, 255),

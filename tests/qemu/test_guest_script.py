@@ -105,7 +105,7 @@ def test_a_boot_loader_that_was_not_updated_is_tried_again_and_keeps_nothing_els
     (tools / "update-grub").write_text(works)
     made = run(machine)
 
-    assert (failed.code, made.code) == (0, 0)
+    assert (failed.code, made.code) == (1, 0)
     assert "not updated" in failed.err
     assert during == GRUB
     assert "qemu-guest-agent.service" in units
@@ -120,17 +120,64 @@ def test_a_package_that_only_left_its_configuration_is_not_there(machine: Machin
     assert "package qemu-guest-agent" in run(machine, "--check").out
 
 
-@pytest.mark.parametrize("text", ['GRUB_CMDLINE_LINUX="quiet elevator=noop"\n', "GRUB_CMDLINE_LINUX=quiet\n"])
+@pytest.mark.parametrize(
+    ("text", "code"), [('GRUB_CMDLINE_LINUX="quiet elevator=noop"\n', 0), ("GRUB_CMDLINE_LINUX=quiet\n", 1)]
+)
 def test_what_the_script_did_not_write_into_grubs_defaults_it_does_not_take_away(
-    machine: Machine, guest: Path, text: str
+    machine: Machine, guest: Path, text: str, code: int
 ) -> None:
     (machine.directory / "tools/uname").write_text("#!/bin/sh\necho 4.19.0-27-amd64\n")
     (guest / "default/grub").write_text(text)
 
     made, undone = run(machine), run(machine, "--undo")
 
-    assert (made.code, undone.code) == (0, 0)
+    assert (made.code, "by hand" in made.err, undone.code) == (code, bool(code), 0)
     assert (guest / "default/grub").read_text() == text
+
+
+@pytest.mark.parametrize(
+    ("text", "becomes"),
+    [
+        (
+            '# elevator=noop\nGRUB_CMDLINE_LINUX="quiet"\n',
+            '# elevator=noop\nGRUB_CMDLINE_LINUX="quiet elevator=noop"\n',
+        ),
+        ('GRUB_CMDLINE_LINUX="a=\\"x y\\" z"\n', 'GRUB_CMDLINE_LINUX="a=\\"x y\\" z elevator=noop"\n'),
+    ],
+)
+def test_grubs_defaults_are_edited_as_the_shell_reads_them(
+    machine: Machine, guest: Path, text: str, becomes: str
+) -> None:
+    (machine.directory / "tools/uname").write_text("#!/bin/sh\necho 4.19.0-27-amd64\n")
+    (guest / "default/real").write_text(text)
+    (guest / "default/grub").unlink()
+    (guest / "default/grub").symlink_to("real")
+
+    run(machine)
+    during = (guest / "default/real").read_text()
+    run(machine, "--undo")
+
+    assert during == becomes
+    assert (guest / "default/real").read_text() == text
+    assert (guest / "default/grub").is_symlink()
+
+
+def test_without_systemd_it_is_said_what_is_left_to_be_done(machine: Machine, guest: Path) -> None:
+    (machine.directory / "tools/systemctl").unlink()
+    hide = "for each in /bin/systemctl /usr/bin/systemctl; do test ! -e $each || mount --bind /etc/fstab $each; done"
+    machine.execute("sh", "-euc", f"chmod 644 {guest}/fstab; {hide}")
+
+    checked = run(machine, "--check")
+
+    assert checked.code == 1
+    assert "no systemd here for unit fstrim.timer: do it by hand" in checked.err
+    assert "all is as it should be" not in checked.out
+
+
+def test_a_windows_guest_gets_no_linux_script(machine: Machine) -> None:
+    machine.define("web", f'os = "windows"\n{TINY}')
+
+    assert machine.run("guest-script", "web").code == 2
 
 
 def test_a_switch_that_is_off_leaves_its_part_out(machine: Machine) -> None:
