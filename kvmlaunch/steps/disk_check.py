@@ -15,6 +15,7 @@ from kvmlaunch.model.value import evolve, frozen
 from kvmlaunch.model.volume import parse_volume_name
 from kvmlaunch.preflight.disk import check_chain, repair_hint
 from kvmlaunch.steps.caller import Caller
+from kvmlaunch.steps.disk_create import refuse_held
 from kvmlaunch.steps.disks import (
     Target,
     at_rest,
@@ -89,15 +90,16 @@ def unfinished_of(target: Target) -> Unfinished | None:
 
 def look_at(caller: Caller, word: str) -> tuple[Info, ...]:
     """Give what the disks of a word are; of one that cannot be read, why."""
-    return tuple(look_at_one(target) for target in find_disks(caller, word))
+    return tuple(look_at_one(caller, target) for target in find_disks(caller, word))
 
 
-def look_at_one(target: Target) -> Info:
+def look_at_one(caller: Caller, target: Target) -> Info:
     """Give what one disk is."""
     unfinished = unfinished_of(target)
     try:
         if target.facts.kind not in {"file", "block"}:
             refuse_absent(target)
+            refuse_held(caller, target)
             return Info(target=target, unfinished=unfinished)
         chain = read_chain(target) if target.format else ()
     except KvmlaunchError as error:

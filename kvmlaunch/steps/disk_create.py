@@ -111,7 +111,7 @@ def refuse_held(caller: Caller, target: Target) -> None:
     seen = seen_of(caller, target)
     path = PurePosixPath(os.path.realpath(target.disk.path))
     if seen is not None and any(image.path == path for image in lost_images(seen)):
-        raise replaced(seen, path, target.table, "an empty one would take its place at the next start")
+        raise replaced(seen, path, target.table, "another one at its place would not be the guest's")
 
 
 def beneath_first(targets: Sequence[Target]) -> tuple[Target, ...]:
@@ -271,6 +271,16 @@ def beneath_of(caller: Caller, target: Target, coming: Mapping[PurePosixPath, Ta
             )
         )
     format_ = {".qcow2": "qcow2"}.get(backing.suffix, "raw")
+    if format_ == "qcow2" and not facts.header:
+        raise PreflightFailed(
+            Report(
+                code="disk.header",
+                message=f"{backing.name} is called qcow2, and has no header",
+                where=f"{target.table}.backing",
+                why="without it nobody knows where everything lies; read as raw it would be another disk",
+                hint="go back to a backup of it",
+            )
+        )
     if format_ != (facts.header or "raw"):
         raise PreflightFailed(
             Report(

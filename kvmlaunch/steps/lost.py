@@ -26,10 +26,14 @@ DELETED = " (deleted)"  # behind the name of what a descriptor leads to: proc_pi
 
 @frozen(kw_only=True)
 class LostImage:
-    """A file that QEMU alone still has: where it was, and where it can be copied from while QEMU lives."""
+    """A file that QEMU alone still has: where it was, and where it can be copied from while QEMU lives.
+
+    One that is not `written` holds what lies beneath an overlay.
+    """
 
     path: PurePosixPath
     place: str
+    written: bool
 
 
 def lost_images(seen: Seen) -> tuple[LostImage, ...]:
@@ -45,17 +49,19 @@ def lost_images(seen: Seen) -> tuple[LostImage, ...]:
     homes = {path.parent for path in drives}
     held = {each.identity for each in opened}
     written = (path for path, writes in drives.items() if writes and SINCE not in path.name)
-    found = {path: "" for path in written if identity_at(path) not in held}
+    found = {path: ("", True) for path in written if identity_at(path) not in held}
     for each in opened:
         overlay = SINCE in each.path.name
         base = not each.written and each.path not in drives and not homes.isdisjoint(each.path.parents[:2])
         gone = each.deleted and (each.path in found or overlay or base)
         if gone or (overlay and each.written and each.path.parent not in homes):
-            found[each.path] = each.place
+            found[each.path] = (each.place, each.written)
     own = (seen.places.run, seen.places.state, seen.places.hugepages)
     others = (each for each in opened if each.written and each.path not in drives and SINCE not in each.path.name)
     renamed = next((each.place for each in others if not any(each.path.is_relative_to(place) for place in own)), "")
-    return tuple(LostImage(path=path, place=place or renamed) for path, place in found.items())
+    return tuple(
+        LostImage(path=path, place=place or renamed, written=writes) for path, (place, writes) in found.items()
+    )
 
 
 def drive_files(pid: int | None) -> Iterator[tuple[PurePosixPath, bool]]:
@@ -155,6 +161,7 @@ def replaced(seen: Seen, path: PurePosixPath, where: str, why: str, more: str = 
 def lost_notes(seen: Seen) -> tuple[str, ...]:
     """Give what a user must know of a VM whose image has no name any more."""
     return tuple(
-        f"[disk.replaced] {image.path} was deleted or replaced: what the guest writes is in {image.place} alone"
+        f"[disk.replaced] {image.path} was deleted or replaced: {text} {image.place} alone"
         for image in lost_images(seen)
+        for text in ("what the guest writes is in" if image.written else "what the disk held before is in",)
     )

@@ -76,7 +76,8 @@ def check(caller: Caller, word: str, *, preparing: bool = False) -> Checked:
 def refuse_all_but_disks(caller: Caller, word: str) -> None:
     """Refuse a VM that could not be started even once its disks were made; raises PreflightFailed."""
     found = check(caller, word).findings
-    refuse_errors(name_of(word), tuple(each for each in found if each.report.code != "disk.missing"))
+    made = [each for each in found if each.report.code == "disk.missing" and each.key.startswith("disk.")]
+    refuse_errors(name_of(word), tuple(each for each in found if each not in made))
 
 
 def check_resolved(caller: Caller, resolved: Resolved) -> Checked:

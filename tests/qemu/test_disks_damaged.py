@@ -333,3 +333,35 @@ def test_what_an_image_makes_qemu_open_elsewhere_is_not_copied(machine: Machine,
 
     assert machine.run(*words).codes == {"disk.backing"}
     assert {path.name for path in place(machine).iterdir()} == {"web.qcow2", "web.toml"}
+
+
+@pytest.mark.parametrize("more", [(), ("--full",)])
+def test_nobody_is_told_to_read_a_qcow2_without_a_header_as_raw(machine: Machine, more: tuple[str, ...]) -> None:
+    define(machine, QCOW2)
+    with place(machine, "web.qcow2").open("r+b") as file:
+        file.write(bytes(4))
+
+    refusal = machine.run("clone", "new", "--from", "web", *more)
+
+    assert refusal.codes & {"disk.header", "disk.corrupt"}
+    assert "backup" in refusal.err
+    assert "mv " not in refusal.err
+
+
+def test_no_disk_is_made_for_a_vm_that_could_not_be_started_then(machine: Machine) -> None:
+    machine.define("web", f'cdrom = "no.iso"\n{TINY}[disk.root]\npath = "new.img"\nsize = "1MiB"\n')
+
+    assert machine.run("up", "web", "--create", "--paused").codes == {"disk.missing"}
+    assert not place(machine, "new.img").exists()
+
+
+def test_a_base_that_was_deleted_beneath_a_running_vm_is_told_as_one(machine: Machine) -> None:
+    define(machine)
+    machine.ok("up", "web", "--paused")
+    snapshot(machine, "s1")
+    place(machine, "web.img").unlink()
+
+    info, status = machine.run("disk", "info", "web"), machine.run("status", "web")
+
+    assert info.codes == {"disk.replaced"}
+    assert "what the disk held before is in /proc/" in status.out
