@@ -133,6 +133,7 @@ CODES: Final[dict[str, tuple[int, str]]] = {
     "vm.stop.timeout": (8, "The guest did not power down in time; it was left as it is unless forced."),
     "qmp.timeout": (8, "QEMU does not answer on its monitor."),
     "qemu.exit": (9, "QEMU ended during the start; its words are quoted."),
+    "qemu.tpm": (9, "The emulator of a VM's TPM cannot read the state that is kept for it."),
     "host.cpu.features": (9, "The accelerator cannot give CPU features that a model or the definition asks for."),
     "qemu.signal.bus": (9, "SIGBUS: the memory behind the guest is exhausted."),
     "qemu.signal.sys": (9, "SIGSYS: the seccomp filter caught a forbidden system call."),

@@ -33,6 +33,12 @@ KNOWN = (
         "KVM cannot be used",
         "ls -l /dev/kvm",
     ),
+    (
+        re.compile(r"tpm-emulator: TPM result for CMD_INIT"),
+        "qemu.tpm",
+        "the emulator of the TPM cannot read its state",
+        "ls -l {{/var/lib,~/.local/state}}/kvmlaunch/vm/{vm}/tpm   # put a backup there; without it all its keys are lost",
+    ),
 )
 # `CPUID.07H:EBX.avx512f [bit 16]`, `CPUID[eax=07h,ecx=00h].EBX.hle [bit 4]`, `MSR(48CH).vmx-ept-2mb [bit 16]`
 LACKS = re.compile(
@@ -93,7 +99,7 @@ def report_death(status: int, text: str, argv: tuple[str, ...], log: str) -> Rep
     for pattern, code, message, hint in KNOWN:
         if pattern.search(words):
             image = IMAGE.search(words)
-            fix = hint.format(image=shlex.quote(image[1]) if image else "IMAGE")
+            fix = hint.format(image=shlex.quote(image[1]) if image else "IMAGE", vm=vm)
             return Report(code=code, message=message, where=log, why=quoted, hint=fix)
     return Report(
         code="qemu.exit",

@@ -187,7 +187,7 @@ MET_ELSEWHERE: Final = {
     "host.hugetlbfs.stacked": "test_preflight_checks.py",
     **dict.fromkeys(("qemu.promise", "qemu.said"), "test_preflight_promises.py"),
     **dict.fromkeys(
-        ("qemu.exit", "qemu.signal.bus", "qemu.signal.sys", "qemu.signal.abrt", "qemu.signal.kill"),
+        ("qemu.exit", "qemu.tpm", "qemu.signal.bus", "qemu.signal.sys", "qemu.signal.abrt", "qemu.signal.kill"),
         "test_preflight_death.py",
     ),
     **dict.fromkeys(("host.hugepages.short", "host.cpu.features"), "test_preflight_death.py"),

@@ -38,6 +38,7 @@ def test_a_signal_is_told_in_words(signal: int, code: str, words: str) -> None:
         ("qemu: -vnc 127.0.0.1:1: Failed to bind socket: Address already in use", "host.port.used"),
         ("qemu: unable to map backing store for guest RAM: Cannot allocate memory", "host.hugepages.short"),
         ("Could not access KVM kernel module: Permission denied", "host.kvm.permission"),
+        ("qemu: tpm-emulator: TPM result for CMD_INIT: 0x101 operation failed", "qemu.tpm"),
         ("qemu: failed to initialize KVM: Operation not permitted", "host.kvm.permission"),
         ("qemu: -device x: Property not found", "qemu.exit"),
         ("", "qemu.exit"),

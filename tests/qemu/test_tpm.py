@@ -149,3 +149,12 @@ def test_what_a_vm_keeps_is_given_to_whom_it_runs_as_next(machine: Machine) -> N
     other = machine.run("up", "web", "--paused", "--set", "security.user=nobody")
 
     assert other.code == 0, other.err
+
+
+def test_a_damaged_state_of_the_tpm_is_told_as_that(machine: Machine) -> None:
+    machine.define("web", TPM)
+    machine.ok("up", "web", "--paused")
+    machine.end("web")
+    (machine.outside("/var/lib/kvmlaunch/vm/web/tpm") / "tpm2-00.permall").write_text("garbage\n")
+
+    assert machine.run("up", "web", "--paused").codes == {"qemu.tpm"}
