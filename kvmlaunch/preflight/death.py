@@ -37,7 +37,7 @@ KNOWN = (
         re.compile(r"tpm-emulator: TPM result for CMD_INIT"),
         "qemu.tpm",
         "the emulator of the TPM cannot read its state",
-        "ls -l {{/var/lib,~/.local/state}}/kvmlaunch/vm/{vm}/tpm   # put a backup there; without it all its keys are lost",
+        "ls -l {{/var/lib,~/.local/state}}/kvmlaunch/vm/{vm}/tpm   # put a backup there: without it its keys are lost",
     ),
 )
 # `CPUID.07H:EBX.avx512f [bit 16]`, `CPUID[eax=07h,ecx=00h].EBX.hle [bit 4]`, `MSR(48CH).vmx-ept-2mb [bit 16]`
