@@ -86,7 +86,7 @@ def new_image(path: PurePosixPath, maker: UserFacts, owner: UserFacts) -> Iterat
             refuse_open_directory(path.parent, maker)
             fd = locked_file(place)
     except OSError as error:
-        raise failed(path.parent, error) from error
+        raise failed(path, error) from error
     try:
         yield Making(place=place, fd=fd)
         with rights_of(maker):

@@ -204,7 +204,7 @@ def refuse_unsound(target: Target) -> None:
                 code="disk.corrupt",
                 message=f"{examined.path.name} is damaged",
                 where=target.table,
-                why="qemu-img check finds its tables wrong: a copy would lack what they led to",
+                why="qemu-img check finds its tables wrong: what they led to is read as nothing",
                 hint=repair_hint(target.image, target.word),
             )
         )

@@ -28,6 +28,7 @@ from kvmlaunch.preflight.disk import holder_text
 from kvmlaunch.steps.agent import Rest, frozen_guest
 from kvmlaunch.steps.caller import Caller
 from kvmlaunch.steps.control import query
+from kvmlaunch.steps.disk_check import refuse_unsound
 from kvmlaunch.steps.disk_live import file_in_chain, is_in_chain, refuse_merging
 from kvmlaunch.steps.disks import (
     Target,
@@ -116,6 +117,8 @@ def take_held(caller: Caller, targets: tuple[Target, ...], name: str, *, freeze:
             for target in targets if not dry_run else ():
                 forget_making(overlay_path(target.image, name))
             return Taken(name=name, targets=targets, already=True)
+        for target in left:
+            refuse_unsound(target)
         made: list[PurePosixPath] = []
         if dry_run:
             return Taken(name=name, targets=targets)

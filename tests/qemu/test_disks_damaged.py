@@ -275,6 +275,7 @@ def spoil(machine: Machine, name: str) -> None:
         ("disk", "convert", "web:root", "web.img", "--remove-source"),
         ("clone", "new", "--from", "web"),
         ("clone", "new", "--from", "web", "--full"),
+        ("disk", "snapshot", "create", "web", "s1"),
     ],
     ids=" ".join,
 )
