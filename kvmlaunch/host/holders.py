@@ -21,7 +21,7 @@ ASKED = struct.Struct("hhqqi4x")  # struct flock of fcntl(2): type, whence, star
 def may_be_locked(path: str, kind: str) -> bool:
     """Tell whether somebody holds a record lock on a file; one that is not opened to ask for it may be locked.
 
-    fcntl(2) answers at once.  A reader of /proc/locks first waits until nobody on any CPU is taking a lock, 6 ms.
+    fcntl(2) answers at once, where reading /proc/locks takes 6 ms (measured with Linux 6.18).
     """
     if kind not in {"file", "block"}:
         return True
