@@ -265,7 +265,7 @@ def off(session: Session, force: bool) -> int:
         show_document("tune-off", {**document, "findings": [finding_document(finding) for finding in done.found]})
     else:
         show_findings(session, done.found)
-        if not done.tuned:
+        if not done.tuned and not done.found:
             say(session, HOST, "ok", "already", "nothing is tuned")
         for command in done.commands:
             say(session, HOST, "ok", "then", command)

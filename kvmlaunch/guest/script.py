@@ -109,10 +109,13 @@ drop_unit() {{ # NAME: only one that this script has enabled
 update_boot_loader() {{
     if command -v update-grub >/dev/null; then
         update-grub
+    elif command -v grub-mkconfig >/dev/null; then
+        grub-mkconfig -o /boot/grub/grub.cfg
     elif command -v grub2-mkconfig >/dev/null; then
         grub2-mkconfig -o "$(readlink -e /etc/grub2.cfg || readlink -e /etc/grub2-efi.cfg || echo /boot/grub2/grub.cfg)"
     else
-        say 'the boot loader was not updated: no update-grub, no grub2-mkconfig' >&2
+        say 'no update-grub, no grub2-mkconfig, no grub-mkconfig' >&2
+        return 1
     fi
 }}
 
@@ -121,7 +124,8 @@ grub=$(readlink -f /etc/default/grub) || grub=/etc/default/grub
 # A kernel before 5.0 reads elevator= and has noop; a later one has none, by the rule above.
 want_elevator() {{
     major=$(uname -r | sed 's/[^0-9].*//')
-    if [ "${{major:-9}}" -ge 5 ] || [ ! -f "$grub" ] || grep -q '^GRUB_CMDLINE_LINUX=.*elevator=noop' "$grub"; then
+    if [ "${{major:-9}}" -ge 5 ] || [ ! -f "$grub" ] ||
+        grep -Eq '^GRUB_CMDLINE_LINUX(_DEFAULT)?=[^#]*elevator=noop' "$grub"; then
         return 0
     fi
     if ! grep -q '^GRUB_CMDLINE_LINUX="' "$grub"; then
@@ -134,6 +138,11 @@ want_elevator() {{
         cp -p "$grub" "$grub.kvmlaunch"
         cp -p "$grub" "$grub.new"
         sed -E 's/^(GRUB_CMDLINE_LINUX="([^"\\\\]|\\\\.)*)"/\\1 elevator=noop"/' "$grub.kvmlaunch" >"$grub.new"
+        if cmp -s "$grub.new" "$grub"; then
+            rm -f "$grub.new" "$grub.kvmlaunch"
+            by_hand "elevator=noop, as GRUB_CMDLINE_LINUX of $grub is not on one line"
+            return 0
+        fi
         mv "$grub.new" "$grub"
         update_boot_loader || {{ # as it was, so that the next run tries again
             mv "$grub.kvmlaunch" "$grub"

@@ -120,6 +120,23 @@ def directly_beneath(path: str) -> list[str]:
     return [*map(node_of, names), *([backing] if backing else [])]
 
 
+def files_above(path: str) -> tuple[str, ...]:
+    """Give the devices that a file or block device is beneath: its partitions, and what loop, LVM or md make of it."""
+    found = [path]
+    for each in found:
+        found += [above for above in directly_above(each) if above not in found]
+    return tuple(found[1:])
+
+
+def directly_above(path: str) -> list[str]:
+    """Give what is made of one file or block device."""
+    place, names = place_of(path), []
+    if place:
+        names = names_in(f"{place}/holders")
+        names += [name for name in names_in(place) if os.path.exists(f"{place}/{name}/partition")]
+    return [*map(node_of, names), *loops_on(path)]
+
+
 def place_of(path: str) -> str:
     """Give the directory of a block device in /sys, "" for anything else: /sys/dev/block."""
     with suppress(OSError):
@@ -143,10 +160,10 @@ def loops_on(path: str) -> list[str]:
 def other_inodes(path: str) -> set[str]:
     """Give by which other files the content of a file or block device can be had, each as `major:minor:inode`.
 
-    A lock is on one of them alone: the node of a device in /dev, another name of it, what it is made of, the loop
-    devices on that.
+    A lock is on one of them alone: the node of a device in /dev, another name of it, what it is made of, what is made
+    of it.  What else is made of the same, as another partition, is another's.
     """
-    places = {path, *files_beneath(path)}
+    places = {path, *files_beneath(path), *files_above(path)}
     places |= {node_of(os.path.basename(place)) for each in places if (place := place_of(each))}
     places |= {loop for each in places for loop in loops_on(each)}
     return {inode_of(each) for each in places} - {inode_of(path), ""}

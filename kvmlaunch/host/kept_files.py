@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
-from kvmlaunch.errors import Busy, KvmlaunchError, Report
+from kvmlaunch.errors import Busy, KvmlaunchError, PreflightFailed, Report
 from kvmlaunch.host.apply import mounts_on, release_mount
 from kvmlaunch.host.files import remove_if_there, temporary_name, write_atomically
 from kvmlaunch.host.fstab import read_region, remove_region, set_region
@@ -76,7 +76,7 @@ def apply_file(ledger: Ledger, kept: KeptFile) -> Finding | None:
         else:
             mode, (uid, gid) = status_of(kept.path)
             made = missing_directory(PurePosixPath(kept.path).parent)
-            if before is not None and before.startswith(HEAD):  # ours, of a journal that is lost
+            if before is not None and HEAD in before:  # ours, of a journal that is lost
                 before = None
         entry = FileEntry(
             path=kept.path,
@@ -196,7 +196,11 @@ def undo_file(ledger: Ledger, entry: FileEntry, *, force: bool) -> Iterator[Find
         yield foreign(entry, "it is not as it was written" if live is not None else "it was removed")
         return
     if entry.kind == "fstab":
-        keep_fstab(Path(entry.path))
+        try:
+            keep_fstab(Path(entry.path))
+        except PreflightFailed as error:
+            if error.report.code != "host.space":  # what is removed is ours alone, with a copy beside or without
+                raise
         remove_region(Path(entry.path), ours="\n".join(filter(None, known_texts(entry))).split("\n"))
         ledger.drop(entry.path)
         return
@@ -204,7 +208,7 @@ def undo_file(ledger: Ledger, entry: FileEntry, *, force: bool) -> Iterator[Find
     if entry.before is None and live is not None:
         with entered(place.parent, 0) as fd:
             remove_if_there(fd, place.name)
-    elif entry.before is not None and (live, status_of(entry.path)) != (entry.before, (entry.before_mode, owner)):
+    elif entry.before is not None and (live != entry.before or status_of(entry.path) == (entry.mode, (0, 0))):
         write_kept(entry.path, entry.kind, entry.before, entry.before_mode, owner)
     remove_temporary(place)
     if entry.made:

@@ -176,7 +176,8 @@ def keep_log(source: int, name: str, kept: PurePosixPath, log_uid: int) -> None:
             while offset < size and (chunk := os.pread(source, min(CHUNK, size - offset), offset)):
                 write_all(target, chunk)
                 offset += len(chunk)
-            if not os.fstatvfs(source).f_bavail:
+            room = os.fstatvfs(source)
+            if room.f_blocks and not room.f_bavail:
                 write_all(target, b"\n[kvmlaunch: the place of the log was full: what was printed next is lost]\n")
         finally:
             os.close(target)

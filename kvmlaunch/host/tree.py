@@ -42,7 +42,8 @@ def failed(path: PurePosixPath | str, error: OSError) -> HostFailed | PreflightF
         return PreflightFailed(Report(code="host.space", message=message, where=str(path), why=why))
     hint = ""
     if error.errno == errno.EPERM and os.geteuid() == 0:  # root may write everything else
-        hint = f"lsattr -d {quote(str(path))}   # an i or a in it forbids the change; chattr -i -a takes that away"
+        place = path if os.path.lexists(path) else PurePosixPath(path).parent
+        hint = f"lsattr -d {quote(str(place))}   # where it shows an i or an a: chattr -i -a takes that away"
     return HostFailed(Report(code="host.failed", message=message, where=str(path), why=why, hint=hint))
 
 

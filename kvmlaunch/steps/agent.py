@@ -190,11 +190,13 @@ def frozen_guest(seen: Seen) -> Iterator[Rest]:
                 rest.stuck = thaw(target)
                 let_go()
     except (HostFailed, TimedOut) as error:
-        if not rest.stuck:
+        refused = rest.count is None and isinstance(error, HostFailed)  # it answered that nothing is held
+        if not rest.stuck or refused:
             raise
-        why = f"its file systems may still be held: {rest.stuck}"
-        hint = f"in the guest's console: fsfreeze --unfreeze /, and for each other one\n{UNFROZEN}"
-        raise type(error)(evolve(error.report, why=why, hint=hint)) from error
+        why = (error.report.why, f"the guest's file systems may still be held: {rest.stuck}")
+        hint = (error.report.hint, "in the guest's console: fsfreeze --unfreeze /, and for each other one", UNFROZEN)
+        words = {"why": "\n".join(filter(None, why)), "hint": "\n".join(filter(None, hint))}
+        raise type(error)(evolve(error.report, **words)) from error
 
 
 def need_answer(target: Target) -> None:

@@ -84,11 +84,13 @@ def clone(
             raise exists_already(path)
     shared, overlaid = shared_keys(definition), not full and any(not target.disk.readonly for target in targets)
     cloned = Cloned(file=file, text=text, shared=shared, overlaid=overlaid, common=common)
-    if dry_run:
-        return cloned
     with ExitStack() as stack:
         for target in targets[:1]:  # one VM has them all
             stack.enter_context(at_rest(caller, target, "cloned"))
+        for target in targets:
+            refuse_unsound(target)
+        if dry_run:
+            return cloned
         made = make(caller, file, text, targets, disks, full=full, progress=progress)
     return evolve(cloned, chains=made)
 
@@ -103,7 +105,6 @@ def check_source(target: Target, copying: str, *, full: bool) -> None:
     refuse_elsewhere(target)
     refuse_damaged(target)
     refuse_locked(target)
-    refuse_unsound(target)
     if target.facts.kind != "file" and parse_volume_name(target.disk.path) is None:
         copy = f"kvmlaunch disk convert {target.word} IMAGE   # then a definition with that path"
         raise PreflightFailed(

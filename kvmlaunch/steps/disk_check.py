@@ -13,7 +13,7 @@ from kvmlaunch.host.rundir import lock_taker
 from kvmlaunch.host.volumes import drop_volume, find_volume
 from kvmlaunch.model.value import evolve, frozen
 from kvmlaunch.model.volume import parse_volume_name
-from kvmlaunch.preflight.disk import check_chain, repair_hint
+from kvmlaunch.preflight.disk import check_chain, copy_of, quoted, repair_hint
 from kvmlaunch.steps.caller import Caller
 from kvmlaunch.steps.disk_create import refuse_held
 from kvmlaunch.steps.disks import (
@@ -183,7 +183,8 @@ def check_one(target: Target, *, repair: bool) -> Examined:
         check_image(target, path, format_, repair=repair)
         for path, format_ in ((target.image, need_format(target)), *overlays)
     ]
-    others = (path for path in images_beneath(target) if path.suffix == ".qcow2")
+    formats = formats_of(target)
+    others = (path for path in images_beneath(target) if formats.get(path, path.suffix.lstrip(".")) == "qcow2")
     found += [check_image(target, path, "qcow2", repair=False) for path in others]
     return min(found, key=lambda each: WORST.index(each.soundness))
 
@@ -195,17 +196,34 @@ def refuse_circle(target: Target) -> None:
         refuse_found(target, check_chain(target.image, target.facts, target.table))
 
 
+def formats_of(target: Target) -> dict[PurePosixPath, str]:
+    """Give the formats of a disk's images as each names what it rests on; none where something of it is not there."""
+    with contextlib.suppress(PreflightFailed):
+        return {PurePosixPath(os.path.realpath(image.path)): image.format for image in read_chain(target)}
+    return {}
+
+
+def is_unsound(target: Target) -> bool:
+    """Does a check find something wrong in a disk, or cannot even read it."""
+    try:
+        return check_one(target, repair=False).soundness in UNSOUND
+    except PreflightFailed:
+        return True
+
+
 def refuse_unsound(target: Target) -> None:
     """Refuse a disk in which a check finds what is wrong (`disk.corrupt`): QEMU reads nothing there, in silence."""
     examined = check_one(target, repair=False)
     if examined.soundness in UNSOUND:
+        path = examined.path
+        beneath = f"{copy_of(path)} && qemu-img check -f qcow2 -r all {quoted(path)}   # or go back to a backup"
         raise PreflightFailed(
             Report(
                 code="disk.corrupt",
-                message=f"{examined.path.name} is damaged",
+                message=f"{path.name} is damaged",
                 where=target.table,
                 why="qemu-img check finds its tables wrong: what they led to is read as nothing",
-                hint=repair_hint(target.image, target.word),
+                hint=beneath if examined.beneath else repair_hint(path, target.word),
             )
         )
 

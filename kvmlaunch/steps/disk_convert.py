@@ -16,10 +16,10 @@ from kvmlaunch.host.images import (
 from kvmlaunch.host.rights import rights_of
 from kvmlaunch.host.tree import failed
 from kvmlaunch.host.volumes import drop_volume, find_volume, new_volume
-from kvmlaunch.model.value import frozen
+from kvmlaunch.model.value import evolve, frozen
 from kvmlaunch.model.volume import parse_volume_name
 from kvmlaunch.steps.caller import Caller
-from kvmlaunch.steps.disk_check import UNSOUND, check_one, refuse_unsound
+from kvmlaunch.steps.disk_check import is_unsound, refuse_unsound
 from kvmlaunch.steps.disk_goal import Goal, goal_of, refuse_filled, refuse_goal
 from kvmlaunch.steps.disks import (
     Progress,
@@ -90,10 +90,13 @@ def convert(caller: Caller, word: str, wanted: Conversion, *, progress: Progress
     with at_rest(caller, target, "converted"):
         target = needed(caller, word, wanted)  # nobody takes a snapshot any more
         refuse_locked(target)
+        if wanted.remove_source:
+            refuse_unsound(target)
+        unsound = not wanted.remove_source and is_unsound(target)
         done = convert_target(caller, target, wanted, progress)
         if wanted.remove_source and not wanted.dry_run:
             remove(needed(caller, word, wanted))  # an overlay of another VM may have been laid over it meanwhile
-        return done
+        return evolve(done, unsound=unsound)
 
 
 def needed(caller: Caller, word: str, wanted: Conversion) -> Target:
@@ -116,7 +119,6 @@ def convert_target(caller: Caller, target: Target, wanted: Conversion, progress:
     image = chain[0]
     if wanted.remove_source:
         refuse_inside(target, chain)
-        refuse_unsound(target)
     goal = goal_of(caller, wanted.goal, wanted.format)
     refuse_goal(target, goal, image)
     already = is_done(target, goal, image)
@@ -136,7 +138,6 @@ def convert_target(caller: Caller, target: Target, wanted: Conversion, progress:
         already=already,
         removed=wanted.remove_source,
         left=tuple(each for image in chain for each in image.inside),
-        unsound=not wanted.remove_source and check_one(target, repair=False).soundness in UNSOUND,
         lacking=max(0, image.size - goal.facts.size) if goal.facts.kind == "block" else 0,
     )
 

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import pairwise
+from pathlib import PurePosixPath
 
 from attrs import Factory, define
 
@@ -40,11 +41,11 @@ def read_network(taps: Sequence[str]) -> tuple[int, int] | None:
 
 
 def huge_page_of(seen: Seen) -> int:
-    """Give the size in bytes of the huge pages of a VM's memory, by where its argv has it; 0 for none."""
+    """Give the size in bytes of the huge pages of a VM's memory, by our mount that its argv names; 0 for none."""
     words = seen.record.argv if seen.record else ()
     paths = [path for word, path in pairwise(words) if word == "-mem-path"]
     paths += [each.removeprefix(MEM_PATH) for word in words for each in word.split(",") if each.startswith(MEM_PATH)]
-    for path in paths:
+    for path in (each for each in paths if PurePosixPath(each).is_relative_to(seen.places.hugepages)):
         with suppress(OSError):
             return os.statvfs(path).f_bsize
     return 0

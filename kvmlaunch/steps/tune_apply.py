@@ -280,7 +280,7 @@ def off(caller: Caller, tell: Tell, *, force: bool = False) -> PutBack:
         found = tuple(orphans())
     if ledger.unwritten:
         found = (*found, not_noted(ledger.unwritten))
-    return PutBack(tuned=bool(before or found), left=bool(left or ledger.unwritten), found=found, commands=commands)
+    return PutBack(tuned=bool(before), left=bool(left or ledger.unwritten), found=found, commands=commands)
 
 
 def is_back_for_now(before: TuneEntry, after: TuneEntry | None) -> bool:
@@ -302,6 +302,8 @@ def not_noted(report: Report) -> Finding:
 
 def orphans() -> Iterator[Finding]:
     """Give the files of ours that no journal knows: it was lost, and with it what the host was before."""
+    after = {GRUB_FILE: f" && {capture_grub('') or 'update-grub'}", UNIT_FILE: " && systemctl daemon-reload"}
+    before = {UNIT_FILE: f"systemctl disable {UNIT_FILE.rpartition('/')[2]} && "}
     for path in (SYSCTL_FILE, UDEV_FILE, TMPFILES_FILE, UNIT_FILE, SCRIPT_FILE, GRUB_FILE):
         if HEAD in (read_text(path) or ""):
             yield warning(
@@ -309,7 +311,7 @@ def orphans() -> Iterator[Finding]:
                 message=f"{path} is of an earlier tune apply, and the journal does not know it",
                 where=path,
                 why="the journal was removed, so what was before is not known; this sets it at the next boot again",
-                hint=f"rm {path}   # or: kvmlaunch tune apply --persist && kvmlaunch tune off",
+                hint=f"{before.get(path, '')}rm {path}{after.get(path, '')}",
             )
 
 

@@ -19,7 +19,7 @@ SCRIPT_FILE: Final = "/etc/kvmlaunch/boot.sh"
 GRUB_FILE: Final = "/etc/default/grub.d/kvmlaunch.cfg"
 FSTAB: Final = "/etc/fstab"
 SHARED_OPTIONS: Final = ("pagesize=2M", "mode=0755", "nosuid", "nodev")
-HEAD: Final = "# Written by kvmlaunch tune apply; kvmlaunch tune off removes it.\n"
+HEAD: Final = "# Written by kvmlaunch tune apply --persist; kvmlaunch tune off removes it.\n"
 UNITS: Final = {"K": 1 << 10, "M": MIB, "G": GIB}
 SYSTEMD: Final = "systemd"
 GRUBBY: Final = "grub2"  # begins the command of distributions that have grubby

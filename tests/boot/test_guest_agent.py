@@ -71,7 +71,7 @@ def test_the_guests_script_has_udev_set_the_scheduler(guest: Machine) -> None:
     wait_for("none is chosen", lambda: "[none]" in execute(guest, "cat /sys/block/vda/queue/scheduler").out)
 
     assert "[mq-deadline]" in before.out
-    assert ran.code == 0, ran.err
+    assert (ran.code, ran.err.count("do it by hand")) == (1, 3), ran.err  # neither systemd nor packages in this guest
 
 
 def test_a_disk_that_grows_is_seen_to_by_the_running_guest(guest: Machine) -> None:

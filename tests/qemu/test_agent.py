@@ -511,10 +511,12 @@ def test_file_systems_that_are_not_to_be_held_are_let_go_and_it_is_told_why(tmp_
 
     with (
         guest(tmp_path, answering(refusal, heard=heard)) as seen,
-        pytest.raises(HostFailed, match="failed to freeze /srv"),
+        pytest.raises(HostFailed, match="failed to freeze /srv") as caught,
         frozen_guest(seen),
     ):
         pytest.fail("it was not frozen")
+
+    assert "held" not in caught.value.report.why + caught.value.report.hint
 
     assert [word for word in heard if word != "guest-fsfreeze-thaw"] == ["guest-fsfreeze-freeze"] * 2
     assert heard[-1] == "guest-fsfreeze-thaw"

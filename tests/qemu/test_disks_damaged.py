@@ -366,3 +366,39 @@ def test_a_base_that_was_deleted_beneath_a_running_vm_is_told_as_one(machine: Ma
 
     assert info.codes == {"disk.replaced"}
     assert "what the disk held before is in /proc/" in status.out
+
+
+@pytest.mark.parametrize(("name", "stated", "code"), [("gold.img", "qcow2", 6), ("gold.qcow2", "raw", 0)])
+def test_what_a_disk_rests_on_is_checked_as_what_the_overlay_says(
+    machine: Machine, name: str, stated: str, code: int
+) -> None:
+    define(machine, QCOW2)
+    make_image(machine, "base.qcow2")
+    write(machine, "base.qcow2", 3)
+    if stated == "qcow2":
+        spoil(machine, "base.qcow2")
+        place(machine, "base.qcow2").rename(place(machine, name))
+    else:
+        place(machine, name).write_bytes(bytes(8 * MIB))
+    words = ("create", "-q", "-f", "qcow2", "-b", name, "-F", stated, place(machine, "web.qcow2"))
+    assert machine.execute("qemu-img", *words).code == 0
+
+    taken = machine.run("disk", "snapshot", "create", "web", "s1")
+
+    assert taken.code == code, taken.err
+    assert (f"-r all {place(machine, name)}" in taken.err) == bool(code)
+
+
+def test_a_copy_of_what_a_check_cannot_read_is_made_and_said_to_lack_something(machine: Machine) -> None:
+    define(machine, QCOW2)
+    with place(machine, "web.qcow2").open("r+b") as file:  # an entry of the table of counts that leads nowhere
+        file.seek(48)
+        table = int.from_bytes(file.read(8), "big")
+        file.seek(table)
+        entry = int.from_bytes(file.read(8), "big")
+        file.seek(table)
+        file.write((entry | 1 << 63).to_bytes(8, "big"))
+
+    converted = machine.run("disk", "convert", "web:root", "web.img")
+
+    assert (converted.code, "damaged" in converted.err) == (0, True), converted.err

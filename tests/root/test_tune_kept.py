@@ -451,6 +451,19 @@ def test_a_mount_unit_of_a_package_keeps_its_place(machine: Machine, etc: Path, 
     assert state(etc) == before
 
 
+def test_a_file_that_its_owner_put_back_himself_keeps_his_mode(machine: Machine, etc: Path, wishes: Path) -> None:
+    his = etc / "sysctl.d/80-kvmlaunch.conf"
+    his.write_text("kernel.panic = 0\n")
+    wishes.write_text("swappiness = 30\n")
+    machine.ok("tune", "apply", "--persist")
+    his.write_text("kernel.panic = 0\n")
+    his.chmod(0o600)
+
+    machine.ok("tune", "off")
+
+    assert (his.read_text(), his.stat().st_mode & 0o7777) == ("kernel.panic = 0\n", 0o600)
+
+
 def test_without_an_fstab_the_fix_is_said(machine: Machine, etc: Path, wishes: Path) -> None:
     (etc / "fstab").unlink()
     wishes.write_text('hugetlbfs = "/mnt/huge"\n')
@@ -529,12 +542,13 @@ def test_where_the_journal_cannot_be_written_all_but_pools_is_put_back(
     machine: Machine, etc: Path, wishes: Path, pool: Pool, fault: str, mend: str
 ) -> None:
     machine.execute("mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", "/var/lib/kvmlaunch")
-    wishes.write_text(f"{POOL}swappiness = 30\n")
+    wishes.write_text(f'{POOL}swappiness = 30\nhugetlbfs = "/mnt/huge"\n')
+    fstab = (etc / "fstab").read_text()
     machine.ok("tune", "apply", "--persist")
     machine.execute("sh", "-c", fault)
 
     off, restored = machine.run("tune", "off"), (pool.total(), value(SWAPPINESS))
-    files = (etc / "sysctl.d/80-kvmlaunch.conf").exists()
+    files = (etc / "sysctl.d/80-kvmlaunch.conf").exists() or (etc / "fstab").read_text() != fstab
     machine.execute("sh", "-c", mend)
     pool.set(11)
     again = machine.run("tune", "off")
