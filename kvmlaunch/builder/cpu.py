@@ -16,6 +16,12 @@ HYPERV = (
     *("hv-relaxed", "hv-vapic", "hv-vpindex", "hv-runtime", "hv-time", "hv-synic", "hv-stimer", "hv-stimer-direct"),
     *("hv-tlbflush", "hv-ipi", "hv-frequencies"),
 )
+# Those that need something of the host: the parameter of its KVM that is on, and why.
+HYPERV_OF_HOST = (
+    ("hv-evmcs", "kvm_intel.nested", "hypervisors nest here: Hyper-V within the guest asks KVM less often"),
+    ("hv-avic", "kvm_intel.enable_apicv", "this CPU delivers interrupts to vCPUs itself, which SynIC would turn off"),
+    ("hv-avic", "kvm_amd.avic", "this CPU delivers interrupts to vCPUs itself, which SynIC would turn off"),
+)
 MOST_APIC_ID = 254  # of an APIC; 255 is for all
 FIRST_X2APIC = (9, 0, 0)  # whose TCG emulates one, in models that have every feature
 ONE_NODE = "kvmlaunch: one node, and a CPU left for I/O"
@@ -171,6 +177,12 @@ def hyperv_fields(definition: Definition, host: HostFacts, accelerator: str) -> 
             value=True, reason="a Windows guest runs with less emulation", source=HYPERV_SOURCE, origin=origin
         )
         yield field(name, f"cpu.{name}", choice)
+    for name, ability, reason in HYPERV_OF_HOST:
+        nests = definition.cpu.model in {AUTO, "host"} and definition.cpu.features.get("vmx") != "off"
+        if ability in host.kvm.abilities and (nests or name != "hv-evmcs"):
+            place = Origin(kind="host", place=f"/sys/module/{ability.replace('.', '/parameters/')}", key=name)
+            given: Choice[bool] = Choice(value=True, reason=reason, source=HYPERV_SOURCE, origin=place)
+            yield field(name, f"cpu.{name}", given)
     if definition.cpu.vcpus > len(host.cpus.online):
         overcommitted: Choice[str] = Choice(
             value="0xfff",

@@ -37,6 +37,7 @@ FILES = (
     *mounts.FILES,
     *limits.FILES,
     *process.FILES,
+    *kvm.FILES,
 )
 TOOLS = (
     *("qemu-system-x86_64", "kvm", "qemu-img", "qemu-io", "virtiofsd", "swtpm"),
@@ -102,7 +103,7 @@ def parse_captured(captured: Captured) -> HostFacts:
         mounts=found,
         thp=memory.parse_thp(files),
         ksm=memory.parse_ksm(files),
-        kvm=kvm.parse_kvm(probes.get("kvm"), probes.get("modules", [])),
+        kvm=kvm.parse_kvm(probes.get("kvm"), probes.get("modules", []), files),
         aio=limits.parse_aio(files, probes.get("io_uring"), user),
         user=user,
         caller_uid=process.parse_caller(probes.get("caller")),

@@ -99,10 +99,14 @@ class Ksm:
 
 @frozen(kw_only=True)
 class KvmFacts:
-    """What is known of KVM; `device` tells whether the VM's user can open /dev/kvm."""
+    """What is known of KVM; `device` tells whether the VM's user can open /dev/kvm.
+
+    `abilities` are the parameters of its modules that are on, each as `module.name`.
+    """
 
     device: Literal["usable", "denied", "missing"]
     modules: tuple[str, ...] = ()
+    abilities: frozenset[str] = frozenset()
 
     @property
     def runs_ordinary_kernels(self) -> bool:

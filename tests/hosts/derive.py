@@ -346,6 +346,17 @@ def amd(files: Files, probes: Probes) -> None:
     probes.update(modules=["kvm", "kvm_amd"])
 
 
+def nested(files: Files, _: Probes) -> None:
+    """Let Intel's KVM nest, and deliver interrupts by APICv."""
+    for name in ("nested", "enable_apicv"):
+        files[f"/sys/module/kvm_intel/parameters/{name}"] = "Y\n"
+
+
+def avic(files: Files, _: Probes) -> None:
+    """Let AMD's KVM deliver interrupts by AVIC."""
+    files["/sys/module/kvm_amd/parameters/avic"] = "1\n"
+
+
 Edit = Callable[[Files, Probes], None]
 HOSTS: Mapping[str, tuple[Edit, ...]] = {
     BASE: (),
@@ -362,6 +373,8 @@ HOSTS: Mapping[str, tuple[Edit, ...]] = {
     "hugetlb-cgroup": (kvm_intel, hugetlb_cgroup),
     "small": (kvm_intel, small),
     "kvm-amd": (kvm_intel, amd),
+    "kvm-intel-nested": (kvm_intel, nested),
+    "kvm-amd-avic": (kvm_intel, amd, avic),
 }
 
 

@@ -126,12 +126,22 @@ def test_a_mount_of_another_shape_is_refused(line: str) -> None:
 
 @pytest.mark.parametrize(("refusal", "device"), [("", "usable"), ("EACCES", "denied"), ("ENOENT", "missing")])
 def test_kvm_by_the_way_it_opened(refusal: str, device: str) -> None:
-    assert kvm.parse_kvm(refusal, ["kvm_intel", "kvm"]).device == device
+    assert kvm.parse_kvm(refusal, ["kvm_intel", "kvm"], {}).device == device
 
 
 def test_kvm_of_pvm_alone_runs_no_ordinary_guest() -> None:
-    assert not kvm.parse_kvm("", ["kvm", "kvm_pvm"]).runs_guests
-    assert kvm.parse_kvm("", ["kvm", "kvm_amd", "kvm_pvm"]).runs_guests
+    assert not kvm.parse_kvm("", ["kvm", "kvm_pvm"], {}).runs_guests
+    assert kvm.parse_kvm("", ["kvm", "kvm_amd", "kvm_pvm"], {}).runs_guests
+
+
+def test_a_parameter_of_kvm_that_is_on_is_an_ability() -> None:
+    files = {
+        "/sys/module/kvm_intel/parameters/nested": "Y\n",
+        "/sys/module/kvm_intel/parameters/enable_apicv": "N\n",
+        "/sys/module/kvm_amd/parameters/avic": "1\n",
+    }
+
+    assert kvm.parse_kvm("", ["kvm_intel"], files).abilities == {"kvm_intel.nested", "kvm_amd.avic"}
 
 
 @pytest.mark.parametrize(
