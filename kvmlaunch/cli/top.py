@@ -121,6 +121,8 @@ def top(session: Session, vms: tuple[str, ...], once: bool, interval: float) -> 
         show_live(session, looks)
     else:
         for found in looks:
+            if vms and not found:
+                return show_missing(session, vms, found)
             show_table(rows_of(found))
             click.echo()
     return 0

@@ -8,6 +8,7 @@ from kvmlaunch.host.volumes import grow_volume
 from kvmlaunch.model.value import evolve, frozen
 from kvmlaunch.steps.caller import Caller
 from kvmlaunch.steps.control import query
+from kvmlaunch.steps.disk_check import refuse_unsound
 from kvmlaunch.steps.disk_live import file_in_chain
 from kvmlaunch.steps.disks import (
     Target,
@@ -85,6 +86,7 @@ def resize_held(caller: Caller, word: str, size: int | None, *, more: bool, dry_
             return done
         return grow(target, seen, volume, resized)
     with at_rest(caller, target, "grown"):
+        refuse_unsound(target)
         volume, resized = plan_resize(target, size, more=more, runs=False)
         if dry_run:
             return resized

@@ -452,7 +452,7 @@ def unreadable(target: Target, why: str) -> PreflightFailed:
     path, hint = target.disk.path, ""
     for finding in check_chain(path, target.top or target.facts, target.table):
         return PreflightFailed(evolve(finding.report, where=str(path)))
-    if target.format == "qcow2" and target.facts.header != "qcow2":
+    if target.facts.readable and target.format == "qcow2" and target.facts.header != "qcow2":
         hint = "go back to a backup: its header is gone, and with it where everything lies"
     elif target.facts.readable:
         hint = repair_hint(path, target.word)

@@ -105,10 +105,24 @@ def apply(
         files = files_without(planned, turned, shared=kept)
         planned = evolve(planned, plan=evolve(planned.plan, files=files))
         found += write_files(ledger, planned, tell, persist=persist, boot=boot)
-    if persist:
-        unkept = check_kept(planned.plan.settings, planned.tuning, planned.raised)
-        planned = evolve(planned, plan=evolve(planned.plan, findings=(*planned.plan.findings, *unkept)))
+    told = (
+        check_kept(planned.plan.settings, planned.tuning, planned.raised) if persist else check_stale(ledger, planned)
+    )
+    planned = evolve(planned, plan=evolve(planned.plan, findings=(*planned.plan.findings, *told)))
     return evolve(planned, written=written_of(planned.plan)), tuple(finding for finding in found if finding)
+
+
+def check_stale(ledger: Ledger, planned: Planned) -> Iterator[Finding]:
+    """Say which files of an earlier `--persist` set at the next boot what is not wished any more."""
+    for kept in planned.plan.files:
+        if isinstance(ledger.find(kept.path), FileEntry) and not is_kept(kept):
+            yield warning(
+                code="host.notactive",
+                message=f"{kept.path} still says what was wished before",
+                where=kept.path,
+                why="what is set now lasts until the next boot, and without --persist no file is written",
+                hint=f"{planned.again} --persist",
+            )
 
 
 def share_pages(ledger: Ledger, planned: Planned, tell: Tell, *, lasting: bool) -> tuple[Finding | None, bool]:

@@ -276,6 +276,7 @@ def spoil(machine: Machine, name: str) -> None:
         ("clone", "new", "--from", "web"),
         ("clone", "new", "--from", "web", "--full"),
         ("disk", "snapshot", "create", "web", "s1"),
+        ("disk", "resize", "web:root", "16MiB"),
     ],
     ids=" ".join,
 )

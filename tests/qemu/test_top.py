@@ -165,3 +165,11 @@ def test_an_interval_that_is_none_is_a_mistake_or_fine_and_no_bug(machine: Machi
 
     assert result.code in {0, 2}, result.err
     assert "internal.bug" not in result.codes
+
+
+def test_a_table_of_a_vm_that_does_not_run_ends(machine: Machine) -> None:
+    machine.define("web")
+
+    shown = machine.run("top", "web", "--interval", "50ms")
+
+    assert (shown.code, "it does not run" in shown.err) == (3, True)

@@ -581,3 +581,15 @@ def test_a_knob_is_said_to_be_back_though_a_file_of_ours_stays(machine: Machine,
 
     assert (off.code, value(SWAPPINESS)) == (10, "60")
     assert "vm.swappiness, until" in off.err
+
+
+def test_files_of_an_earlier_persist_are_said_to_be_behind(machine: Machine, wishes: Path) -> None:
+    wishes.write_text("swappiness = 30\n")
+    machine.ok("tune", "apply", "--persist")
+    wishes.write_text("swappiness = 40\n")
+
+    behind, again = machine.ok("tune", "apply"), machine.ok("tune", "apply", "--persist")
+    machine.ok("tune", "off")
+
+    assert f"{SYSCTL} still says" in behind.err
+    assert "still says" not in again.err
