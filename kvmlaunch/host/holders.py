@@ -8,7 +8,7 @@ import fcntl
 import os
 import stat
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 
 from kvmlaunch.facts import block, network, process
@@ -102,9 +102,14 @@ def open_files(directory: str) -> set[str]:
 
 def files_beneath(path: str) -> tuple[str, ...]:
     """Give the files and devices that a block device is made of: by loop, device-mapper, md, or as their partition."""
+    return reached(path, directly_beneath)
+
+
+def reached(path: str, step: Callable[[str], list[str]]) -> tuple[str, ...]:
+    """Give all that one comes to from a file or device, step by step, each once."""
     found = [path]
     for each in found:
-        found += [beneath for beneath in directly_beneath(each) if beneath not in found]
+        found += [place for place in step(each) if place not in found]
     return tuple(found[1:])
 
 
@@ -122,10 +127,7 @@ def directly_beneath(path: str) -> list[str]:
 
 def files_above(path: str) -> tuple[str, ...]:
     """Give the devices that a file or block device is beneath: its partitions, and what loop, LVM or md make of it."""
-    found = [path]
-    for each in found:
-        found += [above for above in directly_above(each) if above not in found]
-    return tuple(found[1:])
+    return reached(path, directly_above)
 
 
 def directly_above(path: str) -> list[str]:
