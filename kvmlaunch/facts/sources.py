@@ -52,8 +52,8 @@ class Wanted:
 
     `paths` are absolute; of `ports` (host ports that it forwards) the holders are looked for.
     `listeners`, `network_devices`, `io_uring`, `locks` (who has locked the paths: the kernel takes
-    10 ms to say) and `overlays` (which images have one of the paths as their backing file) cost time, so they are
-    asked for.
+    6 ms to say of one that is locked) and `overlays` (which images have one of the paths as their
+    backing file) cost time, so they are asked for.
     """
 
     paths: tuple[PurePosixPath, ...] = ()

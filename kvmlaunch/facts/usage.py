@@ -103,12 +103,13 @@ def build_counters(
 ) -> Counters:
     """Give the counters of a VM from what was read of it; what could not be read is "" and counts as nothing."""
     numbers, pages, merged = parse_numbers(status), parse_numbers(rollup), ksm.strip()
+    hugetlb = numbers.get("HugetlbPages", 0) * KIB
     return Counters(
         ticks=parse_ticks(stat),
         resident=numbers.get("VmRSS", 0) * KIB,
         huge=(pages.get("AnonHugePages", 0) + pages.get("ShmemPmdMapped", 0)) * KIB,
-        hugetlb=numbers.get("HugetlbPages", 0) * KIB,
-        hugetlb_page=huge_page,
+        hugetlb=hugetlb,
+        hugetlb_page=huge_page if hugetlb else 0,
         swapped=numbers.get("VmSwap", 0) * KIB,
         merged=int(merged) * page_size if NUMBER.fullmatch(merged) else None,
         received=network[0] if network else None,

@@ -165,7 +165,7 @@ def other_inodes(path: str) -> set[str]:
     A lock is on one of them alone: the node of a device in /dev, another name of it, what it is made of, what is made
     of it.  What else is made of the same, as another partition, is another's.
     """
-    places = {path, *files_beneath(path), *files_above(path)}
+    beneath = files_beneath(path)
+    places = {path, *beneath, *files_above(path), *(loop for each in beneath for loop in loops_on(each))}
     places |= {node_of(os.path.basename(place)) for each in places if (place := place_of(each))}
-    places |= {loop for each in places for loop in loops_on(each)}
     return {inode_of(each) for each in places} - {inode_of(path), ""}

@@ -203,6 +203,11 @@ def repair_hint(path: PurePosixPath, word: str) -> str:
     return f"{copy_of(path)} && kvmlaunch disk check {word} --repair   # or go back to a backup"
 
 
+def repair_beneath_hint(path: PurePosixPath) -> str:
+    """Give how an image is repaired that others rest on, on a copy's safe side."""
+    return f"{copy_of(path)} && qemu-img check -f qcow2 -r all {quoted(path)}   # or go back to a backup"
+
+
 def lies_elsewhere(path: PurePosixPath, facts: PathFacts) -> str:
     """Give a file that its header makes QEMU open, neither beside the image nor in a directory there; "" for none."""
     named = PurePosixPath(normpath(facts.backing))
@@ -270,13 +275,12 @@ def check_beneath(path: PurePosixPath, facts: PathFacts, table: str) -> Iterator
     """Refuse to lay what is written over an image that QEMU marked as damaged (`disk.corrupt`)."""
     if facts.spoilt:
         beneath = PurePosixPath(facts.spoilt)
-        copy = copy_of(beneath)
         yield error(
             code="disk.corrupt",
             message=f"{beneath.name}, on which {path.name} rests, is marked as damaged",
             key=f"{table}.path",
             why="QEMU found its tables wrong: what is merged into it one day would overwrite what it holds",
-            hint=f"{copy} && qemu-img check -f qcow2 -r all {quoted(beneath)}   # or go back to a backup",
+            hint=repair_beneath_hint(beneath),
         )
 
 

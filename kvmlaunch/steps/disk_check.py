@@ -13,7 +13,7 @@ from kvmlaunch.host.rundir import lock_taker
 from kvmlaunch.host.volumes import drop_volume, find_volume
 from kvmlaunch.model.value import evolve, frozen
 from kvmlaunch.model.volume import parse_volume_name
-from kvmlaunch.preflight.disk import check_chain, copy_of, quoted, repair_hint
+from kvmlaunch.preflight.disk import check_chain, repair_beneath_hint, repair_hint
 from kvmlaunch.steps.caller import Caller
 from kvmlaunch.steps.disk_create import refuse_held
 from kvmlaunch.steps.disks import (
@@ -216,14 +216,13 @@ def refuse_unsound(target: Target) -> None:
     examined = check_one(target, repair=False)
     if examined.soundness in UNSOUND:
         path = examined.path
-        beneath = f"{copy_of(path)} && qemu-img check -f qcow2 -r all {quoted(path)}   # or go back to a backup"
         raise PreflightFailed(
             Report(
                 code="disk.corrupt",
                 message=f"{path.name} is damaged",
                 where=target.table,
                 why="qemu-img check finds its tables wrong: what they led to is read as nothing",
-                hint=beneath if examined.beneath else repair_hint(path, target.word),
+                hint=repair_beneath_hint(path) if examined.beneath else repair_hint(path, target.word),
             )
         )
 

@@ -185,13 +185,14 @@ def stop_seconds(caller: Caller, word: str, seen: Seen) -> float:
 
     What `--set` says now comes first.
     """
-    asked = any(each.partition("=")[0].strip() == STOP_KEY for each in caller.overrides)
-    if seen.record and not asked:
-        return seen.record.stop_timeout
-    from kvmlaunch.steps.load import load, load_subject  # noqa: PLC0415 - seldom needed
+    if any(each.partition("=")[0].strip() == STOP_KEY for each in caller.overrides):
+        from kvmlaunch.steps.load import load_subject  # noqa: PLC0415 - seldom needed
 
-    if asked:
         return float(load_subject(caller, word).definition.lifecycle.stop_timeout)
+    if seen.record:
+        return seen.record.stop_timeout
+    from kvmlaunch.steps.load import load  # noqa: PLC0415 - for a QEMU only that kvmlaunch did not start
+
     with contextlib.suppress(KvmlaunchError):
         definition = load(caller, word)[1].definition
         if definition:

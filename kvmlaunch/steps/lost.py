@@ -161,7 +161,7 @@ def replaced(seen: Seen, path: PurePosixPath, where: str, why: str, more: str = 
 def lost_notes(seen: Seen) -> tuple[str, ...]:
     """Give what a user must know of a VM whose image has no name any more."""
     return tuple(
-        f"[disk.replaced] {image.path} was deleted or replaced: {text} {image.place} alone"
+        f"[disk.replaced] {image.path} was deleted or replaced: "
+        f"what {'the guest writes' if image.written else 'the disk held before'} is in {image.place} alone"
         for image in lost_images(seen)
-        for text in ("what the guest writes is in" if image.written else "what the disk held before is in",)
     )

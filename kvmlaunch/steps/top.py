@@ -4,8 +4,6 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from itertools import pairwise
-from pathlib import PurePosixPath
 
 from attrs import Factory, define
 
@@ -19,7 +17,7 @@ from kvmlaunch.steps.look import known_names
 from kvmlaunch.steps.observe import Seen, monitor_path, observe
 
 BLOCKS: tuple[Query, ...] = (("query-blockstats", {}),)
-IFNAME, MEM_PATH = "ifname=", "mem-path="
+IFNAME = "ifname="
 SECONDS, BRIEFLY = 2.0, 0.1  # that a monitor is waited for
 
 
@@ -41,13 +39,9 @@ def read_network(taps: Sequence[str]) -> tuple[int, int] | None:
 
 
 def huge_page_of(seen: Seen) -> int:
-    """Give the size in bytes of the huge pages of a VM's memory, by our mount that its argv names; 0 for none."""
-    words = seen.record.argv if seen.record else ()
-    paths = [path for word, path in pairwise(words) if word == "-mem-path"]
-    paths += [each.removeprefix(MEM_PATH) for word in words for each in word.split(",") if each.startswith(MEM_PATH)]
-    for path in (each for each in paths if PurePosixPath(each).is_relative_to(seen.places.hugepages)):
-        with suppress(OSError):
-            return os.statvfs(path).f_bsize
+    """Give the size in bytes of the pages of a VM's hugetlbfs, 0 where it has none: hugetlbpage.rst."""
+    with suppress(OSError):
+        return os.statvfs(seen.places.hugepages).f_bsize
     return 0
 
 
