@@ -18,13 +18,10 @@ of them.  What else escapes is a bug of ours.
     └── QemuFailed                   9
 """
 
-from typing import ClassVar
-
-from attrs import frozen
+from typing import ClassVar, NamedTuple
 
 
-@frozen(kw_only=True)
-class Report:
+class Report(NamedTuple):
     """One thing that is wrong: what, where, why, and what to do about it.
 
     `code` is stable, dotted, subject first (`host.hugepages.short`) and described by

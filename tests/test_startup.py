@@ -14,7 +14,7 @@ import pytest
 
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
-HEAVY = ("sh", "asyncio", "rich", "psutil", "filelock", "optuna", "toml_rs", "subprocess", "ctypes", "difflib")
+HEAVY = ("sh", "asyncio", "rich", "psutil", "filelock", "optuna", "toml_rs", "subprocess", "ctypes", "difflib", "attr")
 # What only some commands need of ours: a plan is printed without checks, a definition is read without a plan.
 NO_PLAN = ("kvmlaunch.builder", "kvmlaunch.preflight", "kvmlaunch.facts.sources", "kvmlaunch.host.apply")
 
@@ -70,6 +70,17 @@ def test_validate_imports_nothing_heavy_and_no_plan() -> None:
 
     assert "kvmlaunch.define.load" in found
     assert beneath(found, (*HEAVY, *NO_PLAN)) == []
+
+
+def test_a_start_imports_nothing_that_its_qemu_would_have_to_wait_for() -> None:
+    late = ("cli.run", "steps.up", "steps.start", "run.launch", "run.verify", "run.qmp", "preflight.promises")
+    script = "".join(f"import kvmlaunch.{name}\n" for name in late) + "import sys; print(*sys.modules)"
+
+    ran = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)  # noqa: S603 - our words
+
+    found = set(ran.stdout.split())
+    assert "kvmlaunch.run.spawn" in found
+    assert beneath(found, tuple({*HEAVY} - {"subprocess"})) == []
 
 
 def test_completion_of_a_name_imports_nothing_heavy_and_parses_nothing() -> None:

@@ -13,7 +13,7 @@ from kvmlaunch.model.host import HostFacts
 from kvmlaunch.model.plan import DrivePromise, Field, PlannedDisk
 
 # Volumes are called virtio-win-0.1.240.  Which are old is ours to say.
-DRIVERS = re.compile(r"virtio-win-([0-9]{1,4}(?:\.[0-9]{1,5}){1,3})", re.ASCII)
+DRIVERS = r"(?a)virtio-win-([0-9]{1,4}(?:\.[0-9]{1,5}){1,3})"
 OLDEST_DRIVERS = (0, 1, 229)
 DRIVER_SOURCE = "virtio-win, the name of the ISO volume"
 CACHE_REASON = "the host's page cache serves a read-only image"
@@ -47,7 +47,7 @@ def drive_fields(definition: Definition, name: str) -> tuple[Field, ...]:
 def driver_version(host: HostFacts, path: PurePosixPath) -> tuple[int, ...]:
     """Give the version of the virtio drivers for Windows on an image, by its volume's name; () for another image."""
     facts = host.paths.get(path)
-    match = DRIVERS.fullmatch(facts.volume_id) if facts else None
+    match = re.fullmatch(DRIVERS, facts.volume_id) if facts else None
     return tuple(map(int, match[1].split("."))) if match else ()
 
 

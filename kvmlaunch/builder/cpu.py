@@ -27,7 +27,7 @@ FIRST_X2APIC = (9, 0, 0)  # whose TCG emulates one, in models that have every fe
 ONE_NODE = "kvmlaunch: one node, and a CPU left for I/O"
 WHOLE = frozenset({"host", "max", "base"})  # models that ask for no feature that the accelerator lacks
 AMD = frozenset({"AuthenticAMD", "HygonGenuine"})  # vendors of /proc/cpuinfo
-AMD_MODEL = re.compile(r"EPYC|Opteron|Dhyana|phenom|athlon|qemu64")
+AMD_MODEL = r"EPYC|Opteron|Dhyana|phenom|athlon|qemu64"
 OF_KVM = frozenset({"pmu", "host-cache-info", "vmware-cpuid-freq"})  # properties that are no CPUID bits
 OF_KVM_PREFIXES = ("hv-", "hv_", "kvm-", "kvm_")
 ENFORCE, TOPOEXT = "enforce", "topoext"
@@ -139,7 +139,7 @@ def thread_fields(definition: Definition, host: HostFacts, model: Choice[str], a
 def check_threads(definition: Definition, host: HostFacts, model: Choice[str], accelerator: str) -> Iterator[Finding]:
     """Warn where a guest will take the threads of a core for cores (`qemu.cpu.threads`)."""
     lacks = host.cpus.vendor in AMD and TOPOEXT not in host.cpus.flags and model.value in WHOLE
-    emulated = accelerator == "tcg" and (model.value in WHOLE or AMD_MODEL.match(model.value) is not None)
+    emulated = accelerator == "tcg" and (model.value in WHOLE or re.match(AMD_MODEL, model.value) is not None)
     if (emulated or lacks) and plan_topology(definition).value.threads > 1:
         lacking = "TCG emulates an AMD CPU without" if accelerator == "tcg" else "this is an AMD CPU without"
         yield warning(

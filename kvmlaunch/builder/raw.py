@@ -10,13 +10,13 @@ from kvmlaunch.model.definition import Definition
 from kvmlaunch.model.finding import Finding, error, warning
 from kvmlaunch.model.plan import Field, Option
 
-IDENTITY = re.compile(r'(?:^|,)(?:id|node-name)=([^,]+)|"(?:id|node-name)"\s*:\s*"([^"]+)"')
+IDENTITY = r'(?:^|,)(?:id|node-name)=([^,]+)|"(?:id|node-name)"\s*:\s*"([^"]+)"'
 OWN_FIELDS = ("id", "node-name")
 
 
 def identities(text: str) -> tuple[str, ...]:
     """Give the ids and node names in one argument, in key=value or JSON form."""
-    return tuple(first or second for first, second in IDENTITY.findall(text))
+    return tuple(first or second for first, second in re.findall(IDENTITY, text))
 
 
 def taken(options: tuple[Option, ...]) -> frozenset[str]:

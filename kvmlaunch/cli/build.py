@@ -3,7 +3,6 @@
 from typing import TYPE_CHECKING
 
 import click
-from attrs import asdict
 
 from kvmlaunch.cli.session import (
     Session,
@@ -17,6 +16,7 @@ from kvmlaunch.cli.session import (
 from kvmlaunch.cli.show import short_path, show_document, show_table, show_warnings
 from kvmlaunch.errors import Report, UnknownVm
 from kvmlaunch.host.definitions import names_in
+from kvmlaunch.model.value import asdict
 from kvmlaunch.steps.names import is_file, name_of
 
 if TYPE_CHECKING:

@@ -11,7 +11,6 @@ import click
 from kvmlaunch.cli.session import vm_of
 from kvmlaunch.errors import HostFailed, KvmlaunchError, PreflightFailed, Report
 from kvmlaunch.host.tree import failed
-from kvmlaunch.model.value import evolve
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 CLOSED = errno.EBADF
@@ -67,7 +66,7 @@ def host_failure(error: Exception) -> KvmlaunchError | None:
         return None
     failure = failed(str(error.filename or "a system call"), error)
     where = str(error.filename or "")
-    return type(failure)(evolve(failure.report, where=where, hint=OF_THE_HOST[error.errno]))
+    return type(failure)(failure.report._replace(where=where, hint=OF_THE_HOST[error.errno]))
 
 
 def bug_failure(error: Exception) -> KvmlaunchError:

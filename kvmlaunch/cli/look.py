@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import click
-from attrs import asdict
 
 from kvmlaunch.cli.session import Session, session_command, vm_argument, vms_argument
 from kvmlaunch.cli.show import duration_text, short_path, show_document, show_failure, show_table
 from kvmlaunch.errors import NotRunning, UnknownVm
 from kvmlaunch.facts.console import plain_text
+from kvmlaunch.model.value import asdict
 from kvmlaunch.steps.caller import Caller
 from kvmlaunch.steps.look import Status, known_names, met_names, running_names, status_of, with_definitions
 from kvmlaunch.steps.many import common_code

@@ -7,12 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
-from attrs import asdict
 
 from kvmlaunch.cli.run import DurationType
 from kvmlaunch.cli.session import Session, session_command, use_color, vms_argument
 from kvmlaunch.cli.show import say, show_document, show_table, table_lines
 from kvmlaunch.errors import NotRunning
+from kvmlaunch.model.value import asdict
 from kvmlaunch.units import KIB, MIB, render_size
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def usage_document(name: str, usage: "Usage") -> dict[str, Any]:
     """Give the JSON form of a VM's usage: sizes in bytes, rates a second, times in seconds."""
     now = asdict(usage.now)
     memory = {key: now[key] for key in ("resident", "huge", "hugetlb", "hugetlb_page", "swapped", "merged")}
-    rates = {key: value for key, value in asdict(usage, recurse=False).items() if key != "now"}
+    rates = {key: value for key, value in asdict(usage).items() if key != "now"}
     return {"name": name, **memory, **rates}
 
 

@@ -9,8 +9,6 @@ from pathlib import PurePosixPath
 from shlex import quote as shell_word
 from typing import Final
 
-from attrs import Factory
-
 from kvmlaunch.define.keys import atoms, fields_of, form_at, is_named, is_table, members, words
 from kvmlaunch.define.mistake import Mistake, Placed, nearest, shown, wrong_type
 from kvmlaunch.define.paths import absolute
@@ -18,7 +16,7 @@ from kvmlaunch.define.shorthand import check_clash, expand
 from kvmlaunch.define.syntax import parse_toml
 from kvmlaunch.define.tree import Leaf, Path, Tree, join_path, leaves, merge, node_at, split_path, tree_of, without
 from kvmlaunch.model.choice import Origin
-from kvmlaunch.model.value import frozen
+from kvmlaunch.model.value import Factory, frozen
 
 MOST_LEVELS: Final = 5
 ANY_NAME: Final = "*"

@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any, Final, get_args
 
-from attrs import NOTHING
-
 from kvmlaunch.define.keys import Form, atoms, fields_of, generic, is_named, is_table, words
 from kvmlaunch.define.schema import default_of
 from kvmlaunch.model.definition import (
@@ -23,7 +21,7 @@ from kvmlaunch.model.definition import (
     Size,
     Uuid,
 )
-from kvmlaunch.model.value import Field, frozen
+from kvmlaunch.model.value import NOTHING, Field, frozen
 
 KINDS: Final[Mapping[Any, str]] = {
     int: "number",

@@ -1,5 +1,6 @@
 """Paths as written become absolute: relative to the file that contains them, `~` expanded."""
 
+import re
 from pathlib import PurePosixPath
 from posixpath import normpath
 from typing import Final
@@ -46,7 +47,7 @@ def make_absolute(
 def volume_device(text: str) -> str:
     """Give the device of `lvm:GROUP/VOLUME`; raises Mistake for what LVM would not take as names."""
     group, _, volume = text.removeprefix(VOLUME).partition("/")
-    if not (NAME.fullmatch(group) and NAME.fullmatch(volume)):
+    if not (re.fullmatch(NAME, group) and re.fullmatch(NAME, volume)):
         message = f"{shown(text)} names no volume"
         raise Mistake(code="def.path", message=message, right=quote("lvm:vg0/web01"), why="lvm(8), valid names")
     return f"/dev/{group}/{volume}"

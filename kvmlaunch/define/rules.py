@@ -30,15 +30,15 @@ from kvmlaunch.units import GIB, MIB, count, render_size
 
 TABLE_NAME: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
 NAME_HINT: Final = "lower-case letters, digits and -, at most 40, the first no -"
-WORD: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,63}")
-PROPERTY: Final = re.compile(r"[^,\x00-\x1f\x7f]{1,64}")  # -cpu has no escape for a comma
+WORD: Final = r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,63}"
+PROPERTY: Final = r"[^,\x00-\x1f\x7f]{1,64}"  # -cpu has no escape for a comma
 OF_ONE_CPU: Final = frozenset({"apic-id", "node-id", "socket-id", "die-id", "module-id", "core-id", "thread-id"})
-INTERFACE: Final = re.compile(r"[^\s/:,=\x00-\x1f]{1,15}")
+INTERFACE: Final = r"[^\s/:,=\x00-\x1f]{1,15}"
 # Labels of a host name, RFC 1123; as long as Linux takes one, gethostname(2).
-HOST_NAME: Final = re.compile(r"(?=.{1,64}\Z)(?!-)[A-Za-z0-9-]{1,63}(?<!-)(?:\.(?!-)[A-Za-z0-9-]{1,63}(?<!-))*")
+HOST_NAME: Final = r"(?=.{1,64}\Z)(?!-)[A-Za-z0-9-]{1,63}(?<!-)(?:\.(?!-)[A-Za-z0-9-]{1,63}(?<!-))*"
 NO_BRIDGES: Final = {"nat": "user", "slirp": "user", "default": "user", "user": "user", "none": "none", "tap": "tap"}
 FOREIGN_SUFFIXES: Final = frozenset({".vmdk", ".vdi", ".vhd", ".vhdx", ".qed"})
-USER: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,31}\$?")
+USER: Final = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,31}\$?"
 BLOCK: Final = 4096  # bytes; QEMU opens no image past the page cache that ends within one
 FIRST_VNC_PORT: Final = 5900
 LAST_DISPLAY: Final = 100  # below it a number is taken for that of a display
@@ -67,7 +67,7 @@ def check_names(definition: Definition) -> Broke:
                 yield Broken((table, name), Mistake(code="def.name", message=message, hint=NAME_HINT))
     for table in ("features", "properties"):
         for name in getattr(definition.cpu, table):
-            if not WORD.fullmatch(name):
+            if not re.fullmatch(WORD, name):
                 hint = "`-cpu help` of the QEMU binary lists them"
                 mistake = Mistake(code="def.name", message=f"{shown(name)} is no name for a CPU feature", hint=hint)
                 yield Broken(("cpu", table, name), mistake)
@@ -76,16 +76,16 @@ def check_names(definition: Definition) -> Broke:
 def check_words(definition: Definition) -> Broke:
     """Give names of QEMU's or the host's with a character that could mean more than a name."""
     cpu, machine, user = definition.cpu.model, definition.machine, definition.security.user
-    if isinstance(cpu, str) and not WORD.fullmatch(cpu):
+    if isinstance(cpu, str) and not re.fullmatch(WORD, cpu):
         hint = "one name of `-cpu help`; features go to cpu.features"
         yield Broken(("cpu", "model"), choice(f"{shown(cpu)} is no name of a CPU model", hint=hint))
-    if isinstance(machine, str) and not WORD.fullmatch(machine):
+    if isinstance(machine, str) and not re.fullmatch(WORD, machine):
         hint = "one name of `-machine help`"
         yield Broken(("machine",), choice(f"{shown(machine)} is no name of a machine type", hint=hint))
-    if isinstance(user, str) and not USER.fullmatch(user):
+    if isinstance(user, str) and not re.fullmatch(USER, user):
         yield Broken(("security", "user"), choice(f"{shown(user)} is no name of a user"))
     host = definition.cloud_init.hostname
-    if isinstance(host, str) and not HOST_NAME.fullmatch(host):
+    if isinstance(host, str) and not re.fullmatch(HOST_NAME, host):
         hint = "letters, digits and -, in labels with dots between them, at most 64"
         yield Broken(("cloud_init", "hostname"), choice(f"{shown(host)} is no host name", hint=hint))
 
@@ -100,7 +100,7 @@ def check_properties(definition: Definition) -> Broke:
             yield Broken(key, choice(f"the CPU feature {name} is on or off: it stands in cpu.features", hint=hint))
         elif name.replace("_", "-") in OF_ONE_CPU:
             yield Broken(key, choice(f"{name} is another for each vCPU", hint="cpu.topology says where each is"))
-        elif not PROPERTY.fullmatch(value):
+        elif not re.fullmatch(PROPERTY, value):
             yield Broken(
                 key, choice(f"{shown(value)} is no value of a CPU property", hint="at most 64 characters, no comma")
             )
@@ -286,7 +286,7 @@ def check_networks(definition: Definition) -> Broke:
     """Give what is wrong with each network, and with two of them."""
     for name, network in definition.network.items():
         for key, value in (("bridge", network.bridge), ("ifname", network.ifname)):
-            if value is not None and not INTERFACE.fullmatch(value):
+            if value is not None and not re.fullmatch(INTERFACE, value):
                 hint = "at most 15 characters, no blank, /, :, comma or ="
                 yield Broken(("network", name, key), choice(f"{shown(value)} is no name of an interface", hint=hint))
         if network.bridge in NO_BRIDGES and definition.origin(f"network.{name}.bridge").key == "network":

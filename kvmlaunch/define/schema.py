@@ -8,8 +8,6 @@ import json
 from pathlib import PurePosixPath
 from typing import Any, Final, get_args
 
-from attrs import NOTHING, Factory
-
 from kvmlaunch.define.keys import Form, atoms, fields_of, generic, is_named, is_table, words
 from kvmlaunch.define.rules import TABLE_NAME
 from kvmlaunch.define.values import RENDERERS
@@ -28,7 +26,7 @@ from kvmlaunch.model.definition import (
     Size,
     Uuid,
 )
-from kvmlaunch.model.value import Field
+from kvmlaunch.model.value import NOTHING, Factory, Field
 
 Schema = dict[str, Any]
 VARIABLE: Final = r"\$\{[^{}]+\}"

@@ -10,22 +10,20 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, Final, TypeVar, get_args
 
-from attrs import NOTHING, define
-
 from kvmlaunch.define.keys import Form, atoms, fields_of, generic, is_named, is_table, members, words
 from kvmlaunch.define.meant import meant_key, meant_table
 from kvmlaunch.define.mistake import Misplaced, Mistake, choose, nearest, shown, wrong_type
 from kvmlaunch.define.tree import Path, join_path, quote
 from kvmlaunch.define.values import PARSERS, WANTED
 from kvmlaunch.model.definition import AUTO, LOADING_KEYS, SHORTHANDS, Auto, Definition
-from kvmlaunch.model.value import Field
+from kvmlaunch.model.value import NOTHING, Field, frozen
 
 T = TypeVar("T")
 SHORT: Final = 3  # letters
 UNBUILT: Final = object()  # stands for what a mistake kept from being built
 
 
-@define(kw_only=True)
+@frozen(kw_only=True)
 class Reading:
     """A file as it is read: the class of the whole, and the mistakes found so far."""
 

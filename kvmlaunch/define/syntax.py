@@ -18,7 +18,7 @@ from kvmlaunch.units import count
 LARGEST_TEXT: Final = 1 << 20
 DEEPEST: Final = 16
 LONGEST_NAME: Final = 60
-SHORTHAND_LINE = re.compile(r"^[ \t]*(memory|disk|network|cdrom)[ \t]*=", re.MULTILINE)
+SHORTHAND_LINE = r"(?m)^[ \t]*(memory|disk|network|cdrom)[ \t]*="
 PATH_LINE = r"[ \t]*(path|kernel|initrd|binary|disk|cdrom)[ \t]*="
 OPENINGS = r"[\[{][\[{ =A-Za-z]*"
 DOTTED = r"(?:[A-Za-z0-9_-]+[ \t]*\.[ \t]*)+|[\[{][\[{ =A-Za-z]*"
@@ -154,7 +154,7 @@ def fault_of_twice(text: str, line: int) -> Fault:
 def shorthand_clash(text: str, faulty: str) -> dict[str, str] | None:
     """Give message and hint when the faulty line opens a table whose name is written as a shorthand above."""
     header = re.match(r"[ \t]*\[*[ \t]*\"?(memory|disk|network|cdrom)\b", faulty)
-    written = {match[1] for match in SHORTHAND_LINE.finditer(text)}
+    written = {match[1] for match in re.finditer(SHORTHAND_LINE, text)}
     if header is None or header[1] not in written:
         return None
     key = header[1]

@@ -14,7 +14,7 @@ from kvmlaunch.model.choice import Origin
 Path: TypeAlias = tuple[str | int, ...]
 BARE_KEY = re.compile(r"[A-Za-z0-9_-]+|\*")
 SEGMENT = re.compile(r'\[([0-9]+)\]|"((?:[^"\\]|\\.)*)"|([^.\[\]"]+)')
-UNESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|.)", re.DOTALL)
+UNESCAPE = r"(?s)\\(u[0-9a-fA-F]{4}|.)"
 ESCAPES = {"\b": "\\b", "\t": "\\t", "\n": "\\n", "\f": "\\f", "\r": "\\r", '"': '\\"', "\\": "\\\\"}
 UNESCAPES = {escape[1]: character for character, escape in ESCAPES.items()}
 UNSAFE = re.compile('[\x00-\x1f\x7f-\x9f"\\\\\ud800-\udfff\u2028-\u202e\u2066-\u2069\ufeff]')
@@ -37,8 +37,8 @@ def quote(text: str) -> str:
 
 def unquote(text: str) -> str:
     """Give what stood between the quotes that `quote` put."""
-    return UNESCAPE.sub(
-        lambda match: chr(int(match[1][1:], 16)) if match[1][1:] else UNESCAPES.get(match[1], match[1]), text
+    return re.sub(
+        UNESCAPE, lambda match: chr(int(match[1][1:], 16)) if match[1][1:] else UNESCAPES.get(match[1], match[1]), text
     )
 
 

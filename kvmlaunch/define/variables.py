@@ -11,8 +11,8 @@ from typing import Final
 from kvmlaunch.define.mistake import Misplaced, Mistake, nearest, shown, wrong_type
 from kvmlaunch.define.tree import Leaf, Tree, mapped, quote
 
-REFERENCE: Final = re.compile(r"(\$?)\$\{([^{}\n]*)(\}?)")
-NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
+REFERENCE: Final = r"(\$?)\$\{([^{}\n]*)(\}?)"
+NAME: Final = r"[A-Za-z_][A-Za-z0-9_-]*"
 VM_NAME, VM_DIR, ENVIRONMENT = "vm.name", "vm.dir", "env:"
 
 
@@ -48,7 +48,7 @@ def read_variables(
 
 def variable_value(text: str, table: Tree, own: Mapping[str, str], environment: Mapping[str, str]) -> str:
     """Give the text of one variable; raises Mistake for a reference to a neighbour."""
-    for _, name, closing in REFERENCE.findall(text):
+    for _, name, closing in re.findall(REFERENCE, text):
         if closing and name in table:
             message = f"a variable cannot use another one of [vars], here ${{{name}}}"
             raise Mistake(code="def.var", message=message, hint="write its text out")
@@ -61,7 +61,7 @@ def variable_text(name: str, node: Tree | Leaf) -> str:
     if type(value) is not str:
         number = isinstance(value, bool | int | float)
         raise wrong_type(value, "text", right=quote(shown(value)) if number else "")
-    if not NAME.fullmatch(name):
+    if not re.fullmatch(NAME, name):
         hint = "a name has letters, digits, _ and -, and starts with a letter"
         raise Mistake(code="def.var", message=f"{shown(name)} is no name for a variable", hint=hint)
     return value
@@ -80,7 +80,7 @@ def substitute(text: str, known: Mapping[str, str], environment: Mapping[str, st
             )
         return value_of(name, known, environment)
 
-    return REFERENCE.sub(replacement, text)
+    return re.sub(REFERENCE, replacement, text)
 
 
 def value_of(name: str, known: Mapping[str, str], environment: Mapping[str, str]) -> str:

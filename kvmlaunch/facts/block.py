@@ -45,10 +45,9 @@ EXTENDED_L2 = 1 << 4
 LONGEST_LAYOUT = 80
 CLUSTER_BITS = range(9, 22)  # 512 bytes to 2 MiB
 CHOSEN = re.compile(r"\[([^\[\]\s]+)\]")
-LOCK = re.compile(
-    r"(?:OFDLCK|POSIX) +\S+ +(?:READ|WRITE) +-?[0-9]+ "
-    r"([0-9a-f]{1,8}):([0-9a-f]{1,8}):([0-9]{1,20}) ([0-9]{1,20}) ([0-9]{1,20}|EOF)",
-    re.ASCII,
+LOCK = (
+    r"(?a)(?:OFDLCK|POSIX) +\S+ +(?:READ|WRITE) +-?[0-9]+ "
+    r"([0-9a-f]{1,8}):([0-9a-f]{1,8}):([0-9]{1,20}) ([0-9]{1,20}) ([0-9]{1,20}|EOF)"
 )
 # QEMU locks byte 100 + N of an image for a permission that it has taken; N of write is 1.
 WRITE_LOCK = 101
@@ -173,7 +172,7 @@ def parse_locks(text: str) -> tuple[Lock, ...]:
             first=int(first),
             last=None if last == "EOF" else int(last),
         )
-        for major, minor, inode, first, last in LOCK.findall(text)
+        for major, minor, inode, first, last in re.findall(LOCK, text)
     )
 
 

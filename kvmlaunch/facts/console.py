@@ -2,7 +2,7 @@
 
 import re
 
-from attrs import define
+from kvmlaunch.model.value import frozen
 
 CONTROL_MASK = 0x1F
 # Control sequences, and strings up to their end, in 7 bits and in 8; then an escape with one more character.
@@ -24,11 +24,12 @@ def plain_text(text: str) -> str:
     return "".join(character for character in rest if character in "\n\t" or character.isprintable())
 
 
-@define(kw_only=True)
 class PlainText:
     """Text that comes in pieces, made plain: an escape sequence that is cut off waits for the rest of it."""
 
-    rest: str = ""
+    def __init__(self) -> None:
+        """Begin with nothing that waits."""
+        self.rest = ""
 
     def feed(self, text: str, *, last: bool = False) -> str:
         """Give what can be told of a piece; the `last` one waits for nothing."""
@@ -59,7 +60,7 @@ def parse_escape(text: str) -> bytes:
     return bytes([ord(text[1].upper()) & CONTROL_MASK])
 
 
-@define(kw_only=True)
+@frozen(kw_only=True)
 class EscapeWatch:
     """Looks for the escape byte among what is typed."""
 

@@ -2,14 +2,13 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import zip_longest
 from typing import Any
 
 from kvmlaunch.model.evidence import DriveEvidence, RamMapping
 
 KIB = 1024
-MAPPING = r"(?m)^([0-9a-f]{1,16})-([0-9a-f]{1,16}) \S+ \S+ \S+ \d+ *(.*)$"
-
+MAPPING = r"([0-9a-f]{1,16})-([0-9a-f]{1,16}) \S+ \S+ \S+ \d+ *(.*)"
+BETWEEN_MAPPINGS = r"\n(?=[0-9a-f])"  # a field's name begins with a capital letter
 
 SHARED_RAM = "/memfd:memory-backend-memfd"
 
@@ -19,10 +18,11 @@ def parse_smaps(text: str, *, least: int = 0) -> Iterator[RamMapping]:
 
     Source: proc_pid_smaps(5).
     """
-    heads = list(re.finditer(MAPPING, text))
-    for head, following in zip_longest(heads, heads[1:]):
-        if int(head[2], 16) - int(head[1], 16) >= least:
-            yield parse_mapping(head[3], text[head.end() : following.start() if following else len(text)])
+    for block in re.split(BETWEEN_MAPPINGS, text):
+        first, _, rest = block.partition("\n")
+        head = re.fullmatch(MAPPING, first)
+        if head and int(head[2], 16) - int(head[1], 16) >= least:
+            yield parse_mapping(head[3], rest)
 
 
 def parse_mapping(name: str, text: str) -> RamMapping:

@@ -23,7 +23,7 @@ FILES = (AIO_USED, AIO_MOST, IO_URING_DISABLED, IO_URING_GROUP, LIMITS, CGROUP)
 UNLIMITED = (1 << 64) - 1
 MEMLOCK = re.compile(r"^Max locked memory +\S+ +(unlimited|[0-9]{1,20}) ", re.MULTILINE | re.ASCII)
 NUMBER = re.compile(r"-?[0-9]{1,20}", re.ASCII)
-HUGETLB = re.compile(r"hugetlb\.([0-9]{1,6})(KB|MB|GB)\.(?:rsvd\.)?(?:max|limit_in_bytes)", re.ASCII)
+HUGETLB = r"(?a)hugetlb\.([0-9]{1,6})(KB|MB|GB)\.(?:rsvd\.)?(?:max|limit_in_bytes)"
 HUGETLB_FILES = ("hugetlb.*.max", "hugetlb.*.limit_in_bytes")
 # A version 1 limit that was never set is the largest counter, rounded down to a page.
 NO_LIMIT_FROM = 1 << 62
@@ -74,7 +74,7 @@ def parse_hugetlb_cgroup(files: Mapping[str, str]) -> Mapping[int, int]:
     for directory in parse_cgroup_directories(files):
         for path, text in files.items():
             place = PurePosixPath(path)
-            match = HUGETLB.fullmatch(place.name) if place.parent == directory else None
+            match = re.fullmatch(HUGETLB, place.name) if place.parent == directory else None
             if match and NUMBER.fullmatch(text.strip()) and (limit := int(text)) < NO_LIMIT_FROM:
                 size = int(match[1]) * SIZE_UNITS[match[2][0]]
                 limits[size] = min(limit, limits.get(size, limit))

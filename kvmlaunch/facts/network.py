@@ -21,7 +21,7 @@ SOCKET = re.compile(
     r"(?: \S+){3} +(?:[0-9]+ +){2}([0-9]{1,20})\b.*",
     re.ASCII,
 )
-ZEROS = re.compile(r"(?:^|:)0(?::0)+(?::|$)")
+ZEROS = r"(?:^|:)0(?::0)+(?::|$)"
 HEXADECIMAL = re.compile(r"(?:0x)?[0-9a-fA-F]{1,8}", re.ASCII)
 DECIMAL = re.compile(r"-?[0-9]{1,10}", re.ASCII)
 IFF_UP = 0x1
@@ -105,4 +105,4 @@ def parse_address(text: str) -> str:
         return ".".join(str(byte) for byte in words[0])
     packed = b"".join(words)
     groups = ":".join(f"{packed[place] << 8 | packed[place + 1]:x}" for place in range(0, len(packed), 2))
-    return ZEROS.sub("::", groups, count=1)
+    return re.sub(ZEROS, "::", groups, count=1)

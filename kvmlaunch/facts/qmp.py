@@ -9,8 +9,6 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from attrs import Factory, define
-
 Query = tuple[str, Mapping[str, object]]  # a command and its arguments
 NEGOTIATION: Final[Query] = ("qmp_capabilities", {})
 LONGEST_LINE: Final = 4 << 20  # bytes; query-qmp-schema, the longest answer, has about a quarter of a MiB
@@ -24,15 +22,16 @@ class QueryRefused(ValueError):
     """QEMU answered a query with an error, its words as they are."""
 
 
-@define(kw_only=True)
 class Conversation:
     """One exchange with a monitor; `answers` are those to the queries so far."""
 
-    queries: Sequence[Query]
-    answers: list[Any] = Factory(list)
-    greeted: bool = False
-    negotiated: bool = False
-    kept: bytearray = Factory(bytearray)  # the beginning of a line
+    def __init__(self, queries: Sequence[Query]) -> None:
+        """Begin an exchange in which nothing was received."""
+        self.queries = queries
+        self.answers: list[Any] = []
+        self.greeted = False
+        self.negotiated = False
+        self.kept = bytearray()  # the beginning of a line
 
     @property
     def done(self) -> bool:

@@ -5,9 +5,8 @@ import json
 import math
 from collections.abc import Iterator
 
-from attrs import asdict
-
 from kvmlaunch.model.record import Record
+from kvmlaunch.model.value import asdict
 
 SCHEMA = 1
 LARGEST_PID = 1 << 22  # the kernel's own limit, PID_MAX_LIMIT

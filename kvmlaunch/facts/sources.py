@@ -19,11 +19,9 @@ is a probe, a JSON value by name:
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 
-from attrs import Factory
-
 from kvmlaunch.facts import block, cpu, hugepages, kvm, limits, memory, mounts, network, numa, process
 from kvmlaunch.model.host import Holder, HostFacts, Mount, PathFacts
-from kvmlaunch.model.value import evolve, frozen
+from kvmlaunch.model.value import Factory, evolve, frozen
 
 MACHINE_ID = "/etc/machine-id"
 BOOT_ID = "/proc/sys/kernel/random/boot_id"

@@ -12,8 +12,6 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import get_args
 
-from attrs import asdict
-
 from kvmlaunch.host.files import read_text_at, remove_if_there, temporary_name, write_atomically
 from kvmlaunch.host.places import JOURNAL
 from kvmlaunch.host.tree import entered
@@ -28,7 +26,7 @@ from kvmlaunch.model.change import (
     PoolChange,
     TapChange,
 )
-from kvmlaunch.model.value import evolve
+from kvmlaunch.model.value import asdict, evolve
 
 SCHEMA = 2
 UNREADABLE = ".unreadable"

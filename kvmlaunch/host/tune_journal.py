@@ -8,14 +8,14 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
-from attrs import NOTHING, asdict, define
+from attrs import define
 
 from kvmlaunch.errors import PreflightFailed, Report
 from kvmlaunch.host.files import read_text_at, remove_if_there, write_atomically
 from kvmlaunch.host.places import STATE
 from kvmlaunch.host.tree import entered
 from kvmlaunch.model.tuning import FileEntry, MountEntry, SettingEntry, TuneEntry, VmEntry
-from kvmlaunch.model.value import fields
+from kvmlaunch.model.value import NOTHING, asdict, fields
 
 SCHEMA: Final = "kvmlaunch/tune-journal/1"
 NAME: Final = "tune.json"

@@ -10,10 +10,8 @@ from enum import Enum
 from pathlib import PurePosixPath
 from typing import Any, Final, Literal, NewType
 
-from attrs import NOTHING, Factory
-
 from kvmlaunch.model.choice import Origin
-from kvmlaunch.model.value import field, frozen
+from kvmlaunch.model.value import NOTHING, Factory, field, frozen
 
 
 class Auto(Enum):

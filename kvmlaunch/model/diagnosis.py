@@ -3,9 +3,7 @@
 from collections.abc import Mapping
 from typing import Literal
 
-from attrs import Factory
-
-from kvmlaunch.model.value import frozen
+from kvmlaunch.model.value import Factory, frozen
 
 Verdict = Literal["FAIL", "warn", "ok", "skip"]
 

@@ -7,10 +7,8 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Literal
 
-from attrs import Factory
-
 from kvmlaunch.errors import Report
-from kvmlaunch.model.value import frozen
+from kvmlaunch.model.value import Factory, frozen
 from kvmlaunch.units import GIB
 
 

@@ -3,11 +3,9 @@
 from collections.abc import Mapping
 from typing import Final, Literal
 
-from attrs import Factory
-
 from kvmlaunch.model.choice import Choice
 from kvmlaunch.model.finding import Finding
-from kvmlaunch.model.value import frozen
+from kvmlaunch.model.value import Factory, frozen
 
 SMALL_PAGE: Final = 4096  # bytes, on x86-64
 Keeper = Literal["sysctl", "udev", "tmpfiles", "boot"]

@@ -3,31 +3,42 @@
 To the type checker these are classes of attrs, and they do what those do that are frozen, made by names, and have no
 subclasses; attrs also says what their fields are, to whoever asks it.  But attrs writes and compiles methods for each
 class, half a millisecond each, and a start makes a hundred classes: that was a fifth of `print-cmd`.  Here one
-function of each kind serves all classes, and attrs builds one only when it is asked.
+function of each kind serves all classes.  attrs is imported, and builds a class, only when it is asked: a start does so
+while QEMU initialises.
 """
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar, get_origin
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar
 
-import attrs
+if TYPE_CHECKING:
+    import attrs
 
-__all__ = ["Field", "evolve", "field", "fields", "frozen", "is_value"]
+__all__ = ["NOTHING", "Factory", "Field", "asdict", "evolve", "field", "fields", "frozen", "is_value"]
 
 T = TypeVar("T")
-OF_ATTRS = type(attrs.field())
+OF_ATTRS = "attr."  # what the modules are called that attrs is made of
+ABSENT = object()  # stands where a field has no default
+
+
+class Made:
+    """A default that is made anew for each value, by a function without arguments."""
+
+    def __init__(self, factory: Callable[[], object]) -> None:
+        """Keep what makes it."""
+        self.factory = factory
 
 
 class Declared(NamedTuple):
     """What a class says of a field beside its type; the names are those of attrs.field."""
 
-    default: Any = attrs.NOTHING
+    default: Any = ABSENT
     metadata: Mapping[str, Any] = {}
     repr: bool = True
     eq: bool = True
 
 
 class Field(NamedTuple):
-    """A field as its class declares it; the default is attrs.NOTHING, a value, or attrs.Factory."""
+    """A field as its class declares it; the default is NOTHING, a value, or a Factory."""
 
     name: str
     default: Any
@@ -46,21 +57,19 @@ class Layout:
             raise TypeError(f"{kind.__qualname__}: a class of values has no subclasses")
         forms: Mapping[str, Any] = kind.__annotations__
         for name, form in forms.items():
-            given = body.get(name, attrs.NOTHING)
-            if type(given) is OF_ATTRS:
-                raise TypeError(f"{kind.__qualname__}.{name}: declared by attrs.field, where only `field` is read")
-            if ClassVar in {form, get_origin(form)}:
+            given = body.get(name, ABSENT)
+            if type(given).__module__.startswith(OF_ATTRS):
+                raise TypeError(f"{kind.__qualname__}.{name}: declared by attrs, where only the words of here are read")
+            if getattr(form, "__origin__", form) is ClassVar:
                 raise TypeError(f"{kind.__qualname__}.{name}: a class of values has no variables of its own")
             self.declared[name] = given if type(given) is Declared else Declared(given)
         self.names = self.declared.keys()
         self.plain = {}
         self.factories = []
         for name, (default, *_) in self.declared.items():
-            if type(default) is attrs.Factory:
-                if default.takes_self:
-                    raise TypeError(f"{kind.__qualname__}.{name}: a default that looks at the value is not made")
+            if type(default) is Made:
                 self.factories.append((name, default.factory))
-            elif default is not attrs.NOTHING:
+            elif default is not ABSENT:
                 self.plain[name] = default
 
 
@@ -69,13 +78,27 @@ class AskAttrs:
 
     def __get__(self, value: object, kind: type[Any]) -> tuple["attrs.Attribute[Any]", ...]:
         """Have attrs build the class, and keep what it says of the fields."""
+        import attrs  # noqa: PLC0415 - when it is asked
+
         layout = kind.__layout__
-        body: dict[str, Any] = {name: attrs.field(**each._asdict()) for name, each in layout.declared.items()}
+        body: dict[str, Any] = {
+            name: attrs.field(**each._replace(default=as_attrs_has(each.default))._asdict())
+            for name, each in layout.declared.items()
+        }
         body["__annotations__"] = kind.__annotations__
         twin: type[Any] = attrs.frozen(kw_only=True)(type(kind.__name__, (), body))
         built: tuple[attrs.Attribute[Any], ...] = attrs.fields(twin)
         kind.__attrs_attrs__ = built
         return built
+
+
+def as_attrs_has(default: Any) -> Any:  # noqa: ANN401 - any default
+    """Give a default in the words of attrs."""
+    import attrs  # noqa: PLC0415 - when it is asked
+
+    if type(default) is Made:
+        return attrs.Factory(default.factory)
+    return attrs.NOTHING if default is ABSENT else default
 
 
 def fill(self: Any, /, **given: object) -> None:  # noqa: ANN401 - any value
@@ -94,6 +117,8 @@ def fill(self: Any, /, **given: object) -> None:  # noqa: ANN401 - any value
 def refuse(self: object, name: str, value: object = None) -> None:
     """Refuse to set or to delete what a value has."""
     del self, name, value
+    import attrs  # noqa: PLC0415 - nobody does so
+
     raise attrs.exceptions.FrozenInstanceError
 
 
@@ -148,15 +173,19 @@ def fields(kind: type) -> tuple[Field, ...]:
 
 
 def changed(value: Any, /, **changes: object) -> Any:  # noqa: ANN401 - the same class
-    """Give a value like another but for some fields; any class that attrs knows will do."""
-    kind = type(value)
-    return kind(**{**vars(value), **changes}) if is_value(kind) else attrs.evolve(value, **changes)
+    """Give a value like another but for some fields."""
+    return type(value)(**{**vars(value), **changes})
+
+
+def as_dict(value: Any) -> dict[str, Any]:  # noqa: ANN401 - any value
+    """Give the fields of a value by name, and so those of a value that is one of them."""
+    return {name: as_dict(part) if is_value(type(part)) else part for name, part in vars(value).items()}
 
 
 if TYPE_CHECKING:
-    from attrs import evolve, field, frozen
+    from attrs import NOTHING, Factory, asdict, evolve, field, frozen
 else:
-    evolve, field = changed, Declared
+    NOTHING, Factory, asdict, evolve, field = ABSENT, Made, as_dict, changed, Declared
 
     def frozen(*, kw_only: Literal[True]) -> Callable[[type[T]], type[T]]:
         """Give the decorator of a class of values."""

@@ -7,7 +7,7 @@ from typing import Final
 from kvmlaunch.model.value import frozen
 
 # lvm(8), "Valid names"; a hyphen may not come first.
-NAME: Final = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9+_.][A-Za-z0-9+_.-]{0,126}", re.ASCII)
+NAME: Final = r"(?a)(?!\.{1,2}$)[A-Za-z0-9+_.][A-Za-z0-9+_.-]{0,126}"
 # Directories of /dev that are no volume groups.
 NO_GROUPS: Final = {
     *("block", "bus", "char", "cpu", "disk", "dri", "fd", "hugepages", "input", "mapper", "md", "mqueue", "net"),
@@ -44,4 +44,4 @@ def parse_volume_name(path: PurePosixPath) -> VolumeName | None:
     group, volume = parts[2:]
     if group in NO_GROUPS:
         return None
-    return VolumeName(group=group, volume=volume) if NAME.fullmatch(group) and NAME.fullmatch(volume) else None
+    return VolumeName(group=group, volume=volume) if re.fullmatch(NAME, group) and re.fullmatch(NAME, volume) else None

@@ -6,10 +6,8 @@
 from collections.abc import Mapping
 from typing import Final, Literal
 
-from attrs import Factory
-
 from kvmlaunch.model.definition import AUTO, Auto, ReadAhead, key, table
-from kvmlaunch.model.value import frozen
+from kvmlaunch.model.value import Factory, frozen
 from kvmlaunch.units import GIB, MIB
 
 HOST_FILE: Final = "/etc/kvmlaunch/host.toml"

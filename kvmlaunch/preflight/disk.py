@@ -15,7 +15,7 @@ from kvmlaunch.model.plan import Plan, PlannedDisk
 from kvmlaunch.model.volume import parse_volume_name
 from kvmlaunch.units import count
 
-ADDRESS = re.compile(r"(?:nbd|rbd|iscsi|https?|ftps?|ssh|nfs|gluster|json)(?:\+\w+)?:")  # as QEMU takes them
+ADDRESS = r"(?:nbd|rbd|iscsi|https?|ftps?|ssh|nfs|gluster|json)(?:\+\w+)?:"  # as QEMU takes them
 KINDS = {"directory": "a directory", "fifo": "a FIFO", "character": "a character device", "socket": "a socket"}
 
 
@@ -43,7 +43,7 @@ def facts_of(host: HostFacts, path: PurePosixPath) -> PathFacts:
 def create_hint(disk: PlannedDisk, vm: str) -> str:
     """Give what makes an image or a volume that is missing; for a CD-ROM, or a device that is no volume, nothing."""
     name = disk.table.removeprefix("disk.")
-    if any(ADDRESS.match(part) for part in disk.path.parts):
+    if any(re.match(ADDRESS, part) for part in disk.path.parts):
         return "a path is a file's; a disk of the network is made a block device first: qemu-nbd --connect, rbd map"
     if name == disk.table:
         return f"the path of an image that there is, in [{disk.table}]"

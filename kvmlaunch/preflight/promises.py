@@ -179,4 +179,4 @@ def check_promises(
     found += check_run_state(argv, evidence.run_state, later=later)
     found += [broken("an engine of QEMU's", "no fallback", line, "") for line in FELL_BACK.findall(evidence.log)]
     hint = f"kvmlaunch explain {plan.name}   # shows the plan; please report it when no raw.args interferes"
-    return tuple(evolve(each, report=evolve(each.report, hint=each.report.hint or hint)) for each in found)
+    return tuple(evolve(each, report=each.report._replace(hint=each.report.hint or hint)) for each in found)

@@ -6,10 +6,8 @@ from collections.abc import Callable
 from pathlib import PurePosixPath
 from signal import SIGKILL, SIGTERM
 
-from attrs import define
-
 from kvmlaunch.errors import KvmlaunchError, NotRunning, QemuFailed, Report, TimedOut, Unreachable
-from kvmlaunch.preflight.death import report_death, vm_of
+from kvmlaunch.model.value import frozen
 from kvmlaunch.run.process import Process
 from kvmlaunch.run.spawn import Owner, spawn
 
@@ -17,7 +15,7 @@ LOOK_AGAIN = 0.002  # seconds between looks for the socket: QEMU needs about 100
 MOST_WORDS = 1 << 20
 
 
-@define(kw_only=True)
+@frozen(kw_only=True)
 class RunningVm:
     """A hold on a QEMU that this process started.  Letting go of it never ends the guest."""
 
@@ -39,10 +37,14 @@ class RunningVm:
 
     def death(self) -> KvmlaunchError:
         """Give the error of a QEMU that has ended, with its own words."""
+        from kvmlaunch.preflight.death import report_death  # noqa: PLC0415 - of one that has ended
+
         return QemuFailed(report_death(self.poll() or 0, self.words(), self.argv, str(self.log)))
 
     def late(self, message: str) -> TimedOut:
         """Give the error of a QEMU that took too long to start."""
+        from kvmlaunch.preflight.death import vm_of  # noqa: PLC0415 - of one that is late
+
         return TimedOut(
             Report(
                 code="vm.start.timeout",

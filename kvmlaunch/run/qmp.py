@@ -14,11 +14,9 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import Literal
 
-from attrs import define
-
 from kvmlaunch.errors import Busy, HostFailed, KvmlaunchError, NotRunning, Report, TimedOut, Unreachable
 from kvmlaunch.facts.qmp import Conversation, NoQmp, Query, QueryRefused
-from kvmlaunch.model.value import evolve, frozen
+from kvmlaunch.model.value import frozen
 from kvmlaunch.run.process import foreign, is_alive
 
 CHUNK = 1 << 16
@@ -45,7 +43,7 @@ def refused(target: Target, why: str) -> NotRunning | Unreachable:
     message, where = f"nobody answers on the {target.name}", str(target.path)
     if target.kind == "monitor" and target.pid is not None and is_alive(target.pid):
         report = Report(code="qmp.unreachable", message=message, where=where, why=f"pid {target.pid} runs; {why}")
-        return Unreachable(evolve(report, hint=by_force(target)))
+        return Unreachable(report._replace(hint=by_force(target)))
     code = "vm.stopped" if target.kind == "monitor" else "agent.missing"
     return NotRunning(Report(code=code, message=message, where=where, why=why))
 
@@ -126,15 +124,14 @@ def late(target: Target, seconds: float) -> TimedOut:
     )
 
 
-@define(kw_only=True)
 class Link:
     """A conversation on its connection; `left` is still to be sent, `outcome` how it ended, None while it goes on."""
 
-    target: Target
-    connection: socket.socket
-    conversation: Conversation
-    left: bytes = b""
-    outcome: Answers | KvmlaunchError | None = None
+    def __init__(self, target: Target, connection: socket.socket, conversation: Conversation) -> None:
+        """Begin a conversation on a connection."""
+        self.target, self.connection, self.conversation = target, connection, conversation
+        self.left = b""
+        self.outcome: Answers | KvmlaunchError | None = None
 
     @property
     def wishes(self) -> int:
@@ -206,8 +203,7 @@ def ask_all(
                 else:
                     if connection is None:
                         continue
-                    talk = Conversation(queries=queries)
-                    links[number] = Link(target=target, connection=connection, conversation=talk)
+                    links[number] = Link(target, connection, Conversation(queries))
                 del waiting[number]
             going = [link for link in links.values() if link.outcome is None]
             now = time.monotonic()
@@ -231,6 +227,13 @@ def ask(target: Target, queries: Sequence[Query], *, seconds: float = 5.0) -> An
     if isinstance(outcome, KvmlaunchError):
         raise outcome
     return outcome
+
+
+def greet(targets: Sequence[Target], *, seconds: float) -> None:
+    """Negotiate with some monitors at once, and ask them nothing; raises as `ask` does."""
+    for outcome in ask_all(targets, (), seconds=seconds):
+        if isinstance(outcome, KvmlaunchError):
+            raise outcome
 
 
 def listener_pid(path: PurePosixPath) -> int | None:

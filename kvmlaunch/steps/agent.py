@@ -14,7 +14,6 @@ from kvmlaunch.errors import HostFailed, KvmlaunchError, NotRunning, Report, Tim
 from kvmlaunch.facts.agent import Execution, Interface, NoAgent, Query, is_open, parse_execution, parse_interfaces
 from kvmlaunch.facts.console import plain_text
 from kvmlaunch.model.run_files import AGENT
-from kvmlaunch.model.value import evolve
 from kvmlaunch.run.agent import ask_agent
 from kvmlaunch.run.guardian import guarded
 from kvmlaunch.run.qmp import Target
@@ -196,7 +195,7 @@ def frozen_guest(seen: Seen) -> Iterator[Rest]:
         why = (error.report.why, f"the guest's file systems may still be held: {rest.stuck}")
         hint = (error.report.hint, "in the guest's console: fsfreeze --unfreeze /, and for each other one", UNFROZEN)
         words = {"why": "\n".join(filter(None, why)), "hint": "\n".join(filter(None, hint))}
-        raise type(error)(evolve(error.report, **words)) from error
+        raise type(error)(error.report._replace(**words)) from error
 
 
 def need_answer(target: Target) -> None:
@@ -204,7 +203,7 @@ def need_answer(target: Target) -> None:
     try:
         ask_agent(target, (), seconds=SECONDS)
     except TimedOut as error:
-        raise TimedOut(evolve(error.report, hint=UNFROZEN)) from error
+        raise TimedOut(error.report._replace(hint=UNFROZEN)) from error
 
 
 def freeze(target: Target) -> list[Any]:

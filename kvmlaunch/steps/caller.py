@@ -12,7 +12,7 @@ from kvmlaunch.host.definitions import Trust, search_path
 from kvmlaunch.host.places import cache_directory, places_for, prepared_places
 from kvmlaunch.host.rights import capture_user, user_name
 from kvmlaunch.model.plan import Places
-from kvmlaunch.model.value import evolve, field, frozen
+from kvmlaunch.model.value import field, frozen
 
 Tell = Callable[[str, str], None]  # the word of a step (`hugepages`) and what was done
 
@@ -147,5 +147,5 @@ def home_of(user: str) -> str:
     try:
         capture_user(user)
     except HostFailed as error:
-        raise PreflightFailed(evolve(error.report, where="--user")) from error
+        raise PreflightFailed(error.report._replace(where="--user")) from error
     return pwd.getpwnam(user).pw_dir

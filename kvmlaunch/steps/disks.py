@@ -161,7 +161,7 @@ def refuse_led(target: Target) -> None:
 def refuse_found(target: Target, findings: Iterable[Finding]) -> None:
     """Raise PreflightFailed for the first thing that a check of a start's finds, at the disk that is worked on."""
     for finding in findings:
-        raise PreflightFailed(evolve(finding.report, where=finding.report.where or target.table))
+        raise PreflightFailed(finding.report._replace(where=finding.report.where or target.table))
 
 
 def refuse_container(target: Target) -> None:
@@ -352,7 +352,7 @@ def refuse_base(target: Target) -> None:
         hint = f"remove {names} first, or convert each to an image of its own" if others else ends
         rest = f"{count(len(target.facts.overlays), 'overlay')} rest{'s' * (len(target.facts.overlays) == 1)} on it"
         message = f"{target.disk.path.name}: {rest}"
-        raise PreflightFailed(evolve(found[0].report, message=message, where=target.table, hint=hint))
+        raise PreflightFailed(found[0].report._replace(message=message, where=target.table, hint=hint))
 
 
 def refuse_clones(caller: Caller, target: Target, places: Sequence[PurePosixPath], doing: str) -> None:
@@ -451,7 +451,7 @@ def unreadable(target: Target, why: str) -> PreflightFailed:
     """Give the refusal of an image that cannot be read: by us, without what it rests on, or by anybody."""
     path, hint = target.disk.path, ""
     for finding in check_chain(path, target.top or target.facts, target.table):
-        return PreflightFailed(evolve(finding.report, where=str(path)))
+        return PreflightFailed(finding.report._replace(where=str(path)))
     if target.facts.readable and target.format == "qcow2" and target.facts.header != "qcow2":
         hint = "go back to a backup: its header is gone, and with it where everything lies"
     elif target.facts.readable:

@@ -12,7 +12,7 @@ from kvmlaunch.model.run_files import LOG
 from kvmlaunch.run.process import read_boot_id
 from kvmlaunch.steps.caller import Tell
 from kvmlaunch.steps.heal import heal_host
-from kvmlaunch.steps.resolve import Resolved, refuse_errors
+from kvmlaunch.steps.resolve import Resolved
 
 LOG_SIZE = 16 << 20  # bytes that a guest can fill with logs, for root's VMs
 TRIES = 5  # of counting pages while others move them
@@ -68,7 +68,7 @@ def change_host(resolved: Resolved, plan_again: Callable[[str], Resolved], tell:
         refused = ""
         for _ in range(TRIES):
             fresh = plan_again(refused)
-            refuse_errors(fresh.name, fresh.findings())
+            fresh.refuse()
             try:
                 apply_changes(journal_head(fresh), all_changes(fresh), tell)
             except PreflightFailed as error:
@@ -86,7 +86,7 @@ def change_host(resolved: Resolved, plan_again: Callable[[str], Resolved], tell:
 
 def leave_host(fresh: Resolved, fixed: str, tell: Tell) -> Resolved:
     """Give a plan that needs no change of a host which cannot be changed; raises PreflightFailed `host.fixed`."""
-    refuse_errors(fresh.name, fresh.findings())
+    fresh.refuse()
     if fresh.changes():
         hint = "start it outside of the container, or: --set memory.hugepages=auto, and a tap that is there"
         message = f"{fresh.name} needs changes of the host, which cannot be changed from here"

@@ -83,7 +83,7 @@ def first_source(caller: Caller, word: str) -> tuple[str, Source]:
             path = find_definition(word, caller.search)
         except UnknownVm as unknown:
             hint = running_hint(caller, word) or unknown.report.hint
-            raise UnknownVm(evolve(unknown.report, hint=hint)) from unknown
+            raise UnknownVm(unknown.report._replace(hint=hint)) from unknown
     path = path.absolute()
     name = path.name.removesuffix(SUFFIX)
     try:
@@ -92,7 +92,7 @@ def first_source(caller: Caller, word: str) -> tuple[str, Source]:
         if os.path.lexists(path) or name not in definition_files(caller.search):
             raise
         hint = f"{caller.command} {name}"
-        raise DefinitionInvalid(evolve(error.report, hint=hint)) from error
+        raise DefinitionInvalid(error.report._replace(hint=hint)) from error
 
 
 def all_sources(caller: Caller, first: Source) -> tuple[Source, ...]:
@@ -139,7 +139,7 @@ def invalid(name: str, errors: tuple[Finding, ...]) -> DefinitionInvalid:
     summary = (
         reports[0]
         if len(reports) == 1
-        else evolve(reports[0], message=f"{name} has {len(reports)} mistakes", where="", why="", hint="")
+        else reports[0]._replace(message=f"{name} has {len(reports)} mistakes", where="", why="", hint="")
     )
     return DefinitionInvalid(summary, reports)
 
@@ -166,7 +166,7 @@ def place_finding(subject: Subject, finding: Finding) -> Finding:
         where = f"{origin.place}{f':{position[0]}:{position[1]}' if position else ''} {finding.key}"
     elif origin.kind in {"set", "profile"}:
         where = f"--set {finding.key}" if origin.kind == "set" else f"profile {origin.place}: {finding.key}"
-    return evolve(finding, report=evolve(finding.report, where=where))
+    return evolve(finding, report=finding.report._replace(where=where))
 
 
 def place_findings(subject: Subject, findings: tuple[Finding, ...]) -> tuple[Finding, ...]:
@@ -179,4 +179,4 @@ def with_settings(subject: Subject, finding: Finding) -> Finding:
     report = finding.report
     if not subject.settings or " --apply" not in report.hint:
         return finding
-    return evolve(finding, report=evolve(report, hint=report.hint.replace(" --apply", f" --apply{subject.settings}")))
+    return evolve(finding, report=report._replace(hint=report.hint.replace(" --apply", f" --apply{subject.settings}")))

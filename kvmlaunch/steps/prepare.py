@@ -120,11 +120,11 @@ def prepare(caller: Caller, word: str, tell: Tell) -> Checked:
     if caller.uid != 0:
         hint = caller.preflight(resolved.name, f"--apply{caller.settings}")
         raise needs_root(resolved.name, all_changes(resolved), hint)
-    refuse_errors(resolved.name, resolved.findings())
+    resolved.refuse()
     with host_lock():
         heal_host(tell)
         resolved = examine(caller, word)
-        refuse_errors(resolved.name, resolved.findings())
+        resolved.refuse()
         head = journal_head(resolved)
         made = adopted(apply_changes(head, (*directories(resolved), *all_changes(resolved)), tell))
         if made.entries:

@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING
 from kvmlaunch.builder.security import SYSTEM_USER, missing_rights
 from kvmlaunch.builder.vm import build_vm, needs_io_uring, wanted_paths
 from kvmlaunch.errors import DefinitionInvalid, HostFailed, PreflightFailed, PrivilegeMissing, Refused, Report
-from kvmlaunch.facts.qemu import parse_answers
 from kvmlaunch.facts.sources import Wanted, parse_captured
 from kvmlaunch.host.capture import capture_host, try_io_uring
 from kvmlaunch.host.qemu_probe import load_answers, probe_qemu
 from kvmlaunch.host.rights import capture_user
 from kvmlaunch.host.rundir import read_node
-from kvmlaunch.host.saved import load_capture
 from kvmlaunch.host.tree import why_unsafe
 from kvmlaunch.model.definition import AUTO, Definition
 from kvmlaunch.model.finding import Finding, errors_of
@@ -52,10 +50,19 @@ class Resolved:
 
     def findings(self) -> tuple[Finding, ...]:
         """Check the plan on this host; every finding with its place."""
+        return place_findings(self.subject, self.unplaced())
+
+    def unplaced(self) -> tuple[Finding, ...]:
+        """Check the plan on this host; to look for the places takes a second reading of the definition."""
         from kvmlaunch.preflight.checks import check_plan  # noqa: PLC0415 - print-cmd checks nothing
 
-        found = (*self.subject.findings, *check_plan(self.plan, self.host, self.caps, self.places))
-        return place_findings(self.subject, found)
+        return (*self.subject.findings, *check_plan(self.plan, self.host, self.caps, self.places))
+
+    def refuse(self, beside: tuple[Finding, ...] = ()) -> None:
+        """Raise what the errors come to, those of some findings `beside` among them; nothing without errors."""
+        found = (*self.unplaced(), *beside)
+        if errors_of(found):
+            refuse_errors(self.name, place_findings(self.subject, found))
 
     def changes(self) -> "tuple[Change, ...]":
         """Give what of the host must change first."""
@@ -99,6 +106,8 @@ def find_binary(definition: Definition, caller: Caller) -> Path:
 def read_caps(definition: Definition, caller: Caller) -> QemuCaps:
     """Give what QEMU can do: asked once a binary, or from a saved capture that holds its answers."""
     if caller.facts and (caller.facts / QEMU_ANSWERS).is_dir():
+        from kvmlaunch.facts.qemu import parse_answers  # noqa: PLC0415 - of a saved capture
+
         return parse_answers(load_answers(caller.facts / QEMU_ANSWERS))
     return probe_qemu(find_binary(definition, caller), cache=caller.cache)
 
@@ -153,6 +162,8 @@ def wanted_for(definitions: Iterable[Definition], *, everything: bool) -> Wanted
 def look_at_host(caller: Caller, wanted: Wanted, user: UserFacts | None) -> HostFacts:
     """Give the host's facts, seen with the rights of a user; those of a saved capture where the caller names one."""
     if caller.facts:
+        from kvmlaunch.host.saved import load_capture  # noqa: PLC0415 - of a saved capture
+
         facts = parse_captured(load_capture(caller.facts))
         return evolve(facts, privileged=facts.caller_uid == 0)
     facts = parse_captured(capture_host(wanted, user=user))
@@ -253,6 +264,6 @@ def refuse_errors(name: str, findings: tuple[Finding, ...]) -> None:
     summary = (
         errors[0]
         if len(errors) == 1
-        else evolve(errors[0], message=f"{name} cannot run here: {len(errors)} problems", where="", why="", hint="")
+        else errors[0]._replace(message=f"{name} cannot run here: {len(errors)} problems", where="", why="", hint="")
     )
     raise refusal_of(errors)(summary, errors)

@@ -43,7 +43,7 @@ from kvmlaunch.steps.hardware import note_machine
 from kvmlaunch.steps.heal import end_beside, give_back_under_lock, keep_logs
 from kvmlaunch.steps.host_changes import all_changes, change_host
 from kvmlaunch.steps.record import record_of
-from kvmlaunch.steps.resolve import Resolved, refuse_errors, resolve
+from kvmlaunch.steps.resolve import Resolved, resolve
 from kvmlaunch.steps.start_findings import seeded
 from kvmlaunch.units import GIB
 
@@ -171,17 +171,16 @@ def launch(resolved: Resolved, claim: Claim, argv: tuple[str, ...], deadline: fl
     )
     try:
         write_record(claim, record_of(resolved, argv, vm.pid, "intent"))
-        # While QEMU initialises: what is asked of it next, and what verify() needs then.
+        # While QEMU initialises: what is asked of it next, what verify() needs then, and where the findings stand.
         import kvmlaunch.preflight.promises  # noqa: PLC0415
         import kvmlaunch.run.verify  # noqa: F401, PLC0415
-        from kvmlaunch.run.qmp import Target, ask  # noqa: PLC0415
+        from kvmlaunch.run.qmp import Target, greet  # noqa: PLC0415
 
-        wait_for_socket(vm, claim.path / QMP, deadline)
-        wait_for_greeting(
-            vm, deadline, lambda seconds: ask(Target(path=claim.path / QMP, pid=vm.pid), (), seconds=seconds)
-        )
+        resolved.findings()  # the places are kept
+        monitors = [Target(path=claim.path / name, pid=vm.pid) for name in (QMP, EVENTS)]
+        wait_for_socket(vm, monitors[-1].path, deadline)  # which is bound last
+        wait_for_greeting(vm, deadline, lambda seconds: greet(monitors, seconds=seconds))
         link_socket(claim)
-        ask(Target(path=claim.path / EVENTS, pid=vm.pid), (), seconds=5)
     except BaseException:
         vm.end()
         vm.let_go()
@@ -204,7 +203,7 @@ def verify(resolved: Resolved, vm: "RunningVm", argv: tuple[str, ...], deadline:
     broken = check_promises(resolved.plan, argv, evidence)
     if broken:
         reports = tuple(finding.report for finding in broken)
-        raise QemuFailed(evolve(reports[0], where=reports[0].where or f"pid {vm.pid}"), reports)
+        raise QemuFailed(reports[0]._replace(where=reports[0].where or f"pid {vm.pid}"), reports)
     said = (*resolved.subject.findings, *check_words(argv, evidence))
     return evolve(resolved, subject=evolve(resolved.subject, findings=said))
 
@@ -288,7 +287,7 @@ def start(caller: Caller, resolved: Resolved, wishes: Wishes, tell: Tell, keep: 
             resolved = change_host(resolved, plan_again, tell)
         else:
             resolved = plan_again("")  # from here on nobody else can take a snapshot, or grow an image
-            refuse_errors(resolved.name, resolved.findings())
+            resolved.refuse()
         make_variables(resolved)
         if seeded(resolved):
             from kvmlaunch.steps.seed import make_seed  # noqa: PLC0415 - with cloud_init only

@@ -5,8 +5,6 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-from attrs import Factory
-
 from kvmlaunch.define.host_file import load_wishes
 from kvmlaunch.define.positions import locate
 from kvmlaunch.facts.boot_files import parse_boot_lines
@@ -25,7 +23,7 @@ from kvmlaunch.model.definition import Definition
 from kvmlaunch.model.finding import Finding
 from kvmlaunch.model.host import HostFacts
 from kvmlaunch.model.tuning import HostTuning, MountEntry, Setting, SettingEntry, TuneEntry, TunePlan, VmEntry
-from kvmlaunch.model.value import evolve, frozen
+from kvmlaunch.model.value import Factory, evolve, frozen
 from kvmlaunch.model.wishes import HOST_FILE, HostWishes
 from kvmlaunch.run.process import read_boot_id
 from kvmlaunch.steps.caller import Caller
@@ -94,7 +92,7 @@ def placed(finding: Finding) -> Finding:
     if position is None:
         return finding
     where = f"{path}:{position[0]}:{position[1]} {finding.key}"
-    return evolve(finding, report=evolve(finding.report, where=where))
+    return evolve(finding, report=finding.report._replace(where=where))
 
 
 def definitions_of(

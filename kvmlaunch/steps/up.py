@@ -17,9 +17,8 @@ from kvmlaunch.steps.hardware import machine_findings
 from kvmlaunch.steps.heal import clean_up
 from kvmlaunch.steps.host_changes import all_changes
 from kvmlaunch.steps.load import Subject, load, load_subject
-from kvmlaunch.steps.lost import lost_notes, refuse_lost
 from kvmlaunch.steps.observe import LEFT, Seen, age, monitor_path, observe, who_holds
-from kvmlaunch.steps.resolve import refuse_errors, resolve
+from kvmlaunch.steps.resolve import resolve
 from kvmlaunch.steps.start import Keep, Started, Wishes, no_more, start
 from kvmlaunch.steps.start_findings import linger_findings, own_findings
 
@@ -93,9 +92,11 @@ def check_restart(caller: Caller, word: str) -> bool:
     seen = observe(caller, subject.definition.name)
     same = not check_running(caller, seen, subject)
     if seen.lives:
+        from kvmlaunch.steps.lost import refuse_lost  # noqa: PLC0415 - a restart only
+
         refuse_lost(seen)
     resolved = resolve(caller, subject, everything=True, running=seen.pid)  # what it holds is free for it
-    refuse_errors(subject.definition.name, (*resolved.findings(), *own_findings(resolved)))
+    resolved.refuse(own_findings(resolved))
     return same
 
 
@@ -110,6 +111,7 @@ def settle(caller: Caller, seen: Seen, subject: Subject, wishes: Wishes, tell: T
                 tell("verified", f"pid {seen.pid}, which kvmlaunch did not start, is as planned")
             findings = (*check_running(caller, seen, subject), *check_paused(seen))
             from kvmlaunch.steps.look import sidecar_notes  # noqa: PLC0415 - this path only
+            from kvmlaunch.steps.lost import lost_notes  # noqa: PLC0415
 
             for note in (*lost_notes(seen), *sidecar_notes(seen)):
                 tell("warn", note)
@@ -167,12 +169,11 @@ def up(caller: Caller, word: str, wishes: Wishes, tell: Tell, keep: Keep = no_mo
     resolved = resolve(
         caller, subject, everything=True, running=running, boot_from=wishes.boot_from, paused=wishes.paused
     )
-    findings = resolved.findings()
-    refuse_errors(name, (*findings, *own_findings(resolved)))
+    resolved.refuse(own_findings(resolved))
     for finding in (*machine_findings(resolved), *linger_findings(resolved)):
         tell("warn", f"{finding.report.message}: {finding.report.why}  [{finding.report.code}]")
     tell("preflight", f"{CHECK_COUNT} checks")
     if wishes.dry_run:
         argv = render_argv(resolved.plan, resolved.places)
-        return Started(name=name, pid=None, argv=argv, findings=findings, changes=all_changes(resolved))
+        return Started(name=name, pid=None, argv=argv, findings=resolved.findings(), changes=all_changes(resolved))
     return start(caller, resolved, wishes, tell, keep)

@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar
 from kvmlaunch.model.value import frozen
 
 T = TypeVar("T")
-PROGRESS: Final = re.compile(r"\(([0-9]{1,3}\.[0-9]{2})/100%\)", re.ASCII)
+PROGRESS: Final = r"(?a)\(([0-9]{1,3}\.[0-9]{2})/100%\)"
 
 
 @frozen(kw_only=True)
@@ -126,7 +126,7 @@ def parse_check(text: str) -> Checked:
 
 def parse_progress(text: str) -> float | None:
     """Give how far `qemu-img -p` is, from 0 to 1; None when it has not said yet."""
-    found = PROGRESS.findall(text)
+    found = re.findall(PROGRESS, text)
     return min(1.0, float(found[-1]) / 100) if found else None
 
 

@@ -11,7 +11,7 @@ PAIRS: Final = 15
 AIM: Final = 9.0
 # As kvmlaunch does, these leave without taking their modules apart.
 LEAVE: Final = "; import os; os._exit(0)"
-LIBRARIES: Final = "import click, attrs, tomli"
+LIBRARIES: Final = "import click, tomli"
 MODULES: Final = "import kvmlaunch.cli.main, kvmlaunch.cli.build, kvmlaunch.steps.compile"
 BARE: Final = "python3 -c pass"
 
@@ -40,7 +40,7 @@ def measure_commands(directory: Path) -> Iterator[Row]:
     bare = command(PYTHON, "-c", "pass", at=directory)
     for what, side, aim in (
         ("print-cmd", command(KVMLAUNCH, "print-cmd", "bench", at=directory), AIM),
-        ("  of it: Python and the three libraries", command(PYTHON, "-c", LIBRARIES + LEAVE, at=directory), None),
+        ("  of it: Python and the two libraries", command(PYTHON, "-c", LIBRARIES + LEAVE, at=directory), None),
         ("  of it: and kvmlaunch's own modules", command(PYTHON, "-c", MODULES + LEAVE, at=ROOT), None),
         ("completion of a VM's name", command(KVMLAUNCH, at=directory, extra=completion("kvmlaunch up be")), AIM),
         ("completion of a command", command(KVMLAUNCH, at=directory, extra=completion("kvmlaunch pr")), AIM),

@@ -4,7 +4,6 @@ import re
 from pathlib import Path, PurePosixPath
 
 import pytest
-from attrs import astuple
 
 from kvmlaunch.define import load
 from kvmlaunch.define.layers import Source
@@ -409,7 +408,7 @@ def test_a_secret_is_never_repeated() -> None:
 def test_no_message_lets_a_terminal_sequence_through() -> None:
     found = findings('os = "\\u001b[31m"\n"\\u001b[2J" = 1\n')
 
-    texts = [field for finding in found for field in astuple(finding.report)]
+    texts = [field for finding in found for field in finding.report]
     assert [text for text in texts if "\\u001b" in text]
     assert not [text for text in texts if "\x1b" in text]
 
