@@ -101,7 +101,7 @@ def parse_duration(text: str) -> float:
     """Give seconds for `500ms`, `30s`, `2m`, `1h`; above 0, at most a week."""
     match = NUMBER_AND_UNIT.fullmatch(text)
     if match is None or match[2] not in DURATION_UNITS:
-        example = f"{text}s" if match and not match[2] else "90s"
+        example = f"{text}s" if match and not match[2] and text.strip("0.") else "90s"
         message = f'{text!r} is no duration; write a number and ms, s, m or h, such as "{example}"'
         raise ValueError(message)
     numerator, denominator = parse_decimal(match[1])

@@ -11,7 +11,7 @@ from kvmlaunch.cli.session import Session, dry_run_option, session_command
 from kvmlaunch.cli.show import error_document, say, short_path, show_document, show_failure, show_table, talk
 from kvmlaunch.cli.snapshot import disk_argument, disks_argument, snapshot, vm_name
 from kvmlaunch.steps.many import common_code
-from kvmlaunch.units import count, parse_size, render_rounded, render_size
+from kvmlaunch.units import KIB, count, parse_size, render_rounded, render_size
 
 if TYPE_CHECKING:
     from kvmlaunch.steps.disk_check import Examined, Info, Unexamined, Unfinished
@@ -220,7 +220,7 @@ def resize(session: Session, disk: str, size: tuple[int, bool] | None, dry_run: 
             "",
             "what was added takes its place as it is written: slower at first, and aio may differ at the next start",
         )
-    if done.target.disk.size is not None and done.after > done.target.disk.size:
+    if done.target.disk.size is not None and done.after > done.target.disk.size and done.after % KIB == 0:
         say(
             session,
             name,

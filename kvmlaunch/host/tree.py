@@ -40,7 +40,7 @@ def failed(path: PurePosixPath | str, error: OSError) -> HostFailed | PreflightF
         return unsafe(path, "it is a link")
     if error.errno in {errno.ENOSPC, errno.EROFS, errno.EDQUOT}:
         return PreflightFailed(Report(code="host.space", message=message, where=str(path), why=why))
-    hint = ""
+    hint = f"namei -l {quote(str(path))}   # shows what keeps you out" if error.errno == errno.EACCES else ""
     if error.errno == errno.EPERM and os.geteuid() == 0:  # root may write everything else
         place = path if os.path.lexists(path) else PurePosixPath(path).parent
         hint = f"lsattr -d {quote(str(place))}   # where it shows an i or an a: chattr -i -a takes that away"

@@ -57,6 +57,14 @@ class Caller:
         """The `--set` options as they are pasted behind a command, each with a space before it."""
         return "".join(f" --set {shlex.quote(each)}" for each in self.overrides)
 
+    def again(self, word: str, instead: str) -> str:
+        """Give the whole command once more, with another word in the place of one."""
+        words = shlex.split(self.line)
+        if word not in words:
+            return f"{self.command} {instead}"
+        words[words.index(word)] = instead
+        return shlex.join(words)
+
     def preflight(self, vm: str, deed: str) -> str:
         """Give the command by which root prepares the host for a VM of the caller's, or takes that back."""
         if self.uid == 0:

@@ -1,8 +1,14 @@
 """`print-cmd`, `explain`, `diff`: a definition compiled, nothing changed."""
 
+import os
+from itertools import dropwhile
+from pathlib import PurePosixPath
+
 from kvmlaunch.builder.render import Row, diff_argv, explain_rows, render_argv
+from kvmlaunch.builder.vm import build_vm
 from kvmlaunch.errors import KvmlaunchError, NotRunning, Report
 from kvmlaunch.model.finding import Finding, errors_of, warning
+from kvmlaunch.model.plan import Plan
 from kvmlaunch.model.value import evolve
 from kvmlaunch.run.process import read_cmdline
 from kvmlaunch.steps.caller import Caller
@@ -93,7 +99,26 @@ def diff_running(caller: Caller, word: str) -> tuple[str, ...]:
                 hint=f"kvmlaunch print-cmd {resolved.name}",
             )
         )
-    return (*diff_argv(running, render_argv(resolved.plan, resolved.places)), *diff_seed(resolved), *lost_lines(seen))
+    plan = plan_of_start(resolved, running)
+    return (*diff_argv(running, render_argv(plan, resolved.places)), *diff_seed(resolved), *lost_lines(seen))
+
+
+def plan_of_start(resolved: Resolved, running: tuple[str, ...]) -> Plan:
+    """Give the plan without the snapshots that were taken since a start by an argv: QEMU went over to those itself."""
+    from kvmlaunch.steps.lost import files_of_drives  # noqa: PLC0415 - beside a running VM only
+
+    named = {str(path) for path, _ in files_of_drives(running)}
+    paths = dict(resolved.host.paths)
+    for path, facts in resolved.host.paths.items():
+        since = () if os.path.realpath(path) in named else facts.since
+        later = tuple(dropwhile(lambda each: os.path.realpath(each) not in named, since))[1:]
+        kept = since[: len(since) - len(later)]
+        paths[path] = evolve(facts, since=kept)
+        if later:  # what is known of the newest overlay holds for one beside it
+            newest = paths[PurePosixPath(later[-1])]
+            paths[PurePosixPath(kept[-1])] = evolve(newest, path=PurePosixPath(kept[-1]))
+    host = evolve(resolved.host, paths=paths)
+    return build_vm(resolved.subject.definition, host, resolved.caps, paused=HELD in running)
 
 
 def lost_lines(seen: Seen) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shlex
 from pathlib import PurePosixPath
 from typing import Final, Literal
 
@@ -31,6 +32,7 @@ from kvmlaunch.steps.disks import (
     refuse_clones,
     refuse_disorder,
     refuse_found,
+    refuse_kind,
     refuse_locked,
     refuse_running,
     refuse_shared,
@@ -99,6 +101,7 @@ def look_at_one(caller: Caller, target: Target) -> Info:
     try:
         if target.facts.kind not in {"file", "block"}:
             refuse_absent(target)
+            refuse_kind(target.disk.path, target.facts, target.table)
             refuse_held(caller, target)
             return Info(target=target, unfinished=unfinished)
         chain = read_chain(target) if target.format else ()
@@ -291,7 +294,10 @@ def remove_at_rest(target: Target, *, dry_run: bool) -> Target:
     refuse_locked(target)
     if target.facts.kind == "file":
         if not os.access(target.image.parent, os.W_OK | os.X_OK):
-            message, hint = f"{target.image.parent} cannot be written to", f"ls -ld {target.image.parent}"
+            message, hint = (
+                f"{target.image.parent} cannot be written to",
+                f"ls -ld {shlex.quote(str(target.image.parent))}",
+            )
             raise PreflightFailed(Report(code="disk.permission", message=message, where=target.table, hint=hint))
         if not dry_run:
             remove_file(target)

@@ -102,6 +102,7 @@ def convert(caller: Caller, word: str, wanted: Conversion, *, progress: Progress
 def needed(caller: Caller, word: str, wanted: Conversion) -> Target:
     """Give a disk that can be converted so."""
     target = find_disk(caller, word)
+    refuse_moved(caller, target, wanted)
     need_file(target)
     refuse_disorder(target)
     refuse_elsewhere(target)
@@ -111,6 +112,23 @@ def needed(caller: Caller, word: str, wanted: Conversion) -> Target:
         refuse_shared(caller, target)
         need_removable(target)
     return target
+
+
+def refuse_moved(caller: Caller, target: Target, wanted: Conversion) -> None:
+    """Refuse to convert what is gone where the goal is there: it may have been removed once both were equal."""
+    if target.facts.kind != "missing" or not wanted.remove_source:
+        return
+    goal = goal_of(caller, wanted.goal, wanted.format)
+    if goal.facts.kind in {"file", "block"}:
+        raise PreflightFailed(
+            Report(
+                code="disk.missing",
+                message=f"{target.disk.path} does not exist, and {goal.path} does",
+                where=target.table,
+                why="it may be converted already, and removed",
+                hint=f'path = "{goal.path}"   # in [{target.table}], where it was; and format = "{goal.format}"',
+            )
+        )
 
 
 def convert_target(caller: Caller, target: Target, wanted: Conversion, progress: Progress) -> Converted:

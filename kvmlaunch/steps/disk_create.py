@@ -26,6 +26,7 @@ from kvmlaunch.steps.disks import (
     qemu_img,
     read_chain,
     refuse_absent,
+    refuse_kind,
     refuse_led,
     seen_of,
 )
@@ -128,20 +129,11 @@ def beneath_first(targets: Sequence[Target]) -> tuple[Target, ...]:
 
 def is_there(target: Target) -> bool:
     """Is a disk there; raises PreflightFailed for what is there and can be none."""
-    kind = target.facts.kind
-    if kind in {"file", "block"}:
+    refuse_kind(target.disk.path, target.facts, target.table)
+    if target.facts.kind in {"file", "block"}:
         return True
-    if kind == "missing":
-        refuse_absent(target)
-        return False
-    raise PreflightFailed(
-        Report(
-            code="disk.permission" if kind == "denied" else "disk.type",
-            message=f"{target.disk.path} is {'out of reach' if kind == 'denied' else f'there, and of kind {kind}'}",
-            where=target.table,
-            why=target.facts.refusal or "a disk is a regular file or a block device",
-        )
-    )
+    refuse_absent(target)
+    return False
 
 
 def plan_one(caller: Caller, target: Target, coming: Mapping[PurePosixPath, Target]) -> Intent:

@@ -13,7 +13,7 @@ from kvmlaunch.model.host import PathFacts
 from kvmlaunch.model.image import SUFFIXES
 from kvmlaunch.model.value import frozen
 from kvmlaunch.steps.caller import Caller
-from kvmlaunch.steps.disks import Target, top_format
+from kvmlaunch.steps.disks import Target, refuse_kind, top_format
 from kvmlaunch.steps.resolve import look_at_host
 from kvmlaunch.storage.image import Image
 from kvmlaunch.storage.snapshot import SINCE
@@ -47,10 +47,7 @@ def goal_of(caller: Caller, word: str, format_: str) -> Goal:
     found = format_ or (
         "raw" if path.is_relative_to("/dev") or facts.kind == "block" else SUFFIXES.get(path.suffix, "")
     )
-    if facts.kind not in {"missing", "file", "block"}:
-        raise PreflightFailed(
-            Report(code="disk.type", message=f"{path} is of kind {facts.kind}", where=str(path), why=facts.refusal)
-        )
+    refuse_kind(path, facts, str(path))
     if not found:
         raise DefinitionInvalid(
             Report(

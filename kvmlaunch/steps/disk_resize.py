@@ -138,9 +138,14 @@ def wanted_size(target: Target, before: int, size: int | None, *, more: bool) ->
             code="def.disk.size",
             message=f"nothing says how large {target.word} is to be",
             where=f"{target.subject.definition.file} {target.table}",
-            hint=f"kvmlaunch disk resize {target.word} {render_size(2 * before)}",
+            hint=f"kvmlaunch disk resize {target.word} {render_size(whole_blocks(2 * before))}",
         )
     )
+
+
+def whole_blocks(size: int) -> int:
+    """Give the next size in bytes that is whole blocks."""
+    return -(-size // BLOCK) * BLOCK
 
 
 def refuse_smaller(target: Target, before: int, wanted: int) -> None:
@@ -161,7 +166,7 @@ def refuse_smaller(target: Target, before: int, wanted: int) -> None:
                 message=f"{wanted} bytes are no whole blocks of {BLOCK}",
                 where=target.table,
                 why="direct I/O to such an image fails at its end, and a definition may not say such a size",
-                hint=f"kvmlaunch disk resize {target.word} {render_size(-(-wanted // BLOCK) * BLOCK)}",
+                hint=f"kvmlaunch disk resize {target.word} {render_size(whole_blocks(wanted))}",
             )
         )
 

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import PurePosixPath
@@ -23,6 +24,7 @@ from kvmlaunch.model.lifecycle import VmState
 from kvmlaunch.model.value import evolve, frozen
 from kvmlaunch.model.volume import parse_volume_name
 from kvmlaunch.preflight.disk import (
+    KINDS,
     check_base,
     check_beneath,
     check_chain,
@@ -130,7 +132,7 @@ def find_disk(caller: Caller, word: str) -> Target:
             code="disk.unknown",
             message=f"{name} has {len(found)} disks" if found else f"{name} has no disk",
             why=f"which one is meant: {', '.join(target.name for target in found) or 'none is defined'}",
-            hint=f"{caller.command} {name}:{found[0].name}" if found else "",
+            hint=caller.again(word, f"{name}:{found[0].name}") if found else "",
         )
     )
 
@@ -177,14 +179,30 @@ def need_file(target: Target) -> None:
         refuse_container(target)
         return
     refuse_absent(target)
-    missing = target.facts.kind in {"missing", "denied"}
+    refuse_kind(target.disk.path, target.facts, target.table)
     raise PreflightFailed(
         Report(
-            code="disk.missing" if missing else "disk.type",
-            message=f"{target.disk.path} {'does not exist' if missing else f'is of kind {target.facts.kind}'}",
+            code="disk.missing",
+            message=f"{target.disk.path} does not exist",
             where=target.table,
             why=target.facts.refusal,
-            hint=missing_hint(target) if missing else "",
+            hint=missing_hint(target),
+        )
+    )
+
+
+def refuse_kind(path: PurePosixPath, facts: PathFacts, where: str) -> None:
+    """Refuse what is there and can be no disk (`disk.type`), or cannot be seen (`disk.permission`)."""
+    if facts.kind in {"file", "block", "missing"}:
+        return
+    denied = facts.kind == "denied"
+    raise PreflightFailed(
+        Report(
+            code="disk.permission" if denied else "disk.type",
+            message=f"{path} is {'out of reach' if denied else KINDS[facts.kind]}",
+            where=where,
+            why=facts.refusal or "a disk is a regular file or a block device",
+            hint=f"namei -l {shlex.quote(str(path))}   # shows which directory keeps you out" if denied else "",
         )
     )
 

@@ -71,10 +71,10 @@ def ask_powerdown(seen: Seen, *, force: bool) -> "Press":
     return Press(run_state="", deed="no answer")
 
 
-def end_by_force(process: Process, tell: Tell) -> str:
+def end_by_force(process: Process, tell: Tell, why: str) -> str:
     """End QEMU by SIGTERM, then SIGKILL; gives the signal that did it.  Unflushed data of a qcow2 image is lost."""
     for number, name in ((SIGTERM, "SIGTERM"), (SIGKILL, "SIGKILL")):
-        tell("down", f"the guest did not power down: {name} to pid {process.pid}")
+        tell("down", f"{why}: {name} to pid {process.pid}")
         process.send(number)
         if process.wait(TERM_SECONDS):
             return name
@@ -122,7 +122,12 @@ def ask_agent(seen: Seen, process: Process, timeout: float, tell: Tell) -> bool:
 
 
 def end_process(seen: Seen, process: Process, timeout: float, tell: Tell, *, force: bool) -> str:
-    """Ask, wait, and with force end; gives the signal that ended it, "" for none.  Raises TimedOut, Busy."""
+    """Ask, wait, and with force end; gives the signal that ended it, "" for none.  Raises TimedOut, Busy.
+
+    What is forced at once is not asked: a guest that is paused would run for a moment.
+    """
+    if force and timeout <= 0:
+        return end_by_force(process, tell, "the guest is not asked")
     deadline = time.monotonic() + timeout
     if timeout > 0 and ask_agent(seen, process, timeout, tell):
         return ""
@@ -137,14 +142,16 @@ def end_process(seen: Seen, process: Process, timeout: float, tell: Tell, *, for
         if wait_asking(seen, process, deadline):
             return ""
     if force:
-        return end_by_force(process, tell)
+        return end_by_force(process, tell, "the guest did not power down")
     from kvmlaunch.steps.control import by_force, query, unheard  # noqa: PLC0415 - on this path only
 
     unmark_stopping(seen.places.run, owner_of(seen.places.run))
+    stays = "it runs on" if met.deed in {"let run", "woken"} else "it runs on, untouched"
     if met.deed == "let run" and timeout > 0:  # else it has not heard the button yet, and would at its next resume
         with contextlib.suppress(KvmlaunchError):
             query(seen, ("stop", {}))
             tell("paused", "as it was before")
+            stays = "it is paused again"
     if met.deed == "in vain":
         raise unheard(seen, met)
     raise TimedOut(
@@ -152,20 +159,19 @@ def end_process(seen: Seen, process: Process, timeout: float, tell: Tell, *, for
             code="vm.stop.timeout",
             message=f"{seen.name} did not power down",
             where=f"pid {process.pid}",
-            why=why_up(met, timeout),
+            why=why_up(met, timeout, stays),
             hint=by_force(seen.name),
         )
     )
 
 
-def why_up(met: "Press", timeout: float) -> str:
-    """Give why a guest that was asked to power down has not, by how it was met."""
+def why_up(met: "Press", timeout: float, stays: str) -> str:
+    """Give why a guest that was asked to power down has not, by how it was met and how it stays."""
     if met.deed == "told to quit":
         return f"its guest had powered down, and QEMU did not quit within {timeout:g} s"
     if timeout == 0:
-        return "it was asked to, and was not waited for"
-    untouched = "" if met.deed in {"let run", "woken"} else ", untouched"
-    return f"the guest ignored the power button for {timeout:g} s; it runs on{untouched}"
+        return f"it was asked to, and was not waited for; {stays}"
+    return f"the guest ignored the power button for {timeout:g} s; {stays}"
 
 
 def never_ran(seen: Seen, *, force: bool) -> bool:

@@ -7,7 +7,7 @@ import os
 import re
 import shlex
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
 
@@ -66,7 +66,11 @@ def lost_images(seen: Seen) -> tuple[LostImage, ...]:
 
 def drive_files(pid: int | None) -> Iterator[tuple[PurePosixPath, bool]]:
     """Give the files of a VM's drives by its command line, where they really lie, and whether it may write to each."""
-    argv = read_cmdline(pid or 0)
+    return files_of_drives(read_cmdline(pid or 0))
+
+
+def files_of_drives(argv: Sequence[str]) -> Iterator[tuple[PurePosixPath, bool]]:
+    """Give the files of the drives in an argv, where they really lie, and whether each may be written."""
     for flag, word in pairwise(argv):
         for name in FILE.findall(word) if flag == "-drive" else ():
             if name.startswith("/"):

@@ -194,6 +194,7 @@ def test_of_several_disks_one_has_to_be_named(machine: Machine) -> None:
     created(machine, OVERLAY)
 
     assert refused(machine, "disk", "resize", "web", "16MiB") == (4, "disk.unknown")
+    assert "fix: kvmlaunch disk resize web:base 16MiB" in machine.run("disk", "resize", "web", "16MiB").err
 
 
 def test_a_base_that_is_not_there_is_refused(machine: Machine) -> None:
@@ -209,6 +210,7 @@ def test_what_is_no_image_does_not_count_as_a_disk_that_is_there(machine: Machin
     machine.execute(kind, place(machine, "web.img"))
 
     assert refused(machine, "disk", "create", "web") == (6, "disk.type")
+    assert machine.run("disk", "info", "web").code == 6
 
 
 def test_what_has_no_room_is_refused_before_anything_is_written(machine: Machine, small: Path) -> None:

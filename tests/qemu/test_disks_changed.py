@@ -206,6 +206,12 @@ def test_the_original_is_removed_only_where_that_is_asked(machine: Machine) -> N
     assert (done["already"], done["removed"]) == (True, True)
     assert names(machine) == {"new.qcow2"}
 
+    again = machine.run("disk", "convert", "web:root", "vmdefs/new.qcow2", "--remove-source")
+
+    assert (again.code, again.codes) == (6, {"disk.missing"})
+    assert "may be converted already" in again.err
+    assert "disk create" not in again.err
+
 
 def test_what_an_image_holds_beside_the_disk_is_not_removed_with_it(machine: Machine) -> None:
     filled(machine, QCOW2)

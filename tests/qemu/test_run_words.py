@@ -429,7 +429,18 @@ def test_a_paused_vm_that_does_not_power_down_is_paused_again(machine: Machine) 
     down = machine.run("down", "web", "--timeout", "200ms")
 
     assert down.code == 8
+    assert "it is paused again" in down.err
     assert machine.status("web")["run_state"] == "paused"
+
+
+def test_a_paused_guest_does_not_run_for_a_moment_when_it_is_ended_at_once(machine: Machine) -> None:
+    machine.define("web")
+    machine.ok("up", "web", "--paused")
+
+    down = machine.ok("down", "web", "--force", "--timeout", "0")
+
+    assert "SIGTERM" in down.err
+    assert "resumed" not in down.err
 
 
 def test_without_home_the_user_database_says_where_it_is(machine: Machine) -> None:

@@ -159,6 +159,7 @@ def test_a_snapshot_of_a_running_vm_takes_all_disks_at_one_moment_and_the_vm_goe
 
     assert (taken["disks"], taken["live"], taken["frozen"], taken["already"]) == (["root", "data"], True, None, False)
     assert live_images(machine) == {"disk-root": S1, "disk-data": "data.qcow2.since-s1.qcow2"}
+    assert machine.run("diff", "web").code == 0
     assert holds(machine, "web.img", 1)
     assert holds(machine, "data.qcow2", 1)
     machine.end("web")
