@@ -274,7 +274,7 @@ def convert(
     word = "already" if done.already else "converted"
     say(session, name, "ok", word, f"{target.name}: {short_path(str(done.path))}, {done.format}, compared: equal")
     if done.lacking:
-        less = f"{short_path(str(done.path))} has {render_rounded(done.lacking)} less than the disk"
+        less = f"{short_path(str(done.path))} has {render_rounded(done.lacking)} less than such an image may need"
         say(session, name, "warn", "", f"{less}: a guest that fills it meets an error")
     if done.unsound:
         text = f"kvmlaunch disk check {target.word}: what its wrong tables led to is not in the copy either"

@@ -8,6 +8,23 @@ SMALLEST_QCOW2: Final = 104  # bytes: the header of version 3; docs/interop/qcow
 RAW_SUFFIXES: Final = tuple(suffix for suffix, format_ in SUFFIXES.items() if format_ == "raw")
 
 
+def qcow2_room(size: int, cluster: int, *, subclusters: bool = False) -> int:
+    """Give the bytes that a qcow2 image takes once its guest has written everywhere; sizes in bytes.
+
+    Clusters of data, L2 and L1 tables, and a count of 2 bytes for each cluster, those of the counts themselves too.
+    Source: docs/interop/qcow2; `qemu-img measure` says the same.
+    """
+    data = -(-size // cluster)
+    tables = -(-data * (16 if subclusters else 8) // cluster)
+    rest = 1 + data + tables - (-tables * 8 // cluster)  # 1 for the header
+    counts = roots = 0
+    while True:
+        more = -(-(rest + counts + roots) * 2 // cluster)
+        if (more, -(-more * 8 // cluster)) == (counts, roots):
+            return (rest + counts + roots) * cluster
+        counts, roots = more, -(-more * 8 // cluster)
+
+
 def overlay_directories(image: PurePosixPath) -> tuple[PurePosixPath, ...]:
     """Give the directories in which an overlay of an image may lie, and is sought: its own, and the one above."""
     return tuple(dict.fromkeys((image.parent, image.parent.parent)))

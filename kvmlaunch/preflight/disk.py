@@ -10,7 +10,7 @@ from posixpath import normpath
 
 from kvmlaunch.model.finding import Finding, error, warning
 from kvmlaunch.model.host import Holder, HostFacts, PathFacts
-from kvmlaunch.model.image import RAW_SUFFIXES, SMALLEST_QCOW2, overlay_directories
+from kvmlaunch.model.image import RAW_SUFFIXES, SMALLEST_QCOW2, overlay_directories, qcow2_room
 from kvmlaunch.model.plan import Plan, PlannedDisk
 from kvmlaunch.model.volume import parse_volume_name
 from kvmlaunch.units import count
@@ -135,6 +135,7 @@ def check_format(disk: PlannedDisk, facts: PathFacts, vm: str) -> Iterator[Findi
         yield from check_container(disk.path, facts, disk.table, written=disk.format_written)
     elif disk.format == facts.header == "qcow2":
         yield from check_header(disk, facts, vm)
+        yield from check_room(disk, facts, vm)
     elif disk.format != facts.header:
         yield error(
             code="disk.header",
@@ -142,6 +143,22 @@ def check_format(disk: PlannedDisk, facts: PathFacts, vm: str) -> Iterator[Findi
             key=f"{disk.table}.format",
             why=f"its header is {facts.header or 'of no known format'}",
             hint=f"qemu-img info {quoted(disk.path)}   # says what it is; a damaged image must not be opened raw",
+        )
+
+
+def check_room(disk: PlannedDisk, facts: PathFacts, vm: str) -> Iterator[Finding]:
+    """Warn of a block device that a qcow2 image may outgrow (`disk.room`): its tables take more than the disk."""
+    if facts.kind != "block" or not facts.cluster_size:
+        return
+    needed = qcow2_room(facts.virtual_size, facts.cluster_size, subclusters=facts.extended_l2)
+    if facts.size < needed:
+        yield warning(
+            code="disk.room",
+            message=f"{disk.path} is smaller than its qcow2 image may become",
+            key=f"{disk.table}.path",
+            why=f"it has {facts.size >> 20} MiB, a disk of {facts.virtual_size >> 20} MiB takes up to "
+            f"{-(-needed >> 20)} MiB: a guest that fills it meets an error",
+            hint=f"kvmlaunch disk convert {vm}:{disk.table.removeprefix('disk.')} lvm:GROUP/VOLUME   # raw needs less",
         )
 
 

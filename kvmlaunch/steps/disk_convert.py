@@ -16,6 +16,7 @@ from kvmlaunch.host.images import (
 from kvmlaunch.host.rights import rights_of
 from kvmlaunch.host.tree import failed
 from kvmlaunch.host.volumes import drop_volume, find_volume, new_volume
+from kvmlaunch.model.image import qcow2_room
 from kvmlaunch.model.value import evolve, frozen
 from kvmlaunch.model.volume import parse_volume_name
 from kvmlaunch.steps.caller import Caller
@@ -47,6 +48,7 @@ from kvmlaunch.storage.image import Image, parse_info, parse_progress
 from kvmlaunch.units import render_rounded, render_size
 
 SHARE = {"convert": (0.0, 0.7), "compare": (0.7, 0.3)}  # of the whole, for its progress
+CLUSTER = 1 << 16  # bytes, as qemu-img makes them
 PREALLOCATION = {"raw": "falloc", "qcow2": "metadata"}
 
 
@@ -55,7 +57,7 @@ class Converted:
     """What a disk became; `removed` tells whether the source is gone, `already` that both were equal before.
 
     `left` are snapshots and bitmaps within the source, which did not come along; `lacking` the bytes that a device
-    has less than the disk, which a qcow2 image on it may need one day; `unsound` that a check finds the source damaged.
+    has less than a qcow2 image on it may need one day; `unsound` that a check finds the source damaged.
     """
 
     target: Target
@@ -156,8 +158,13 @@ def convert_target(caller: Caller, target: Target, wanted: Conversion, progress:
         already=already,
         removed=wanted.remove_source,
         left=tuple(each for image in chain for each in image.inside),
-        lacking=max(0, image.size - goal.facts.size) if goal.facts.kind == "block" else 0,
+        lacking=max(0, room_of(goal, image) - goal.facts.size) if goal.facts.kind == "block" else 0,
     )
+
+
+def room_of(goal: Goal, image: Image) -> int:
+    """Give the bytes that a disk takes at its goal once it is full."""
+    return qcow2_room(image.size, CLUSTER) if goal.format == "qcow2" else image.size
 
 
 def refuse_inside(target: Target, chain: Sequence[Image]) -> None:

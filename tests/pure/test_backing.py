@@ -9,7 +9,8 @@ from kvmlaunch.facts.sources import Wanted, parse_captured
 from kvmlaunch.host.capture import capture_host
 from kvmlaunch.model.host import PathFacts
 from kvmlaunch.model.plan import PlannedDisk
-from kvmlaunch.preflight.disk import check_backing, check_format
+from kvmlaunch.model.value import evolve
+from kvmlaunch.preflight.disk import check_backing, check_format, check_room
 
 EXTERNAL = 1 << 2
 NAME_AT = 112
@@ -168,5 +169,15 @@ def test_an_image_that_qemu_does_not_open_is_refused(
     image.write_bytes(bytes(head[:size]))
 
     found = list(check_format(planned(image), facts_of(image), "web"))
+
+    assert [each.report.code for each in found] == codes
+
+
+@pytest.mark.parametrize(("more", "codes"), [(0, ["disk.room"]), (393_216, []), (393_215, ["disk.room"])])
+def test_a_device_that_a_qcow2_image_may_outgrow_is_told(tmp_path: Path, more: int, codes: list[str]) -> None:
+    image = qcow2(tmp_path / "image.qcow2")
+    facts = evolve(facts_of(image), kind="block", size=(1 << 30) + more, virtual_size=1 << 30, cluster_size=1 << 16)
+
+    found = list(check_room(planned(image), facts, "web"))
 
     assert [each.report.code for each in found] == codes

@@ -191,7 +191,7 @@ MET_ELSEWHERE: Final = {
         "test_preflight_death.py",
     ),
     **dict.fromkeys(("host.hugepages.short", "host.cpu.features"), "test_preflight_death.py"),
-    "disk.corrupt": "test_backing.py",
+    **dict.fromkeys(("disk.corrupt", "disk.room"), "test_backing.py"),
     **dict.fromkeys(("fleet.pin", "fleet.mac", "fleet.tap", "fleet.uuid"), "test_preflight_fleet.py"),
 }
 

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import pytest
 
+from kvmlaunch.model.image import qcow2_room
 from tests.crashes import Point, describe, killed_at, points, traced
 from tests.qemu.test_run_attach import terminal
 from tests.sandbox import (
@@ -519,3 +520,16 @@ def test_root_writes_no_image_of_his_own_into_a_users_directory(shared: Machine)
 
     assert (result.code, result.codes) == (6, {"disk.permission"})
     assert not shared.outside("/srv/alice/copy.img").exists()
+
+
+@pytest.mark.parametrize("size", [10_000_384, 64 << 20, 1 << 30, 3 << 40])
+@pytest.mark.parametrize(("cluster", "subclusters"), [(65_536, False), (131_072, True), (2 << 20, False)])
+def test_the_most_that_a_qcow2_image_takes_is_what_qemu_measures(
+    machine: Machine, size: int, cluster: int, *, subclusters: bool
+) -> None:
+    options = f"cluster_size={cluster},extended_l2={'on' if subclusters else 'off'}"
+    measured = machine.execute(
+        "qemu-img", "measure", "--output=json", "-O", "qcow2", "-o", options, "--size", str(size)
+    ).json
+
+    assert qcow2_room(size, cluster, subclusters=subclusters) == measured["fully-allocated"]
