@@ -30,36 +30,43 @@ def seed_findings(resolved: Resolved) -> tuple[Finding, ...]:
 
 
 def variable_findings(resolved: Resolved) -> tuple[Finding, ...]:
-    """Refuse secure boot with a variable store that has no keys (`firmware.variables`): it would check nothing.
+    """Refuse a variable store of another size than its firmware's, and secure boot with one that has no keys.
 
-    A store is made once, of a template with keys where secure boot is asked for then.  Source: UEFI, 32.3, the platform
-    key `PK`.
+    A store is made once, of a template with keys where secure boot is asked for then; without them nothing would be
+    checked.  Source: UEFI, 32.3, the platform key `PK`.
     """
-    store = resolved.places.state / VARIABLES
-    if not resolved.subject.definition.firmware.secure_boot:
+    store, template = resolved.places.state / VARIABLES, resolved.plan.variables
+    if template is None:
         return ()
     try:
         fd = os.open(store, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         return ()
     except OSError as failure:
-        return (refused_variables(store, failure.strerror or str(failure)),)
+        why = failure.strerror or str(failure)
+        return (refused_variables(store, "the UEFI variables of this VM cannot be read", why),)
     with os.fdopen(fd, "rb") as file:
-        if PLATFORM_KEY in file.read(LARGEST_STORE):
+        size, needed = os.fstat(fd).st_size, os.stat(template).st_size
+        if size != needed:
+            why = f"{size} bytes, and the firmware needs {needed}: cut off, or made for another firmware"
+            return (refused_variables(store, "the UEFI variables of this VM do not fit its firmware", why),)
+        if not resolved.subject.definition.firmware.secure_boot or PLATFORM_KEY in file.read(LARGEST_STORE):
             return ()
-    return (refused_variables(store, "it has no platform key: it was made by a start without secure_boot"),)
+    message = "secure boot would check nothing with the variables that this VM has"
+    why = "they have no platform key: made by a start without secure_boot"
+    return (refused_variables(store, message, why, "firmware.secure_boot"),)
 
 
-def refused_variables(store: PurePosixPath, why: str) -> Finding:
-    """Give the refusal of a variable store."""
+def refused_variables(store: PurePosixPath, message: str, why: str, key: str = "boot.firmware") -> Finding:
+    """Give the refusal of a variable store (`firmware.variables`)."""
     place = shlex.quote(str(store))
     return error(
         code="firmware.variables",
-        message="secure boot would check nothing with the variables that this VM has",
-        key="firmware.secure_boot",
+        message=message,
+        key=key,
         where=str(store),
         why=why,
-        hint=f"mv {place} {place}.before   # the next start makes one with keys; boot entries of the guest are lost",
+        hint=f"mv {place} {place}.before   # the next start makes a new one; boot entries of the guest are lost",
     )
 
 

@@ -97,6 +97,22 @@ def test_secure_boot_is_refused_with_variables_that_have_no_keys(machine: Machin
     machine.ok("restart", "web", "--force", "--timeout", "0")
 
 
+def test_variables_that_were_cut_off_are_refused_before_qemu_meets_them(machine: Machine) -> None:
+    machine.define("web", f'{TINY}[boot]\nfirmware = "uefi"\n')
+    machine.ok("up", "web", "--paused")
+    machine.ok("down", "web", "--force", "--timeout", "0")
+    store = machine.outside("/var/lib/kvmlaunch/vm/web/uefi-variables.fd")
+    whole = store.read_bytes()
+    store.write_bytes(whole[:4096])
+
+    refused = machine.run("up", "web")
+    store.write_bytes(whole)
+
+    assert (refused.code, refused.codes & {"firmware.variables"}) == (6, {"firmware.variables"})
+    assert "cut off" in refused.err
+    machine.ok("up", "web", "--paused")
+
+
 @pytest.mark.parametrize("key", ["firmware.tpm=1", "firmware.secure_boot=true"])
 def test_what_cannot_be_is_refused_with_its_place(machine: Machine, key: str) -> None:
     machine.define("web", TINY)
