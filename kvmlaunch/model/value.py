@@ -3,8 +3,8 @@
 To the type checker these are classes of attrs, and they do what those do that are frozen, made by names, and have no
 subclasses; attrs also says what their fields are, to whoever asks it.  But attrs writes and compiles methods for each
 class, half a millisecond each, and a start makes a hundred classes: that was a fifth of `print-cmd`.  Here one
-function of each kind serves all classes.  attrs is imported, and builds a class, only when it is asked: a start does so
-while QEMU initialises.
+function of each kind serves all classes.  attrs is imported, and builds a class, only when it is asked; a start never
+asks it.
 """
 
 from collections.abc import Callable, Mapping

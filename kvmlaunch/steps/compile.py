@@ -114,8 +114,8 @@ def plan_of_start(resolved: Resolved, running: tuple[str, ...]) -> Plan:
         later = tuple(dropwhile(lambda each: os.path.realpath(each) not in named, since))[1:]
         kept = since[: len(since) - len(later)]
         paths[path] = evolve(facts, since=kept)
-        if later:  # what is known of the newest overlay holds for one beside it
-            newest = paths[PurePosixPath(later[-1])]
+        newest = paths.get(PurePosixPath(later[-1])) if later else None
+        if newest:  # what is known of it holds for one beside it
             paths[PurePosixPath(kept[-1])] = evolve(newest, path=PurePosixPath(kept[-1]))
     host = evolve(resolved.host, paths=paths)
     return build_vm(resolved.subject.definition, host, resolved.caps, paused=HELD in running)
