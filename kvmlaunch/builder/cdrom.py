@@ -66,13 +66,19 @@ def driver_rows(definition: Definition, host: HostFacts) -> Iterator[Field]:
 def check_drivers(definition: Definition, host: HostFacts) -> Iterator[Finding]:
     """Warn of old drivers for Windows (`cdrom.drivers.old`)."""
     for name, cdrom in definition.cdrom.items():
-        version = driver_version(host, cdrom.path)
-        if version and version < OLDEST_DRIVERS and definition.os == "windows":
+        if definition.os != "windows":
+            continue
+        version, facts = driver_version(host, cdrom.path), host.paths.get(cdrom.path)
+        told = f"are {'.'.join(map(str, version))}" if version else "tell no version"
+        unknown = not version and cdrom.path.name.startswith("virtio-win") and facts is not None and facts.readable
+        if unknown or (version and version < OLDEST_DRIVERS):
             yield warning(
                 code="cdrom.drivers.old",
-                message=f"the virtio drivers on {cdrom.path.name} are {'.'.join(map(str, version))}",
+                message=f"the virtio drivers on {cdrom.path.name} {told}",
                 key=f"cdrom.{name}.path",
-                why=f"drivers before {'.'.join(map(str, OLDEST_DRIVERS))} count as old here",
+                why="the volume on it has another name than theirs: is it whole"
+                if unknown
+                else f"drivers before {'.'.join(map(str, OLDEST_DRIVERS))} count as old here",
                 hint="https://fedorapeople.org/groups/virt/virtio-win   # has newer ones",
             )
 

@@ -102,12 +102,27 @@ def foreground_action(session: Session, caller: Caller, tell: Tell) -> "Keep":
     return keep
 
 
+def say_running(session: Session, caller: Caller, name: str) -> None:
+    """Say that a VM runs all the same where a signal came once its start was done."""
+    from kvmlaunch.model.lifecycle import VmState  # noqa: PLC0415 - on a signal only
+    from kvmlaunch.steps.observe import observe  # noqa: PLC0415
+
+    seen = observe(caller, name)
+    if seen.state is VmState.RUNNING:
+        say(session, name, "warn", "runs on", f"pid {seen.pid} · kvmlaunch down {name}")
+
+
 def wait_ready(session: Session, caller: Caller, word: str, started: "Started", timeout: float | None) -> None:
     """Wait until the guest says that it is ready, a spinner on a terminal meanwhile."""
     from kvmlaunch.cli.progress import spinner  # noqa: PLC0415 - where one waits
     from kvmlaunch.steps.load import load_subject  # noqa: PLC0415
     from kvmlaunch.steps.ready import wait_until_ready  # noqa: PLC0415
 
+    if any(finding.report.code == "vm.paused" for finding in started.findings):
+        name, message = started.name, f"{started.name} stands still, and is not ready so"
+        raise Busy(
+            Report(code="vm.state", message=message, where=f"pid {started.pid}", hint=f"kvmlaunch resume {name}")
+        )
     lifecycle = load_subject(caller, word).definition.lifecycle
     seconds = timeout or float(lifecycle.start_timeout)
     try:
@@ -151,16 +166,24 @@ def start_one(
         return 0, started_document(Started(name=name, pid=None), dry_run=True)
     tell = teller(session, name)
     keep = foreground_action(session, caller, tell) if foreground else no_more
-    with spinner(session, f"{name}: starting", off=foreground):
-        started = up(
-            caller, word, wishes, lambda step, text: tell(step, text) if step != "started" or foreground else None, keep
-        )
-    if foreground and started.already:
-        why = f"pid {started.pid} has another parent, and cannot be watched from here"
-        hint = f"kvmlaunch down {name} && kvmlaunch up {name} --foreground"
-        raise Busy(Report(code="vm.state", message=f"{name} runs already", why=why, hint=hint))
-    if not session.json and (wishes.dry_run or not foreground):
-        show_started(session, started, wishes)
+    try:
+        with spinner(session, f"{name}: starting", off=foreground):
+            started = up(
+                caller,
+                word,
+                wishes,
+                lambda step, text: tell(step, text) if step != "started" or foreground else None,
+                keep,
+            )
+        if foreground and started.already:
+            why = f"pid {started.pid} has another parent, and cannot be watched from here"
+            hint = f"kvmlaunch down {name} && kvmlaunch up {name} --foreground"
+            raise Busy(Report(code="vm.state", message=f"{name} runs already", why=why, hint=hint))
+        if not session.json and (wishes.dry_run or not foreground):
+            show_started(session, started, wishes)
+    except (KeyboardInterrupt, Terminated):
+        say_running(session, caller, name)
+        raise
     if wishes.ready and not wishes.dry_run:
         wait_ready(session, caller, word, started, wishes.timeout)
     return 0, started_document(started, dry_run=wishes.dry_run)
@@ -205,6 +228,8 @@ def up(
     names = named(vms, lambda: autostart_names(session.caller()), every=every, nothing=nothing)
     if foreground and len(names) > 1:
         raise click.UsageError("--foreground takes one VM")
+    if paused and until == "ready":
+        raise click.UsageError("--paused holds the guest, and --wait ready waits for it: take one of them")
     if foreground and until == "ready":
         raise click.UsageError("--foreground waits for the end, and --wait ready for the guest: take one of them")
     wishes = Wishes(dry_run=dry_run, ready=until == "ready", timeout=timeout, paused=paused, boot_from=boot_from)

@@ -64,6 +64,8 @@ def create(session: Session, disk: str, name: str, no_freeze: bool, dry_run: boo
         if taken.frozen is None:
             why = "no agent was asked" if no_freeze else "no agent listens in the guest"
             say(session, vm, "warn", "", f"as after a power cut: {why} to write out what it holds")
+        elif not taken.frozen:
+            say(session, vm, "warn", "", "as after a power cut: the agent in the guest holds no file system still")
         else:
             say(session, vm, "ok", "at rest", f"{count(taken.frozen, 'file system')} of the guest, by its agent")
 

@@ -160,13 +160,16 @@ def check_boot(definition: Definition) -> Broke:
             mistake = choice(f"boot.{name} needs boot.kernel", hint='kernel = "vmlinuz"')
             yield Broken(("boot", name), mistake, needs=(("boot", "kernel"),))
     taken: dict[int, str] = {}
-    for table in ("disk", "cdrom"):
-        for name, drive in getattr(definition, table).items():
-            first = taken.setdefault(drive.boot, f"{table}.{name}") if isinstance(drive.boot, int) else ""
-            if first not in {"", f"{table}.{name}"}:
-                message = f"{first} and {table}.{name} both have boot index {drive.boot}"
-                hint = f"boot = {next(free for free in range(1, 9999) if free not in taken)}"
-                yield Broken((table, name, "boot"), Mistake(code="def.disk.boot", message=message, hint=hint))
+    drives = [(table, *item) for table in ("disk", "cdrom") for item in getattr(definition, table).items()]
+    used = {drive.boot for _, _, drive in drives}
+    for table, name, drive in drives:
+        first = taken.setdefault(drive.boot, f"{table}.{name}") if isinstance(drive.boot, int) else ""
+        if first not in {"", f"{table}.{name}"}:
+            message = f"{first} and {table}.{name} both have boot index {drive.boot}"
+            free = next(number for number in range(1, 9999) if number not in used)
+            used.add(free)
+            mistake = Mistake(code="def.disk.boot", message=message, hint=f"boot = {free}")
+            yield Broken((table, name, "boot"), mistake)
 
 
 def check_firmware(definition: Definition) -> Broke:

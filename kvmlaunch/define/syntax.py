@@ -153,11 +153,13 @@ def fault_of_twice(text: str, line: int) -> Fault:
 
 def shorthand_clash(text: str, faulty: str) -> dict[str, str] | None:
     """Give message and hint when the faulty line opens a table whose name is written as a shorthand above."""
-    header = re.match(r"[ \t]*\[*[ \t]*\"?(memory|disk|network|cdrom)\b", faulty)
+    header = re.match(
+        r"[ \t]*(?:\[+[ \t]*\"?(memory|disk|network|cdrom)\b|(memory|disk|network|cdrom)[ \t]*\.)", faulty
+    )
     written = {match[1] for match in re.finditer(SHORTHAND_LINE, text)}
-    if header is None or header[1] not in written:
+    key = (header[1] or header[2]) if header else ""
+    if key not in written:
         return None
-    key = header[1]
     table, _, leaf = SHORTHANDS[key].rpartition(".")
     value = re.search(rf"^[ \t]*{key}[ \t]*=[ \t]*(.+?)[ \t]*(?:#.*)?$", text, re.MULTILINE)
     return {

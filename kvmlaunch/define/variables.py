@@ -5,7 +5,7 @@ no expressions: a variable of `[vars]` may use the other three kinds, not its ne
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 from kvmlaunch.define.mistake import Misplaced, Mistake, nearest, shown, wrong_type
@@ -21,11 +21,9 @@ def put_variables(tree: Tree, own: Mapping[str, str], environment: Mapping[str, 
     known, found = read_variables(tree.get("vars"), own, environment)
 
     def change(path: tuple[str, ...], leaf: Leaf) -> object:
-        try:
-            return substitute_value(leaf.value, known, environment)
-        except Mistake as mistake:
-            found.append(Misplaced(path=path, mistake=mistake, rests=True))
-            return leaf.value
+        wrong = {mistake.message: mistake for mistake in mistakes_in(leaf.value, known, environment)}
+        found.extend(Misplaced(path=path, mistake=mistake, rests=True) for mistake in wrong.values())
+        return leaf.value if wrong else substitute_value(leaf.value, known, environment)
 
     return mapped({key: node for key, node in tree.items() if key != "vars"}, change), found
 
@@ -69,18 +67,31 @@ def variable_text(name: str, node: Tree | Leaf) -> str:
 
 def substitute(text: str, known: Mapping[str, str], environment: Mapping[str, str]) -> str:
     """Give the text with every variable replaced; raises Mistake for one that is unknown."""
+    return re.sub(REFERENCE, lambda match: replacement(match, known, environment), text)
 
-    def replacement(match: "re.Match[str]") -> str:
-        escaped, name, closing = match.groups()
-        if escaped:
-            return match[0][1:]
-        if not closing:
-            raise Mistake(
-                code="def.var", message="`${` is not closed", hint="close it with }, or write $${ for a literal ${"
-            )
-        return value_of(name, known, environment)
 
-    return re.sub(REFERENCE, replacement, text)
+def replacement(match: "re.Match[str]", known: Mapping[str, str], environment: Mapping[str, str]) -> str:
+    """Give what stands for one reference; raises Mistake where there is nothing."""
+    escaped, name, closing = match.groups()
+    if escaped:
+        return match[0][1:]
+    if not closing:
+        hint = "close it with }, or write $${ for a literal ${"
+        raise Mistake(code="def.var", message="`${` is not closed", hint=hint)
+    return value_of(name, known, environment)
+
+
+def mistakes_in(value: object, known: Mapping[str, str], environment: Mapping[str, str]) -> Iterator[Mistake]:
+    """Give what is wrong with the references in the strings of a scalar or an array, all of it."""
+    if isinstance(value, list):
+        for item in value:
+            yield from mistakes_in(item, known, environment)
+    elif isinstance(value, str) and "${" in value:
+        for match in re.finditer(REFERENCE, value):
+            try:
+                replacement(match, known, environment)
+            except Mistake as mistake:
+                yield mistake
 
 
 def value_of(name: str, known: Mapping[str, str], environment: Mapping[str, str]) -> str:

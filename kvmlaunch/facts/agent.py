@@ -170,10 +170,21 @@ def parse_execution(answer: object) -> Execution:
 
 
 def parse_number(value: object) -> int:
-    """Give a status or a signal, 255 for what no exit code can be, as an exception of Windows; raises NoAgent."""
-    if type(value) is int:
+    """Give a status or a signal, 255 for what no exit code can be, as an exception of Windows; raises NoAgent.
+
+    Those are numbers of 32 bits: GetExitCodeProcess.
+    """
+    if type(value) is int and -(1 << 31) <= value < 1 << 32:
         return min(value, LARGEST_CODE) if value >= 0 else LARGEST_CODE
-    message = "a status is no number"
+    message = "a status is no number of 32 bits"
+    raise NoAgent(message)
+
+
+def parse_frozen(answer: object) -> int:
+    """Give how many file systems guest-fsfreeze-freeze holds; raises NoAgent for no such answer."""
+    if type(answer) is int and answer >= 0:
+        return answer
+    message = "guest-fsfreeze-freeze told no number of file systems"
     raise NoAgent(message)
 
 

@@ -16,12 +16,13 @@ HEAD: Final = """\
 #
 #   sh guest.sh           set it; run again it changes nothing; ends with 1 when something is left to be done by hand
 #   sh guest.sh --check   only say what would change; ends with 1 when anything would, or is left
-#   sh guest.sh --undo    take it back
+#   sh guest.sh --undo    take all of it back, whatever is switched on now; ends with 1 when something is left
 set -eu
 
 mode=${{1:-set}}
 changes=0
 left=0
+dropped=0
 enabled=/var/lib/kvmlaunch/guest-units # what was not enabled before
 
 say() {{
@@ -47,8 +48,12 @@ want_file() {{ # PATH TEXT: the file holds this text
 
 drop_file() {{ # PATH
     if [ -e "$1" ]; then
-        say "$1 removed"
-        rm -f "$1"
+        dropped=$((dropped + 1))
+        if rm -f "$1"; then
+            say "$1 removed"
+        else
+            by_hand "$1 could not be removed"
+        fi
     fi
 }}
 
@@ -59,12 +64,22 @@ install_by_apt() {{ # NAME: a new image has no lists of packages yet
     }}
 }}
 
-want_package() {{ # NAME
-    if command -v dpkg-query >/dev/null && # one that was removed and left its configuration is known too
+has_package() {{ # NAME: one that was removed and left its configuration is known too
+    if command -v dpkg-query >/dev/null &&
         [ "$(dpkg-query -W -f='${{db:Status-Status}}' "$1" 2>/dev/null)" = installed ]; then
         return 0
     fi
-    if command -v rpm >/dev/null && rpm -q "$1" >/dev/null 2>&1; then
+    command -v rpm >/dev/null && rpm -q "$1" >/dev/null 2>&1
+}}
+
+leave_package() {{ # NAME
+    if has_package "$1"; then
+        say "package $1 stays, as others may use it"
+    fi
+}}
+
+want_package() {{ # NAME
+    if has_package "$1"; then
         return 0
     fi
     changes=$((changes + 1))
@@ -101,8 +116,11 @@ want_unit() {{ # NAME
 
 drop_unit() {{ # NAME: only one that this script has enabled
     if [ -f "$enabled" ] && grep -qxF "$1" "$enabled"; then
-        say "unit $1 disabled"
-        systemctl disable --now "$1" || true
+        if systemctl disable --now "$1"; then
+            say "unit $1 disabled"
+        else
+            by_hand "$1 could not be disabled"
+        fi
     fi
 }}
 
@@ -153,6 +171,7 @@ want_elevator() {{
 
 drop_elevator() {{ # only where this script has put it: what was before lies beside it then
     if [ -f "$grub.kvmlaunch" ]; then
+        dropped=$((dropped + 1))
         say "$grub: elevator=noop removed"
         cp -p "$grub" "$grub.new"
         sed '/^GRUB_CMDLINE_LINUX=/s/ elevator=noop//' "$grub" >"$grub.new"
@@ -160,6 +179,7 @@ drop_elevator() {{ # only where this script has put it: what was before lies bes
         if update_boot_loader; then
             rm -f "$grub.kvmlaunch"
         else
+            left=$((left + 1))
             say 'the boot loader was not updated: run --undo again' >&2
         fi
     fi
@@ -175,7 +195,9 @@ set_all() {{
 {wanted}}}
 
 undo_all() {{
-{undone}    rm -f "$enabled"
+{undone}    if [ "$left" -eq 0 ]; then
+        rm -f "$enabled"
+    fi
 }}
 
 case $mode in
@@ -193,6 +215,9 @@ if [ "$(id -u)" -ne 0 ] && [ "$mode" != check ]; then
 fi
 if [ "$mode" = --undo ]; then
     undo_all
+    if [ "$left" -ne 0 ]; then
+        exit 1
+    fi
     exit 0
 fi
 set_all
@@ -224,18 +249,25 @@ def undo_lines(tweak: Tweak) -> Iterator[str]:
     """Give what takes one thing back; a package stays, as others may use it."""
     if tweak.unit:
         yield f"drop_unit {shlex.quote(tweak.unit)}"
+    if tweak.package:
+        yield f"leave_package {shlex.quote(tweak.package)}"
+    if not tweak.files:
+        return
+    yield "dropped=0"
     for path, _ in tweak.files:
         yield f"drop_file {shlex.quote(path)}"
     if tweak.name == "scheduler":
         yield "drop_elevator"
-        yield "say 'the schedulers in use stay until the next start'"
-    if tweak.undo:
-        yield f"at_once {shlex.quote(tweak.undo)}"
+    yield 'if [ "$dropped" -ne 0 ]; then'
+    if tweak.name == "scheduler":
+        yield "    say 'the schedulers in use stay until the next start'"
+    yield f"    at_once {shlex.quote(tweak.undo)}"
+    yield "fi"
 
 
 def render_script(name: str, tweaks: Sequence[Tweak]) -> str:
-    """Give the script of a VM's guest."""
+    """Give the script of a VM's guest.  It takes back whatever any of its kind may have set."""
     chosen = [tweak for tweak in tweaks if tweak.wanted.value]
     wanted = "".join(f"    {line}\n" for tweak in chosen for line in set_lines(tweak)) or "    :\n"
-    undone = "".join(f"    {line}\n" for tweak in reversed(chosen) for line in undo_lines(tweak)) or "    :\n"
+    undone = "".join(f"    {line}\n" for tweak in reversed(tweaks) for line in undo_lines(tweak))
     return HEAD.format(name=name, wanted=wanted, undone=undone)

@@ -37,8 +37,8 @@ def render_vendor_data(name: str, tweaks: Sequence[Tweak]) -> bytes:
 
     A configuration would do less: lists of the user's own, such as `packages`, take the place of those beneath.
     """
-    wanted = any(tweak.wanted.value for tweak in tweaks)
-    return render_script(name, tweaks).encode() if wanted else f"{CLOUD_CONFIG}\n{{}}\n".encode()
+    wanted = [tweak for tweak in tweaks if tweak.wanted.value]
+    return render_script(name, wanted).encode() if wanted else f"{CLOUD_CONFIG}\n{{}}\n".encode()
 
 
 def render_meta_data(instance: str, hostname: str, keys: Sequence[str], more: bytes | None = None) -> bytes:

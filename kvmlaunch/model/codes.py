@@ -178,7 +178,7 @@ CODES: Final[dict[str, tuple[int, str]]] = {
     "def.raw.network": (0, "A network by hand stands beside the one that a definition without [network] has."),
     "qemu.said": (0, "QEMU printed something at a start that went well; its words are quoted."),
     "qemu.cpu.threads": (0, "The emulated CPU does not tell the guest which vCPUs are threads of one core."),
-    "cdrom.drivers.old": (0, "The virtio drivers for Windows on a CD are old."),
+    "cdrom.drivers.old": (0, "The virtio drivers for Windows on a CD are old, or tell no version."),
     "disk.qcow2.unallocated": (0, "Writes to this qcow2 image allocate clusters first, which is slow."),
     "disk.room": (0, "A block device is smaller than the qcow2 image on it may become."),
     "disk.size": (0, "The image is smaller than the definition says."),

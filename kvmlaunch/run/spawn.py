@@ -11,6 +11,7 @@ from kvmlaunch.errors import PreflightFailed, QemuFailed, Report
 from kvmlaunch.model.value import frozen
 
 Child = subprocess.Popen[bytes]
+KEPT: list[Child] = []  # where Python takes one apart, the exception of a signal that arrives then is lost
 ENVIRONMENT: Mapping[str, str] = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C", "HOME": "/"}
 
 
@@ -112,7 +113,7 @@ def spawn_child(
     argv: tuple[str, ...], owner: Owner, *, out_fd: int, err_fd: int, fds: Sequence[int], session: bool = False
 ) -> Child:
     """Start a process with its streams in files and descriptors that it keeps; raises OSError where it cannot be."""
-    return subprocess.Popen(  # noqa: S603 - argv is a tuple of words, no shell
+    child = subprocess.Popen(  # noqa: S603 - argv is a tuple of words, no shell
         argv,
         stdin=subprocess.DEVNULL,
         stdout=out_fd,
@@ -126,6 +127,8 @@ def spawn_child(
         group=owner.gid if owner.drop else None,
         extra_groups=owner.groups if owner.drop else None,
     )
+    KEPT.append(child)
+    return child
 
 
 def has_ended(process: Child, seconds: float) -> bool:

@@ -10,15 +10,24 @@ from typing import Any
 from attrs import define
 
 from kvmlaunch.builder.guest_agent import CHANNEL
-from kvmlaunch.errors import HostFailed, KvmlaunchError, NotRunning, Report, TimedOut
-from kvmlaunch.facts.agent import Execution, Interface, NoAgent, Query, is_open, parse_execution, parse_interfaces
+from kvmlaunch.errors import Busy, HostFailed, KvmlaunchError, NotRunning, Report, TimedOut
+from kvmlaunch.facts.agent import (
+    Execution,
+    Interface,
+    NoAgent,
+    Query,
+    is_open,
+    parse_execution,
+    parse_frozen,
+    parse_interfaces,
+)
 from kvmlaunch.facts.console import plain_text
 from kvmlaunch.model.run_files import AGENT
 from kvmlaunch.run.agent import ask_agent
 from kvmlaunch.run.guardian import guarded
 from kvmlaunch.run.qmp import Target
 from kvmlaunch.steps.caller import Caller
-from kvmlaunch.steps.control import live, query
+from kvmlaunch.steps.control import live, query, run_state_of
 from kvmlaunch.steps.observe import Seen
 
 SECONDS = 5.0  # for a question that an agent answers at once
@@ -76,7 +85,9 @@ def execute(caller: Caller, word: str, argv: Sequence[str], *, given: bytes | No
     `given` is its standard input, None for none.  Raises TimedOut `agent.timeout` when it has not ended in time; it
     runs on then.
     """
-    target = need_agent(live(caller, word))
+    seen = live(caller, word)
+    target = need_agent(seen)
+    need_running(seen)
     wanted: dict[str, object] = {"path": argv[0], "arg": list(argv[1:]), "capture-output": True}
     if given is not None:
         wanted["input-data"] = base64.b64encode(given).decode()
@@ -86,6 +97,22 @@ def execute(caller: Caller, word: str, argv: Sequence[str], *, given: bytes | No
     if type(pid) is not int:
         raise HostFailed(Report(code="agent.error", message="the guest's agent told no pid", where=str(target.path)))
     return follow(target, pid, argv[0], time.monotonic() + seconds)
+
+
+def need_running(seen: Seen) -> None:
+    """Refuse to ask the agent of a guest that stands still (`vm.state`): it would not answer."""
+    run_state = run_state_of(seen)
+    if run_state in {"running", "prelaunch", ""}:  # before it ever ran nobody has opened the channel
+        return
+    raise Busy(
+        Report(
+            code="vm.state",
+            message=f"{seen.name} stands still: {run_state}",
+            where=f"pid {seen.pid}",
+            why="its vCPUs do not run, so its agent does not answer",
+            hint=f"kvmlaunch resume {seen.name}",
+        )
+    )
 
 
 def follow(target: Target, pid: int, command: str, deadline: float) -> Execution:
@@ -182,8 +209,7 @@ def frozen_guest(seen: Seen) -> Iterator[Rest]:
     try:
         with guarded(lambda: thaw(target)) as let_go:
             try:
-                answers = freeze(target)
-                rest.count = answers[0] if answers and type(answers[0]) is int else 0
+                rest.count = frozen_count(freeze(target), target)
                 yield rest
             finally:
                 rest.stuck = thaw(target)
@@ -191,11 +217,23 @@ def frozen_guest(seen: Seen) -> Iterator[Rest]:
     except (HostFailed, TimedOut) as error:
         refused = rest.count is None and isinstance(error, HostFailed)  # it answered that nothing is held
         if not rest.stuck or refused:
-            raise
+            if rest.count is not None:
+                raise
+            either = "\n".join(filter(None, (error.report.hint, UNFROZEN)))
+            raise type(error)(error.report._replace(hint=either)) from error
         why = (error.report.why, f"the guest's file systems may still be held: {rest.stuck}")
         hint = (error.report.hint, "in the guest's console: fsfreeze --unfreeze /, and for each other one", UNFROZEN)
         words = {"why": "\n".join(filter(None, why)), "hint": "\n".join(filter(None, hint))}
         raise type(error)(error.report._replace(**words)) from error
+
+
+def frozen_count(answers: Sequence[object], target: Target) -> int:
+    """Give how many file systems an agent holds; raises HostFailed `agent.error` where it does not say so."""
+    try:
+        return parse_frozen(answers[0] if answers else None)
+    except NoAgent as error:
+        message = f"the guest's agent: {error}"
+        raise HostFailed(Report(code="agent.error", message=message, where=str(target.path))) from error
 
 
 def need_answer(target: Target) -> None:

@@ -247,11 +247,17 @@ def close_logs(claim: Claim) -> None:
 
 
 @contextmanager
-def given_back_on_failure(caller: Caller, resolved: Resolved, claim: Claim, tell: Tell) -> Iterator[None]:
-    """Undo everything in reverse order when what is within fails, interruptions included."""
+def given_back_on_failure(caller: Caller, resolved: Resolved, claim: Claim, tell: Tell) -> Iterator[list["RunningVm"]]:
+    """Undo everything in reverse order when what is within fails, interruptions included.
+
+    What runs by then is put into the list that is given, and ended first: until the end of this nothing stays.
+    """
+    started: list[RunningVm] = []
     try:
-        yield
+        yield started
     except BaseException:
+        for vm in started:
+            vm.end()
         close_logs(claim)
         for undo in (
             lambda: keep_logs(claim.path, resolved.places.logs, caller.uid, tell),
@@ -274,7 +280,7 @@ def start(caller: Caller, resolved: Resolved, wishes: Wishes, tell: Tell, keep: 
     user = resolved.host.user
     with (
         claimed(resolved.places.run, user.uid, user.gid) as claim,
-        given_back_on_failure(caller, resolved, claim, tell),
+        given_back_on_failure(caller, resolved, claim, tell) as started,
     ):
         keep_logs(claim.path, resolved.places.logs, caller.uid, tell)  # of a printed command that somebody ran
         remove_contents(claim)
@@ -299,6 +305,7 @@ def start(caller: Caller, resolved: Resolved, wishes: Wishes, tell: Tell, keep: 
         tell("exec", shlex.join(argv))
         with none_left_behind():
             resolved, vm, then = launch_verified(resolved, claim, argv, deadline, paused=wishes.paused, keep=keep)
+            started.append(vm)
             note_machine(resolved, tell)
             seconds = time.monotonic() - begun
             tell("started", f"pid {vm.pid} in {seconds:.2f} s")

@@ -103,7 +103,7 @@ PATHS: Mapping[str, dict[str, object]] = {
     "/srv/kvmlaunch/vmdefs/web01.initrd": regular(1703, 1 * MIB, **READ_ONLY),
     "/srv/kvmlaunch/vmdefs/win11.qcow2": regular(1704, 9 * GIB, header="qcow2"),
     "/srv/kvmlaunch/vmdefs/Win11.iso": regular(1705, 5 * GIB, **READ_ONLY),
-    "/srv/kvmlaunch/vmdefs/virtio-win.iso": regular(1706, 700 * MIB, **READ_ONLY),
+    "/srv/kvmlaunch/vmdefs/virtio-win.iso": regular(1706, 700 * MIB, volume_id="virtio-win-0.1.266", **READ_ONLY),
     "/srv/hdd/archive.img": regular(1101, 100 * GIB, inode="8:1:1101", disks=[HDD]),
     "/srv/loop/disk.img": regular(1802, 1 * GIB, allocated=0, inode="7:0:1802", disks=[{**NVME, "name": "loop0"}]),
     "/srv/zfs/disk.img": regular(1801, 1 * GIB, allocated=0, inode="0:63:1801", disks=[]),

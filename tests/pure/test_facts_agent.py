@@ -24,6 +24,7 @@ from kvmlaunch.facts.agent import (
     is_open,
     parse_addresses,
     parse_execution,
+    parse_frozen,
     parse_interfaces,
 )
 
@@ -246,6 +247,18 @@ def test_a_command_that_has_ended_gives_its_status_and_what_it_printed() -> None
     assert found.code == 3
 
 
+@pytest.mark.parametrize("lie", [{"exitcode": 10**30}, {"exitcode": "0"}, {"exitcode": 0, "signal": 10**30}])
+def test_a_status_that_no_system_has_is_no_status(lie: dict[str, object]) -> None:
+    with pytest.raises(NoAgent, match="no number"):
+        parse_execution({"exited": True, **lie})
+
+
+@pytest.mark.parametrize("answer", [-5, "many", None, True, {}])
+def test_an_agent_that_tells_no_number_of_file_systems_is_not_believed(answer: object) -> None:
+    with pytest.raises(NoAgent, match="no number"):
+        parse_frozen(answer)
+
+
 def test_a_command_that_ended_without_any_code_is_no_success() -> None:
     with pytest.raises(NoAgent, match="no exit code"):
         parse_execution({"exited": True})
@@ -257,10 +270,10 @@ def test_a_command_that_ended_without_any_code_is_no_success() -> None:
         ({"exited": True, "exitcode": 0}, 0),
         ({"exited": True, "exitcode": 255}, 255),
         ({"exited": True, "exitcode": 256}, 255),
-        ({"exited": True, "exitcode": 10**30}, 255),
+        ({"exited": True, "exitcode": 0xC0000005}, 255),
+        ({"exited": True, "exitcode": -5}, 255),
         ({"exited": True, "signal": 9}, 137),
         ({"exited": True, "signal": 127}, 255),
-        ({"exited": True, "signal": 10**30}, 255),
         ({"exited": True, "exitcode": 0, "signal": 15}, 143),
     ],
 )

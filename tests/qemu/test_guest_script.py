@@ -185,9 +185,28 @@ def test_a_switch_that_is_off_leaves_its_part_out(machine: Machine) -> None:
 
     script = machine.ok("guest-script", "web").out
 
-    assert "60-kvmlaunch-scheduler" not in script
+    setting, _, undoing = script.partition("undo_all() {")
+    assert "60-kvmlaunch-scheduler" not in setting
     assert "want_package qemu-guest-agent" not in script
     assert "want_unit fstrim.timer" not in script
+    assert "60-kvmlaunch-scheduler" in undoing  # it may have been set before
+
+
+def test_what_cannot_be_taken_back_is_told_and_tried_again(machine: Machine, guest: Path) -> None:
+    tools = machine.directory / "tools"
+    works = (tools / "systemctl").read_text()
+    run(machine)
+    (tools / "systemctl").write_text("#!/bin/sh\nexit 1\n")
+
+    failed = run(machine, "--undo")
+    (tools / "systemctl").write_text(works)
+    undone = run(machine, "--undo")
+
+    assert (failed.code, undone.code) == (1, 0), undone.err
+    assert "could not be disabled" in failed.err
+    assert "disabled" not in failed.out
+    assert "unit qemu-guest-agent.service disabled" in undone.out
+    assert not (guest / RULE).exists()
 
 
 def test_an_option_that_there_is_not_is_refused(machine: Machine, guest: Path) -> None:
