@@ -15,6 +15,7 @@ import pytest
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
 HEAVY = ("sh", "asyncio", "rich", "psutil", "filelock", "optuna", "toml_rs", "subprocess", "ctypes", "difflib", "attr")
+CAPTURED = "/srv/kvmlaunch/vmdefs/web01.img"
 # What only some commands need of ours: a plan is printed without checks, a definition is read without a plan.
 NO_PLAN = ("kvmlaunch.builder", "kvmlaunch.preflight", "kvmlaunch.facts.sources", "kvmlaunch.host.apply")
 
@@ -47,7 +48,7 @@ def beneath(names: set[str], roots: tuple[str, ...]) -> list[str]:
 
 
 def test_print_cmd_imports_nothing_heavy(facts: Path) -> None:
-    found = imported_by(("print-cmd", "web01", "--facts", str(facts)))
+    found = imported_by(("print-cmd", "web01", "--facts", str(facts), "--set", f"disk={CAPTURED}"))
 
     assert "kvmlaunch.builder.vm" in found
     assert beneath(found, HEAVY) == []

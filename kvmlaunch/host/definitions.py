@@ -51,8 +51,11 @@ def find_definition(name: str, places: tuple[Path, ...], *, otherwise: str = "")
     from kvmlaunch.define.rules import check_vm_name  # noqa: PLC0415 - on an error only
 
     near = difflib.get_close_matches(name, sorted(names_in(places)), n=3)
-    first = "kvmlaunch ls" if check_vm_name(name) else f"kvmlaunch init {name}"
-    hint = f"did you mean {' or '.join(near)}?" if near else otherwise or first
+    meant = f"did you mean {' or '.join(near)}?" if near else ""
+    if mistake := check_vm_name(name):
+        hint = meant or "kvmlaunch ls   # lists the VMs"
+        raise DefinitionInvalid(Report(code=mistake.code, message=mistake.message, why=mistake.hint, hint=hint))
+    hint = meant or otherwise or f"kvmlaunch init {name}"
     raise UnknownVm(
         Report(
             code="vm.unknown",

@@ -140,7 +140,7 @@ def check_format(disk: PlannedDisk, facts: PathFacts, vm: str) -> Iterator[Findi
         yield error(
             code="disk.header",
             message=f"{disk.path} is no {disk.format} image",
-            key=f"{disk.table}.format",
+            key=f"{disk.table}.{'format' if disk.format_written else 'path'}",
             why=f"its header is {facts.header or 'of no known format'}",
             hint=f"qemu-img info {quoted(disk.path)}   # says what it is; a damaged image must not be opened raw",
         )

@@ -21,6 +21,7 @@ from kvmlaunch.units import count, render_size
 O_DIRECT = 0o40000
 ORDINARY_PAGE = 4096  # of ordinary memory, which may be swapped out again, some may be missing
 MOST_LINES = 10
+MARKED = "Marking image as corrupt"  # QEMU block/qcow2.c
 FELL_BACK = re.compile(r".*(?:falling back|fallback to).*", re.IGNORECASE)
 # To which a guest that runs can bring itself, within milliseconds too: it sleeps, is off or has panicked.
 OF_GUESTS: Final = frozenset({"running", "suspended", "shutdown", "guest-panicked"})
@@ -59,12 +60,29 @@ def check_memory(promise: MemoryPromise, evidence: Evidence) -> Iterator[Finding
         yield broken("locked memory", render_size(promise.size), render_size(evidence.locked_bytes), "memory.lock")
 
 
+def closed_drive(promise: DrivePromise, evidence: Evidence) -> Finding | None:
+    """Give the refusal of an image that QEMU found damaged as its guest read it, and closed (`disk.corrupt`)."""
+    line = next((line for line in evidence.log.splitlines() if MARKED in line), "")
+    if not line or promise.format != "qcow2":
+        return None
+    word = f"{evidence.name}:{promise.table.removeprefix('disk.')}"
+    return error(
+        code="disk.corrupt",
+        message=f"{promise.path} is damaged",
+        key=promise.table,
+        why=line,
+        hint=f"kvmlaunch disk check {word} --repair   # on a copy first; or go back to a backup",
+    )
+
+
 def check_drive(promise: DrivePromise, evidence: Evidence) -> Iterator[Finding]:
     """Check a drive: file, format, read-only, cache mode, limits, and O_DIRECT on its descriptors."""
     table = promise.table
     seen = next((drive for drive in evidence.drives if drive.id == promise.id), None)
     if seen is None:
-        yield broken(f"drive {promise.id}", str(promise.path), "no such drive", table)
+        yield closed_drive(promise, evidence) or broken(
+            f"drive {promise.id}", str(promise.path), "no such drive", table
+        )
         return
     for name in ("format", "readonly", "direct", "no_flush", "detect_zeroes", "iops", "bandwidth"):
         key = {"direct": "cache", "no_flush": "cache", "iops": "limits", "bandwidth": "limits"}.get(name, name)

@@ -46,7 +46,18 @@ def compile_vm(caller: Caller, word: str, *, boot_from: str = "", paused: bool =
 def unmade(resolved: Resolved) -> tuple[Finding, ...]:
     """Warn of disks that are not there: how they are opened is chosen by the images, so it may be another way then."""
     paths = resolved.host.paths
-    return tuple(
+    lacking = [
+        warning(
+            code="host.facts.partial",
+            message=f"the capture does not have {disk.path.name}",
+            key=f"{disk.table}.path",
+            why="cache and aio are chosen by the image, so a start on that host may have others",
+            hint=f"kvmlaunch facts {resolved.name} --save DIR   # there: with the files of this VM",
+        )
+        for disk in resolved.plan.disks
+        if disk.path not in paths
+    ]
+    return *lacking, *(
         warning(
             code="disk.missing",
             message=f"{disk.path.name} is not there yet",

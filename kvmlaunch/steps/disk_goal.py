@@ -12,6 +12,7 @@ from kvmlaunch.host.images import exists_already, owner_of, take_device
 from kvmlaunch.model.host import PathFacts
 from kvmlaunch.model.image import SUFFIXES
 from kvmlaunch.model.value import frozen
+from kvmlaunch.preflight.disk import holder_text
 from kvmlaunch.steps.caller import Caller
 from kvmlaunch.steps.disks import Target, refuse_kind, top_format
 from kvmlaunch.steps.resolve import look_at_host
@@ -73,7 +74,12 @@ def refuse_itself(target: Target, goal: Goal) -> None:
         raise exists_already(goal.path)
     if goal.facts.lock_holders:
         raise PreflightFailed(
-            Report(code="disk.locked", message=f"{goal.path} is in use", where=str(goal.path), why="it is locked")
+            Report(
+                code="disk.locked",
+                message=f"{goal.path} is in use",
+                where=str(goal.path),
+                why="locked by " + ", ".join(dict.fromkeys(map(holder_text, goal.facts.lock_holders))),
+            )
         )
     if goal.facts.kind == "block":
         refuse_above(target, goal)

@@ -70,9 +70,9 @@ def resize_held(caller: Caller, word: str, size: int | None, *, more: bool, dry_
     """Grow a disk that no other command works on."""
     target = find_disk(caller, word)
     need_file(target)
-    refuse_damaged(target)
     seen = seen_of(caller, target)
     runs = seen is not None and seen.lives
+    refuse_damaged(target, runs=runs)
     if not runs:
         refuse_running(caller, target, "grown")
     volume, resized = plan_resize(target, size, more=more, runs=runs)

@@ -216,7 +216,8 @@ def takeable(caller: Caller, word: str, name: str) -> tuple[Target, ...]:
     for target in targets:
         need_image(target)
         refuse_disorder(target)
-        refuse_damaged(target)
+        seen = seen_of(caller, target)
+        refuse_damaged(target, runs=seen is not None and seen.lives)
     return targets
 
 

@@ -47,6 +47,7 @@ from kvmlaunch.storage.image import Image, parse_info
 from kvmlaunch.storage.volume import Volume
 from kvmlaunch.units import count
 
+DAMAGED = "Marking image as corrupt"  # QEMU block/qcow2.c
 MOST_LINES = 6  # of a tool's words: a damaged image makes thousands
 MOVING = (VmState.STARTING, VmState.BUSY, VmState.STOPPING, VmState.HALF)
 Progress = Callable[[float], None]  # how far, from 0 to 1
@@ -322,8 +323,9 @@ def refuse_elsewhere(target: Target) -> None:
         refuse_found(target, check_elsewhere(target.image, target.facts, target.table))
 
 
-def refuse_damaged(target: Target) -> None:
-    """Refuse an image that QEMU marked as damaged, or that rests on one (`disk.corrupt`): it is mended first."""
+def refuse_damaged(target: Target, *, runs: bool = False) -> None:
+    """Refuse an image that QEMU marked as damaged, or that rests on one (`disk.corrupt`); one in use after `down`."""
+    first = f"kvmlaunch down {target.subject.definition.name} && " if runs else ""
     top = target.top or target.facts
     opened = [target.facts] if target.format == "qcow2" else []  # what a raw one begins with is its guest's
     for facts in (each for each in (*opened, target.top) if each and each.damaged):
@@ -332,7 +334,7 @@ def refuse_damaged(target: Target) -> None:
             message=f"{facts.path.name} is marked as damaged",
             where=str(target.disk.path),
             why="QEMU found its tables wrong: what is written into it may overwrite what it holds",
-            hint=repair_hint(target.image, target.word),
+            hint=f"{first}{repair_hint(target.image, target.word)}",
         )
         raise PreflightFailed(report)
     refuse_found(target, check_beneath(top.path, top, target.table))
@@ -432,10 +434,11 @@ def failed_tool(done: Finished, path: PurePosixPath) -> HostFailed | PreflightFa
     if done.status < 0:
         text = f"it was ended by {Signals(-done.status).name}"
     known = {errno.ENOSPC: "host.space", errno.EROFS: "host.space", errno.EACCES: "disk.permission"}
-    for number, code in known.items():
-        if os.strerror(number) in text:
-            message = f"{path.name}: {os.strerror(number)[:1].lower()}{os.strerror(number)[1:]}"
-            return PreflightFailed(Report(code=code, message=message, where=str(path), why=text))
+    found = next((number for number in known if os.strerror(number) in text), None)
+    if found or DAMAGED in text:
+        message = f"{path.name}: {os.strerror(found).lower()}" if found else f"{path.name} is damaged"
+        code = known[found] if found else "disk.corrupt"
+        return PreflightFailed(Report(code=code, message=message, where=str(path), why=text))
     return HostFailed(Report(code="host.tool.failed", message="qemu-img failed", where=str(path), why=text))
 
 

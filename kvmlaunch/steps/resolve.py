@@ -22,7 +22,7 @@ from kvmlaunch.model.plan import Places, Plan
 from kvmlaunch.model.qemu import QemuCaps
 from kvmlaunch.model.value import evolve, frozen
 from kvmlaunch.steps.caller import Caller
-from kvmlaunch.steps.load import Subject, place_findings
+from kvmlaunch.steps.load import Subject, place_finding, place_findings
 from kvmlaunch.units import parse_size
 
 if TYPE_CHECKING:
@@ -110,6 +110,15 @@ def read_caps(definition: Definition, caller: Caller) -> QemuCaps:
 
         return parse_answers(load_answers(caller.facts / QEMU_ANSWERS))
     return probe_qemu(find_binary(definition, caller), cache=caller.cache)
+
+
+def at_binary(subject: Subject, failure: PreflightFailed) -> PreflightFailed:
+    """Give the refusal of a QEMU at the key that names it, where it is chosen by hand."""
+    report, hint = failure.report, "the same command with --set qemu.binary=auto   # takes the one on PATH"
+    if subject.definition.qemu.binary is AUTO:
+        return failure
+    named = report._replace(where="", why=f"{report.where}: {report.why}", hint=hint)
+    return PreflightFailed(place_finding(subject, Finding(severity="error", report=named, key="qemu.binary")).report)
 
 
 def mount_held(host: HostFacts, places: Places) -> HeldByVm:
@@ -219,7 +228,10 @@ def resolve(
     are its own; `refused` is what the kernel said when hugepages were tried for; `sight` what was looked at already.
     """
     definition, sight = subject.definition, sight or sight_of_one(everything=everything)
-    caps = sight.caps(definition, caller)
+    try:
+        caps = sight.caps(definition, caller)
+    except PreflightFailed as failure:
+        raise at_binary(subject, failure) from failure
     places = None if caller.facts else caller.places(definition.name)
     host = read_host_for(definition, caller, sight)
     places = places or facts_places(host, definition)

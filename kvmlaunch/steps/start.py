@@ -18,7 +18,7 @@ from kvmlaunch.builder.memory import plan_prealloc
 from kvmlaunch.builder.render import render_argv
 from kvmlaunch.builder.tpm import STATE
 from kvmlaunch.builder.vm import build_sidecars
-from kvmlaunch.errors import KvmlaunchError, QemuFailed
+from kvmlaunch.errors import KvmlaunchError, PreflightFailed, QemuFailed
 from kvmlaunch.host.files import remove_if_there, write_all
 from kvmlaunch.host.logs import open_qemu_log
 from kvmlaunch.host.rundir import (
@@ -203,7 +203,8 @@ def verify(resolved: Resolved, vm: "RunningVm", argv: tuple[str, ...], deadline:
     broken = check_promises(resolved.plan, argv, evidence)
     if broken:
         reports = tuple(finding.report for finding in broken)
-        raise QemuFailed(reports[0]._replace(where=reports[0].where or f"pid {vm.pid}"), reports)
+        kind = PreflightFailed if reports[0].code == "disk.corrupt" else QemuFailed
+        raise kind(reports[0]._replace(where=reports[0].where or f"pid {vm.pid}"), reports)
     said = (*resolved.subject.findings, *check_words(argv, evidence))
     return evolve(resolved, subject=evolve(resolved.subject, findings=said))
 

@@ -113,6 +113,7 @@ PATHS: Mapping[str, dict[str, object]] = {
     "/srv/iso/debian.iso": regular(1301, 650 * MIB, **READ_ONLY),
     "/srv/iso/virtio-win.iso": regular(1302, 700 * MIB, volume_id="virtio-win-0.1.266", **READ_ONLY),
     "/srv/iso/virtio-win-old.iso": regular(1304, 500 * MIB, volume_id="virtio-win-0.1.185", **READ_ONLY),
+    "/srv/iso/virtio-win-torn.iso": regular(1305, 1 * MIB, **READ_ONLY),
     "/srv/iso/win11.iso": regular(1303, 5 * GIB, **READ_ONLY),
     f"{TMP}/nodirect.img": regular(
         1401, 1 * GIB, inode="0:62:1401", o_direct=False, refusal="open: Invalid argument", disks=[]

@@ -438,3 +438,25 @@ def test_a_socket_of_this_host_alone_is_taken() -> None:
 
 def test_a_variable_that_is_not_there_is_said_once() -> None:
     assert codes('[disk.a]\npath = "a.img"\nsize = "${undefined}"\n') == ["def.var"]
+
+
+def test_every_unknown_variable_of_a_string_is_told() -> None:
+    found = findings('description = "${foo} ${bar} ${foo}"\n')
+
+    assert [finding.report.message for finding in found] == [
+        "there is no variable ${foo}",
+        "there is no variable ${bar}",
+    ]
+
+
+def test_a_shorthand_that_is_written_twice_is_no_table() -> None:
+    (found,) = findings('disk = "x.img"\ndisk = "y.img"\n')
+
+    assert (found.report.code, found.report.message) == ("def.toml.syntax", "disk is written twice")
+
+
+def test_a_free_boot_index_is_free_of_all_others() -> None:
+    boots = {"a": 1, "b": 1, "c": 2, "d": 2}
+    disks = "".join(f'[disk.{name}]\npath = "{name}.img"\nboot = {boot}\n' for name, boot in boots.items())
+
+    assert [finding.report.hint for finding in findings(disks)] == ["boot = 3", "boot = 4"]

@@ -239,3 +239,13 @@ def test_the_promise_of_a_hostile_path_is_the_path() -> None:
     promise = only(plan_of("path-comma"), DrivePromise)
 
     assert promise.path == PurePosixPath("/srv/vm/a,b=c d.img")
+
+
+def test_a_drive_that_qemu_closed_as_damaged_is_a_damaged_image() -> None:
+    plan, evidence = plan_of("qcow2"), evidence_of("qcow2")
+    log = "qcow2: Marking image as corrupt: Cluster allocation offset 0x12345600 unaligned; further events suppressed\n"
+
+    found = check_promises(plan, evidence.cmdline, evolve(evidence, drives=evidence.drives[1:], log=log))
+
+    assert [each.report.code for each in found] == ["disk.corrupt"]
+    assert "Marking image as corrupt" in found[0].report.why

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 
 import pytest
 
@@ -275,6 +276,51 @@ def test_an_interrupted_up_is_rolled_back(machine: Machine, number: signal.Signa
     result = finish(process)
 
     assert result.code == code, result.err
+    assert machine.leftovers() == []
+
+
+INTERRUPTED_AT = """
+import os, signal, sys
+from kvmlaunch.cli.ending import listen
+from kvmlaunch.cli.main import run
+
+name, at, *words = sys.argv[1:]
+left = int(at)
+
+
+def within(frame, event, _):
+    global left
+    if event == "return":
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+    return within
+
+
+listen()
+sys.settrace(lambda frame, event, _: within if frame.f_code.co_name == name else None)
+code = run(words)
+sys.settrace(None)
+os._exit(code)
+"""
+
+
+@pytest.mark.parametrize("place", ["none_left_behind", "given_back_on_failure", "note_machine", "launch_verified"])
+@pytest.mark.parametrize("at", [1, 2])
+def test_an_interruption_between_two_steps_leaves_no_vm_that_nobody_knows(
+    machine: Machine, place: str, at: int
+) -> None:
+    machine.define("web")
+
+    result = machine.execute(sys.executable, "-c", INTERRUPTED_AT, place, str(at), "up", "web")
+
+    if result.code == 130 and "runs on" not in result.err:
+        assert machine.qemus() == []
+    else:
+        assert result.code in {0, 130}, result.err
+        assert machine.status("web")["state"] == "running"
+    machine.ok("down", "web", "--force", "--timeout", "0")
+    assert machine.qemus() == []
     assert machine.leftovers() == []
 
 
