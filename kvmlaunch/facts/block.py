@@ -39,6 +39,10 @@ LONGEST_QCOW2_HEADER = 20
 FIRST_WITH_FEATURES = 3  # version of qcow2
 SECOND_VERSION_LENGTH = 72  # bytes of the header of version 2
 BACKING_FORMAT = 0xE2792ACA  # the header extension that names it
+DIRTY = 1 << 0
+COUNT_ORDER, COUNT_ORDERS = 4, range(7)  # of version 2, and of all: the bits of a count are 1 << order
+LARGEST_TABLE = 8 << 20  # bytes, of counts for 64 PiB
+FURTHEST = 1 << 62  # bytes, from which on no offset in a file is believed
 EXTERNAL_DATA = 1 << 2
 CORRUPT = 1 << 1
 EXTENDED_L2 = 1 << 4
@@ -148,6 +152,31 @@ def parse_layout(head: bytes) -> dict[str, object]:
     return layout | ({"damaged": True} if features & CORRUPT else {})
 
 
+def parse_counts_place(head: bytes) -> tuple[int, int, int]:
+    """Give offset and length of the table of a qcow2 file's reference counts, and the bits of a count; zeros for none.
+
+    None of a file that keeps its data in another, and of one whose counts may be behind (the dirty bit).
+    Source: QEMU docs, interop/qcow2, "Host cluster management".
+    """
+    version = int.from_bytes(head[4:8], "big")
+    features = int.from_bytes(head[72:80], "big") if version >= FIRST_WITH_FEATURES else 0
+    layout = parse_layout(head)
+    if not layout or features & (DIRTY | EXTERNAL_DATA):
+        return 0, 0, 0
+    order = int.from_bytes(head[96:100], "big") if version >= FIRST_WITH_FEATURES else COUNT_ORDER
+    length = int.from_bytes(head[56:60], "big") << int.from_bytes(head[20:24], "big")
+    offset = int.from_bytes(head[48:56], "big")
+    if order not in COUNT_ORDERS or offset >= FURTHEST:
+        return 0, 0, 0
+    return offset, min(length, LARGEST_TABLE), 1 << order
+
+
+def last_counted(counts: bytes, bits: int) -> int | None:
+    """Give the place of the last count above 0 in a block of them, as far as whole bytes tell it; None for none."""
+    used = len(counts.rstrip(b"\0"))
+    return (used - 1) * 8 // bits if used else None
+
+
 def parse_volume_id(descriptor: bytes) -> str:
     """Give the name of an ISO 9660 volume, by its first descriptor; "" for what is none.
 
@@ -208,6 +237,7 @@ def parse_path(path: PurePosixPath, probe: object, *, filesystem: str, holders: 
         committing=take(probe, "committing", bool, None) or False,
         qcow2_version=take(probe, "qcow2_version", int, 0),
         virtual_size=take(probe, "virtual_size", int, 0),
+        last_cluster=take(probe, "last_cluster", int, 0),
         cluster_size=take(probe, "cluster_size", int, 0),
         extended_l2=take(probe, "extended_l2", bool, None) or False,
         damaged=take(probe, "damaged", bool, None) or False,

@@ -24,6 +24,7 @@ from kvmlaunch.storage.image import plain_file
 BLOCK = 4096
 CLAIM_LOOKS = (0.01, 0.03, 0.1, 0.1)  # seconds after each try
 DEEPEST_STORE = 16
+COUNTS_ENTRY = 8  # bytes of the table that leads to the blocks of a qcow2 file's counts
 DEEPEST_CHAIN = 64
 
 
@@ -105,6 +106,8 @@ def capture_store(path: str, kind: str) -> dict[str, object]:
         backing = read_backing(handle, head)
         seen: dict[str, object] = {"readable": True, "header": block.parse_header(head), "backing": backing}
         seen |= block.parse_layout(head)
+        last = last_cluster(handle, head)
+        seen |= {"last_cluster": last} if last else {}
         volume = block.parse_volume_id(os.pread(handle, BLOCK, block.VOLUME_DESCRIPTOR))
         seen |= {"volume_id": volume} if volume else {}
         seen |= read_chain(path, head, backing) if backing or block.parse_external(head) else {}
@@ -115,6 +118,23 @@ def capture_store(path: str, kind: str) -> dict[str, object]:
     refusal = try_o_direct(path)
     sizes = {"size": size, "allocated": size} if kind == "block" else {}
     return {**seen, **sizes, "o_direct": not refusal, "refusal": refusal}
+
+
+def last_cluster(handle: int, head: bytes) -> int:
+    """Give where the last cluster in use of a qcow2 file begins, in bytes, by its counts; 0 where they do not tell."""
+    offset, length, bits = block.parse_counts_place(head)
+    if not length:
+        return 0
+    table = os.pread(handle, length, offset)
+    place = block.last_counted(table, 8)
+    if place is None:
+        return 0
+    number, cluster = place // COUNTS_ENTRY, 1 << int.from_bytes(head[20:24], "big")
+    start = number * COUNTS_ENTRY
+    where = int.from_bytes(table[start : start + COUNTS_ENTRY], "big")
+    counts = os.pread(handle, cluster, where) if where < block.FURTHEST else b""
+    last = block.last_counted(counts, bits)
+    return 0 if last is None else (number * cluster * 8 // bits + last) * cluster
 
 
 def is_claimed(path: str) -> bool:

@@ -167,8 +167,9 @@ class PathFacts:
     files of that chain really lie, `broken` which of them cannot be opened and why, `spoilt` which of them QEMU has
     marked as damaged, `external_data` whether one keeps
     its data in another file; `overlays` are the images that have this one as their backing file.
-    `qcow2_version` of its header, `virtual_size` and `cluster_size` in bytes, `extended_l2` (are there subclusters)
-    and `damaged` (did QEMU mark it so) are those of a qcow2 file, 0 and false for others.  `since` are the overlays
+    `qcow2_version` of its header, `virtual_size` and `cluster_size` in bytes, `last_cluster`, where the last one in use
+    begins, `extended_l2` (are there subclusters) and `damaged` (did QEMU mark it so) are those of a qcow2 file, 0 and
+    false for others.  `since` are the overlays
     of its snapshots, the newest last, which is what QEMU opens; `stray` those that do not lie in a line, `unread`
     those that cannot be read; `committing` tells of a commit at its last step.  `volume_id` is the name of an ISO
     9660 image.
@@ -206,6 +207,7 @@ class PathFacts:
     no_discard: bool = False
     qcow2_version: int = 0
     virtual_size: int = 0
+    last_cluster: int = 0
     cluster_size: int = 0
     extended_l2: bool = False
     damaged: bool = False

@@ -16,6 +16,7 @@ from kvmlaunch.model.volume import parse_volume_name
 from kvmlaunch.units import count
 
 ADDRESS = r"(?:nbd|rbd|iscsi|https?|ftps?|ssh|nfs|gluster|json)(?:\+\w+)?:"  # as QEMU takes them
+UNDER_WAY = 16 << 20  # bytes
 KINDS = {"directory": "a directory", "fifo": "a FIFO", "character": "a character device", "socket": "a socket"}
 
 
@@ -186,7 +187,11 @@ def check_container(path: PurePosixPath, facts: PathFacts, table: str, *, writte
 
 
 def check_header(disk: PlannedDisk, facts: PathFacts, vm: str) -> Iterator[Finding]:
-    """Refuse a qcow2 image that QEMU does not open (`disk.corrupt`): cut off, or marked as damaged."""
+    """Refuse a qcow2 image that lacks a part of its data (`disk.corrupt`), or that QEMU does not open or write to.
+
+    What a crash has left of requests under way may lie behind the end too; QEMU counts on that.
+    """
+    word = f"{vm}:{disk.table.removeprefix('disk.')}"
     if facts.kind == "file" and facts.size < SMALLEST_QCOW2:
         yield error(
             code="disk.corrupt",
@@ -195,8 +200,15 @@ def check_header(disk: PlannedDisk, facts: PathFacts, vm: str) -> Iterator[Findi
             why=f"it has {count(facts.size, 'byte')}, and its header alone more",
             hint="go back to a backup: what it held is gone",
         )
+    elif facts.last_cluster > facts.size + UNDER_WAY:
+        yield error(
+            code="disk.corrupt",
+            message=f"{disk.path} is cut off",
+            key=f"{disk.table}.path",
+            why=f"it has {facts.size >> 20} MiB, and its last cluster in use begins at {facts.last_cluster >> 20} MiB",
+            hint=f"kvmlaunch disk check {word}   # tells what is lost; then a whole copy, or check --repair",
+        )
     elif facts.damaged and not disk.readonly:
-        word = f"{vm}:{disk.table.removeprefix('disk.')}"
         yield error(
             code="disk.corrupt",
             message=f"{disk.path} is marked as damaged",

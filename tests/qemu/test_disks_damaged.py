@@ -1,5 +1,6 @@
 """Images that QEMU has marked as damaged, and stores without room: nothing is laid over them, or merged into them."""
 
+import os
 import subprocess  # noqa: TID253 - a holder of an image, as its users have one
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -403,3 +404,37 @@ def test_a_copy_of_what_a_check_cannot_read_is_made_and_said_to_lack_something(m
     converted = machine.run("disk", "convert", "web:root", "web.img")
 
     assert (converted.code, "damaged" in converted.err) == (0, True), converted.err
+
+
+def misplace(machine: Machine, name: str) -> None:
+    """Have the first entry of the first L2 table lead into the middle of a cluster: QEMU marks it when it is read."""
+    with place(machine, name).open("r+b") as file:
+        file.seek(40)
+        file.seek(int.from_bytes(file.read(8), "big"))
+        table = int.from_bytes(file.read(8), "big") & 0x00FFFFFFFFFFFE00
+        file.seek(table)
+        file.write((1 << 63 | 0x12345600).to_bytes(8, "big"))
+
+
+@pytest.mark.parametrize(("kept", "code"), [(1, 6), (56, 0)])
+def test_an_image_that_was_cut_off_is_not_started(machine: Machine, kept: int, code: int) -> None:
+    machine.define("web", f'{TINY}{QCOW2}size = "64MiB"\n')
+    machine.ok("disk", "create", "web")
+    image = place(machine, "web.qcow2")
+    os.truncate(image, kept * MIB)  # a few MiB may lie behind the end after a crash
+
+    result = machine.run("up", "web", "--paused")
+
+    assert result.code == code
+    assert ("is cut off" in result.err) is (code == 6)
+
+
+def test_tables_that_qemu_finds_wrong_at_the_start_are_a_damaged_image(machine: Machine) -> None:
+    machine.define("web", f'{TINY}{QCOW2}size = "8MiB"\n')
+    machine.ok("disk", "create", "web")
+    misplace(machine, "web.qcow2")
+
+    result = machine.run("up", "web")
+
+    assert (result.code, result.codes & {"disk.corrupt", "qemu.promise"}) == (6, {"disk.corrupt"})
+    assert machine.qemus() == []
