@@ -2,10 +2,12 @@
 
 import shlex
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from kvmlaunch.cli.ending import Terminated
 from kvmlaunch.cli.progress import bar
 from kvmlaunch.cli.session import Session, dry_run_option, session_command
 from kvmlaunch.cli.show import error_document, say, short_path, show_document, show_failure, show_table, talk
@@ -257,8 +259,14 @@ def convert(
     wanted = Conversion(
         goal=goal, format=format_ or "", overwrite=overwrite, remove_source=remove_source, dry_run=dry_run
     )
-    with bar(session, f"{disk}: converting") as progress:
-        done = turn(session.caller(), disk, wanted, progress=progress)
+    try:
+        with bar(session, f"{disk}: converting") as progress:
+            done = turn(session.caller(), disk, wanted, progress=progress)
+    except (KeyboardInterrupt, Terminated):
+        if overwrite and not dry_run and Path(goal).is_block_device():
+            fix = f"what {goal} held may be gone, and the disk is not whole there: the same command again"
+            say(session, disk, "warn", "cut off", fix)
+        raise
     target, name = done.target, vm_name(done.target)
     if session.json:
         document = {"to": str(done.path), "to_format": done.format, "size": done.size}

@@ -37,7 +37,7 @@ KNOWN = (
         re.compile(r"tpm-emulator: TPM result for CMD_INIT"),
         "qemu.tpm",
         "the emulator of the TPM cannot read its state",
-        "ls -l {{/var/lib,~/.local/state}}/kvmlaunch/vm/{vm}/tpm   # put a backup there: without it its keys are lost",
+        "ls -l {state}/kvmlaunch/vm/{vm}/tpm   # put a backup there: without it its keys are lost",
     ),
 )
 # `CPUID.07H:EBX.avx512f [bit 16]`, `CPUID[eax=07h,ecx=00h].EBX.hle [bit 4]`, `MSR(48CH).vmx-ept-2mb [bit 16]`
@@ -99,7 +99,8 @@ def report_death(status: int, text: str, argv: tuple[str, ...], log: str) -> Rep
     for pattern, code, message, hint in KNOWN:
         if pattern.search(words):
             image = IMAGE.search(words)
-            fix = hint.format(image=shlex.quote(image[1]) if image else "IMAGE", vm=vm)
+            state = "/var/lib" if log.startswith("/var/") else "~/.local/state"  # root's logs lie apart
+            fix = hint.format(image=shlex.quote(image[1]) if image else "IMAGE", vm=vm, state=state)
             return Report(code=code, message=message, where=log, why=quoted, hint=fix)
     return Report(
         code="qemu.exit",
