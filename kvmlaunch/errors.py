@@ -8,6 +8,7 @@ of them.  What else escapes is a bug of ours.
     ├── Refused                      1   said before anything changed
     │   ├── NotRunning               3
     │   ├── UnknownVm                4
+    │   │   └── Misnamed             5
     │   ├── DefinitionInvalid        5
     │   ├── PreflightFailed          6
     │   ├── Busy                     7
@@ -64,6 +65,12 @@ class UnknownVm(Refused):
     """No definition has this name; the report names the nearest ones and the places searched."""
 
     exit_code = 4
+
+
+class Misnamed(UnknownVm):
+    """No definition could have this name."""
+
+    exit_code = 5
 
 
 class DefinitionInvalid(Refused):

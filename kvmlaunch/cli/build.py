@@ -173,17 +173,17 @@ def no_meaning(word: str, vms: "Iterable[str]", error: UnknownVm) -> UnknownVm:
     from kvmlaunch.model.codes import CODES, TOPICS  # noqa: PLC0415
 
     known = {key.replace(".NAME", ""): key for key in key_paths()} | {each: each for each in (*CODES, *TOPICS, *vms)}
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(word, known, n=1)
     hint = (
         f"kvmlaunch explain {known[near[0]]}"
         if near
         else "kvmlaunch ls   # lists the VMs, kvmlaunch explain --help the topics"
     )
     report = Report(
-        code=error.report.code,
+        code="vm.unknown",
         message=f"{word} is no VM, key, code or topic",
         where=error.report.where,
-        why=error.report.why,
+        why=error.report.why if error.report.where else "",
         hint=hint,
     )
     return UnknownVm(report)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
-from kvmlaunch.errors import DefinitionInvalid, Report, UnknownVm
+from kvmlaunch.errors import DefinitionInvalid, Misnamed, Report, UnknownVm
 from kvmlaunch.model.value import frozen
 
 SUFFIX = ".toml"
@@ -38,7 +38,7 @@ def search_path(
 
 
 def find_definition(name: str, places: tuple[Path, ...], *, otherwise: str = "") -> Path:
-    """Give the file of a VM's name; raises UnknownVm with the nearest names and the places searched.
+    """Give the file of a VM's name; raises UnknownVm with the nearest names and the places searched, or Misnamed.
 
     `otherwise` is what to do where no name is near; a first definition is written unless it says something else.
     """
@@ -54,7 +54,7 @@ def find_definition(name: str, places: tuple[Path, ...], *, otherwise: str = "")
     meant = f"did you mean {' or '.join(near)}?" if near else ""
     if mistake := check_vm_name(name):
         hint = meant or "kvmlaunch ls   # lists the VMs"
-        raise DefinitionInvalid(Report(code=mistake.code, message=mistake.message, why=mistake.hint, hint=hint))
+        raise Misnamed(Report(code=mistake.code, message=mistake.message, why=mistake.hint, hint=hint))
     hint = meant or otherwise or f"kvmlaunch init {name}"
     raise UnknownVm(
         Report(

@@ -83,7 +83,7 @@ def first_source(caller: Caller, word: str) -> tuple[str, Source]:
             path = find_definition(word, caller.search)
         except UnknownVm as unknown:
             hint = running_hint(caller, word) or unknown.report.hint
-            raise UnknownVm(unknown.report._replace(hint=hint)) from unknown
+            raise type(unknown)(unknown.report._replace(hint=hint)) from unknown
     path = path.absolute()
     name = path.name.removesuffix(SUFFIX)
     try:

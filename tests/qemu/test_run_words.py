@@ -407,6 +407,23 @@ def test_a_vm_that_runs_from_elsewhere_is_named_with_its_file(machine: Machine) 
     assert "far away/web.toml' " in unknown.err
 
 
+@pytest.mark.parametrize("name", ["a,process=evil", "Web", "a" * 41, "", "a\nb"])
+def test_what_can_be_no_name_of_a_vm_is_said_to_be_none(machine: Machine, name: str) -> None:
+    machine.define("web")
+
+    refused = machine.run("up", name)
+
+    assert (refused.code, refused.codes) == (5, {"def.name"})
+    assert machine.qemus() == []
+
+
+def test_a_key_of_a_disk_is_explained_by_the_disks_own_name_too(machine: Machine) -> None:
+    said = machine.ok("explain", "disk.root.cache").out
+
+    assert said.startswith("disk.NAME.cache\n")
+    assert machine.run("explain", "nosuch.key").codes == {"vm.unknown"}
+
+
 def test_a_guest_need_not_be_waited_for(machine: Machine) -> None:
     machine.define("web")
     machine.ok("up", "web")
