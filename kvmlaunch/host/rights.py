@@ -10,6 +10,8 @@ from contextlib import contextmanager, suppress
 from kvmlaunch.errors import HostFailed, Report
 from kvmlaunch.model.host import UserFacts
 
+LONGEST_UID = 10  # digits
+
 
 def capture_user(name: str | None = None) -> UserFacts:
     """Give the user of a name, or the caller with the groups that it has now; HostFailed for no such user."""
@@ -19,13 +21,16 @@ def capture_user(name: str | None = None) -> UserFacts:
     try:
         entry = pwd.getpwnam(name)
     except KeyError as error:
+        known = user_name(int(name)) if name.isdecimal() and len(name) <= LONGEST_UID else name
+        make = "" if name.isdecimal() else f"useradd --system --no-create-home {shlex.quote(name)}"
+        hint = f"{known}   # is the name of uid {name}" if known != name else make
         raise HostFailed(
             Report(
                 code="host.user.unknown",
                 message=f"there is no user {name}",
                 where="security.user",
                 why="the host's user database does not know it",
-                hint=f"useradd --system --no-create-home {shlex.quote(name)}",
+                hint=hint,
             )
         ) from error
     groups = set(os.getgrouplist(name, entry.pw_gid))

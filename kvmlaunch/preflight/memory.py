@@ -120,7 +120,7 @@ def check_ordinary(plan: Plan, host: HostFacts) -> Iterator[Finding]:
 def smaller_hint(room: int) -> str:
     """Give how to ask for what there is room for, in whole units; "" for none."""
     unit = GIB if room >= GIB else MIB
-    return f"--set memory.size={render_size(room // unit * unit)}" if room >= LEAST_GUEST else ""
+    return f"the same command with --set memory.size={render_size(room // unit * unit)}" if room >= LEAST_GUEST else ""
 
 
 def check_stacked(plan: Plan, host: HostFacts, places: Places) -> Iterator[Finding]:
