@@ -2,7 +2,6 @@
 
 import shlex
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,6 +12,7 @@ from kvmlaunch.cli.session import Session, dry_run_option, session_command
 from kvmlaunch.cli.show import error_document, say, short_path, show_document, show_failure, show_table, talk
 from kvmlaunch.cli.snapshot import disk_argument, disks_argument, snapshot, vm_name
 from kvmlaunch.steps.many import common_code
+from kvmlaunch.steps.names import name_of
 from kvmlaunch.units import KIB, count, parse_size, render_rounded, render_size
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def create(session: Session, disk: str, dry_run: bool) -> None:
 
     with bar(session, f"{disk}: making") as progress:
         made = make(session.caller(), disk, dry_run=dry_run, progress=progress)
-    show_created(session, made, dry_run=dry_run)
+    show_created(session, disk, made, dry_run=dry_run)
     if session.json:
         rows = [
             {**target_document(each.target), "size": each.size, "already": each.already, "how": each.how}
@@ -77,7 +77,7 @@ def create(session: Session, disk: str, dry_run: bool) -> None:
         show_document("disk-create", {"disks": rows, "dry_run": dry_run})
 
 
-def show_created(session: Session, made: "Sequence[Created]", *, dry_run: bool = False) -> None:
+def show_created(session: Session, word: str, made: "Sequence[Created]", *, dry_run: bool = False) -> None:
     """Print which disks were made, and how."""
     for each in made if not session.json else ():
         path = short_path(str(each.target.disk.path))
@@ -89,7 +89,7 @@ def show_created(session: Session, made: "Sequence[Created]", *, dry_run: bool =
         else:
             say(session, vm_name(each.target), "ok", "would make" if dry_run else "made", f"{text}, {each.how}")
     if not made and not session.json:
-        say(session, "disk", "skip", "", "this VM has no disks")
+        say(session, name_of(word), "skip", "", "this VM has no disks")
 
 
 @disk.command()
@@ -104,6 +104,8 @@ def info(session: Session, disk: str) -> int:
         show_document("disk-info", {"disks": [info_document(each) for each in found]})
     else:
         show_table([row for each in found for row in info_rows(each)])
+        if not found:
+            say(session, name_of(disk), "skip", "", "this VM has no disks")
     errors = [(each.target, each.error) for each in found if each.error]
     for target, error in errors:
         show_failure(session, error, target.word)
@@ -220,7 +222,8 @@ def resize(session: Session, disk: str, size: tuple[int, bool] | None, dry_run: 
             name,
             "warn",
             "",
-            "what was added takes its place as it is written: slower at first, and aio may differ at the next start",
+            "what was added takes its place as it is written: slower at first"
+            + (", and aio may differ at the next start" if target.format == "raw" else ""),
         )
     if done.target.disk.size is not None and done.after > done.target.disk.size and done.after % KIB == 0:
         say(
@@ -262,10 +265,9 @@ def convert(
     try:
         with bar(session, f"{disk}: converting") as progress:
             done = turn(session.caller(), disk, wanted, progress=progress)
-    except (KeyboardInterrupt, Terminated):
-        if overwrite and not dry_run and Path(goal).is_block_device():
-            fix = f"what {goal} held may be gone, and the disk is not whole there: the same command again"
-            say(session, disk, "warn", "cut off", fix)
+    except (KeyboardInterrupt, Terminated) as cut:
+        for note in getattr(cut, "__notes__", ()):
+            say(session, disk, "warn", "cut off", note)
         raise
     target, name = done.target, vm_name(done.target)
     if session.json:

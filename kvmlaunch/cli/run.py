@@ -3,6 +3,7 @@
 import re
 import shlex
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import click
@@ -11,7 +12,7 @@ from kvmlaunch.cli.ending import Terminated
 from kvmlaunch.cli.many import Document, each_vm, named, noting, teller
 from kvmlaunch.cli.session import Session, dry_run_option, session_command, vm_argument, vms_argument
 from kvmlaunch.cli.show import duration_text, say, show_document, show_warnings
-from kvmlaunch.errors import Busy, Report
+from kvmlaunch.errors import Busy, KvmlaunchError, Report
 from kvmlaunch.model.change import render_change
 from kvmlaunch.model.lifecycle import Verb
 from kvmlaunch.steps.caller import Caller, Tell
@@ -107,9 +108,10 @@ def say_running(session: Session, caller: Caller, name: str) -> None:
     from kvmlaunch.model.lifecycle import VmState  # noqa: PLC0415 - on a signal only
     from kvmlaunch.steps.observe import observe  # noqa: PLC0415
 
-    seen = observe(caller, name)
-    if seen.state is VmState.RUNNING:
-        say(session, name, "warn", "runs on", f"pid {seen.pid} · kvmlaunch down {name}")
+    with suppress(KvmlaunchError, OSError):  # the signal is what is told
+        seen = observe(caller, name)
+        if seen.state is VmState.RUNNING:
+            say(session, name, "warn", "runs on", f"pid {seen.pid} · kvmlaunch down {name}")
 
 
 def wait_ready(session: Session, caller: Caller, word: str, started: "Started", timeout: float | None) -> None:
@@ -148,7 +150,7 @@ def create_disks(session: Session, word: str, *, dry_run: bool) -> bool:
         made = create(session.caller(), word, dry_run=dry_run, progress=progress)
     fresh = [each for each in made if not each.already]
     if fresh:
-        show_created(session, fresh, dry_run=dry_run)
+        show_created(session, word, fresh, dry_run=dry_run)
     return bool(fresh)
 
 
@@ -182,7 +184,8 @@ def start_one(
         if not session.json and (wishes.dry_run or not foreground):
             show_started(session, started, wishes)
     except (KeyboardInterrupt, Terminated):
-        say_running(session, caller, name)
+        if not wishes.dry_run:
+            say_running(session, caller, name)
         raise
     if wishes.ready and not wishes.dry_run:
         wait_ready(session, caller, word, started, wishes.timeout)
@@ -295,7 +298,9 @@ def show_ended(session: Session, ended: "Ended", undo: str, *, dry_run: bool) ->
 @click.command()
 @vms_argument
 @dry_run_option
-@click.option("--force", is_flag=True, help="After the timeout end QEMU: TERM, then KILL.")
+@click.option(
+    "--force", is_flag=True, help="After the timeout end QEMU: TERM, then KILL; with --timeout 0 at once, unasked."
+)
 @patience_option
 @click.option("--all", "every", is_flag=True, help="Every running VM.")
 @jobs_option
@@ -315,7 +320,9 @@ def down(
 @click.command()
 @vms_argument
 @dry_run_option
-@click.option("--force", is_flag=True, help="After the timeout end QEMU: TERM, then KILL.")
+@click.option(
+    "--force", is_flag=True, help="After the timeout end QEMU: TERM, then KILL; with --timeout 0 at once, unasked."
+)
 @patience_option
 @jobs_option
 @session_command

@@ -151,6 +151,12 @@ def fault_of_twice(text: str, line: int) -> Fault:
     return Fault(line=line, column=column, message=f"{name[:LONGEST_NAME]} is written twice")
 
 
+def table_in(line: str) -> str:
+    """Give the table that a line opens, or writes a key of."""
+    name = line.partition("=")[0].strip()
+    return f"the table {name}" if name.startswith("[") else f"the key {name}"
+
+
 def shorthand_clash(text: str, faulty: str) -> dict[str, str] | None:
     """Give message and hint when the faulty line opens a table whose name is written as a shorthand above."""
     header = re.match(
@@ -163,7 +169,7 @@ def shorthand_clash(text: str, faulty: str) -> dict[str, str] | None:
     table, _, leaf = SHORTHANDS[key].rpartition(".")
     value = re.search(rf"^[ \t]*{key}[ \t]*=[ \t]*(.+?)[ \t]*(?:#.*)?$", text, re.MULTILINE)
     return {
-        "message": f"the shorthand `{key} = …` and the table {faulty.strip()} cannot stand in one file",
+        "message": f"the shorthand `{key} = …` and {table_in(faulty)} cannot stand in one file",
         "why": f"`{key} = …` means {SHORTHANDS[key]}; TOML allows a name to be a value or a table, not both",
         "hint": f"[{table}]\n{leaf} = {value[1] if value else '…'}",
     }

@@ -118,9 +118,12 @@ drop_unit() {{ # NAME: only one that this script has enabled
     if [ -f "$enabled" ] && grep -qxF "$1" "$enabled"; then
         if systemctl disable --now "$1"; then
             say "unit $1 disabled"
-        else
+        elif systemctl cat "$1" >/dev/null 2>&1; then # where it is gone there is nothing to take back
             by_hand "$1 could not be disabled"
+            return 0
         fi
+        grep -vxF "$1" "$enabled" >"$enabled.new" || true
+        mv "$enabled.new" "$enabled"
     fi
 }}
 

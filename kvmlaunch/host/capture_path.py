@@ -24,6 +24,7 @@ from kvmlaunch.storage.image import plain_file
 BLOCK = 4096
 CLAIM_LOOKS = (0.01, 0.03, 0.1, 0.1)  # seconds after each try
 DEEPEST_STORE = 16
+LONGEST_PATH = 4096
 COUNTS_ENTRY = 8  # bytes of the table that leads to the blocks of a qcow2 file's counts
 DEEPEST_CHAIN = 64
 
@@ -37,7 +38,8 @@ def capture_path(base: str, path: str) -> dict[str, object]:
     except OSError as error:
         missing = error.errno in {errno.ENOENT, errno.ENOTDIR}
         led = {"dangling": True} if missing and os.path.islink(base + path) else {}
-        return {**probe, "kind": "missing" if missing else "denied", "refusal": error.strerror, **led}
+        gone = {"moved": moved} if missing and (moved := moved_to(PurePosixPath(real))) else {}
+        return {**probe, "kind": "missing" if missing else "denied", "refusal": error.strerror, **led, **gone}
     kind = kind_of(seen.st_mode)
     device = seen.st_rdev if kind == "block" else seen.st_dev
     return {
@@ -56,6 +58,15 @@ def capture_path(base: str, path: str) -> dict[str, object]:
         **(capture_store(real, kind) if kind in {"file", "block"} else {}),
         **(capture_snapshots(real) if kind == "file" else {}),
     }
+
+
+def moved_to(image: PurePosixPath) -> str:
+    """Give where a disk went that was converted, and removed at this path; "" where that is not known."""
+    try:
+        with open(snapshot.moved_path(image), encoding="utf-8") as file:
+            return file.read(LONGEST_PATH).strip()
+    except (OSError, ValueError):
+        return ""
 
 
 def is_mounted_readonly(path: str) -> bool:
@@ -106,11 +117,12 @@ def capture_store(path: str, kind: str) -> dict[str, object]:
         backing = read_backing(handle, head)
         seen: dict[str, object] = {"readable": True, "header": block.parse_header(head), "backing": backing}
         seen |= block.parse_layout(head)
-        last = last_cluster(handle, head)
-        seen |= {"last_cluster": last} if last else {}
+        short = is_short(handle, head)
         volume = block.parse_volume_id(os.pread(handle, BLOCK, block.VOLUME_DESCRIPTOR))
         seen |= {"volume_id": volume} if volume else {}
         seen |= read_chain(path, head, backing) if backing or block.parse_external(head) else {}
+        if short:
+            seen["short"] = [path, *chained_short(seen)]
     except OSError as error:
         return {"refusal": error.strerror}
     finally:
@@ -120,21 +132,32 @@ def capture_store(path: str, kind: str) -> dict[str, object]:
     return {**seen, **sizes, "o_direct": not refusal, "refusal": refusal}
 
 
+def chained_short(seen: dict[str, object]) -> list[object]:
+    """Give the short files of what was seen of a chain."""
+    short = seen.get("short")
+    return short if isinstance(short, list) else []
+
+
+def is_short(handle: int, head: bytes) -> bool:
+    """Does a qcow2 file end before the last cluster that it counts as used: it was cut off, or a crash left counts."""
+    return last_cluster(handle, head) >= os.lseek(handle, 0, os.SEEK_END) > 0
+
+
 def last_cluster(handle: int, head: bytes) -> int:
-    """Give where the last cluster in use of a qcow2 file begins, in bytes, by its counts; 0 where they do not tell."""
+    """Give where the last cluster in use of a qcow2 file begins, in bytes, by its counts; -1 where they do not tell."""
     offset, length, bits = block.parse_counts_place(head)
     if not length:
-        return 0
+        return -1
     table = os.pread(handle, length, offset)
     place = block.last_counted(table, 8)
     if place is None:
-        return 0
+        return -1
     number, cluster = place // COUNTS_ENTRY, 1 << int.from_bytes(head[20:24], "big")
     start = number * COUNTS_ENTRY
     where = int.from_bytes(table[start : start + COUNTS_ENTRY], "big")
     counts = os.pread(handle, cluster, where) if where < block.FURTHEST else b""
     last = block.last_counted(counts, bits)
-    return 0 if last is None else (number * cluster * 8 // bits + last) * cluster
+    return -1 if last is None else (number * cluster * 8 // bits + last) * cluster
 
 
 def is_claimed(path: str) -> bool:
@@ -186,6 +209,7 @@ def read_backing(handle: int, head: bytes) -> str:
 def read_chain(path: str, head: bytes, backing: str) -> dict[str, object]:
     """Give where the files of a backing chain really lie, and what of them keeps it from being used."""
     chain: list[str] = []
+    short: list[str] = []
     external, spoilt = block.parse_external(head), ""
     while backing and len(chain) < DEEPEST_CHAIN:
         above, path, stated = (path, *chain), backing_path(path, backing), block.parse_backing_format(head)
@@ -193,7 +217,7 @@ def read_chain(path: str, head: bytes, backing: str) -> dict[str, object]:
         if path in above:
             return {"chain": chain, "external": external, "broken": f"{path}: what it rests on leads back to it"}
         try:
-            head, backing = read_head(path)
+            head, backing, ends_early = read_head(path)
         except OSError as error:
             return {"chain": chain, "external": external, "broken": f"{path}: {error.strerror}"}
         if stated == "qcow2" and block.parse_header(head) != stated:
@@ -203,15 +227,18 @@ def read_chain(path: str, head: bytes, backing: str) -> dict[str, object]:
         external = external or block.parse_external(head)
         if stated == "qcow2" and block.parse_layout(head).get("damaged"):  # what a raw one begins with is its guest's
             spoilt = spoilt or path
-    return {"chain": chain, "external": external} | ({"spoilt": spoilt} if spoilt else {})
+        if stated == "qcow2" and ends_early:
+            short.append(path)
+    wrong = ({"spoilt": spoilt} if spoilt else {}) | ({"short": short} if short else {})
+    return {"chain": chain, "external": external, **wrong}
 
 
-def read_head(path: str) -> tuple[bytes, str]:
-    """Give the beginning of an image and the backing file that it names; raises OSError."""
+def read_head(path: str) -> tuple[bytes, str, bool]:
+    """Give the beginning of an image, the backing file that it names, and whether it is short; raises OSError."""
     handle = open_image(path)
     try:
         head = os.pread(handle, BLOCK, 0)
-        return head, read_backing(handle, head)
+        return head, read_backing(handle, head), is_short(handle, head)
     finally:
         os.close(handle)
 

@@ -18,7 +18,7 @@ from kvmlaunch.host.rights import capture_user, rights_of, user_name
 from kvmlaunch.host.tree import check_directory, failed
 from kvmlaunch.model.host import UserFacts
 from kvmlaunch.model.value import frozen
-from kvmlaunch.storage.snapshot import MAKING, SINCE
+from kvmlaunch.storage.snapshot import MAKING, SINCE, moved_path
 
 NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 LOOKS = (0.01, 0.02, 0.05)  # seconds
@@ -95,6 +95,8 @@ def new_image(path: PurePosixPath, maker: UserFacts, owner: UserFacts) -> Iterat
             os.fchown(fd, owner.uid, owner.gid)
         with rights_of(maker):
             give_name(place, path)
+            with suppress(FileNotFoundError):  # what was there before went elsewhere, and is here again
+                os.unlink(moved_path(path))
     except OSError as error:
         raise failed(path, error) from error
     finally:

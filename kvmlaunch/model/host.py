@@ -162,14 +162,15 @@ class PathFacts:
     """A file that a definition names, seen with the rights of the VM's user.
 
     `o_direct` is the outcome of an aligned O_DIRECT read of this very file, `refusal` what the system said when it was
-    None or False; `dangling` is a link to nothing, whose goal `real` names.  `header` names a known image format found
+    None or False; `dangling` is a link to nothing, whose goal `real` names;
+    `moved` is where a disk went that was converted, and removed here.  `header` names a known image format found
     at the start, "" when none; `backing` is the name that a qcow2 file gives for its backing file, `chain` where the
     files of that chain really lie, `broken` which of them cannot be opened and why, `spoilt` which of them QEMU has
     marked as damaged, `external_data` whether one keeps
     its data in another file; `overlays` are the images that have this one as their backing file.
-    `qcow2_version` of its header, `virtual_size` and `cluster_size` in bytes, `last_cluster`, where the last one in use
-    begins, `extended_l2` (are there subclusters) and `damaged` (did QEMU mark it so) are those of a qcow2 file, 0 and
-    false for others.  `since` are the overlays
+    `qcow2_version` of its header, `virtual_size` and `cluster_size` in bytes, `extended_l2` (are there subclusters)
+    and `damaged` (did QEMU mark it so) are those of a qcow2 file, 0 and false for others; `short` are those of its
+    chain that end before the last cluster which they count as used.  `since` are the overlays
     of its snapshots, the newest last, which is what QEMU opens; `stray` those that do not lie in a line, `unread`
     those that cannot be read; `committing` tells of a commit at its last step.  `volume_id` is the name of an ISO
     9660 image.
@@ -195,9 +196,11 @@ class PathFacts:
     backing: str = ""
     chain: tuple[str, ...] = ()
     broken: str = ""
+    moved: str = ""
     spoilt: str = ""
     external_data: bool = False
     overlays: tuple[str, ...] = ()
+    short: tuple[str, ...] = ()
     since: tuple[str, ...] = ()
     stray: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()
@@ -207,7 +210,6 @@ class PathFacts:
     no_discard: bool = False
     qcow2_version: int = 0
     virtual_size: int = 0
-    last_cluster: int = 0
     cluster_size: int = 0
     extended_l2: bool = False
     damaged: bool = False

@@ -4,6 +4,7 @@ from pathlib import PurePosixPath
 from typing import Final
 
 SUFFIXES: Final = {".img": "raw", ".raw": "raw", ".qcow2": "qcow2"}
+MARKED: Final = "Marking image as corrupt"  # QEMU says so when it does, block/qcow2.c
 SMALLEST_QCOW2: Final = 104  # bytes: the header of version 3; docs/interop/qcow2.txt
 RAW_SUFFIXES: Final = tuple(suffix for suffix, format_ in SUFFIXES.items() if format_ == "raw")
 

@@ -4,10 +4,12 @@ import json
 import re
 import shlex
 from collections.abc import Collection
+from pathlib import PurePosixPath
 
 from kvmlaunch.errors import Report
 from kvmlaunch.model.codes import REMEDIES
 
+ROOTS_LOGS = "/var/log/kvmlaunch/"  # those of others lie in their state: STATE/log/VM/qemu.log
 KNOWN = (
     (
         re.compile(r'Failed to get (?:shared )?"\w+" lock'),
@@ -37,7 +39,7 @@ KNOWN = (
         re.compile(r"tpm-emulator: TPM result for CMD_INIT"),
         "qemu.tpm",
         "the emulator of the TPM cannot read its state",
-        "ls -l {state}/kvmlaunch/vm/{vm}/tpm   # put a backup there: without it its keys are lost",
+        "ls -l {state}/vm/{vm}/tpm   # put a backup there: without it its keys are lost",
     ),
 )
 # `CPUID.07H:EBX.avx512f [bit 16]`, `CPUID[eax=07h,ecx=00h].EBX.hle [bit 4]`, `MSR(48CH).vmx-ept-2mb [bit 16]`
@@ -99,7 +101,7 @@ def report_death(status: int, text: str, argv: tuple[str, ...], log: str) -> Rep
     for pattern, code, message, hint in KNOWN:
         if pattern.search(words):
             image = IMAGE.search(words)
-            state = "/var/lib" if log.startswith("/var/") else "~/.local/state"  # root's logs lie apart
+            state = "/var/lib/kvmlaunch" if log.startswith(ROOTS_LOGS) else PurePosixPath(log).parent.parent.parent
             fix = hint.format(image=shlex.quote(image[1]) if image else "IMAGE", vm=vm, state=state)
             return Report(code=code, message=message, where=log, why=quoted, hint=fix)
     return Report(

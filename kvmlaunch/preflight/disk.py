@@ -16,7 +16,6 @@ from kvmlaunch.model.volume import parse_volume_name
 from kvmlaunch.units import count
 
 ADDRESS = r"(?:nbd|rbd|iscsi|https?|ftps?|ssh|nfs|gluster|json)(?:\+\w+)?:"  # as QEMU takes them
-UNDER_WAY = 16 << 20  # bytes
 KINDS = {"directory": "a directory", "fifo": "a FIFO", "character": "a character device", "socket": "a socket"}
 
 
@@ -55,8 +54,20 @@ def create_hint(disk: PlannedDisk, vm: str) -> str:
         return f"{active}\n{made}" if made else active
     if disk.made or str(disk.path).startswith("/dev/"):
         return made
-    new = f'size = "20GiB"   # beside path, in [{disk.table}]; then: kvmlaunch up {vm} --create'
+    new = f'size = "20GiB"   # beside path in [{disk.table}], a table and no disk = …; then: kvmlaunch up {vm} --create'
     return f"correct the path, which is relative to the definition; or for a new, empty disk:\n{new}"
+
+
+def moved_away(path: PurePosixPath, facts: PathFacts, table: str) -> Finding:
+    """Give the refusal of a disk that was converted and removed (`disk.missing`): a new one would be empty."""
+    return error(
+        code="disk.missing",
+        message=f"{path} was converted, and removed",
+        key=f"{table}.path",
+        why=f"what it held is in {facts.moved}",
+        hint=f"path = {json.dumps(facts.moved)}   # in [{table}], with the format that it has; or, for an empty disk:\n"
+        f"rm {quoted(path.with_name(f'.{path.name}.moved'))}",
+    )
 
 
 def led_to_nothing(path: PurePosixPath, facts: PathFacts, key: str) -> Finding:
@@ -75,6 +86,8 @@ def check_kind(disk: PlannedDisk, facts: PathFacts, host: HostFacts, vm: str) ->
     key, path = f"{disk.table}.path", disk.path
     if facts.dangling:
         yield led_to_nothing(path, facts, key)
+    elif facts.kind == "missing" and facts.moved:
+        yield moved_away(path, facts, disk.table)
     elif facts.kind == "missing":
         hint = create_hint(disk, vm)
         yield error(code="disk.missing", message=f"{path} does not exist", key=key, why=facts.refusal, hint=hint)
@@ -149,7 +162,7 @@ def check_format(disk: PlannedDisk, facts: PathFacts, vm: str) -> Iterator[Findi
 
 def check_room(disk: PlannedDisk, facts: PathFacts, vm: str) -> Iterator[Finding]:
     """Warn of a block device that a qcow2 image may outgrow (`disk.room`): its tables take more than the disk."""
-    if facts.kind != "block" or not facts.cluster_size:
+    if facts.kind != "block" or not facts.cluster_size or disk.readonly or facts.external_data:
         return
     needed = qcow2_room(facts.virtual_size, facts.cluster_size, subclusters=facts.extended_l2)
     if facts.size < needed:
@@ -187,11 +200,7 @@ def check_container(path: PurePosixPath, facts: PathFacts, table: str, *, writte
 
 
 def check_header(disk: PlannedDisk, facts: PathFacts, vm: str) -> Iterator[Finding]:
-    """Refuse a qcow2 image that lacks a part of its data (`disk.corrupt`), or that QEMU does not open or write to.
-
-    What a crash has left of requests under way may lie behind the end too; QEMU counts on that.
-    """
-    word = f"{vm}:{disk.table.removeprefix('disk.')}"
+    """Refuse a qcow2 image that QEMU does not open (`disk.corrupt`): cut off, or marked as damaged."""
     if facts.kind == "file" and facts.size < SMALLEST_QCOW2:
         yield error(
             code="disk.corrupt",
@@ -200,15 +209,8 @@ def check_header(disk: PlannedDisk, facts: PathFacts, vm: str) -> Iterator[Findi
             why=f"it has {count(facts.size, 'byte')}, and its header alone more",
             hint="go back to a backup: what it held is gone",
         )
-    elif facts.last_cluster > facts.size + UNDER_WAY:
-        yield error(
-            code="disk.corrupt",
-            message=f"{disk.path} is cut off",
-            key=f"{disk.table}.path",
-            why=f"it has {facts.size >> 20} MiB, and its last cluster in use begins at {facts.last_cluster >> 20} MiB",
-            hint=f"kvmlaunch disk check {word}   # tells what is lost; then a whole copy, or check --repair",
-        )
     elif facts.damaged and not disk.readonly:
+        word = f"{vm}:{disk.table.removeprefix('disk.')}"
         yield error(
             code="disk.corrupt",
             message=f"{disk.path} is marked as damaged",

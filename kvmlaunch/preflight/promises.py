@@ -6,6 +6,7 @@ from typing import Final, assert_never
 
 from kvmlaunch.model.evidence import DriveEvidence, Evidence, said_by
 from kvmlaunch.model.finding import Finding, error, warning
+from kvmlaunch.model.image import MARKED
 from kvmlaunch.model.plan import (
     AcceleratorPromise,
     DrivePromise,
@@ -21,7 +22,6 @@ from kvmlaunch.units import count, render_size
 O_DIRECT = 0o40000
 ORDINARY_PAGE = 4096  # of ordinary memory, which may be swapped out again, some may be missing
 MOST_LINES = 10
-MARKED = "Marking image as corrupt"  # QEMU block/qcow2.c
 FELL_BACK = re.compile(r".*(?:falling back|fallback to).*", re.IGNORECASE)
 # To which a guest that runs can bring itself, within milliseconds too: it sleeps, is off or has panicked.
 OF_GUESTS: Final = frozenset({"running", "suspended", "shutdown", "guest-panicked"})

@@ -127,7 +127,7 @@ def spawn_child(
         group=owner.gid if owner.drop else None,
         extra_groups=owner.groups if owner.drop else None,
     )
-    KEPT.append(child)
+    KEPT[:] = [*(each for each in KEPT if each.poll() is None), child]
     return child
 
 

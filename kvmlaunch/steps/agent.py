@@ -27,7 +27,7 @@ from kvmlaunch.run.agent import ask_agent
 from kvmlaunch.run.guardian import guarded
 from kvmlaunch.run.qmp import Target
 from kvmlaunch.steps.caller import Caller
-from kvmlaunch.steps.control import live, query, run_state_of
+from kvmlaunch.steps.control import PAUSES, SLEEPS, WAITS, live, query, run_state_of
 from kvmlaunch.steps.observe import Seen
 
 SECONDS = 5.0  # for a question that an agent answers at once
@@ -51,7 +51,7 @@ def channel(seen: Seen) -> Target:
                 message=f"{seen.name} has no channel to an agent",
                 where=str(path),
                 why="guest_agent.enabled is not true, or the VM was started before it was",
-                hint="[guest_agent]\nenabled = true   # then kvmlaunch restart it",
+                hint=f"[guest_agent]\nenabled = true   # then: kvmlaunch restart {seen.name}",
             )
         )
     return Target(path=path, pid=seen.pid, kind="agent")
@@ -101,16 +101,19 @@ def execute(caller: Caller, word: str, argv: Sequence[str], *, given: bytes | No
 
 def need_running(seen: Seen) -> None:
     """Refuse to ask the agent of a guest that stands still (`vm.state`): it would not answer."""
-    run_state = run_state_of(seen)
+    run_state = ""
+    with contextlib.suppress(TimedOut):  # the agent may answer where the monitor does not
+        run_state = run_state_of(seen)
     if run_state in {"running", "prelaunch", ""}:  # before it ever ran nobody has opened the channel
         return
+    goes_on = run_state in {*PAUSES, SLEEPS, WAITS}
     raise Busy(
         Report(
             code="vm.state",
             message=f"{seen.name} stands still: {run_state}",
             where=f"pid {seen.pid}",
             why="its vCPUs do not run, so its agent does not answer",
-            hint=f"kvmlaunch resume {seen.name}",
+            hint=f"kvmlaunch resume {seen.name}" if goes_on else f"kvmlaunch reset {seen.name}   # starts it anew",
         )
     )
 
@@ -204,18 +207,22 @@ def frozen_guest(seen: Seen) -> Iterator[Rest]:
     if not hears(seen):
         yield rest
         return
-    target = channel(seen)
+    target, refused = channel(seen), False
     need_answer(target)
     try:
         with guarded(lambda: thaw(target)) as let_go:
             try:
-                rest.count = frozen_count(freeze(target), target)
+                try:
+                    answers = freeze(target)
+                except HostFailed:
+                    refused = True  # it answered that nothing is held
+                    raise
+                rest.count = frozen_count(answers, target)
                 yield rest
             finally:
                 rest.stuck = thaw(target)
                 let_go()
     except (HostFailed, TimedOut) as error:
-        refused = rest.count is None and isinstance(error, HostFailed)  # it answered that nothing is held
         if not rest.stuck or refused:
             if rest.count is not None:
                 raise

@@ -59,10 +59,13 @@ class Caller:
 
     def again(self, word: str, instead: str) -> str:
         """Give the whole command once more, with another word in the place of one."""
-        words = shlex.split(self.line)
-        if word not in words:
+        words, place = shlex.split(self.line), 0
+        try:
+            for each in self.command.split():  # a VM may be called as a command is
+                place = words.index(each, place) + 1
+            words[words.index(word, place)] = instead
+        except ValueError:
             return f"{self.command} {instead}"
-        words[words.index(word)] = instead
         return shlex.join(words)
 
     def preflight(self, vm: str, deed: str) -> str:

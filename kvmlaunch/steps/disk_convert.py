@@ -10,6 +10,7 @@ from kvmlaunch.errors import HostFailed, PreflightFailed, Report
 from kvmlaunch.host.capture_path import open_image
 from kvmlaunch.host.images import (
     free_space,
+    mark_image,
     new_image,
     owner_of,
 )
@@ -45,6 +46,7 @@ from kvmlaunch.steps.disks import (
 )
 from kvmlaunch.storage.creation import COPIES_ON_WRITE
 from kvmlaunch.storage.image import Image, parse_info, parse_progress
+from kvmlaunch.storage.snapshot import moved_path
 from kvmlaunch.units import render_rounded, render_size
 
 SHARE = {"convert": (0.0, 0.7), "compare": (0.7, 0.3)}  # of the whole, for its progress
@@ -97,14 +99,16 @@ def convert(caller: Caller, word: str, wanted: Conversion, *, progress: Progress
         unsound = not wanted.remove_source and is_unsound(target)
         done = convert_target(caller, target, wanted, progress)
         if wanted.remove_source and not wanted.dry_run:
-            remove(needed(caller, word, wanted))  # an overlay of another VM may have been laid over it meanwhile
+            found = needed(caller, word, wanted)  # an overlay of another VM may have been laid over it meanwhile
+            if found.facts.kind == "file":
+                mark_image(moved_path(found.image), str(done.path))
+            remove(found)
         return evolve(done, unsound=unsound)
 
 
 def needed(caller: Caller, word: str, wanted: Conversion) -> Target:
     """Give a disk that can be converted so."""
     target = find_disk(caller, word)
-    refuse_moved(caller, target, wanted)
     need_file(target)
     refuse_disorder(target)
     refuse_elsewhere(target)
@@ -114,23 +118,6 @@ def needed(caller: Caller, word: str, wanted: Conversion) -> Target:
         refuse_shared(caller, target)
         need_removable(target)
     return target
-
-
-def refuse_moved(caller: Caller, target: Target, wanted: Conversion) -> None:
-    """Refuse to convert what is gone where the goal is there: it may have been removed once both were equal."""
-    if target.facts.kind != "missing" or not wanted.remove_source:
-        return
-    goal = goal_of(caller, wanted.goal, wanted.format)
-    if goal.facts.kind in {"file", "block"}:
-        raise PreflightFailed(
-            Report(
-                code="disk.missing",
-                message=f"{target.disk.path} does not exist, and {goal.path} does",
-                where=target.table,
-                why="it may be converted already, and removed",
-                hint=f'path = "{goal.path}"   # in [{target.table}], where it was; and format = "{goal.format}"',
-            )
-        )
 
 
 def convert_target(caller: Caller, target: Target, wanted: Conversion, progress: Progress) -> Converted:
@@ -255,10 +242,15 @@ def fill_device(target: Target, goal: Goal, image: Image, progress: Progress) ->
 
 
 def fill(target: Target, goal: Goal, place: PurePosixPath, image: Image, progress: Progress) -> None:
-    """Write a disk to a device that is there, and compare."""
-    run_convert(target, goal, place, ("-n",) if goal.format == "raw" else (), progress, ())
-    sync(place)
-    prove(target, goal, place, image, progress)
+    """Write a disk to a device that is there, and compare; an interruption has a note of what that leaves."""
+    try:
+        run_convert(target, goal, place, ("-n",) if goal.format == "raw" else (), progress, ())
+        sync(place)
+        prove(target, goal, place, image, progress)
+    except BaseException as failure:
+        if place == goal.path:
+            failure.add_note(f"what {place} held may be gone, and the disk is not whole there: the same command again")
+        raise
 
 
 def sync(path: PurePosixPath) -> None:

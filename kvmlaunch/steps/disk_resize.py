@@ -138,7 +138,7 @@ def wanted_size(target: Target, before: int, size: int | None, *, more: bool) ->
             code="def.disk.size",
             message=f"nothing says how large {target.word} is to be",
             where=f"{target.subject.definition.file} {target.table}",
-            hint=f"kvmlaunch disk resize {target.word} {render_size(whole_blocks(2 * before))}",
+            hint=f"kvmlaunch disk resize {target.word} SIZE   # above {render_size(before)}; it never becomes smaller",
         )
     )
 

@@ -20,6 +20,7 @@ from kvmlaunch.host.volumes import find_volume
 from kvmlaunch.model.definition import AUTO, Definition, Disk
 from kvmlaunch.model.finding import Finding
 from kvmlaunch.model.host import HostFacts, PathFacts, UserFacts
+from kvmlaunch.model.image import MARKED
 from kvmlaunch.model.lifecycle import VmState
 from kvmlaunch.model.value import evolve, frozen
 from kvmlaunch.model.volume import parse_volume_name
@@ -34,6 +35,7 @@ from kvmlaunch.preflight.disk import (
     check_snapshots,
     holder_text,
     led_to_nothing,
+    moved_away,
     repair_hint,
 )
 from kvmlaunch.run.tool import Finished, run_long
@@ -47,7 +49,6 @@ from kvmlaunch.storage.image import Image, parse_info
 from kvmlaunch.storage.volume import Volume
 from kvmlaunch.units import count
 
-DAMAGED = "Marking image as corrupt"  # QEMU block/qcow2.c
 MOST_LINES = 6  # of a tool's words: a damaged image makes thousands
 MOVING = (VmState.STARTING, VmState.BUSY, VmState.STOPPING, VmState.HALF)
 Progress = Callable[[float], None]  # how far, from 0 to 1
@@ -221,8 +222,9 @@ def refuse_absent(target: Target) -> None:
         return
     name = parse_volume_name(target.disk.path)
     if name is None:
-        if target.facts.dangling:
-            raise PreflightFailed(led_to_nothing(target.disk.path, target.facts, target.table).report)
+        if target.facts.moved or target.facts.dangling:
+            told = moved_away if target.facts.moved else led_to_nothing
+            raise PreflightFailed(told(target.disk.path, target.facts, target.table).report)
         return
     try:
         volume = find_volume(name)
@@ -435,7 +437,7 @@ def failed_tool(done: Finished, path: PurePosixPath) -> HostFailed | PreflightFa
         text = f"it was ended by {Signals(-done.status).name}"
     known = {errno.ENOSPC: "host.space", errno.EROFS: "host.space", errno.EACCES: "disk.permission"}
     found = next((number for number in known if os.strerror(number) in text), None)
-    if found or DAMAGED in text:
+    if found or MARKED in text:
         message = f"{path.name}: {os.strerror(found).lower()}" if found else f"{path.name} is damaged"
         code = known[found] if found else "disk.corrupt"
         return PreflightFailed(Report(code=code, message=message, where=str(path), why=text))

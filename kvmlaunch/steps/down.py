@@ -1,6 +1,7 @@
 """`down`: ask the guest to power down, wait, and only with force end QEMU; then give everything back."""
 
 import contextlib
+import os
 import time
 from signal import SIGKILL, SIGTERM
 from typing import TYPE_CHECKING
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING
 from kvmlaunch.errors import Busy, KvmlaunchError, Report, TimedOut
 from kvmlaunch.host import journal as journals
 from kvmlaunch.host.apply import mounts_on
+from kvmlaunch.host.definitions import definition_files, is_same_file
 from kvmlaunch.host.rundir import mark_stopping, unmark_stopping
 from kvmlaunch.model.lifecycle import Answer, Verb, VmState, plan_transition
 from kvmlaunch.model.plan import Places
@@ -16,7 +18,7 @@ from kvmlaunch.run.process import Process, carries_uuid, held, is_of_record, rea
 from kvmlaunch.steps.caller import Caller, Tell
 from kvmlaunch.steps.heal import clean_up
 from kvmlaunch.steps.lost import refuse_lost
-from kvmlaunch.steps.names import name_of, refuse_unknown
+from kvmlaunch.steps.names import is_file, name_of, refuse_unknown
 from kvmlaunch.steps.observe import Seen, monitor_path, observe, owner_of, who_holds
 from kvmlaunch.units import render_size
 
@@ -242,6 +244,13 @@ def pages_text(places: Places) -> str:
     return ""
 
 
+def tell_other_file(caller: Caller, word: str, seen: Seen, tell: Tell) -> None:
+    """Say that a VM was started from another file than the one that its name means here."""
+    here = caller.here / word if is_file(word) else definition_files(caller.search).get(seen.name)
+    if seen.record and here and os.path.isfile(here) and not is_same_file(seen.record.definition, str(here)):
+        tell("warn", f"pid {seen.pid} was started from {seen.record.definition}, and not from {here}")
+
+
 def down(
     caller: Caller, word: str, tell: Tell, *, timeout: float | None = None, force: bool = False, dry_run: bool = False
 ) -> Ended:
@@ -269,6 +278,7 @@ def down(
         )
     if answer is Answer.ALREADY:
         refuse_unknown(caller, word)
+    tell_other_file(caller, word, seen, tell)
     if dry_run:
         return Ended(name=name, already=answer is Answer.ALREADY)
     seconds = stop_seconds(caller, word, seen) if seen.lives and timeout is None else timeout or 0.0

@@ -112,9 +112,9 @@ def read_caps(definition: Definition, caller: Caller) -> QemuCaps:
     return probe_qemu(find_binary(definition, caller), cache=caller.cache)
 
 
-def at_binary(subject: Subject, failure: PreflightFailed) -> PreflightFailed:
+def at_binary(caller: Caller, subject: Subject, failure: PreflightFailed) -> PreflightFailed:
     """Give the refusal of a QEMU at the key that names it, where it is chosen by hand."""
-    report, hint = failure.report, "the same command with --set qemu.binary=auto   # takes the one on PATH"
+    report, hint = failure.report, f"{caller.line} --set qemu.binary=auto   # takes the one on PATH"
     if subject.definition.qemu.binary is AUTO:
         return failure
     named = report._replace(where="", why=f"{report.where}: {report.why}", hint=hint)
@@ -231,7 +231,7 @@ def resolve(
     try:
         caps = sight.caps(definition, caller)
     except PreflightFailed as failure:
-        raise at_binary(subject, failure) from failure
+        raise at_binary(caller, subject, failure) from failure
     places = None if caller.facts else caller.places(definition.name)
     host = read_host_for(definition, caller, sight)
     places = places or facts_places(host, definition)

@@ -176,7 +176,7 @@ def launch(resolved: Resolved, claim: Claim, argv: tuple[str, ...], deadline: fl
         import kvmlaunch.run.verify  # noqa: F401, PLC0415
         from kvmlaunch.run.qmp import Target, greet  # noqa: PLC0415
 
-        resolved.findings()  # the places are kept
+        resolved.findings()  # for the places of what is told at the end: define/positions.py keeps what it has read
         monitors = [Target(path=claim.path / name, pid=vm.pid) for name in (QMP, EVENTS)]
         wait_for_socket(vm, monitors[-1].path, deadline)  # which is bound last
         wait_for_greeting(vm, deadline, lambda seconds: greet(monitors, seconds=seconds))
@@ -203,7 +203,7 @@ def verify(resolved: Resolved, vm: "RunningVm", argv: tuple[str, ...], deadline:
     broken = check_promises(resolved.plan, argv, evidence)
     if broken:
         reports = tuple(finding.report for finding in broken)
-        kind = PreflightFailed if reports[0].code == "disk.corrupt" else QemuFailed
+        kind = PreflightFailed if {report.code for report in reports} == {"disk.corrupt"} else QemuFailed
         raise kind(reports[0]._replace(where=reports[0].where or f"pid {vm.pid}"), reports)
     said = (*resolved.subject.findings, *check_words(argv, evidence))
     return evolve(resolved, subject=evolve(resolved.subject, findings=said))
@@ -247,6 +247,12 @@ def close_logs(claim: Claim) -> None:
                 os.close(int(number))
 
 
+def end_all(started: list["RunningVm"]) -> None:
+    """End what runs."""
+    for vm in started:
+        vm.end()
+
+
 @contextmanager
 def given_back_on_failure(caller: Caller, resolved: Resolved, claim: Claim, tell: Tell) -> Iterator[list["RunningVm"]]:
     """Undo everything in reverse order when what is within fails, interruptions included.
@@ -257,10 +263,9 @@ def given_back_on_failure(caller: Caller, resolved: Resolved, claim: Claim, tell
     try:
         yield started
     except BaseException:
-        for vm in started:
-            vm.end()
-        close_logs(claim)
         for undo in (
+            lambda: end_all(started),
+            lambda: close_logs(claim),
             lambda: keep_logs(claim.path, resolved.places.logs, caller.uid, tell),
             lambda: end_beside(resolved.places.run),
             lambda: give_back_under_lock(caller, resolved.name, tell),

@@ -8,10 +8,12 @@ from kvmlaunch.builder.boot import VARIABLES
 from kvmlaunch.builder.cloud_init import plan_seed
 from kvmlaunch.errors import KvmlaunchError
 from kvmlaunch.model.finding import Finding, error, warning
+from kvmlaunch.model.plan import PlannedDisk
 from kvmlaunch.steps.resolve import Resolved
 
 PLATFORM_KEY = "PK\0".encode("utf-16-le")
 LARGEST_STORE = 16 << 20  # bytes
+CORRUPT = 2  # by which qemu-img check ends, qemu-img(1)
 LINGER = PurePosixPath("/var/lib/systemd/linger")  # of logind: a file for each user who lingers
 
 
@@ -46,8 +48,8 @@ def variable_findings(resolved: Resolved) -> tuple[Finding, ...]:
         why = failure.strerror or str(failure)
         return (refused_variables(store, "the UEFI variables of this VM cannot be read", why),)
     with os.fdopen(fd, "rb") as file:
-        size, needed = os.fstat(fd).st_size, os.stat(template).st_size
-        if size != needed:
+        size, needed = os.fstat(fd).st_size, size_of(template)
+        if needed and size != needed:
             why = f"{size} bytes, and the firmware needs {needed}: cut off, or made for another firmware"
             return (refused_variables(store, "the UEFI variables of this VM do not fit its firmware", why),)
         if not resolved.subject.definition.firmware.secure_boot or PLATFORM_KEY in file.read(LARGEST_STORE):
@@ -55,6 +57,14 @@ def variable_findings(resolved: Resolved) -> tuple[Finding, ...]:
     message = "secure boot would check nothing with the variables that this VM has"
     why = "they have no platform key: made by a start without secure_boot"
     return (refused_variables(store, message, why, "firmware.secure_boot"),)
+
+
+def size_of(path: PurePosixPath) -> int:
+    """Give the size of a file in bytes, 0 where it cannot be told: that is refused elsewhere."""
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return 0
 
 
 def refused_variables(store: PurePosixPath, message: str, why: str, key: str = "boot.firmware") -> Finding:
@@ -70,9 +80,47 @@ def refused_variables(store: PurePosixPath, message: str, why: str, key: str = "
     )
 
 
+def cut_findings(resolved: Resolved) -> tuple[Finding, ...]:
+    """Refuse images of which the tables lead behind their end (`disk.corrupt`): QEMU reads zeros there, in silence.
+
+    Only those are checked that end before a cluster which they count as used.  A crash leaves such counts too, and they
+    harm nothing: qemu-img calls them leaks.
+    """
+    if resolved.host.held.running:  # whose images grow meanwhile
+        return ()
+    paths = resolved.host.paths
+    short = {
+        PurePosixPath(each): disk
+        for disk in resolved.plan.disks
+        if (facts := paths.get(disk.path))
+        for each in facts.short
+        if disk.format == "qcow2" or each != facts.real
+    }
+    return tuple(cut_off(path, disk, resolved.name) for path, disk in short.items() if is_corrupt(path))
+
+
+def is_corrupt(path: PurePosixPath) -> bool:
+    """Does qemu-img find an image corrupt; one that cannot be checked is refused elsewhere."""
+    from kvmlaunch.steps.disks import qemu_img  # noqa: PLC0415 - of a doubtful image only
+
+    return qemu_img("check", "-q", "-f", "qcow2", str(path), paths=(path,)).status == CORRUPT
+
+
+def cut_off(path: PurePosixPath, disk: PlannedDisk, vm: str) -> Finding:
+    """Give the refusal of an image that was cut off."""
+    word = f"{vm}:{disk.table.removeprefix('disk.')}"
+    return error(
+        code="disk.corrupt",
+        message=f"{path} is cut off",
+        key=f"{disk.table}.path",
+        why="its tables lead behind its end, where QEMU would read zeros",
+        hint=f"kvmlaunch disk check {word}   # tells how much is lost; then take a whole copy",
+    )
+
+
 def own_findings(resolved: Resolved) -> tuple[Finding, ...]:
-    """Give what is wrong with the files that a VM has of its own: its seed, its UEFI variables."""
-    return (*seed_findings(resolved), *variable_findings(resolved))
+    """Give what a start finds that its plan does not tell: of the seed, the UEFI variables, images that are cut off."""
+    return (*seed_findings(resolved), *variable_findings(resolved), *cut_findings(resolved))
 
 
 def lacks_seed(resolved: Resolved) -> bool:

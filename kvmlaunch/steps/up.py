@@ -35,7 +35,7 @@ def check_running(caller: Caller, seen: Seen, subject: Subject) -> tuple[Finding
                 message=f"{seen.name} runs from another file",
                 where=str(definition.file),
                 why=f"pid {seen.pid} was started from {record.definition}",
-                hint=f"kvmlaunch down {seen.name}   # or give one of the files another name",
+                hint=f"kvmlaunch down {seen.name}   # ends that one; or give one of the files another name",
             )
         )
     if record.digest == definition.digest:

@@ -204,13 +204,13 @@ def test_the_original_is_removed_only_where_that_is_asked(machine: Machine) -> N
 
     assert kept
     assert (done["already"], done["removed"]) == (True, True)
-    assert names(machine) == {"new.qcow2"}
 
     again = machine.run("disk", "convert", "web:root", "vmdefs/new.qcow2", "--remove-source")
 
     assert (again.code, again.codes) == (6, {"disk.missing"})
-    assert "may be converted already" in again.err
-    assert "disk create" not in again.err
+    assert "was converted, and removed" in again.err
+    assert machine.run("up", "web", "--create").codes == {"disk.missing"}
+    assert names(machine) == {"new.qcow2", ".web.img.moved"}
 
 
 def test_what_an_image_holds_beside_the_disk_is_not_removed_with_it(machine: Machine) -> None:
@@ -320,7 +320,7 @@ def test_a_conversion_that_is_ended_leaves_no_file_under_the_final_name(
 
     assert left - {".new.qcow2.making"} == {"web.img"}
     assert number == signal.SIGKILL or ".new.qcow2.making" not in left
-    assert names(machine) == {"new.qcow2"}
+    assert names(machine) == {"new.qcow2", ".web.img.moved"}
 
 
 def test_a_vm_whose_disk_is_converted_is_busy_and_says_with_what(machine: Machine) -> None:

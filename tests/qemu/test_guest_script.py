@@ -196,7 +196,7 @@ def test_what_cannot_be_taken_back_is_told_and_tried_again(machine: Machine, gue
     tools = machine.directory / "tools"
     works = (tools / "systemctl").read_text()
     run(machine)
-    (tools / "systemctl").write_text("#!/bin/sh\nexit 1\n")
+    (tools / "systemctl").write_text('#!/bin/sh\n[ "$1" = cat ]\n')
 
     failed = run(machine, "--undo")
     (tools / "systemctl").write_text(works)
@@ -206,6 +206,16 @@ def test_what_cannot_be_taken_back_is_told_and_tried_again(machine: Machine, gue
     assert "could not be disabled" in failed.err
     assert "disabled" not in failed.out
     assert "unit qemu-guest-agent.service disabled" in undone.out
+    assert not (guest / RULE).exists()
+
+
+def test_a_unit_that_is_gone_is_taken_back(machine: Machine, guest: Path) -> None:
+    run(machine)
+    (machine.directory / "tools/systemctl").write_text("#!/bin/sh\nexit 1\n")
+
+    undone = run(machine, "--undo")
+
+    assert undone.code == 0, undone.err
     assert not (guest / RULE).exists()
 
 

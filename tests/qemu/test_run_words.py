@@ -298,7 +298,10 @@ def test_hints_repeat_the_command_that_was_asked(machine: Machine) -> None:
 
     assert "fix: kvmlaunch explain -f vmdefs/web.toml web\n" in other.err
     assert "fix: kvmlaunch down first   # " in second.err
-    assert 'size = "20GiB"   # beside path, in [disk.data]; then: kvmlaunch up second --create\n' in second.err
+    assert (
+        'size = "20GiB"   # beside path in [disk.data], a table and no disk = …; then: kvmlaunch up second --create\n'
+        in second.err
+    )
     assert "kvmlaunch validate elsewhere/new.toml" in written.err
     assert "Errno" not in facts.err
     assert "fix: kvmlaunch facts VM --save /nope   # on the host that is meant" in facts.err
