@@ -9,6 +9,7 @@ import json
 import os
 import shlex
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -58,10 +59,17 @@ def identity_of(binary: Path) -> tuple[str, int, int, int]:
 def load_cached(place: Path, identity: tuple[str, int, int, int]) -> QemuCaps | None:
     """Give what was kept for this identity; None when there is nothing, of another file, or damaged."""
     try:
-        document = json.loads(place.read_text(encoding="utf-8"))
-        return qemu_cache.parse_caps(document["caps"]) if document["identity"] == list(identity) else None
+        kept, caps = parse_kept(place.read_text(encoding="utf-8"))
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
+    return caps if kept == list(identity) else None
+
+
+@lru_cache(maxsize=4)
+def parse_kept(text: str) -> tuple[object, QemuCaps]:
+    """Give the identity of a binary and its capabilities, of a text that was kept; a start looks at it twice."""
+    document = json.loads(text)
+    return document["identity"], qemu_cache.parse_caps(document["caps"])
 
 
 def save_cached(place: Path, identity: tuple[str, int, int, int], caps: QemuCaps) -> None:
