@@ -54,6 +54,13 @@ patience_option = click.option(
     metavar="TIME",
     help="How long to wait for the guest, such as 90s or 2m; 0 for not at all.",
 )
+wait_option = click.option(
+    "--wait",
+    "until",
+    type=click.Choice(["started", "ready"]),
+    default="started",
+    help="Until QEMU is verified, or until the guest says it is ready.",
+)
 jobs_option = click.option(
     "-j", "--jobs", type=click.IntRange(1, 64), default=1, metavar="N", help="So many VMs at once."
 )
@@ -195,13 +202,7 @@ def start_one(
 @click.command()
 @vms_argument
 @dry_run_option
-@click.option(
-    "--wait",
-    "until",
-    type=click.Choice(["started", "ready"]),
-    default="started",
-    help="Until QEMU is verified, or until the guest says it is ready.",
-)
+@wait_option
 @timeout_option
 @click.option("--foreground", is_flag=True, help="Stay QEMU's parent until it ends: for systemd and containers.")
 @click.option("--paused", is_flag=True, help="Hold it before its first instruction.")
@@ -324,10 +325,11 @@ def down(
     "--force", is_flag=True, help="After the timeout end QEMU: TERM, then KILL; with --timeout 0 at once, unasked."
 )
 @patience_option
+@wait_option
 @jobs_option
 @session_command
 def restart(
-    session: Session, vms: tuple[str, ...], dry_run: bool, force: bool, timeout: float | None, jobs: int
+    session: Session, vms: tuple[str, ...], dry_run: bool, force: bool, timeout: float | None, until: str, jobs: int
 ) -> int:
     """Power VMs down and start them again from their definitions, which are checked first."""
     from kvmlaunch.steps.start import Wishes  # noqa: PLC0415 - beside its use
@@ -345,7 +347,7 @@ def restart(
             if not session.json:
                 say(session, name_of(word), "ok", "would", "start it again, as print-cmd says")
             return 0, {"name": name_of(word), "down": ended, "dry_run": True}
-        code, document = start_one(session, word, Wishes(), foreground=False)
+        code, document = start_one(session, word, Wishes(ready=until == "ready"), foreground=False)
         return code, {**document, "down": ended}
 
     return each_vm(session, "restart", named(vms), restart_one, jobs=jobs)

@@ -17,6 +17,7 @@ from kvmlaunch.units import count
 
 LARGEST_TEXT: Final = 1 << 20
 DEEPEST: Final = 16
+UNCLOSED: Final = "Illegal character '\\n'"  # tomli's words
 LONGEST_NAME: Final = 60
 SHORTHAND_LINE = r"(?m)^[ \t]*(memory|disk|network|cdrom)[ \t]*="
 PATH_LINE = r"[ \t]*(path|kernel|initrd|binary|disk|cdrom)[ \t]*="
@@ -130,6 +131,8 @@ def fault_of_syntax(text: str, error: tomli.TOMLDecodeError) -> Fault:
         return Fault(message="the file starts with a byte order mark", hint=hint)
     if error.msg.startswith("Cannot "):
         return fault_of_twice(text, line)
+    if error.msg == UNCLOSED:
+        return Fault(line=line, column=column, message="a string does not end on its line", hint='close it with "')
     message = lowered(re.sub(KNOWN_ENDINGS, "", error.msg))
     return Fault(line=line, column=column, message=message, hint=quoted_value(text.split("\n")[line - 1]))
 

@@ -460,3 +460,10 @@ def test_a_free_boot_index_is_free_of_all_others() -> None:
     disks = "".join(f'[disk.{name}]\npath = "{name}.img"\nboot = {boot}\n' for name, boot in boots.items())
 
     assert [finding.report.hint for finding in findings(disks)] == ["boot = 3", "boot = 4"]
+
+
+def test_a_string_without_its_end_is_said_to_be_one() -> None:
+    (found,) = findings('memory = "8GiB\nvcpus = 2\n')
+
+    assert (found.report.code, found.report.message) == ("def.toml.syntax", "a string does not end on its line")
+    assert ":1:" in found.report.where

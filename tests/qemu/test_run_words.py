@@ -427,6 +427,15 @@ def test_a_key_of_a_disk_is_explained_by_the_disks_own_name_too(machine: Machine
     assert machine.run("explain", "nosuch.key").codes == {"vm.unknown"}
 
 
+def test_a_restart_waits_for_the_guest_as_a_start_does(machine: Machine) -> None:
+    machine.define("web")
+    machine.ok("up", "web")
+
+    done = machine.ok("restart", "web", "--force", "--timeout", "0", "--wait", "ready")
+
+    assert " ready " in done.err
+
+
 def test_a_guest_need_not_be_waited_for(machine: Machine) -> None:
     machine.define("web")
     machine.ok("up", "web")
