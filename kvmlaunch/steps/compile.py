@@ -39,8 +39,24 @@ def compile_vm(caller: Caller, word: str, *, boot_from: str = "", paused: bool =
     running = seen.pid if seen else None
     resolved = resolve(caller, subject, everything=False, running=running, boot_from=boot_from, paused=paused)
     refuse_errors(resolved.name, place_findings(subject, (*errors_of(resolved.plan.findings), *unsettled(resolved))))
-    findings = (*resolved.plan.findings, *place_findings(subject, unmade(resolved)))
+    findings = (*resolved.plan.findings, *place_findings(subject, (*unmade(resolved), *beneath_others(resolved))))
     return evolve(resolved, plan=evolve(resolved.plan, findings=findings))
+
+
+def beneath_others(resolved: Resolved) -> tuple[Finding, ...]:
+    """Warn of disks that overlays of others rest on, which a start refuses: a pasted command would change those."""
+    paths = resolved.host.paths
+    bases = [
+        (facts, disk)
+        for disk in resolved.plan.disks
+        if not disk.readonly and (facts := paths.get(disk.path)) and facts.overlays
+    ]
+    if not bases:
+        return ()
+    from kvmlaunch.preflight.disk import check_base  # noqa: PLC0415 - where there is one
+
+    found = (finding for facts, disk in bases for finding in check_base(disk.path, facts, disk.table))
+    return tuple(evolve(finding, severity="warning") for finding in found)
 
 
 def unmade(resolved: Resolved) -> tuple[Finding, ...]:

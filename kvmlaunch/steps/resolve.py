@@ -164,7 +164,7 @@ def wanted_for(definitions: Iterable[Definition], *, everything: bool) -> Wanted
         listeners=everything,
         network_devices=everything,
         locks=everything,
-        overlays=everything,
+        overlays=True,
     )
 
 

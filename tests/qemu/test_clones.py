@@ -78,9 +78,11 @@ def test_a_base_is_not_written_to_as_long_as_overlays_rest_on_it(machine: Machin
     cloned(machine)
 
     up = machine.run("up", "web", "--paused")
+    printed = machine.ok("print-cmd", "web")
 
     assert (up.code, up.codes & {"disk.base"}) == (6, {"disk.base"})
     assert "new.qcow2" in up.err
+    assert "disk.base" in printed.codes  # a script that pastes it is told
 
 
 def test_a_base_that_is_made_read_only_runs_beside_its_clones_and_is_cloned_again(machine: Machine) -> None:
