@@ -61,6 +61,9 @@ wait_option = click.option(
     default="started",
     help="Until QEMU is verified, or until the guest says it is ready.",
 )
+force_option = click.option(
+    "--force", is_flag=True, help="After the timeout end QEMU: TERM, then KILL; with --timeout 0 at once, unasked."
+)
 jobs_option = click.option(
     "-j", "--jobs", type=click.IntRange(1, 64), default=1, metavar="N", help="So many VMs at once."
 )
@@ -299,9 +302,7 @@ def show_ended(session: Session, ended: "Ended", undo: str, *, dry_run: bool) ->
 @click.command()
 @vms_argument
 @dry_run_option
-@click.option(
-    "--force", is_flag=True, help="After the timeout end QEMU: TERM, then KILL; with --timeout 0 at once, unasked."
-)
+@force_option
 @patience_option
 @click.option("--all", "every", is_flag=True, help="Every running VM.")
 @jobs_option
@@ -321,9 +322,7 @@ def down(
 @click.command()
 @vms_argument
 @dry_run_option
-@click.option(
-    "--force", is_flag=True, help="After the timeout end QEMU: TERM, then KILL; with --timeout 0 at once, unasked."
-)
+@force_option
 @patience_option
 @wait_option
 @jobs_option

@@ -17,7 +17,7 @@ from kvmlaunch.facts import block, mounts
 from kvmlaunch.host.readers import device_number, names_in, read_text
 from kvmlaunch.host.rights import user_name
 from kvmlaunch.model.host import Mount
-from kvmlaunch.model.image import RAW_SUFFIXES, SMALLEST_QCOW2, overlay_directories
+from kvmlaunch.model.image import RAW_SUFFIXES, SMALLEST_QCOW2, moved_path, overlay_directories
 from kvmlaunch.storage import snapshot
 from kvmlaunch.storage.image import plain_file
 
@@ -63,7 +63,7 @@ def capture_path(base: str, path: str) -> dict[str, object]:
 def moved_to(image: PurePosixPath) -> str:
     """Give where a disk went that was converted, and removed at this path; "" where that is not known."""
     try:
-        with open(snapshot.moved_path(image), encoding="utf-8") as file:
+        with open(moved_path(image), encoding="utf-8") as file:
             return file.read(LONGEST_PATH).strip()
     except (OSError, ValueError):
         return ""

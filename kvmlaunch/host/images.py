@@ -17,8 +17,9 @@ from kvmlaunch.host.files import write_atomically
 from kvmlaunch.host.rights import capture_user, rights_of, user_name
 from kvmlaunch.host.tree import check_directory, failed
 from kvmlaunch.model.host import UserFacts
+from kvmlaunch.model.image import moved_path
 from kvmlaunch.model.value import frozen
-from kvmlaunch.storage.snapshot import MAKING, SINCE, moved_path
+from kvmlaunch.storage.snapshot import MAKING, SINCE
 
 NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 LOOKS = (0.01, 0.02, 0.05)  # seconds

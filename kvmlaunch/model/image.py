@@ -26,6 +26,11 @@ def qcow2_room(size: int, cluster: int, *, subclusters: bool = False) -> int:
         counts, roots = more, -(-more * 8 // cluster)
 
 
+def moved_path(image: PurePosixPath) -> PurePosixPath:
+    """Give the file that says where a disk went which was converted, and removed here."""
+    return image.with_name(f".{image.name}.moved")
+
+
 def overlay_directories(image: PurePosixPath) -> tuple[PurePosixPath, ...]:
     """Give the directories in which an overlay of an image may lie, and is sought: its own, and the one above."""
     return tuple(dict.fromkeys((image.parent, image.parent.parent)))

@@ -10,7 +10,7 @@ from posixpath import normpath
 
 from kvmlaunch.model.finding import Finding, error, warning
 from kvmlaunch.model.host import Holder, HostFacts, PathFacts
-from kvmlaunch.model.image import RAW_SUFFIXES, SMALLEST_QCOW2, overlay_directories, qcow2_room
+from kvmlaunch.model.image import RAW_SUFFIXES, SMALLEST_QCOW2, moved_path, overlay_directories, qcow2_room
 from kvmlaunch.model.plan import Plan, PlannedDisk
 from kvmlaunch.model.volume import parse_volume_name
 from kvmlaunch.units import count
@@ -66,7 +66,7 @@ def moved_away(path: PurePosixPath, facts: PathFacts, table: str) -> Finding:
         key=f"{table}.path",
         why=f"what it held is in {facts.moved}",
         hint=f"path = {json.dumps(facts.moved)}   # in [{table}], with the format that it has; or, for an empty disk:\n"
-        f"rm {quoted(path.with_name(f'.{path.name}.moved'))}",
+        f"rm {quoted(moved_path(path))}",
     )
 
 

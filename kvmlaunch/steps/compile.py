@@ -39,7 +39,10 @@ def compile_vm(caller: Caller, word: str, *, boot_from: str = "", paused: bool =
     running = seen.pid if seen else None
     resolved = resolve(caller, subject, everything=False, running=running, boot_from=boot_from, paused=paused)
     refuse_errors(resolved.name, place_findings(subject, (*errors_of(resolved.plan.findings), *unsettled(resolved))))
-    findings = (*resolved.plan.findings, *place_findings(subject, (*unmade(resolved), *beneath_others(resolved))))
+    findings = (
+        *resolved.plan.findings,
+        *place_findings(subject, (*uncaptured(resolved), *unmade(resolved), *beneath_others(resolved))),
+    )
     return evolve(resolved, plan=evolve(resolved.plan, findings=findings))
 
 
@@ -59,10 +62,9 @@ def beneath_others(resolved: Resolved) -> tuple[Finding, ...]:
     return tuple(evolve(finding, severity="warning") for finding in found)
 
 
-def unmade(resolved: Resolved) -> tuple[Finding, ...]:
-    """Warn of disks that are not there: how they are opened is chosen by the images, so it may be another way then."""
-    paths = resolved.host.paths
-    lacking = [
+def uncaptured(resolved: Resolved) -> tuple[Finding, ...]:
+    """Warn of disks that a saved capture does not have."""
+    return tuple(
         warning(
             code="host.facts.partial",
             message=f"the capture does not have {disk.path.name}",
@@ -71,9 +73,14 @@ def unmade(resolved: Resolved) -> tuple[Finding, ...]:
             hint=f"kvmlaunch facts {resolved.name} --save DIR   # there: with the files of this VM",
         )
         for disk in resolved.plan.disks
-        if disk.path not in paths
-    ]
-    return *lacking, *(
+        if disk.path not in resolved.host.paths
+    )
+
+
+def unmade(resolved: Resolved) -> tuple[Finding, ...]:
+    """Warn of disks that are not there: how they are opened is chosen by the images, so it may be another way then."""
+    paths = resolved.host.paths
+    return tuple(
         warning(
             code="disk.missing",
             message=f"{disk.path.name} is not there yet",

@@ -17,7 +17,7 @@ from kvmlaunch.host.images import (
 from kvmlaunch.host.rights import rights_of
 from kvmlaunch.host.tree import failed
 from kvmlaunch.host.volumes import drop_volume, find_volume, new_volume
-from kvmlaunch.model.image import qcow2_room
+from kvmlaunch.model.image import moved_path, qcow2_room
 from kvmlaunch.model.value import evolve, frozen
 from kvmlaunch.model.volume import parse_volume_name
 from kvmlaunch.steps.caller import Caller
@@ -46,7 +46,6 @@ from kvmlaunch.steps.disks import (
 )
 from kvmlaunch.storage.creation import COPIES_ON_WRITE
 from kvmlaunch.storage.image import Image, parse_info, parse_progress
-from kvmlaunch.storage.snapshot import moved_path
 from kvmlaunch.units import render_rounded, render_size
 
 SHARE = {"convert": (0.0, 0.7), "compare": (0.7, 0.3)}  # of the whole, for its progress

@@ -18,7 +18,6 @@ SINCE: Final = ".since-"
 SUFFIX: Final = ".qcow2"
 JOB: Final = "commit-"  # begins the id of QEMU's job that merges the snapshots of a disk
 MAKING: Final = ".making"  # of an image that is not whole yet, behind a dot and its name
-MOVED: Final = ".moved"
 NAME: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
 
 
@@ -38,11 +37,6 @@ def overlay_path(image: PurePosixPath, name: str) -> PurePosixPath:
 def mark_path(image: PurePosixPath) -> PurePosixPath:
     """Give the file that stands for a commit at its last step."""
     return image.with_name(f"{image.name}{MARK}")
-
-
-def moved_path(image: PurePosixPath) -> PurePosixPath:
-    """Give the file that says where a disk went which was converted, and removed here."""
-    return image.with_name(f".{image.name}{MOVED}")
 
 
 def begun_path(image: PurePosixPath) -> PurePosixPath:
