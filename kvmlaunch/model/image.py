@@ -4,7 +4,7 @@ from pathlib import PurePosixPath
 from typing import Final
 
 SUFFIXES: Final = {".img": "raw", ".raw": "raw", ".qcow2": "qcow2"}
-MARKED: Final = "Marking image as corrupt"  # QEMU says so when it does, block/qcow2.c
+MARKED: Final = ("Marking image as corrupt", "Image is corrupt")  # QEMU's words: one it may write, and one it may not
 SMALLEST_QCOW2: Final = 104  # bytes: the header of version 3; docs/interop/qcow2.txt
 RAW_SUFFIXES: Final = tuple(suffix for suffix, format_ in SUFFIXES.items() if format_ == "raw")
 

@@ -62,7 +62,7 @@ def check_memory(promise: MemoryPromise, evidence: Evidence) -> Iterator[Finding
 
 def closed_drive(promise: DrivePromise, evidence: Evidence) -> Finding | None:
     """Give the refusal of an image that QEMU found damaged as its guest read it, and closed (`disk.corrupt`)."""
-    line = next((line for line in evidence.log.splitlines() if MARKED in line), "")
+    line = next((line for line in evidence.log.splitlines() if any(words in line for words in MARKED)), "")
     if not line or promise.format != "qcow2":
         return None
     word = f"{evidence.name}:{promise.table.removeprefix('disk.')}"

@@ -437,7 +437,7 @@ def failed_tool(done: Finished, path: PurePosixPath) -> HostFailed | PreflightFa
         text = f"it was ended by {Signals(-done.status).name}"
     known = {errno.ENOSPC: "host.space", errno.EROFS: "host.space", errno.EACCES: "disk.permission"}
     found = next((number for number in known if os.strerror(number) in text), None)
-    if found or MARKED in text:
+    if found or any(words in text for words in MARKED):
         message = f"{path.name}: {os.strerror(found).lower()}" if found else f"{path.name} is damaged"
         code = known[found] if found else "disk.corrupt"
         return PreflightFailed(Report(code=code, message=message, where=str(path), why=text))

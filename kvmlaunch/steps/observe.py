@@ -19,6 +19,7 @@ from kvmlaunch.model.value import evolve, frozen
 from kvmlaunch.run.process import (
     carries_uuid,
     held,
+    is_alive,
     is_of_record,
     read_boot_id,
     read_cmdline,
@@ -83,7 +84,8 @@ def launcher_lives(record: Record) -> bool:
         if process is None or read_boot_id() != record.boot_id:
             return False
         try:
-            return read_start_time(record.launcher) == record.launcher_start
+            # A zombie may stay for long, where the first process of a container reaps nobody.
+            return is_alive(record.launcher) and read_start_time(record.launcher) == record.launcher_start
         except (OSError, ValueError):
             return False
 

@@ -451,7 +451,9 @@ def test_tables_that_qemu_finds_wrong_at_the_start_are_a_damaged_image(machine: 
     machine.ok("disk", "create", "web")
     misplace(machine, "web.qcow2")
 
+    copied = machine.run("disk", "convert", "web:root", "new.img")
     result = machine.run("up", "web")
 
+    assert (copied.code, copied.codes) == (6, {"disk.corrupt"})
     assert (result.code, result.codes & {"disk.corrupt", "qemu.promise"}) == (6, {"disk.corrupt"})
     assert machine.qemus() == []

@@ -279,6 +279,21 @@ def test_an_interrupted_up_is_rolled_back(machine: Machine, number: signal.Signa
     assert machine.leftovers() == []
 
 
+def test_a_killed_launcher_that_nobody_reaps_is_dead_all_the_same(machine: Machine) -> None:
+    machine.define("web")
+    process = machine.start("kvmlaunch", "up", "web", "--set", f"qemu.binary={machine.fake('hangs')}")
+    wait_for("QEMU was spawned", machine.qemus)
+
+    process.kill()
+    wait_for("it is a zombie", lambda: not is_alive(process.pid))
+    state = machine.status("web")["state"]
+    machine.ok("down", "web", "--force", "--timeout", "0")
+    finish(process)
+
+    assert state == "not answering"  # and not starting: such a QEMU never opens its monitor
+    assert machine.leftovers() == []
+
+
 INTERRUPTED_AT = """
 import os, signal, sys
 from kvmlaunch.cli.ending import listen
