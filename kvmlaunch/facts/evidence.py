@@ -7,8 +7,8 @@ from typing import Any
 from kvmlaunch.model.evidence import DriveEvidence, RamMapping
 
 KIB = 1024
-MAPPING = r"([0-9a-f]{1,16})-([0-9a-f]{1,16}) \S+ \S+ \S+ \d+ *(.*)"
-BETWEEN_MAPPINGS = r"\n(?=[0-9a-f])"  # a field's name begins with a capital letter
+MAPPING = r"[0-9a-f]{1,16}-[0-9a-f]{1,16} \S+ \S+ \S+ \d+ *(.*)"
+SIZE = "\nSize:"  # the first line beneath that of a mapping
 
 SHARED_RAM = "/memfd:memory-backend-memfd"
 
@@ -18,19 +18,18 @@ def parse_smaps(text: str, *, least: int = 0) -> Iterator[RamMapping]:
 
     Source: proc_pid_smaps(5).
     """
-    for block in re.split(BETWEEN_MAPPINGS, text):
-        first, _, rest = block.partition("\n")
-        head = re.fullmatch(MAPPING, first)
-        if head and int(head[2], 16) - int(head[1], 16) >= least:
-            yield parse_mapping(head[3], rest)
+    before, *parts = text.split(SIZE)
+    for part in parts:
+        size, _, rest = part.partition("\n")
+        if parse_kib(size) >= least and (head := re.fullmatch(MAPPING, before.rpartition("\n")[2])):
+            yield parse_mapping(head[1], parse_kib(size), rest.rpartition("\n")[0])
+        before = part
 
 
-def parse_mapping(name: str, text: str) -> RamMapping:
-    """Give one mapping of the lines beneath its first; a missing number is 0."""
+def parse_mapping(name: str, size: int, text: str) -> RamMapping:
+    """Give one mapping of the lines beneath that of its size; a missing number is 0."""
     fields = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
-    size, page_size, rss, huge = (
-        parse_kib(fields.get(field, "")) for field in ("Size", "KernelPageSize", "Rss", "Private_Hugetlb")
-    )
+    page_size, rss, huge = (parse_kib(fields.get(field, "")) for field in ("KernelPageSize", "Rss", "Private_Hugetlb"))
     huge += parse_kib(fields.get("Shared_Hugetlb", ""))
     flags = frozenset(fields.get("VmFlags", "").split())
     return RamMapping(size=size, page_size=page_size, resident=rss + huge, flags=flags, name=name)

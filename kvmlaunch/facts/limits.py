@@ -71,10 +71,10 @@ def parse_memlock(files: Mapping[str, str]) -> int | None:
 def parse_hugetlb_cgroup(files: Mapping[str, str]) -> Mapping[int, int]:
     """Give by page size the smallest limit in bytes of our control group and its parents; absent is unlimited."""
     limits: dict[int, int] = {}
-    for directory in parse_cgroup_directories(files):
+    for directory in map(str, parse_cgroup_directories(files)):
         for path, text in files.items():
-            place = PurePosixPath(path)
-            match = re.fullmatch(HUGETLB, place.name) if place.parent == directory else None
+            parent, _, name = path.rpartition("/")
+            match = re.fullmatch(HUGETLB, name) if parent == directory else None
             if match and NUMBER.fullmatch(text.strip()) and (limit := int(text)) < NO_LIMIT_FROM:
                 size = int(match[1]) * SIZE_UNITS[match[2][0]]
                 limits[size] = min(limit, limits.get(size, limit))

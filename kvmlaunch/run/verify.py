@@ -1,7 +1,8 @@
 """Collects evidence from the live QEMU: its monitor, and what the kernel says of it."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,29 +26,30 @@ QUERIES: tuple[Query, ...] = (
 )
 
 
-def file_flags(pid: int) -> dict[tuple[int, int], list[int]]:
-    """Give the open flags of every descriptor of a process, by device and inode of what it is open on."""
-    flags: dict[tuple[int, int], list[int]] = {}
+def file_of(path: str) -> tuple[int, int] | None:
+    """Give device and inode of what a path leads to; None where that cannot be seen."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def file_flags(pid: int, files: Collection[tuple[int, int] | None]) -> Iterator[tuple[tuple[int, int], int]]:
+    """Give device and inode with the open flags of every descriptor that a process has on one of some files."""
     for name in os.listdir(f"/proc/{pid}/fd"):
-        try:
-            status = os.stat(f"/proc/{pid}/fd/{name}")
-            opened = parse_open_flags(Path(f"/proc/{pid}/fdinfo/{name}").read_text(encoding="ascii"))
-        except (OSError, ValueError):
-            continue
-        flags.setdefault((status.st_dev, status.st_ino), []).append(opened)
-    return flags
+        file = file_of(f"/proc/{pid}/fd/{name}")
+        if file and file in files:
+            with suppress(OSError, ValueError):
+                yield file, parse_open_flags(Path(f"/proc/{pid}/fdinfo/{name}").read_text(encoding="ascii"))
 
 
 def with_flags(drives: tuple[DriveEvidence, ...], pid: int) -> Iterator[DriveEvidence]:
     """Give each drive with the flags of the descriptors on its file."""
-    flags = file_flags(pid)
-    for drive in drives:
-        try:
-            status = os.stat(drive.path)
-        except OSError:
-            yield drive
-            continue
-        yield evolve(drive, open_flags=tuple(flags.get((status.st_dev, status.st_ino), ())))
+    files = [file_of(drive.path) for drive in drives]
+    flags = tuple(file_flags(pid, files))
+    for drive, file in zip(drives, files, strict=True):
+        yield evolve(drive, open_flags=tuple(opened for of, opened in flags if of == file))
 
 
 def kernel_view(pid: int) -> Mapping[str, str]:

@@ -89,9 +89,9 @@ def find_binary(definition: Definition, caller: Caller) -> Path:
         return Path(definition.qemu.binary)
     for directory in caller.environment.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").split(":"):
         for name in BINARIES:
-            path = Path(directory) / name
+            path = f"{directory}/{name}"
             if directory.startswith("/") and os.path.isfile(path) and os.access(path, os.X_OK):
-                return path
+                return Path(path)
     raise PreflightFailed(
         Report(
             code="qemu.missing",
