@@ -50,16 +50,17 @@ def status_lines(status: Status) -> list[str]:
     return [f"  {word:<12}{plain_text(text)}" for word, text in rows if text]
 
 
-def met_or_unknown(session: Session, caller: Caller, words: Sequence[str]) -> list[str]:
-    """Give the names of the VMs that there are; what is said of each other one is that it is unknown."""
-    names = []
+def met_or_unknown(session: Session, caller: Caller, words: Sequence[str]) -> tuple[list[str], list[int]]:
+    """Give the names of the VMs that there are; of each other one it is said that it is unknown: the exit codes."""
+    names, codes = [], []
     for word in words:
         try:
             refuse_unknown(caller, word)
             names.append(name_of(word))
         except UnknownVm as error:
             show_failure(session, error, name_of(word))
-    return names
+            codes.append(error.exit_code)
+    return names, codes
 
 
 @click.command()
@@ -68,7 +69,7 @@ def met_or_unknown(session: Session, caller: Caller, words: Sequence[str]) -> li
 def status(session: Session, vms: tuple[str, ...]) -> int:
     """Tell how VMs are; all that run when none is named.  Exit code 3 when a named one is not running."""
     caller = session.caller()
-    known = met_or_unknown(session, caller, vms)
+    known, unknown = met_or_unknown(session, caller, vms)
     found = with_definitions(caller, status_of(caller, known if vms else met_names(caller)))
     if session.json:
         show_document("status", {"vms": [status_document(each) for each in found]})
@@ -80,7 +81,7 @@ def status(session: Session, vms: tuple[str, ...]) -> int:
     if not vms:
         return 0
     stopped = [NotRunning.exit_code for each in found if each.pid is None]
-    return common_code([*stopped, *[UnknownVm.exit_code] * (len(vms) - len(known))])
+    return common_code([*stopped, *unknown])
 
 
 @click.command()

@@ -58,8 +58,20 @@ def finding_of(placed: Placed, position: Position) -> Finding:
         key=placed.key,
         where=f"{position.place}{line} {position.key}".rstrip(),
         why=mistake.why,
-        hint="\n".join(part for part in (line_to_write(placed), advice(placed)) if part),
+        hint="\n".join(part for part in (line_to_write(placed), advice(placed)) if part) or where_told(placed),
     )
+
+
+def where_told(placed: Placed) -> str:
+    """Give the command that tells what a key holds; "" for a place that is none."""
+    from kvmlaunch.define.meaning import meanings  # noqa: PLC0415 - on a mistake only
+
+    try:
+        path = split_path(placed.origin.key)
+    except ValueError:  # no key, or none that could be one
+        return ""
+    key = join_path(tuple(part for part in path if isinstance(part, str)))
+    return f"kvmlaunch explain {quote(key)}   # tells what it holds" if meanings(key) else ""
 
 
 def advice(placed: Placed) -> str:

@@ -48,13 +48,9 @@ def find_definition(name: str, places: tuple[Path, ...], *, otherwise: str = "")
             return path
     import difflib
 
-    from kvmlaunch.define.rules import check_vm_name  # noqa: PLC0415 - on an error only
-
     near = difflib.get_close_matches(name, sorted(names_in(places)), n=3)
     meant = f"did you mean {' or '.join(near)}?" if near else ""
-    if mistake := check_vm_name(name):
-        hint = meant or "kvmlaunch ls   # lists the VMs"
-        raise Misnamed(Report(code=mistake.code, message=mistake.message, why=mistake.hint, hint=hint))
+    refuse_name(name, meant)
     hint = meant or otherwise or f"kvmlaunch init {name}"
     raise UnknownVm(
         Report(
@@ -65,6 +61,15 @@ def find_definition(name: str, places: tuple[Path, ...], *, otherwise: str = "")
             hint=hint,
         )
     )
+
+
+def refuse_name(name: str, meant: str = "") -> None:
+    """Refuse a word that can be no VM's name; raises Misnamed, with what was `meant` or where the names stand."""
+    from kvmlaunch.define.rules import check_vm_name  # noqa: PLC0415 - on an error only
+
+    if mistake := check_vm_name(name):
+        hint = meant or "kvmlaunch ls   # lists the VMs"
+        raise Misnamed(Report(code=mistake.code, message=mistake.message, why=mistake.hint, hint=hint))
 
 
 def definition_files(places: tuple[Path, ...]) -> dict[str, Path]:
@@ -90,11 +95,13 @@ def read_file(path: Path, trust: Trust) -> bytes:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
-        raise DefinitionInvalid(
-            Report(
-                code="def.path", message=f"{path} cannot be read", where=str(path), why=error.strerror or "", hint=""
-            )
-        ) from error
+        there = shlex.quote(str(path))
+        hint = (
+            f"namei -l {there}   # shows where it ends" if os.path.lexists(path) else "kvmlaunch ls   # lists the VMs"
+        )
+        why = error.strerror or ""
+        report = Report(code="def.path", message=f"{path} cannot be read", where=str(path), why=why, hint=hint)
+        raise DefinitionInvalid(report) from error
     try:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):

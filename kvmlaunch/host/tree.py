@@ -151,9 +151,10 @@ def open_owned(parent: int, path: PurePosixPath, uid: int) -> int:
 
 
 def why_unsafe(paths: Iterable[PurePosixPath], uid: int) -> Report | None:
-    """Give why the first of a VM's directories may not be used, None when those that are there may."""
+    """Give why the first of a VM's directories may not be used, None when those that are there may, and have room."""
     for path in paths:
         try:
+            check_room(path)
             with entered(path.parent, uid) as parent:
                 os.close(open_owned(parent, path, uid))
         except FileNotFoundError:
@@ -161,6 +162,16 @@ def why_unsafe(paths: Iterable[PurePosixPath], uid: int) -> Report | None:
         except PreflightFailed as error:
             return error.report
     return None
+
+
+def check_room(path: PurePosixPath) -> None:
+    """Refuse a directory, there or to be made, whose file system is full or read-only (`host.space`)."""
+    seen = os.statvfs(next(place for place in (path, *path.parents) if os.path.isdir(place)))
+    blocks = seen.f_bfree if os.geteuid() == 0 else seen.f_bavail
+    if seen.f_flag & os.ST_RDONLY:
+        raise failed(path, OSError(errno.EROFS, os.strerror(errno.EROFS)))
+    if (seen.f_blocks and not blocks) or (seen.f_files and not seen.f_ffree):
+        raise failed(path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
 
 
 def remove_empty(path: PurePosixPath, uid: int, *, up_to: PurePosixPath) -> None:

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 
-from kvmlaunch.errors import HostFailed, PreflightFailed, Report, UnknownVm
-from kvmlaunch.host.definitions import Trust, search_path
+from kvmlaunch.errors import HostFailed, PreflightFailed, Report
+from kvmlaunch.host.definitions import Trust, refuse_name, search_path
 from kvmlaunch.host.places import cache_directory, places_for, prepared_places
 from kvmlaunch.host.rights import capture_user, user_name
 from kvmlaunch.model.plan import Places
@@ -85,11 +85,9 @@ class Caller:
         return cache_directory(self.uid, self.environment)
 
     def places(self, vm: str) -> Places:
-        """Give the directories of a VM; raises UnknownVm for a name that would lead elsewhere."""
+        """Give the directories of a VM; raises Misnamed for a name that would lead elsewhere."""
         if vm in {"", ".", ".."} or "/" in vm or "\0" in vm:
-            raise UnknownVm(
-                Report(code="vm.unknown", message=f"{vm!r} is no name of a VM", hint="kvmlaunch ls   # lists the VMs")
-            )
+            refuse_name(vm)
         if self.for_user:
             return prepared_places(self.owner_uid, vm, str(self.home))
         return places_for(self.uid, vm, self.environment)

@@ -10,7 +10,7 @@ from kvmlaunch.define.layers import Source, wanted_files
 from kvmlaunch.define.load import Loaded, Surroundings, load_definition
 from kvmlaunch.define.positions import locate
 from kvmlaunch.errors import DefinitionInvalid, KvmlaunchError, Report, UnknownVm
-from kvmlaunch.host.definitions import SUFFIX, definition_files, find_definition, load_profiles, read_file
+from kvmlaunch.host.definitions import SUFFIX, definition_files, find_definition, load_profiles, read_file, refuse_name
 from kvmlaunch.host.rundir import read_contents
 from kvmlaunch.model.definition import SHORTHANDS, Definition
 from kvmlaunch.model.finding import Finding, errors_of
@@ -89,7 +89,11 @@ def first_source(caller: Caller, word: str) -> tuple[str, Source]:
     try:
         return name, Source(path=PurePosixPath(path), text=read_file(path, caller.trust))
     except DefinitionInvalid as error:
-        if os.path.lexists(path) or name not in definition_files(caller.search):
+        if os.path.lexists(path):
+            raise
+        if not caller.file and not word.endswith(SUFFIX):
+            refuse_name(word)  # it has a slash, and leads to no file
+        if name not in definition_files(caller.search):
             raise
         hint = f"{caller.command} {name}"
         raise DefinitionInvalid(error.report._replace(hint=hint)) from error

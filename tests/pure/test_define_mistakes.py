@@ -467,3 +467,19 @@ def test_a_string_without_its_end_is_said_to_be_one() -> None:
 
     assert (found.report.code, found.report.message) == ("def.toml.syntax", "a string does not end on its line")
     assert ":1:" in found.report.where
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ('disk = ""', "disk"),
+        ('[disk.root]\npath = "/dev/fdset/1"', "disk.root.path"),
+        ("network = true", "network"),
+        ('memory = "1.0000001GiB"', "memory"),
+        ('[lifecycle]\nready = "console:["', "lifecycle.ready"),
+    ],
+)
+def test_a_mistake_without_a_line_to_write_names_the_command_that_tells_what_the_key_holds(text: str, key: str) -> None:
+    finding = only(text)
+
+    assert finding.report.hint.startswith(f"kvmlaunch explain {key} ")

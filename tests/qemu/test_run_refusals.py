@@ -216,33 +216,25 @@ def test_a_disk_that_is_only_read_is_shared(machine: Machine) -> None:
     assert len(machine.qemus()) == 2
 
 
-def test_a_state_directory_that_is_full_stops_the_start_before_qemu(machine: Machine) -> None:
+@pytest.mark.parametrize("top", ["/run/kvmlaunch", "/var/lib/kvmlaunch", "/var/log/kvmlaunch"])
+@pytest.mark.parametrize("kind", ["nr_inodes=1", "ro"], ids=["full", "read-only"])
+def test_a_directory_that_takes_nothing_stops_the_start_before_qemu(machine: Machine, top: str, kind: str) -> None:
     machine.define("web")
-    machine.execute("mount", "-o", "remount,size=4k,nr_inodes=1", "/var/lib/kvmlaunch")
-    machine.execute("mount", "-t", "tmpfs", "-o", "nr_inodes=1", "tmpfs", "/var/lib/kvmlaunch")
+    machine.execute("mount", "-t", "tmpfs", "-o", kind, "tmpfs", top)
 
-    result = machine.run("up", "web", "--paused")
+    for words in (("preflight", "web"), ("up", "web", "--paused")):
+        result = machine.run(*words)
 
-    assert result.code == 6, result.err
-    assert result.codes >= {"host.space"}
-    assert machine.leftovers() == []
-
-
-def test_a_state_directory_that_is_read_only_stops_the_start_before_qemu(machine: Machine) -> None:
-    machine.define("web")
-    machine.execute("mount", "-t", "tmpfs", "-o", "ro", "tmpfs", "/var/lib/kvmlaunch")
-
-    result = machine.run("up", "web", "--paused")
-
-    assert result.code == 6, result.err
-    assert result.codes >= {"host.space"}
+        assert result.code == 6, result.err
+        assert result.codes >= {"host.space"}, words
+        assert f"{top}/" in result.err, words
     assert machine.leftovers() == []
 
 
 def test_a_log_that_cannot_be_kept_is_said_and_keeps_no_vm_from_ending(machine: Machine) -> None:
     machine.define("web")
-    machine.execute("mount", "-t", "tmpfs", "-o", "nr_inodes=1", "tmpfs", "/var/log/kvmlaunch")
     machine.ok("up", "web", "--paused")
+    machine.execute("mount", "-t", "tmpfs", "-o", "nr_inodes=1", "tmpfs", "/var/log/kvmlaunch")
 
     ended = machine.end("web")
 
