@@ -185,7 +185,7 @@ def check_backing(definition: Definition, host: HostFacts, memory: MemoryPlan) -
                 message="ordinary memory without transparent huge pages",
                 key="memory.hugepages",
                 why="/sys/kernel/mm/transparent_hugepage/enabled is never",
-                hint="echo madvise > /sys/kernel/mm/transparent_hugepage/enabled",
+                hint=host.written_by_root("madvise", "/sys/kernel/mm/transparent_hugepage/enabled"),
             )
         )
     if memory.host_numa_node is not None and host.node(memory.host_numa_node) is None:

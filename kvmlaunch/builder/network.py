@@ -160,7 +160,7 @@ def check_network(plan: NetworkPlan, host: HostFacts) -> Iterator[Finding]:
             message="/dev/vhost-net cannot be opened",
             key=f"{table}.vhost",
             why="QEMU 7.2 aborts without it",
-            hint="modprobe vhost_net",
+            hint=host.by_root("modprobe vhost_net"),
         )
 
 

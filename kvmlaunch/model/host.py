@@ -317,6 +317,14 @@ class HostFacts:
         """Bytes that the host always keeps for itself: max(1 GiB, 10 % of its RAM)."""
         return max(GIB, self.memory.total // 10)
 
+    def by_root(self, *commands: str) -> str:
+        """Give commands for root as the caller pastes them."""
+        return " && ".join(command if self.privileged else f"sudo {command}" for command in commands)
+
+    def written_by_root(self, text: str, path: str) -> str:
+        """Give the command that writes a text into a file of the kernel's, as the caller pastes it."""
+        return f"echo {text} > {path}" if self.privileged else f"echo {text} | sudo tee {path}"
+
     def node(self, number: int) -> HostNode | None:
         """Give the NUMA node of a number, None where there is none."""
         return next((node for node in self.nodes if node.number == number), None)

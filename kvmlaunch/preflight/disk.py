@@ -111,6 +111,11 @@ def check_kind(disk: PlannedDisk, facts: PathFacts, host: HostFacts, vm: str) ->
         yield from check_permission(disk, facts, host)
 
 
+def given_by_owner(host: HostFacts, facts: PathFacts, command: str) -> str:
+    """Give the command that changes a file's rights, as the caller pastes it: its owner needs no root."""
+    return command if facts.owner == host.user.name else host.by_root(command)
+
+
 def check_permission(disk: PlannedDisk, facts: PathFacts, host: HostFacts) -> Iterator[Finding]:
     """Check that the VM's user may read the image, and write it unless it is read-only (`disk.permission`)."""
     lacking = [word for word, has in (("read", facts.readable), ("write", facts.writable or disk.readonly)) if not has]
@@ -124,7 +129,7 @@ def check_permission(disk: PlannedDisk, facts: PathFacts, host: HostFacts) -> It
         )
     elif lacking:
         rights = "r" if disk.readonly else "rw"
-        give = f"setfacl -m u:{user_of(host)}:{rights} {quoted(disk.path)}"
+        give = given_by_owner(host, facts, f"setfacl -m u:{user_of(host)}:{rights} {quoted(disk.path)}")
         why = f"it belongs to {facts.owner}, mode {facts.mode & 0o7777:04o}"
         if facts.kind == "block":  # it may be the host's own, which an ordinary user cannot be told
             look = f"lsblk -o NAME,TYPE,FSTYPE,MOUNTPOINTS {quoted(disk.path)}"
@@ -459,5 +464,5 @@ def check_files(plan: Plan, host: HostFacts) -> Iterator[Finding]:
                 key=planned.key,
                 why=facts.refusal
                 or f"it is of kind {facts.kind}, belongs to {facts.owner}, mode {facts.mode & 0o7777:04o}",
-                hint=f"setfacl -m u:{user_of(host)}:r {quoted(planned.path)}",
+                hint=given_by_owner(host, facts, f"setfacl -m u:{user_of(host)}:r {quoted(planned.path)}"),
             )

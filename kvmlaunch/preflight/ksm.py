@@ -17,7 +17,7 @@ def check_ksm(plan: Plan, host: HostFacts) -> Iterator[Finding]:
             message="KSM is asked for, and the host does not run it",
             key="memory.ksm",
             why="this kernel has no KSM" if run is None else f"/sys/kernel/mm/ksm/run is {run}",
-            hint="echo 1 > /sys/kernel/mm/ksm/run",
+            hint=host.written_by_root("1", "/sys/kernel/mm/ksm/run"),
         )
     if plan.memory.backing == "hugepages" and run == 1:
         yield warning(
@@ -25,5 +25,5 @@ def check_ksm(plan: Plan, host: HostFacts) -> Iterator[Finding]:
             message="KSM runs on the host and cannot merge hugepages",
             key="memory.hugepages",
             why="/sys/kernel/mm/ksm/run is 1: the scan costs CPU and gains nothing here",
-            hint="echo 2 > /sys/kernel/mm/ksm/run",
+            hint=host.written_by_root("2", "/sys/kernel/mm/ksm/run"),
         )

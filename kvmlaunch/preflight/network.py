@@ -49,7 +49,7 @@ def check_bridge(network: PlannedNetwork, host: HostFacts) -> Iterator[Finding]:
             message=f"{network.bridge} {what}",
             key=f"{network.table}.bridge",
             why=f"bridges of this host: {bridges}",
-            hint=f"ip link add {network.bridge} type bridge && ip link set {network.bridge} up",
+            hint=host.by_root(f"ip link add {network.bridge} type bridge", f"ip link set {network.bridge} up"),
         )
 
 
@@ -62,7 +62,7 @@ def check_tap(network: PlannedNetwork, host: HostFacts) -> Iterator[Finding]:
             message=f"{network.ifname} {'is no tap' if device else 'does not exist'}",
             key=f"{network.table}.ifname",
             why="type tap uses an existing one",
-            hint=f"ip tuntap add {network.ifname} mode tap user {host.user.name or host.user.uid}",
+            hint=host.by_root(f"ip tuntap add {network.ifname} mode tap user {host.user.name or host.user.uid}"),
         )
     elif device and device.kind == "tap" and host.user.uid not in {0, device.owner_uid}:
         yield error(
@@ -70,9 +70,11 @@ def check_tap(network: PlannedNetwork, host: HostFacts) -> Iterator[Finding]:
             message=f"{network.ifname} belongs to another user",
             key=f"{network.table}.ifname",
             why=f"its owner is uid {device.owner_uid}, QEMU runs as {host.user.uid}",
-            hint=f"ip tuntap del {network.ifname} mode tap{' multi_queue' if device.multi_queue else ''} && "
-            f"ip tuntap add {network.ifname} mode tap{' multi_queue' if network.queues > 1 else ''}"
-            f" user {host.user.name or host.user.uid}",
+            hint=host.by_root(
+                f"ip tuntap del {network.ifname} mode tap{' multi_queue' if device.multi_queue else ''}",
+                f"ip tuntap add {network.ifname} mode tap{' multi_queue' if network.queues > 1 else ''}"
+                f" user {host.user.name or host.user.uid}",
+            ),
         )
     elif device and network.type == "tap" and device.multi_queue != (network.queues > 1):
         many = network.queues > 1
@@ -81,8 +83,10 @@ def check_tap(network: PlannedNetwork, host: HostFacts) -> Iterator[Finding]:
             message=f"{network.ifname} has {'one queue' if many else 'several queues'}",
             key=f"{network.table}.queues",
             why=f"the NIC has {count(network.queues, 'queue')}, and a tap is opened as it was made",
-            hint=f"ip tuntap del {network.ifname} mode tap && "
-            f"ip tuntap add {network.ifname} mode tap multi_queue user {host.user.name or host.user.uid}"
+            hint=host.by_root(
+                f"ip tuntap del {network.ifname} mode tap",
+                f"ip tuntap add {network.ifname} mode tap multi_queue user {host.user.name or host.user.uid}",
+            )
             if many
             else f"queues = 2   # in [{network.table}]: so a tap with several is opened",
         )
@@ -120,7 +124,7 @@ def check_state(network: PlannedNetwork, host: HostFacts) -> Iterator[Finding]:
             message=f"{name} is down: nothing passes",
             key=f"{network.table}.{'bridge' if network.type == 'bridge' else 'ifname'}",
             why=f"the flags of /sys/class/net/{name} lack IFF_UP",
-            hint=f"ip link set {name} up",
+            hint=host.by_root(f"ip link set {name} up"),
         )
     if network.type == "tap" and device.mtu < wanted:
         yield error(
@@ -128,7 +132,7 @@ def check_state(network: PlannedNetwork, host: HostFacts) -> Iterator[Finding]:
             message=f"{name} takes packets of {device.mtu} bytes, the guest is told {wanted}",
             key=f"{network.table}.mtu",
             why="a tap that exists is used as it is",
-            hint=f"ip link set {name} mtu {wanted}",
+            hint=host.by_root(f"ip link set {name} mtu {wanted}"),
         )
     # What another VM's tap takes is that VM's matter.
     ports = [each for each in host.network_devices.values() if each.master == name and each.kind != "tap"]
@@ -139,7 +143,7 @@ def check_state(network: PlannedNetwork, host: HostFacts) -> Iterator[Finding]:
                 message=f"{port.name} of {name} takes packets of {port.mtu} bytes, the guest is told {wanted}",
                 key=f"{network.table}.mtu",
                 why="larger ones that are to pass there are lost",
-                hint=f"ip link set {port.name} mtu {wanted}",
+                hint=host.by_root(f"ip link set {port.name} mtu {wanted}"),
             )
 
 

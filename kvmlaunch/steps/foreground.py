@@ -93,9 +93,13 @@ def watch(resolved: Resolved, vm: "RunningVm", wakeup: int, tell: Tell) -> Endin
             return "unasked" if end is None else "asked"
         if wakeup in ready:
             os.read(wakeup, 64)
-            warn_lost(resolved, vm, tell)
-            notify(os.environ, "STOPPING=1")
-            end = end or time.monotonic() + limit
+            if end is None:
+                warn_lost(resolved, vm, tell)
+                notify(os.environ, "STOPPING=1")
+                end = time.monotonic() + limit
+            else:
+                left, now = end - time.monotonic(), f"kvmlaunch down {resolved.name} --force --timeout 0"
+                tell("powerdown", f"asked again; QEMU is ended in {left:.0f} s, and at once by: {now}")
         elif end is not None and time.monotonic() > end:
             tell("warn", f"the guest did not power down within {limit:g} s: SIGTERM to pid {vm.pid}, then SIGKILL;")
             tell("warn", "what it had not flushed is lost")

@@ -10,7 +10,15 @@ from kvmlaunch.host.apply import apply_changes, undo_entries
 from kvmlaunch.host.lock import host_lock
 from kvmlaunch.host.rights import rights_of
 from kvmlaunch.host.rundir import claimed, mark_prepared, remove_claimed, remove_contents, unmark_prepared
-from kvmlaunch.model.change import Change, DirectoryChange, Journal, render_change, render_entry, render_undone
+from kvmlaunch.model.change import (
+    Change,
+    DirectoryChange,
+    Journal,
+    MountChange,
+    render_change,
+    render_entry,
+    render_undone,
+)
 from kvmlaunch.model.finding import Finding
 from kvmlaunch.model.host import UserFacts
 from kvmlaunch.model.plan import Places
@@ -158,7 +166,7 @@ def undo(caller: Caller, word: str, tell: Tell, *, dry_run: bool = False) -> tup
         journal: Journal | None = journals.read_journal(caller.owner_uid, name)
         if journal is None or not journal.owned("prepared"):
             return False, ()
-        refuse_while_used(caller, name)
+        refuse_while_used(caller, name, journal)
         if dry_run:
             for entry in reversed(journal.entries):
                 tell("would undo", render_entry(entry))
@@ -191,13 +199,14 @@ def emptied(places: Places, owner_uid: int, tell: Tell) -> Iterator[None]:
             remove_claimed(claim)
 
 
-def refuse_while_used(caller: Caller, name: str) -> None:
-    """Raise Busy `host.hugetlbfs.busy` while a QEMU uses what was prepared."""
+def refuse_while_used(caller: Caller, name: str, journal: Journal) -> None:
+    """Raise Busy while a QEMU uses what was prepared: `host.hugetlbfs.busy`, or `vm.state` without a mount."""
     seen = observe(caller, name)
     if seen.lives:
+        mounted = any(isinstance(entry.change, MountChange) for entry in journal.entries)
         raise Busy(
             Report(
-                code="host.hugetlbfs.busy",
+                code="host.hugetlbfs.busy" if mounted else "vm.state",
                 message=f"{name} uses what was prepared",
                 where=str(seen.places.run),
                 why=f"pid {seen.pid}: {seen.state.value}",
