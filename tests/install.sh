@@ -15,7 +15,7 @@ stamp=$venv/.installed
 
 # A command, or a file, and the Debian package that has it.
 for_demo=(qemu-system-x86_64:qemu-system-x86 mke2fs:e2fsprogs cpio:cpio depmod:kmod curl:curl xz:xz-utils zstd:zstd)
-for_test=(qemu-img:qemu-utils /usr/share/OVMF:ovmf ip:iproute2 strace:strace socat:socat jq:jq fusermount3:fuse3 setfacl:acl swtpm:swtpm shellcheck:shellcheck
+for_test=(qemu-img:qemu-utils /usr/share/OVMF:ovmf ip:iproute2 strace:strace socat:socat jq:jq fusermount3:fuse3 setfacl:acl swtpm:swtpm shellcheck:shellcheck mformat:mtools
     systemd-analyze:systemd findmnt:util-linux sysctl:procps lvs:lvm2 mkfs.btrfs:btrfs-progs)
 
 fail() {

@@ -5,11 +5,12 @@
 # ext4 file system with one page. No root is needed. Nothing is done when the three files are there and this directory
 # did not change since they were built.
 #
-#   tests/guest/build.sh OUTDIR [agent|cloud-init]
+#   tests/guest/build.sh OUTDIR [agent|cloud-init|secure-boot]
 #
 # With `agent` also agent.cpio.gz, to be appended to the initramfs: qemu-guest-agent and udev from their packages, and the
 # libraries that they need from this machine. With `cloud-init` also a directory of that name: its package and the Python
-# packages that it needs, for a Python of this machine to read a seed with.
+# packages that it needs, for a Python of this machine to read a seed with. With `secure-boot` a directory of that name:
+# the loaders by which a firmware with Microsoft's keys starts the distribution's kernel, signed as they are.
 #
 #   KVMLAUNCH_GUEST_KERNEL   another kernel package, such as linux-image-amd64, which has SATA and e1000e
 #   KVMLAUNCH_GUEST_CACHE    where the packages are kept, else .cache/guest of the checkout; delete it to get newer ones
@@ -162,11 +163,29 @@ build_cloud_init() {
     touch "$out/cloud-init"
 }
 
+secure_boot_packages() {
+    echo shim-signed grub-efi-amd64-signed
+}
+
+build_secure_boot() {
+    fetch secure-boot secure_boot_packages 'shim-signed or grub-efi-amd64-signed'
+    mkdir -p "$work/secure-boot" "$work/loaders"
+    for deb in "$debs"/*.deb; do
+        dpkg-deb -x "$deb" "$work/loaders"
+    done
+    find "$work/loaders" -name shimx64.efi.signed -exec cp {} "$work/secure-boot/BOOTX64.EFI" \;
+    find "$work/loaders" -name grubx64.efi.signed -exec cp {} "$work/secure-boot/grubx64.efi" \;
+    rm -rf "$out/secure-boot"
+    mv "$work/secure-boot" "$out/"
+    touch "$out/secure-boot"
+}
+
 # Tells whether what function $1 builds beside the guest is there and as old as the guest at most.
 has_extra() {
     case $1 in
         build_agent) [ "$out/agent.cpio.gz" -nt "$out/.web01.guest" ] ;;
         build_cloud_init) [ "$out/cloud-init" -nt "$out/.web01.guest" ] ;;
+        build_secure_boot) [ "$out/secure-boot" -nt "$out/.web01.guest" ] ;;
     esac
 }
 
@@ -279,8 +298,9 @@ main() {
     case ${2:-} in
         agent) extra=build_agent ;;
         cloud-init) extra=build_cloud_init ;;
+        secure-boot) extra=build_secure_boot ;;
     esac
-    [ $# -eq 1 ] || { [ $# -eq 2 ] && [ -n "$extra" ]; } || fail 'usage: tests/guest/build.sh OUTDIR [agent|cloud-init]'
+    [ $# -eq 1 ] || { [ $# -eq 2 ] && [ -n "$extra" ]; } || fail 'usage: tests/guest/build.sh OUTDIR [agent|cloud-init|secure-boot]'
     mkdir -p "$1" 2>/dev/null || fail "$1 cannot be made"
     out=$(cd "$1" && pwd)
     [ -w "$out" ] || fail "$out cannot be written to"
