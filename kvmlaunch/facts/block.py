@@ -134,6 +134,7 @@ def parse_external(head: bytes) -> bool:
 def parse_layout(head: bytes) -> dict[str, object]:
     """Give size, cluster size and whether there are subclusters of a qcow2 file; nothing of another, or an unsound one.
 
+    `least` is where its first table ends, which QEMU writes whole as soon as it names it: L1.
     Source: QEMU docs, interop/qcow2.
     """
     if parse_header(head) != "qcow2" or len(head) < LONGEST_LAYOUT:
@@ -148,6 +149,7 @@ def parse_layout(head: bytes) -> dict[str, object]:
         "virtual_size": size,
         "cluster_size": 1 << bits,
         "extended_l2": bool(features & EXTENDED_L2),
+        "least": min(int.from_bytes(head[40:48], "big") + 8 * int.from_bytes(head[36:40], "big"), FURTHEST),
     }
     return layout | ({"damaged": True} if features & CORRUPT else {})
 
@@ -242,6 +244,7 @@ def parse_path(path: PurePosixPath, probe: object, *, filesystem: str, holders: 
         cluster_size=take(probe, "cluster_size", int, 0),
         extended_l2=take(probe, "extended_l2", bool, None) or False,
         damaged=take(probe, "damaged", bool, None) or False,
+        least=take(probe, "least", int, 0),
         chain=tuple(str(each) for each in take(probe, "chain", list, [])),
         overlays=tuple(str(each) for each in take(probe, "overlays", list, [])),
         external_data=take(probe, "external", bool, None) or False,

@@ -144,20 +144,23 @@ def is_short(handle: int, head: bytes) -> bool:
 
 
 def last_cluster(handle: int, head: bytes) -> int:
-    """Give where the last cluster in use of a qcow2 file begins, in bytes, by its counts; -1 where they do not tell."""
+    """Give where the last cluster in use of a qcow2 file begins, in bytes, by its counts; -1 where they do not tell.
+
+    Where no count can be read it is the cluster that should have them.
+    """
     offset, length, bits = block.parse_counts_place(head)
     if not length:
         return -1
     table = os.pread(handle, length, offset)
     place = block.last_counted(table, 8)
     if place is None:
-        return -1
+        return offset
     number, cluster = place // COUNTS_ENTRY, 1 << int.from_bytes(head[20:24], "big")
     start = number * COUNTS_ENTRY
     where = int.from_bytes(table[start : start + COUNTS_ENTRY], "big")
     counts = os.pread(handle, cluster, where) if where < block.FURTHEST else b""
     last = block.last_counted(counts, bits)
-    return -1 if last is None else (number * cluster * 8 // bits + last) * cluster
+    return where if last is None else (number * cluster * 8 // bits + last) * cluster
 
 
 def is_claimed(path: str) -> bool:
@@ -217,15 +220,16 @@ def read_chain(path: str, head: bytes, backing: str) -> dict[str, object]:
         if path in above:
             return {"chain": chain, "external": external, "broken": f"{path}: what it rests on leads back to it"}
         try:
-            head, backing, ends_early = read_head(path)
+            head, backing, size, ends_early = read_head(path)
         except OSError as error:
             return {"chain": chain, "external": external, "broken": f"{path}: {error.strerror}"}
         if stated == "qcow2" and block.parse_header(head) != stated:
             return {"chain": chain, "external": external, "broken": f"{path}: it has no qcow2 header any more"}
-        if stated == "qcow2" and len(head) < SMALLEST_QCOW2:
+        layout = block.parse_layout(head)
+        if stated == "qcow2" and size < max(SMALLEST_QCOW2, int(str(layout.get("least", 0)))):
             return {"chain": chain, "external": external, "broken": f"{path}: it is cut off"}
         external = external or block.parse_external(head)
-        if stated == "qcow2" and block.parse_layout(head).get("damaged"):  # what a raw one begins with is its guest's
+        if stated == "qcow2" and layout.get("damaged"):  # what a raw one begins with is its guest's
             spoilt = spoilt or path
         if stated == "qcow2" and ends_early:
             short.append(path)
@@ -233,12 +237,12 @@ def read_chain(path: str, head: bytes, backing: str) -> dict[str, object]:
     return {"chain": chain, "external": external, **wrong}
 
 
-def read_head(path: str) -> tuple[bytes, str, bool]:
-    """Give the beginning of an image, the backing file that it names, and whether it is short; raises OSError."""
+def read_head(path: str) -> tuple[bytes, str, int, bool]:
+    """Give the beginning of an image, the backing file that it names, its size and whether it is short; OSError."""
     handle = open_image(path)
     try:
         head = os.pread(handle, BLOCK, 0)
-        return head, read_backing(handle, head), is_short(handle, head)
+        return head, read_backing(handle, head), os.lseek(handle, 0, os.SEEK_END), is_short(handle, head)
     finally:
         os.close(handle)
 

@@ -169,8 +169,9 @@ class PathFacts:
     marked as damaged, `external_data` whether one keeps
     its data in another file; `overlays` are the images that have this one as their backing file.
     `qcow2_version` of its header, `virtual_size` and `cluster_size` in bytes, `extended_l2` (are there subclusters)
-    and `damaged` (did QEMU mark it so) are those of a qcow2 file, 0 and false for others; `short` are those of its
-    chain that end before the last cluster which they count as used.  `since` are the overlays
+    and `damaged` (did QEMU mark it so) are those of a qcow2 file, 0 and false for others; `least` are the bytes that
+    its header and first table take, `short` those of its chain that end before the last cluster which they count as
+    used.  `since` are the overlays
     of its snapshots, the newest last, which is what QEMU opens; `stray` those that do not lie in a line, `unread`
     those that cannot be read; `committing` tells of a commit at its last step.  `volume_id` is the name of an ISO
     9660 image.
@@ -213,6 +214,7 @@ class PathFacts:
     cluster_size: int = 0
     extended_l2: bool = False
     damaged: bool = False
+    least: int = 0
     device: str = ""
     real: str = ""
     scheduler: str = ""

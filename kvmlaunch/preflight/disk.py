@@ -206,12 +206,13 @@ def check_container(path: PurePosixPath, facts: PathFacts, table: str, *, writte
 
 def check_header(disk: PlannedDisk, facts: PathFacts, vm: str) -> Iterator[Finding]:
     """Refuse a qcow2 image that QEMU does not open (`disk.corrupt`): cut off, or marked as damaged."""
-    if facts.kind == "file" and facts.size < SMALLEST_QCOW2:
+    least = max(SMALLEST_QCOW2, facts.least)
+    if facts.kind == "file" and facts.size < least:
         yield error(
             code="disk.corrupt",
             message=f"{disk.path} is cut off",
             key=f"{disk.table}.path",
-            why=f"it has {count(facts.size, 'byte')}, and its header alone more",
+            why=f"it has {count(facts.size, 'byte')}, its header and first table alone have {least}",
             hint="go back to a backup: what it held is gone",
         )
     elif facts.damaged and not disk.readonly:
@@ -303,8 +304,17 @@ def check_chain(path: PurePosixPath, facts: PathFacts, table: str) -> Iterator[F
             message=f"what {path.name} rests on cannot be opened",
             key=f"{table}.path",
             why=facts.broken,
-            hint=f"put it back; or, where it was moved: qemu-img rebase -u -b NAME -F FORMAT {quoted(path)}",
+            hint=mend_chain(path, facts),
         )
+
+
+def mend_chain(path: PurePosixPath, facts: PathFacts) -> str:
+    """Give how the chain beneath an image is whole again: it is the last overlay that names what cannot be opened."""
+    *overlays, lost = (str(path), *facts.chain)
+    rebase = f"qemu-img rebase -u -b NAME -F FORMAT {quoted(PurePosixPath(overlays[-1]))}"
+    if lost in overlays:
+        return f"{rebase}   # where NAME is what it rested on before"
+    return f"put {PurePosixPath(lost).name} back as it was; or, where it was moved: {rebase}"
 
 
 def check_beneath(path: PurePosixPath, facts: PathFacts, table: str) -> Iterator[Finding]:

@@ -250,10 +250,22 @@ def check_image(target: Target, path: PurePosixPath, format_: str, *, repair: bo
 
 
 def is_marked(path: PurePosixPath) -> bool:
-    """Has QEMU marked an image as damaged, which it may be no more; one that cannot be read is not."""
-    with contextlib.suppress(OSError):
-        return bool(parse_layout(read_head(str(path))[0]).get("damaged"))
-    return False
+    """Has QEMU marked an image as damaged, which it may be no more; one that cannot be read is not.
+
+    Raises PreflightFailed `disk.corrupt` of one that ends before its first table does: qemu-img finds nothing in it,
+    and nothing wrong (7.2.22).
+    """
+    try:
+        head, _, size, _ = read_head(str(path))
+    except OSError:
+        return False
+    layout = parse_layout(head)
+    if size < int(str(layout.get("least", 0))):
+        why = f"it has {size} bytes, its header and first table alone have {layout['least']}"
+        hint = "go back to a backup: what it held is gone"
+        report = Report(code="disk.corrupt", message=f"{path} is cut off", where=str(path), why=why, hint=hint)
+        raise PreflightFailed(report)
+    return bool(layout.get("damaged"))
 
 
 def run_check(target: Target, path: PurePosixPath, format_: str, *, repair: bool) -> Examined:

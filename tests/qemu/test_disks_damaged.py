@@ -431,6 +431,27 @@ def test_an_image_that_was_cut_off_is_not_started(machine: Machine, kept: int, *
     assert "web.qcow2 is cut off" in result.err
 
 
+# Behind the counts of what is used, and before the first table: qemu-img check finds nothing wrong there (7.2.22).
+@pytest.mark.parametrize("beneath", [False, True])
+def test_an_image_that_lacks_its_first_table_is_neither_started_nor_called_sound(
+    machine: Machine, *, beneath: bool
+) -> None:
+    machine.define("web", f'{TINY}{QCOW2}size = "64MiB"\n')
+    machine.ok("disk", "create", "web")
+    if beneath:
+        machine.ok("disk", "snapshot", "create", "web", "s1")
+    os.truncate(place(machine, "web.qcow2"), 190 << 10)
+
+    started = machine.run("up", "web", "--paused")
+    checked = machine.run("disk", "check", "web")
+    converted = machine.run("disk", "convert", "web:root", "copy.img", "--remove-source")
+
+    assert (started.code, checked.code, converted.code) == (6, 6, 6), converted.err
+    assert "cut off" in started.err
+    assert checked.codes == {"disk.corrupt"}
+    assert place(machine, "web.qcow2").exists()
+
+
 def test_what_a_crash_left_counted_behind_the_end_keeps_no_image_from_its_start(machine: Machine) -> None:
     machine.define("web", f"{TINY}{QCOW2}")
     image = place(machine, "web.qcow2")
