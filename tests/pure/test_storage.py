@@ -361,15 +361,22 @@ def test_images_on_btrfs_are_kept_out_of_copy_on_write() -> None:
 def header(*, version: int = 3, bits: int = 16, size: int = GIB, features: int = 0) -> bytes:
     """Give the first bytes of a qcow2 file."""
     head = b"QFI\xfb" + version.to_bytes(4, "big") + bytes(12) + bits.to_bytes(4, "big") + size.to_bytes(8, "big")
-    return head.ljust(72, b"\0") + features.to_bytes(8, "big") + bytes(24)
+    first_table = (16).to_bytes(4, "big") + (192 * KIB).to_bytes(8, "big")  # its entries, and where it lies
+    return (head.ljust(36, b"\0") + first_table).ljust(72, b"\0") + features.to_bytes(8, "big") + bytes(24)
 
 
 def test_the_layout_of_a_qcow2_file_is_in_its_header() -> None:
     plain = parse_layout(header())
     with_subclusters = parse_layout(header(bits=17, features=1 << 4))
 
-    assert plain == {"qcow2_version": 3, "virtual_size": GIB, "cluster_size": 64 * KIB, "extended_l2": False}
-    assert with_subclusters == {"qcow2_version": 3, "virtual_size": GIB, "cluster_size": 128 * KIB, "extended_l2": True}
+    assert plain == {
+        "qcow2_version": 3,
+        "virtual_size": GIB,
+        "cluster_size": 64 * KIB,
+        "extended_l2": False,
+        "least": 192 * KIB + 128,
+    }
+    assert with_subclusters == {**plain, "cluster_size": 128 * KIB, "extended_l2": True}
 
 
 def test_a_header_of_version_2_has_no_features() -> None:
