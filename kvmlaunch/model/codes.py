@@ -213,7 +213,7 @@ REMEDIES: Final[dict[str, str]] = {
     "host.fixed": "Start it outside of the container, or ask for nothing that needs a change of the host.",
     "host.tpm.missing": "Install swtpm, or leave firmware.tpm out.",
     "host.vhost.missing": "modprobe vhost_net, give the user /dev/vhost-net, or leave vhost out.",
-    "host.space": "Make room, or mount it writable, where the message says.",
+    "host.space": "Make room, mount it writable, or ask for less, where the message says.",
     "host.fstab.invalid": "findmnt --verify says what is wrong; mend the file by hand, and try again.",
     "host.journal.unreadable": "What was before stands in it: put that back by hand, then move the file aside.",
     "host.hugetlbfs.place": "Name an empty directory where nothing is mounted, or none yet, in hugetlbfs of host.toml.",

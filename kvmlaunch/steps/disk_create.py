@@ -158,7 +158,8 @@ def plan_one(caller: Caller, target: Target, coming: Mapping[PurePosixPath, Targ
                 code="disk.missing",
                 message=f"{target.disk.path} does not exist",
                 where=target.table,
-                why="a device is made by its driver; of volumes, kvmlaunch makes lvm:GROUP/VOLUME",
+                why="a device is made by its driver; kvmlaunch makes files, and volumes by lvm:GROUP/VOLUME",
+                hint=f'path = "{target.name}.img"   # in [{target.table}]; or of a device that is there',
             )
         )
     beneath = beneath_of(caller, target, coming)
@@ -260,6 +261,7 @@ def beneath_of(caller: Caller, target: Target, coming: Mapping[PurePosixPath, Ta
                 message=f"the backing file {backing} is not there",
                 where=f"{target.table}.backing",
                 why=facts.refusal or f"it is of kind {facts.kind}",
+                hint=f"backing = NAME   # in [{target.table}]: of an image that is there, relative to the definition",
             )
         )
     format_ = {".qcow2": "qcow2"}.get(backing.suffix, "raw")

@@ -435,7 +435,7 @@ def failed_tool(done: Finished, path: PurePosixPath) -> HostFailed | PreflightFa
     text = "\n".join(lines[:MOST_LINES] + more)
     if done.status < 0:
         text = f"it was ended by {Signals(-done.status).name}"
-    known = {errno.ENOSPC: "host.space", errno.EROFS: "host.space", errno.EACCES: "disk.permission"}
+    known = dict.fromkeys((errno.ENOSPC, errno.EROFS, errno.EFBIG), "host.space") | {errno.EACCES: "disk.permission"}
     found = next((number for number in known if os.strerror(number) in text), None)
     if found or any(words in text for words in MARKED):
         message = f"{path.name}: {os.strerror(found).lower()}" if found else f"{path.name} is damaged"
