@@ -93,6 +93,8 @@ def list_(session: Session, disk: str) -> None:
     for target in found:
         for stray in target.facts.stray:
             say(session, vm_name(target), "warn", "", f"{target.name}: beside the line: {short_path(stray)}")
+        if target.facts.taking:
+            say(session, vm_name(target), "warn", "", f"{target.name}: one is being taken, or was cut off")
         if target.facts.committing:
             fix = f"kvmlaunch disk snapshot commit {target.word}"
             say(session, vm_name(target), "warn", "", f"{target.name}: a commit was not finished; fix: {fix}")

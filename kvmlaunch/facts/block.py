@@ -238,6 +238,7 @@ def parse_path(path: PurePosixPath, probe: object, *, filesystem: str, holders: 
         no_discard=take(probe, "no_discard", bool, None) or False,
         claimed=take(probe, "claimed", bool, None) or False,
         committing=take(probe, "committing", bool, None) or False,
+        taking=take(probe, "taking", bool, None) or False,
         qcow2_version=take(probe, "qcow2_version", int, 0),
         virtual_size=take(probe, "virtual_size", int, 0),
         short=tuple(str(each) for each in take(probe, "short", list, [])),

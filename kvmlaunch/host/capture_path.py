@@ -78,7 +78,7 @@ def is_mounted_readonly(path: str) -> bool:
 
 
 def capture_snapshots(path: str) -> dict[str, object]:
-    """Give the overlays of an image's snapshots that lie beside it, and whether a commit is at its last step."""
+    """Give the overlays of an image's snapshots that lie beside it, and what of them is not finished."""
     directory, name = os.path.split(path)
     names = [each for each in names_in(directory) if each.startswith(f"{name}.")]
     image = PurePosixPath(path)
@@ -90,6 +90,7 @@ def capture_snapshots(path: str) -> dict[str, object]:
     seen: dict[str, object] = {"since": [str(each) for each in chain.overlays]} if chain.overlays else {}
     seen |= {"stray": [str(each) for each in chain.stray]} if chain.stray else {}
     seen |= {"unread": unread} if unread else {}
+    seen |= {"taking": True} if snapshot.taking_path(image).name in names else {}
     return seen | ({"committing": True} if snapshot.mark_path(image).name in names else {})
 
 

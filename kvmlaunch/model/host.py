@@ -173,7 +173,8 @@ class PathFacts:
     its header and first table take, `short` those of its chain that end before the last cluster which they count as
     used.  `since` are the overlays
     of its snapshots, the newest last, which is what QEMU opens; `stray` those that do not lie in a line, `unread`
-    those that cannot be read; `committing` tells of a commit at its last step.  `volume_id` is the name of an ISO
+    those that cannot be read; `committing` tells of a commit at its last step, `taking` of a snapshot that is being
+    taken, or was cut off.  `volume_id` is the name of an ISO
     9660 image.
     `inode` is `major:minor:number` of the file itself, for identity.  `real` is the path without links, `device` the
     bottom block device, with its scheduler's bracketed word, whether it rotates, its hardware queues and its physical
@@ -206,6 +207,7 @@ class PathFacts:
     stray: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()
     committing: bool = False
+    taking: bool = False
     claimed: bool = False
     mounted_readonly: bool = False
     no_discard: bool = False

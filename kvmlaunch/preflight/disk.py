@@ -374,6 +374,14 @@ def check_snapshots(path: PurePosixPath, facts: PathFacts, table: str, vm: str) 
     One that cannot be read is `disk.permission`.
     """
     name = table.removeprefix("disk.")
+    if facts.taking:
+        yield warning(
+            code="disk.snapshot",
+            message=f"a snapshot of {path.name} was cut off, or is being taken",
+            key=f"{table}.path",
+            why=f"{path.name}.taking is there: its overlay may be none that QEMU writes to",
+            hint=f"kvmlaunch up {vm}   # settles it, as every command of disk snapshot does",
+        )
     if facts.committing:
         yield error(
             code="disk.snapshot",

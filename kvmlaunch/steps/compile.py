@@ -98,7 +98,9 @@ def unsettled(resolved: Resolved) -> tuple[Finding, ...]:
     paths = resolved.host.paths
     images = {disk.image or disk.path: disk.table for disk in resolved.plan.disks}
     doubtful = [
-        each for each in images if (facts := paths.get(each)) and (facts.committing or facts.stray or facts.unread)
+        each
+        for each in images
+        if (facts := paths.get(each)) and (facts.committing or facts.taking or facts.stray or facts.unread)
     ]
     if not doubtful:
         return ()

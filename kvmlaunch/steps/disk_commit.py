@@ -13,15 +13,14 @@ from pathlib import PurePosixPath
 from kvmlaunch.builder.names import drive_id
 from kvmlaunch.errors import HostFailed, PreflightFailed, Report, TimedOut
 from kvmlaunch.facts.record import parse_job_error
-from kvmlaunch.host.files import read_text_at
 from kvmlaunch.host.images import forget_retired, free_space, held_images, mark_image, owner_of, unmark_image
 from kvmlaunch.host.logs import read_events
-from kvmlaunch.host.rights import rights_of
 from kvmlaunch.model.value import frozen
 from kvmlaunch.steps.caller import Caller
 from kvmlaunch.steps.control import query
 from kvmlaunch.steps.disk_live import file_in_chain, job_of, job_row, top_file
-from kvmlaunch.steps.disk_snapshot import forget_unused, need_image, retire, snapshot_names
+from kvmlaunch.steps.disk_settle import read_mark, retire, settle
+from kvmlaunch.steps.disk_snapshot import need_image, snapshot_names
 from kvmlaunch.steps.disks import (
     Progress,
     Target,
@@ -43,7 +42,6 @@ from kvmlaunch.storage.image import parse_progress
 from kvmlaunch.storage.snapshot import begun_path, mark_path
 from kvmlaunch.units import render_rounded
 
-LONGEST_MARK = 64
 MERGING, MERGED, COMPLETING = "merging", "merged", "completing"
 SECONDS = 60.0  # that QEMU may take for its last step
 LOOK_EVERY = 0.1
@@ -63,6 +61,8 @@ def commit(caller: Caller, word: str, *, dry_run: bool = False, progress: Progre
 
     Raises Busy, PreflightFailed, HostFailed, TimedOut.
     """
+    if not dry_run:
+        settle(caller, word)
     found = find_disk(caller, word)
     need_image(found)
     with held_images([found.image]):
@@ -105,19 +105,13 @@ def commit_held(caller: Caller, target: Target, progress: Progress, *, dry_run: 
 
 def commit_running(caller: Caller, seen: Seen, target: Target, progress: Progress, *, dry_run: bool) -> Committed:
     """Merge the snapshots of a disk of a VM that runs, or go on with it where a command was ended."""
-    fresh = job_row(seen, target) is None
-    if fresh:
-        target = forget_unused(caller, seen, target, snapshot_names(target)[-1], dry_run=dry_run)
-    names = snapshot_names(target)
-    if not names:
-        return Committed(target=target, names=())
-    if fresh:
+    if job_row(seen, target) is None:
         refuse_room(target)
     if dry_run:
         file_in_chain(seen, target, target.image)
     else:
         commit_live(caller, seen, target, progress)
-    return Committed(target=target, names=names, live=True)
+    return Committed(target=target, names=snapshot_names(target), live=True)
 
 
 def refuse_room(target: Target) -> None:
@@ -252,13 +246,3 @@ def finish(caller: Caller, target: Target, seen: Seen | None) -> None:
             hint=f"kvmlaunch disk snapshot commit {target.word}",
         )
     )
-
-
-def read_mark(mark: PurePosixPath) -> str:
-    """Give what a mark says: merging, completing, or merged; what is no such file says nothing."""
-    with rights_of(owner_of(mark.parent)):
-        directory = os.open(mark.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            return (read_text_at(directory, mark.name, LONGEST_MARK) or "").strip()
-        finally:
-            os.close(directory)

@@ -11,9 +11,7 @@ from pathlib import PurePosixPath
 
 from kvmlaunch.builder.names import drive_id
 from kvmlaunch.errors import DefinitionInvalid, KvmlaunchError, PreflightFailed, Report
-from kvmlaunch.facts.sources import Wanted
 from kvmlaunch.host.images import (
-    forget_making,
     forget_retired,
     fresh_place,
     held_images,
@@ -21,15 +19,14 @@ from kvmlaunch.host.images import (
     new_image,
     owner_of,
     remove_image,
-    retired_place,
 )
 from kvmlaunch.model.value import evolve, frozen
-from kvmlaunch.preflight.disk import holder_text
 from kvmlaunch.steps.agent import Rest, frozen_guest
 from kvmlaunch.steps.caller import Caller
 from kvmlaunch.steps.control import query
 from kvmlaunch.steps.disk_check import refuse_unsound
-from kvmlaunch.steps.disk_live import file_in_chain, is_in_chain, refuse_merging
+from kvmlaunch.steps.disk_live import file_in_chain, refuse_merging
+from kvmlaunch.steps.disk_settle import begin, drop_unused_live, end, is_begun, retire, settle
 from kvmlaunch.steps.disks import (
     Target,
     at_rest,
@@ -50,9 +47,7 @@ from kvmlaunch.steps.disks import (
 )
 from kvmlaunch.steps.lost import lost_images, replaced
 from kvmlaunch.steps.observe import Seen
-from kvmlaunch.steps.resolve import look_at_host
 from kvmlaunch.storage.creation import COPIES_ON_WRITE, OVERLAY_OPTIONS, as_file
-from kvmlaunch.storage.image import parse_own
 from kvmlaunch.storage.snapshot import NAME, begun_path, overlay_path, snapshot_name
 
 SECONDS = 60.0  # that QEMU may take for a step that is no copying
@@ -96,6 +91,8 @@ def take(caller: Caller, word: str, name: str, *, freeze: bool = True, dry_run: 
     Without `freeze` no agent is asked.  Raises DefinitionInvalid for a name that is none, PreflightFailed, Busy,
     TimedOut `agent.timeout`.
     """
+    if not dry_run:
+        settle(caller, word)
     with held_images([target.image for target in takeable(caller, word, name)]):
         return take_held(caller, takeable(caller, word, name), name, freeze=freeze, dry_run=dry_run)
 
@@ -106,40 +103,29 @@ def take_held(caller: Caller, targets: tuple[Target, ...], name: str, *, freeze:
         return Taken(name=name, targets=())
     seen = seen_of(caller, targets[0])
     if seen is not None and seen.lives:
-        targets = tuple(forget_unused(caller, seen, target, name, dry_run=dry_run) for target in targets)
-        return take_live(seen, targets, name, freeze=freeze, dry_run=dry_run)
+        return take_live(caller, seen, targets, name, freeze=freeze, dry_run=dry_run)
     with at_rest(caller, targets[0], "kept"):
         for target in targets:
             refuse_locked(target)
         left = tuple(target for target in targets if not is_begun(target, name))
         refuse_taken(left, name)
         if not left:
-            for target in targets if not dry_run else ():
-                forget_making(overlay_path(target.image, name))
             return Taken(name=name, targets=targets, already=True)
         for target in left:
             refuse_unsound(target)
-        made: list[PurePosixPath] = []
         if dry_run:
             return Taken(name=name, targets=targets)
+        made: list[PurePosixPath] = []
         try:
+            begin(left, name)
             made.extend(make_overlay(target, name) for target in left)
         except BaseException:
             for path in reversed(made):
                 remove_image(path)
+            end(left)
             raise
+        end(left)
     return Taken(name=name, targets=targets)
-
-
-def is_begun(target: Target, name: str) -> bool:
-    """Is the newest overlay of a disk that of a snapshot, and empty: as a command leaves it that was killed at it."""
-    top = overlay_path(target.image, name)
-    if not target.facts.since or target.facts.since[-1] != str(top):
-        return False
-    done = qemu_img("map", "-U", "--output=json", "-f", "qcow2", str(top), paths=(top,))
-    with contextlib.suppress(ValueError):
-        return done.status == 0 and not parse_own(done.out)
-    return False
 
 
 def refuse_taken(targets: Sequence[Target], name: str) -> None:
@@ -159,24 +145,9 @@ def refuse_taken(targets: Sequence[Target], name: str) -> None:
         )
 
 
-def forget_unused(caller: Caller, seen: Seen, target: Target, name: str, *, dry_run: bool = False) -> Target:
-    """Give a disk without an empty overlay that a killed command made, and that the running QEMU never switched to.
-
-    It is removed, unless that is only to be looked ahead at.
-    """
-    overlay = overlay_path(target.image, name)
-    if target.facts.since[-1:] != (str(overlay),) or is_in_chain(seen, target, overlay):
-        return target
-    left = evolve(target, facts=evolve(target.facts, since=target.facts.since[:-1]))
-    file_in_chain(seen, target, top_of(left))  # it is this disk that the VM runs with
-    if not is_begun(target, name):
-        return target
-    if not dry_run:
-        retire(caller, overlay)
-    return left
-
-
-def take_live(seen: Seen, targets: tuple[Target, ...], name: str, *, freeze: bool, dry_run: bool) -> Taken:
+def take_live(
+    caller: Caller, seen: Seen, targets: tuple[Target, ...], name: str, *, freeze: bool, dry_run: bool
+) -> Taken:
     """Keep disks of a VM that runs, all at one moment; raises Busy `vm.state` where it runs with another disk."""
     for target in targets:
         file_in_chain(seen, target, top_of(target))
@@ -188,23 +159,17 @@ def take_live(seen: Seen, targets: tuple[Target, ...], name: str, *, freeze: boo
     refuse_taken(targets, name)
     if dry_run:
         return Taken(name=name, targets=targets, live=True)
-    made: list[PurePosixPath] = []
     try:
-        made.extend(make_overlay(target, name) for target in targets)
-        rest = switch(seen, targets, made, freeze=freeze)
+        begin(targets, name)
+        overlays = [make_overlay(target, name) for target in targets]
+        rest = switch(seen, targets, overlays, freeze=freeze)
     except BaseException:
-        remove_unused(seen, targets, made)
+        with contextlib.suppress(KvmlaunchError):  # where QEMU cannot be asked a later command settles it
+            drop_unused_live(caller, seen, targets, name)
         raise
+    end(targets)
     zeroes = tuple(target.name for target in targets if target.disk.detect_zeroes != "off")
     return Taken(name=name, targets=targets, live=True, frozen=rest.count, stuck=rest.stuck, zeroes=zeroes)
-
-
-def remove_unused(seen: Seen, targets: Sequence[Target], overlays: Sequence[PurePosixPath]) -> None:
-    """Remove overlays that QEMU does not use; where it cannot be asked they stay: they are empty, or its disk."""
-    for target, overlay in zip(targets, overlays, strict=False):
-        with contextlib.suppress(KvmlaunchError):
-            if not is_in_chain(seen, target, overlay):
-                remove_image(overlay)
 
 
 def takeable(caller: Caller, word: str, name: str) -> tuple[Target, ...]:
@@ -256,33 +221,13 @@ def switch(seen: Seen, targets: Sequence[Target], overlays: Sequence[PurePosixPa
     return rest
 
 
-def retire(caller: Caller, overlay: PurePosixPath) -> None:
-    """Remove an overlay that nobody has open; raises PreflightFailed `disk.locked`, and it is as it was.
-
-    Its name goes first, so that nobody opens it after the look.
-    """
-    place = retired_place(overlay)
-    move_image(overlay, place)
-    holders = look_at_host(caller, Wanted(paths=(place,)), None).paths[place].lock_holders
-    if holders:
-        move_image(place, overlay)
-        raise PreflightFailed(
-            Report(
-                code="disk.locked",
-                message=f"{overlay.name} is in use",
-                where=str(overlay),
-                why="locked by " + ", ".join(dict.fromkeys(map(holder_text, holders))),
-                hint="the same command again, once that has ended",
-            )
-        )
-    remove_image(place)
-
-
 def revert(caller: Caller, word: str, name: str, *, dry_run: bool = False) -> Target:
     """Drop all that was written since a snapshot: the disk is as it was then, and the snapshot stays.
 
     Raises Busy while the VM runs, PreflightFailed `disk.unknown` for no such snapshot.
     """
+    if not dry_run:
+        settle(caller, word)
     found = find_disk(caller, word)
     need_image(found)
     with held_images([found.image]):

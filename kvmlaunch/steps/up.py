@@ -5,6 +5,8 @@ host-wide lock heal, look again, change the host · launch · read every promise
 after the claim is undone in reverse order.
 """
 
+from functools import partial
+
 from kvmlaunch.builder.render import render_argv
 from kvmlaunch.errors import Busy, NotRunning, Report
 from kvmlaunch.host.definitions import is_same_file
@@ -166,9 +168,16 @@ def up(caller: Caller, word: str, wishes: Wishes, tell: Tell, keep: Keep = no_mo
         if settled:
             return settled
     running = seen.pid if wishes.dry_run else None  # what a half started one holds would be free by then
-    resolved = resolve(
-        caller, subject, everything=True, running=running, boot_from=wishes.boot_from, paused=wishes.paused
+    look = partial(
+        resolve, caller, subject, everything=True, running=running, boot_from=wishes.boot_from, paused=wishes.paused
     )
+    resolved = look()
+    if not wishes.dry_run and any(facts.taking for facts in resolved.host.paths.values()):
+        from kvmlaunch.steps.disk_settle import settle as settle_snapshots  # noqa: PLC0415 - after a killed command
+
+        for each in settle_snapshots(caller, word):
+            tell("warn", f"the command that took the snapshot {each} was cut off: there is none, and nothing is lost")
+        resolved = look()
     resolved.refuse(own_findings(resolved))
     for finding in (*machine_findings(resolved), *linger_findings(resolved)):
         tell("warn", f"{finding.report.message}: {finding.report.why}  [{finding.report.code}]")

@@ -2,7 +2,8 @@
 
 Snapshot NAME of `web01.img` keeps the image as it was; `web01.img.since-NAME.qcow2` holds what was written since.  The
 topmost overlay is what QEMU opens.  `web01.img.merging` stands for a commit that has begun: from its first byte on the
-image is a mixture, which only the overlays over it make whole.  `web01.img.committing` stands for its last step.
+image is a mixture, which only the overlays over it make whole.  `web01.img.committing` stands for its last step, and
+`web01.img.taking` for a snapshot that is being taken, or was cut off.
 """
 
 import re
@@ -14,6 +15,7 @@ from kvmlaunch.model.value import frozen
 
 MARK: Final = ".committing"
 BEGUN: Final = ".merging"
+TAKING: Final = ".taking"
 SINCE: Final = ".since-"
 SUFFIX: Final = ".qcow2"
 JOB: Final = "commit-"  # begins the id of QEMU's job that merges the snapshots of a disk
@@ -42,6 +44,11 @@ def mark_path(image: PurePosixPath) -> PurePosixPath:
 def begun_path(image: PurePosixPath) -> PurePosixPath:
     """Give the file that stands for a commit that has begun, and may have failed since."""
     return image.with_name(f"{image.name}{BEGUN}")
+
+
+def taking_path(image: PurePosixPath) -> PurePosixPath:
+    """Give the file that stands for a snapshot that is being taken, and names it."""
+    return image.with_name(f"{image.name}{TAKING}")
 
 
 def parse_merging(answer: object) -> Mapping[str, Mapping[str, object]]:
