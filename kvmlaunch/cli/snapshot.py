@@ -8,9 +8,11 @@ from kvmlaunch.cli.ending import Terminated
 from kvmlaunch.cli.progress import bar, spinner
 from kvmlaunch.cli.session import Session, complete_vm, dry_run_option, session_command, vm_of_disk
 from kvmlaunch.cli.show import say, short_path, show_document, show_table
+from kvmlaunch.errors import Report, TimedOut
 from kvmlaunch.units import count
 
 if TYPE_CHECKING:
+    from kvmlaunch.steps.disk_snapshot import Taken
     from kvmlaunch.steps.disks import Target
 
 disks_argument = click.argument("disk", metavar="VM[:DISK]", shell_complete=complete_vm)
@@ -42,32 +44,42 @@ def create(session: Session, disk: str, name: str, no_freeze: bool, dry_run: boo
         taken = take(session.caller(), disk, name, freeze=not no_freeze, dry_run=dry_run)
     if session.json:
         vm, names = vm_of_disk(disk), [target.name for target in taken.targets]
-        flags = {"live": taken.live, "frozen": taken.frozen, "stuck": taken.stuck, "already": taken.already}
+        flags = {"live": taken.live, "frozen": taken.rest.count, "stuck": taken.rest.stuck, "already": taken.already}
         document = {"vm": vm, "name": name, "disks": names, **flags, "zeroes": list(taken.zeroes)}
         show_document("disk-snapshot", {**document, "dry_run": dry_run})
-        return
+    else:
+        show_taken(session, disk, taken, dry_run=dry_run)
+    if taken.rest.stuck:
+        raise still_held(taken.rest.stuck)
+
+
+def still_held(why: str) -> TimedOut:
+    """Give the failure of an agent that did not let its guest's file systems go: the snapshot stands all the same."""
+    hint = "in the guest's console: fsfreeze --unfreeze /, and for each other one"
+    message = "the snapshot is kept, and the guest's file systems may still be held"
+    return TimedOut(Report(code="agent.timeout", message=message, why=why, hint=hint))
+
+
+def show_taken(session: Session, disk: str, taken: "Taken", *, dry_run: bool) -> None:
+    """Print what a snapshot has kept, and how the guest was meanwhile."""
+    name = taken.name
     for target in taken.targets:
         word = "already" if taken.already else "would keep" if dry_run else "kept"
         note = " was taken before, and nothing was written since" if taken.already else ""
         say(session, vm_name(target), "ok", word, f"{target.name}: {name}{note}")
     if not taken.targets:
         say(session, disk, "skip", "kept", "there is no disk that can be written")
-    if taken.stuck:
-        vm = vm_name(taken.targets[0])
-        say(session, vm, "warn", "", f"the guest's file systems may still be held: {taken.stuck}")
-        say(session, vm, "warn", "", "fix: in the guest's console: fsfreeze --unfreeze /, and for each other one")
     if taken.zeroes:
         those = ", ".join(taken.zeroes)
         say(session, vm_name(taken.targets[0]), "warn", "", f"{those}: detect_zeroes is off until the VM starts again")
     if taken.live and taken.targets and not taken.already and not dry_run:
         vm = vm_name(taken.targets[0])
-        if taken.frozen is None:
-            why = "no agent was asked" if no_freeze else "no agent listens in the guest"
-            say(session, vm, "warn", "", f"as after a power cut: {why} to write out what it holds")
-        elif not taken.frozen:
+        if taken.rest.count is None:
+            say(session, vm, "warn", "", f"as after a power cut: {taken.rest.unasked}, so nothing was written out")
+        elif not taken.rest.count:
             say(session, vm, "warn", "", "as after a power cut: the agent in the guest holds no file system still")
         else:
-            say(session, vm, "ok", "at rest", f"{count(taken.frozen, 'file system')} of the guest, by its agent")
+            say(session, vm, "ok", "at rest", f"{count(taken.rest.count, 'file system')} of the guest, by its agent")
 
 
 @snapshot.command(name="list")

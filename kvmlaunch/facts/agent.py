@@ -39,6 +39,7 @@ class Conversation:
     token: int
     answers: list[Any] = Factory(list)
     synced: bool = False
+    heard: bool = False  # anything at all
     kept: bytearray = Factory(bytearray)
 
     @property
@@ -52,6 +53,7 @@ class Conversation:
 
     def feed(self, chunk: bytes) -> bytes:
         """Take what arrived, and give what is to be sent.  Raises NoAgent, AgentRefused."""
+        self.heard = True
         self.kept += chunk
         if len(self.kept) > LONGEST_ANSWER:
             message = f"the answer is longer than {LONGEST_ANSWER >> 20} MiB"

@@ -168,7 +168,7 @@ def parse_counts_place(head: bytes) -> tuple[int, int, int]:
     order = int.from_bytes(head[96:100], "big") if version >= FIRST_WITH_FEATURES else COUNT_ORDER
     length = int.from_bytes(head[56:60], "big") << int.from_bytes(head[20:24], "big")
     offset = int.from_bytes(head[48:56], "big")
-    if order not in COUNT_ORDERS or offset >= FURTHEST:
+    if order not in COUNT_ORDERS:
         return 0, 0, 0
     return offset, min(length, LARGEST_TABLE), 1 << order
 

@@ -152,6 +152,8 @@ def last_cluster(handle: int, head: bytes) -> int:
     offset, length, bits = block.parse_counts_place(head)
     if not length:
         return -1
+    if offset >= block.FURTHEST:
+        return block.FURTHEST
     table = os.pread(handle, length, offset)
     place = block.last_counted(table, 8)
     if place is None:

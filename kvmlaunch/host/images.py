@@ -69,7 +69,13 @@ def free_space(path: PurePosixPath) -> int:
 def exists_already(path: PurePosixPath) -> PreflightFailed:
     """Give the refusal to make an image over a file."""
     return PreflightFailed(
-        Report(code="disk.exists", message=f"{path} is there already", where=str(path), why="nothing is overwritten")
+        Report(
+            code="disk.exists",
+            message=f"{path} is there already",
+            where=str(path),
+            why="nothing is overwritten",
+            hint="another name; or move that file away, where nobody needs it",
+        )
     )
 
 

@@ -24,6 +24,15 @@ KNOWN = (
         "ss -lpn; ip -br address   # shows who holds it, and which addresses there are",
     ),
     (
+        re.compile(
+            r"-drive .*format=qcow2,.*: (?:qcow2 header|Reference count|Image does not contain a ref|Snapshot table"
+            r"|Active L1|L1 table|Header extension|Unsupported cluster size|Could not (?:read L1|initialize refcount))"
+        ),
+        "disk.corrupt",
+        "an image is damaged: QEMU cannot open it",
+        "kvmlaunch disk check {vm}   # tells which; then go back to a backup",
+    ),
+    (
         re.compile(r"unable to map backing store"),
         "host.hugepages.short",
         "the hugepages are gone",

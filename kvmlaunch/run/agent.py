@@ -76,7 +76,8 @@ def converse(connection: socket.socket, conversation: Conversation, seconds: flo
 
 def late(conversation: Conversation) -> TimedOut:
     """Give the error of an agent that does not answer."""
-    heard = "it began to answer, and went silent" if conversation.synced else "it said nothing"
+    heard = "what it said is no answer" if conversation.heard else "it said nothing"
+    heard = "it began to answer, and went silent" if conversation.synced else heard
     return TimedOut(
         Report(
             code="agent.timeout",

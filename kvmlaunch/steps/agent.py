@@ -164,6 +164,13 @@ def shortened(text: str) -> str:
     return plain_text(text)[:LONGEST_NAME]
 
 
+def stands_still(seen: Seen) -> bool:
+    """Does a guest not run, so that nobody in it answers; false where QEMU cannot be asked."""
+    with contextlib.suppress(KvmlaunchError):
+        return run_state_of(seen) not in {"running", ""}
+    return False
+
+
 def hears(seen: Seen) -> bool:
     """Does an agent listen in a guest that runs."""
     try:
@@ -188,9 +195,13 @@ def ask_shutdown(seen: Seen) -> bool:
 
 @define(kw_only=True)
 class Rest:
-    """How a guest's file systems were held still: how many, None without an agent; `stuck` why they may still be."""
+    """How a guest's file systems were held still: how many, None where no agent was asked, and `unasked` why.
+
+    `stuck` is why they may still be.
+    """
 
     count: int | None = None
+    unasked: str = ""
     stuck: str = ""
 
 
@@ -205,6 +216,7 @@ def frozen_guest(seen: Seen) -> Iterator[Rest]:
     """
     rest = Rest()
     if not hears(seen):
+        rest.unasked = "its vCPUs do not run" if stands_still(seen) else "no agent listens in the guest"
         yield rest
         return
     target, refused = channel(seen), False

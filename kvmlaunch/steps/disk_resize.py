@@ -123,7 +123,7 @@ def plan_resize(target: Target, size: int | None, *, more: bool, runs: bool) -> 
     refuse_smaller(target, before, wanted)
     if target.facts.kind == "block" and volume is None:
         wanted = before = refuse_device(target, before, wanted)
-    elif wanted > before and volume is None:
+    elif wanted > before and volume is None and not runs:  # QEMU gives what it adds its place as it is written
         refuse_room(target, wanted - before)
     return volume, Resized(target=target, before=before, after=wanted)
 

@@ -20,7 +20,7 @@ from kvmlaunch.host.images import (
     owner_of,
     remove_image,
 )
-from kvmlaunch.model.value import evolve, frozen
+from kvmlaunch.model.value import Factory, evolve, frozen
 from kvmlaunch.steps.agent import Rest, frozen_guest
 from kvmlaunch.steps.caller import Caller
 from kvmlaunch.steps.control import query
@@ -40,6 +40,7 @@ from kvmlaunch.steps.disks import (
     refuse_clones,
     refuse_damaged,
     refuse_disorder,
+    refuse_elsewhere,
     refuse_locked,
     seen_of,
     top_format,
@@ -55,17 +56,16 @@ SECONDS = 60.0  # that QEMU may take for a step that is no copying
 
 @frozen(kw_only=True)
 class Taken:
-    """Snapshots of disks; `frozen` file systems of the guest were held still meanwhile, None without an agent.
+    """Snapshots of disks; `rest` is how the guest's file systems were held still meanwhile.
 
-    `stuck` says why they may be held still, where the agent did not let them go again; `zeroes` are disks whose
-    `detect_zeroes` is off from now on, as QEMU gives it to no image that it switches to (measured with 7.2.22).
+    `zeroes` are disks whose `detect_zeroes` is off from now on, as QEMU gives it to no image that it switches to
+    (measured with 7.2.22).
     """
 
     name: str
     targets: tuple[Target, ...]
     live: bool = False
-    frozen: int | None = None
-    stuck: str = ""
+    rest: Rest = Factory(Rest)
     already: bool = False
     zeroes: tuple[str, ...] = ()
 
@@ -169,7 +169,7 @@ def take_live(
         raise
     end(targets)
     zeroes = tuple(target.name for target in targets if target.disk.detect_zeroes != "off")
-    return Taken(name=name, targets=targets, live=True, frozen=rest.count, stuck=rest.stuck, zeroes=zeroes)
+    return Taken(name=name, targets=targets, live=True, rest=rest, zeroes=zeroes)
 
 
 def takeable(caller: Caller, word: str, name: str) -> tuple[Target, ...]:
@@ -181,6 +181,7 @@ def takeable(caller: Caller, word: str, name: str) -> tuple[Target, ...]:
     for target in targets:
         need_image(target)
         refuse_disorder(target)
+        refuse_elsewhere(target)
         seen = seen_of(caller, target)
         refuse_damaged(target, runs=seen is not None and seen.lives)
     return targets
@@ -216,7 +217,7 @@ def switch(seen: Seen, targets: Sequence[Target], overlays: Sequence[PurePosixPa
         }
         for target, overlay in zip(targets, overlays, strict=True)
     ]
-    with frozen_guest(seen) if freeze else contextlib.nullcontext(Rest()) as rest:
+    with frozen_guest(seen) if freeze else contextlib.nullcontext(Rest(unasked="no agent was asked")) as rest:
         query(seen, ("transaction", {"actions": actions}), seconds=SECONDS)
     return rest
 

@@ -432,9 +432,8 @@ def failed_tool(done: Finished, path: PurePosixPath) -> HostFailed | PreflightFa
     """Give the failure of qemu-img, with its own words; `host.space` where it found no room."""
     lines = [line.removeprefix("qemu-img: ") for line in (done.err or done.out).strip().splitlines()]
     more = [f"… and {len(lines) - MOST_LINES} lines more"] if len(lines) > MOST_LINES else []
-    text = "\n".join(lines[:MOST_LINES] + more)
-    if done.status < 0:
-        text = f"it was ended by {Signals(-done.status).name}"
+    ended = f"it was ended by {Signals(-done.status).name}" if done.status < 0 else ""
+    text = ended or "\n".join(lines[:MOST_LINES] + more)
     known = dict.fromkeys((errno.ENOSPC, errno.EROFS, errno.EFBIG), "host.space") | {errno.EACCES: "disk.permission"}
     found = next((number for number in known if os.strerror(number) in text), None)
     if found or any(words in text for words in MARKED):
@@ -478,7 +477,8 @@ def unreadable(target: Target, why: str) -> PreflightFailed:
     if target.facts.readable and target.format == "qcow2" and target.facts.header != "qcow2":
         hint = "go back to a backup: its header is gone, and with it where everything lies"
     elif target.facts.readable:
-        hint = repair_hint(path, target.word)
+        lost = "Could not open" in why and not any(words in why for words in MARKED)
+        hint = "go back to a backup: nothing mends it" if lost else repair_hint(path, target.word)
     return PreflightFailed(
         Report(
             code="disk.corrupt" if target.facts.readable else "disk.permission",

@@ -100,10 +100,10 @@ def cut_findings(resolved: Resolved) -> tuple[Finding, ...]:
 
 
 def is_corrupt(path: PurePosixPath) -> bool:
-    """Does qemu-img find an image corrupt; one that cannot be checked is refused elsewhere."""
+    """Does qemu-img find an image corrupt, or cannot open it though it can be read."""
     from kvmlaunch.steps.disks import qemu_img  # noqa: PLC0415 - of a doubtful image only
 
-    return qemu_img("check", "-q", "-f", "qcow2", str(path), paths=(path,)).status == CORRUPT
+    return qemu_img("check", "-q", "-f", "qcow2", str(path), paths=(path,)).status in {1, CORRUPT}
 
 
 def cut_off(path: PurePosixPath, disk: PlannedDisk, vm: str) -> Finding:

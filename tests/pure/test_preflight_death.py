@@ -40,6 +40,8 @@ def test_a_signal_is_told_in_words(signal: int, code: str, words: str) -> None:
         ("Could not access KVM kernel module: Permission denied", "host.kvm.permission"),
         ("qemu: tpm-emulator: TPM result for CMD_INIT: 0x101 operation failed", "qemu.tpm"),
         ("qemu: failed to initialize KVM: Operation not permitted", "host.kvm.permission"),
+        ("qemu: -drive file=/a.qcow2,format=qcow2,if=none: Snapshot table offset invalid", "disk.corrupt"),
+        ("qemu: -drive file=/a.img,format=raw,if=none: Snapshot table offset invalid", "qemu.exit"),
         ("qemu: -device x: Property not found", "qemu.exit"),
         ("", "qemu.exit"),
     ],

@@ -14,14 +14,16 @@ from typing import Final
 
 import pytest
 
+from kvmlaunch.cli.snapshot import snapshot
 from kvmlaunch.errors import Busy, HostFailed, KvmlaunchError, NotRunning, TimedOut
 from kvmlaunch.facts.agent import LONGEST_ANSWER, Interface, Query
 from kvmlaunch.model.lifecycle import VmState
 from kvmlaunch.model.plan import Places
 from kvmlaunch.run.agent import ask_agent
 from kvmlaunch.run.qmp import Target
-from kvmlaunch.steps import agent
-from kvmlaunch.steps.agent import addresses, ask_shutdown, follow, frozen_guest
+from kvmlaunch.steps import agent, disk_snapshot
+from kvmlaunch.steps.agent import Rest, addresses, ask_shutdown, follow, frozen_guest
+from kvmlaunch.steps.disk_snapshot import Taken
 from kvmlaunch.steps.observe import Seen
 from tests.sandbox import RUN, SECONDS, TINY, Machine, wait_for
 
@@ -146,6 +148,21 @@ def test_a_snapshot_of_a_guest_that_stands_still_waits_for_no_agent(machine: Mac
     made = machine.ok("disk", "snapshot", "create", "web", "s1")
 
     assert "agent.timeout" not in made.err
+    assert "its vCPUs do not run" in made.err
+
+
+def test_a_snapshot_whose_guest_may_be_held_still_has_failed_though_it_is_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kept = Taken(name="s1", targets=(), live=True, rest=Rest(count=3, stuck="the guest's agent does not answer"))
+    monkeypatch.setattr(disk_snapshot, "take", lambda *_, **__: kept)
+
+    with pytest.raises(TimedOut) as failed:
+        snapshot.main(["create", "web", "s1"], standalone_mode=False)
+
+    assert failed.value.report.code == "agent.timeout"
+    assert "the snapshot is kept" in failed.value.report.message
+    assert "fsfreeze --unfreeze" in failed.value.report.hint
 
 
 def test_an_agent_that_does_not_answer_is_not_said_to_have_been_asked(machine: Machine) -> None:

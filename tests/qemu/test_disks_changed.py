@@ -124,6 +124,18 @@ def test_a_growth_without_room_is_refused(machine: Machine, small: Path) -> None
     assert (small / "web.img").stat().st_size == 4 * MIB
 
 
+def test_a_running_vms_disk_grows_without_room_as_what_is_added_takes_its_place_later(
+    machine: Machine, small: Path
+) -> None:
+    created(machine, RAW.replace("web.img", "../small/web.img").replace("8MiB", "4MiB"))
+    machine.ok("up", "web", "--paused")
+
+    grown = machine.ok("disk", "resize", "web:root", "16MiB")
+
+    assert (small / "web.img").stat().st_size == 16 * MIB
+    assert "as it is written" in grown.err
+
+
 def test_what_is_no_size_is_no_size(machine: Machine) -> None:
     created(machine, RAW)
 

@@ -431,6 +431,24 @@ def test_an_image_that_was_cut_off_is_not_started(machine: Machine, kept: int, *
     assert "web.qcow2 is cut off" in result.err
 
 
+@pytest.mark.parametrize("offset", [20, 40, 48, 56, 64])
+def test_an_image_with_a_header_that_qemu_does_not_take_is_said_to_be_damaged(machine: Machine, offset: int) -> None:
+    machine.define("web", f'{TINY}{QCOW2}size = "64MiB"\n')
+    machine.ok("disk", "create", "web")
+    with place(machine, "web.qcow2").open("r+b") as file:
+        file.seek(offset)
+        file.write(b"\xff" * 8)
+
+    started = machine.run("up", "web", "--paused")
+    mended = machine.run("disk", "check", "web:root", "--repair")
+
+    assert started.codes & {"disk.corrupt"}, started.err
+    assert mended.codes == {"disk.corrupt"}
+    assert machine.leftovers() == []
+    if "Could not open" in mended.err:
+        assert "--repair" not in mended.err
+
+
 # Behind the counts of what is used, and before the first table: qemu-img check finds nothing wrong there (7.2.22).
 @pytest.mark.parametrize("beneath", [False, True])
 def test_an_image_that_lacks_its_first_table_is_neither_started_nor_called_sound(

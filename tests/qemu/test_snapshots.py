@@ -123,6 +123,16 @@ def opened(printed: Result) -> set[str]:
     return {Path(each).name for each in re.findall(r"-drive file=([^,]*)", printed.out)}
 
 
+def test_an_image_that_keeps_its_data_elsewhere_is_refused_as_a_start_refuses_it(machine: Machine) -> None:
+    define(machine, '[disk.root]\npath = "web.qcow2"\n')
+    image, data = place(machine, "web.qcow2"), place(machine, "data")
+    data.write_bytes(bytes(1 << 20))
+    made = machine.execute("qemu-img", "create", "-q", "-f", "qcow2", "-o", f"data_file={data}", image, "1M")
+
+    assert made.code == 0, made.err
+    assert refused(machine, "create", "web", "s1") == (6, "disk.backing")
+
+
 def test_a_snapshot_of_a_stopped_vm_is_an_overlay_that_is_opened_from_then_on(machine: Machine) -> None:
     define(machine)
 
