@@ -79,6 +79,22 @@ def apply_mount(change: MountChange) -> None:
         raise mount_refused(path, error) from error
 
 
+def refuse_replacing(change: MountChange, vm: str) -> None:
+    """Refuse to replace a VM's mount by another one while a process uses it (`host.hugetlbfs.busy`)."""
+    there, path = mounts_on(change.path), PurePosixPath(change.path)
+    using = user_text(path) if there and not is_ours(there[-1], change) else ""
+    if using:
+        raise Busy(
+            Report(
+                code="host.hugetlbfs.busy",
+                message=f"{path} is in use, and another mount is wanted there",
+                where=str(path),
+                why=f"it is used{using}; nothing was changed",
+                hint=f"kvmlaunch down {vm}   # then the command again",
+            )
+        )
+
+
 def mount_refused(path: PurePosixPath, error: OSError) -> PreflightFailed:
     """Give the refusal of a mount: pages that are gone since they were counted, or no hugetlbfs."""
     short = error.errno == errno.ENOMEM
@@ -119,12 +135,12 @@ def release_mount(path: PurePosixPath, uid: int = 0, *, detach: bool = False) ->
 
 
 def user_text(path: PurePosixPath) -> str:
-    """Give who maps files of a mount, as `, by pid N (comm)`; "" when nobody is seen."""
+    """Give who maps files of a mount, as ` by pid N (comm)`; "" when nobody is seen."""
     for pid in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(OSError):
             maps = Path(f"/proc/{pid}/maps").read_text(encoding="utf-8", errors="replace")
             if f" {path}/" in maps:
-                return f", by pid {pid} ({Path(f'/proc/{pid}/comm').read_text(encoding='utf-8').strip()})"
+                return f" by pid {pid} ({Path(f'/proc/{pid}/comm').read_text(encoding='utf-8').strip()})"
     return ""
 
 
@@ -309,6 +325,9 @@ def apply_changes(head: Journal, changes: tuple[Change, ...], tell: Tell) -> Jou
 
     `head` is the VM's journal so far: what it holds already stays in it.
     """
+    for change in changes:
+        if isinstance(change, MountChange):
+            refuse_replacing(change, head.vm)
     fresh = tuple(begun(change) for change in changes if not is_there(change))
     if not fresh:
         return head

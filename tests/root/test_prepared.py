@@ -91,6 +91,22 @@ def test_undo_is_refused_while_a_pasted_qemu_uses_the_pages(machine: Machine, po
     assert machine.leftovers() == []
 
 
+def test_nothing_is_changed_where_a_running_vm_uses_what_would_be_replaced(machine: Machine, pool: Pool) -> None:
+    machine.define("web", HUGE)
+    machine.ok("preflight", "web", "--apply")
+    machine.ok("up", "web", "--paused")
+    total, journals, mounts = pool.total(), machine.journals(), machine.mounts()
+
+    refused = machine.run("preflight", "web", "--apply", "--set", "memory.size=256MiB")
+
+    assert (refused.code, refused.codes) == (7, {"host.hugetlbfs.busy"})
+    assert "kvmlaunch down web" in refused.err
+    assert (pool.total(), machine.journals(), machine.mounts()) == (total, journals, mounts)
+    machine.end("web")
+    machine.ok("preflight", "web", "--undo")
+    assert pool.settled() == 0
+
+
 def test_up_uses_what_was_prepared_and_down_returns_to_it(machine: Machine, pool: Pool) -> None:
     machine.define("web", HUGE)
     machine.ok("preflight", "web", "--apply")
