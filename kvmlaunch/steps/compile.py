@@ -17,6 +17,7 @@ from kvmlaunch.steps.names import name_of, refuse_unknown
 from kvmlaunch.steps.observe import Seen, observe
 from kvmlaunch.steps.resolve import Resolved, refuse_errors, resolve
 from kvmlaunch.steps.start_findings import seeded
+from kvmlaunch.storage.snapshot import is_overlay_name
 
 HELD = "-S"  # until the guest is let run
 
@@ -140,13 +141,15 @@ def diff_running(caller: Caller, word: str) -> tuple[str, ...]:
 
 
 def plan_of_start(resolved: Resolved, running: tuple[str, ...]) -> Plan:
-    """Give the plan without the snapshots that were taken since a start by an argv: QEMU went over to those itself."""
+    """Give the plan without the snapshots taken, or ended, since a start by an argv: QEMU went over to those itself."""
     from kvmlaunch.steps.lost import files_of_drives  # noqa: PLC0415 - beside a running VM only
 
     named = {str(path) for path, _ in files_of_drives(running)}
     paths = dict(resolved.host.paths)
     for path, facts in resolved.host.paths.items():
-        since = () if os.path.realpath(path) in named else facts.since
+        ended = [each for each in sorted(named) if is_ended(PurePosixPath(each), path)]
+        paths.update({PurePosixPath(each): evolve(facts, path=PurePosixPath(each)) for each in ended})
+        since = () if os.path.realpath(path) in named else (*ended, *facts.since)
         later = tuple(dropwhile(lambda each: os.path.realpath(each) not in named, since))[1:]
         kept = since[: len(since) - len(later)]
         paths[path] = evolve(facts, since=kept)
@@ -155,6 +158,12 @@ def plan_of_start(resolved: Resolved, running: tuple[str, ...]) -> Plan:
             paths[PurePosixPath(kept[-1])] = evolve(newest, path=PurePosixPath(kept[-1]))
     host = evolve(resolved.host, paths=paths)
     return build_vm(resolved.subject.definition, host, resolved.caps, paused=HELD in running)
+
+
+def is_ended(file: PurePosixPath, path: PurePosixPath) -> bool:
+    """Is a file the overlay of a snapshot of an image, and not there any more: a commit has ended it."""
+    image = PurePosixPath(os.path.realpath(path))
+    return file.parent == image.parent and is_overlay_name(file.name, image.name) and not os.path.lexists(file)
 
 
 def lost_lines(seen: Seen) -> tuple[str, ...]:

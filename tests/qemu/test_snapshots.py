@@ -123,6 +123,20 @@ def opened(printed: Result) -> set[str]:
     return {Path(each).name for each in re.findall(r"-drive file=([^,]*)", printed.out)}
 
 
+def test_a_commit_beneath_a_running_vm_is_no_difference_from_its_definition(machine: Machine) -> None:
+    define(machine, f"{ROOT}{DATA}")
+    snapshot(machine, "s1", "s2")
+    machine.ok("up", "web", "--paused")
+
+    machine.ok("disk", "snapshot", "commit", "web:root")
+    committed = machine.run("diff", "web")
+    snapshot(machine, "s3")
+    kept = machine.run("diff", "web")
+
+    assert (committed.code, committed.out) == (0, ""), committed.out
+    assert (kept.code, kept.out) == (0, ""), kept.out
+
+
 def test_an_image_that_keeps_its_data_elsewhere_is_refused_as_a_start_refuses_it(machine: Machine) -> None:
     define(machine, '[disk.root]\npath = "web.qcow2"\n')
     image, data = place(machine, "web.qcow2"), place(machine, "data")
