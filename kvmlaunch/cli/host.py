@@ -103,8 +103,9 @@ def preflight(
         raise click.UsageError("--apply, --undo and --all exclude each other")
     caller = session.caller(for_user=for_user)
     if not vms:
-        from kvmlaunch.host.definitions import definition_files  # noqa: PLC0415 - beside its use
+        from kvmlaunch.host.definitions import definition_files, refuse_closed  # noqa: PLC0415 - beside its use
 
+        refuse_closed(caller.search)
         vms = tuple(definition_files(caller.search))
     if together:
         from kvmlaunch.steps.fleet import check_together  # noqa: PLC0415 - beside its use

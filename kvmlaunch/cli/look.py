@@ -7,9 +7,10 @@ from typing import Any
 import click
 
 from kvmlaunch.cli.session import Session, session_command, vm_argument, vms_argument
-from kvmlaunch.cli.show import duration_text, short_path, show_document, show_failure, show_table
-from kvmlaunch.errors import NotRunning, UnknownVm
+from kvmlaunch.cli.show import duration_text, say, short_path, show_document, show_failure, show_table
+from kvmlaunch.errors import DefinitionInvalid, NotRunning, UnknownVm
 from kvmlaunch.facts.console import plain_text
+from kvmlaunch.host.definitions import refuse_closed
 from kvmlaunch.model.value import asdict
 from kvmlaunch.steps.caller import Caller
 from kvmlaunch.steps.look import Status, known_names, met_names, running_names, status_of, with_definitions
@@ -92,6 +93,10 @@ def ls(session: Session, running: bool) -> None:
     caller = session.caller()
     found = status_of(caller, running_names(caller) if running else known_names(caller))
     found = with_definitions(caller, found)
+    try:
+        refuse_closed(caller.search)
+    except DefinitionInvalid as error:
+        say(session, "ls", "warn", "", f"{error.report.message}: {error.report.why}  [{error.report.code}]")
     if session.json:
         show_document("ls", {"vms": [status_document(each) for each in found]})
         return

@@ -1,5 +1,6 @@
 """Definition files: found by name, read once, and refused when somebody else could have written them."""
 
+import errno
 import os
 import shlex
 import stat
@@ -12,6 +13,7 @@ from kvmlaunch.model.value import frozen
 
 SUFFIX = ".toml"
 LONGEST = (1 << 20) + 1  # one byte beyond what load_definition accepts, so that it is the one who refuses
+SYSTEM = Path("/etc/kvmlaunch/vmdefs")
 PROFILES = Path(__file__).parent.parent / "define" / "profiles"
 
 
@@ -33,7 +35,7 @@ def search_path(
     """Give the directories that are searched, first hit wins."""
     listed = [part for part in environment.get("KVMLAUNCH_PATH", "").split(":") if part]
     asked = [here / part for part in (*written, *listed)]
-    fixed = [here / "vmdefs", home / ".config/kvmlaunch/vmdefs", PurePosixPath("/etc/kvmlaunch/vmdefs")]
+    fixed = [here / "vmdefs", home / ".config/kvmlaunch/vmdefs", SYSTEM]
     return tuple(Path(path) for path in (*asked, *fixed))
 
 
@@ -46,6 +48,7 @@ def find_definition(name: str, places: tuple[Path, ...], *, otherwise: str = "")
         path = place / f"{name}{SUFFIX}"
         if os.path.lexists(path):  # reading a link to nothing tells why it cannot be read
             return path
+        refuse_closed((place,))
     import difflib
 
     near = difflib.get_close_matches(name, sorted(names_in(places)), n=3)
@@ -70,6 +73,21 @@ def refuse_name(name: str, meant: str = "") -> None:
     if mistake := check_vm_name(name):
         hint = meant or "kvmlaunch ls   # lists the VMs"
         raise Misnamed(Report(code=mistake.code, message=mistake.message, why=mistake.hint, hint=hint))
+
+
+def refuse_closed(places: Iterable[Path]) -> None:
+    """Refuse to take a directory that may not be read for an empty one (`def.path`); the system's own may be root's."""
+    for place in places:
+        if os.path.isdir(place) and not os.access(place, os.R_OK | os.X_OK) and place != SYSTEM:
+            raise DefinitionInvalid(
+                Report(
+                    code="def.path",
+                    message=f"the definitions in {place} cannot be read",
+                    where=str(place),
+                    why=os.strerror(errno.EACCES),
+                    hint=f"namei -l {shlex.quote(str(place))}   # shows what keeps you out",
+                )
+            )
 
 
 def definition_files(places: tuple[Path, ...]) -> dict[str, Path]:

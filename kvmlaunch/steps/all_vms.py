@@ -1,13 +1,14 @@
 """What `--all` means."""
 
 from kvmlaunch.errors import KvmlaunchError
-from kvmlaunch.host.definitions import definition_files
+from kvmlaunch.host.definitions import definition_files, refuse_closed
 from kvmlaunch.steps.caller import Caller
 from kvmlaunch.steps.load import load
 
 
 def autostart_names(caller: Caller) -> tuple[str, ...]:
     """Give the VMs that say lifecycle.autostart, and the broken definitions, so that `up` names their mistakes."""
+    refuse_closed(caller.search)
     return tuple(name for name in definition_files(caller.search) if is_wanted(caller, name))
 
 

@@ -19,7 +19,7 @@ from kvmlaunch.facts.console import EscapeWatch
 from kvmlaunch.host.logs import open_kept
 from kvmlaunch.host.rundir import is_locked
 from kvmlaunch.model.run_files import CONSOLE, CONSOLE_LOG, LOG, QEMU_LOG
-from kvmlaunch.run.process import held
+from kvmlaunch.run.process import held, read_cmdline
 from kvmlaunch.steps.caller import Caller
 from kvmlaunch.steps.control import live
 from kvmlaunch.steps.heal import tend
@@ -55,21 +55,28 @@ class Output:
                 self.kept = self.kept[os.write(fd, self.kept[:piece]) :]
 
 
+def no_console(seen: Seen, path: PurePosixPath) -> Busy:
+    """Give the refusal of a VM that was started without a serial port, or whose socket for it was removed."""
+    argv = seen.record.argv if seen.record else read_cmdline(seen.pid) if seen.pid else ()
+    removed = any(f"path={path}" in word for word in argv)
+    message = f"the console of {seen.name} cannot be reached" if removed else f"{seen.name} has no serial console"
+    why = "its socket was removed; the VM runs on" if removed else "it was started with console.serial = false"
+    again = f"kvmlaunch restart {seen.name}"
+    hint = (
+        f"{again}   # makes it anew; until then: kvmlaunch logs {seen.name} -f"
+        if removed
+        else (f"serial = true   # in [console], then: {again}")
+    )
+    return Busy(Report(code="vm.state", message=message, where=str(path), why=why, hint=hint))
+
+
 def connect_console(caller: Caller, word: str) -> tuple[Seen, socket.socket]:
-    """Connect to a VM's serial port; raises NotRunning, UnknownVm, Busy `vm.console.busy` naming the holder."""
+    """Connect to a VM's serial port; raises NotRunning, UnknownVm, Busy: `vm.console.busy` naming the holder."""
     seen = live(caller, word)
     name = seen.name
     path = seen.places.run / CONSOLE
     if not os.path.exists(path):
-        raise NotRunning(
-            Report(
-                code="vm.stopped",
-                message=f"{name} has no serial console",
-                where=str(path),
-                why="console.serial is false",
-                hint="console.serial = true",
-            )
-        )
+        raise no_console(seen, path)
     holder = console_holder(path)
     if holder:
         raise Busy(

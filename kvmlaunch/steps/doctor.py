@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Sequence
 
 from kvmlaunch.errors import DefinitionInvalid, KvmlaunchError
-from kvmlaunch.host.definitions import definition_files
+from kvmlaunch.host.definitions import definition_files, refuse_closed
 from kvmlaunch.model.definition import Definition
 from kvmlaunch.model.diagnosis import Diagnosis, Trial
 from kvmlaunch.model.host import HostFacts
@@ -71,6 +71,8 @@ def readable(caller: Caller, words: Sequence[str]) -> tuple[tuple[Definition, ..
     """Give the definitions, and the names of those that are broken: they count for nothing until they are mended."""
     found: list[Definition] = []
     broken: list[str] = []
+    if not words:
+        refuse_closed(caller.search)
     for word in words or definition_files(caller.search):
         try:
             found.append(load_subject(caller, word).definition)

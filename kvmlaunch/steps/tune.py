@@ -13,7 +13,7 @@ from kvmlaunch.facts.tuning import parse_tuning
 from kvmlaunch.host.apply import mounts_on
 from kvmlaunch.host.capture import capture_host
 from kvmlaunch.host.capture_tuning import capture_tuning
-from kvmlaunch.host.definitions import definition_files, read_file
+from kvmlaunch.host.definitions import definition_files, read_file, refuse_closed
 from kvmlaunch.host.journal import read_all_journals
 from kvmlaunch.host.kept_files import is_kept, serves
 from kvmlaunch.host.settings import RUN, came_again, is_back, principal_of, settle
@@ -107,6 +107,7 @@ def definitions_of(
     found = {each.name: each for each in (load_subject(caller, word).definition for word in words)}
     others = evolve(caller, file="", overrides=()) if words else caller  # -f and --set are about those that are named
     named_before = {entry.path for entry in remembered if entry.named and named_too}
+    refuse_closed(caller.search)
     files = definition_files(caller.search)
     for name, path in files.items():
         if name not in found:

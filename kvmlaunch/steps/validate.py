@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from kvmlaunch.define.load import Loaded
 from kvmlaunch.errors import KvmlaunchError
-from kvmlaunch.host.definitions import definition_files
+from kvmlaunch.host.definitions import definition_files, refuse_closed
 from kvmlaunch.model.value import frozen
 from kvmlaunch.steps.caller import Caller
 from kvmlaunch.steps.load import STANDARD_INPUT, Subject, load, subject_of
@@ -31,11 +31,10 @@ class Unread:
 
 def validate(caller: Caller, words: Sequence[str]) -> tuple[Checked | Unread, ...]:
     """Check definitions by their text alone; all that can be found without words.  One keeps no other from it."""
-    wanted = (
-        list(words) or [caller.file]
-        if words or caller.file
-        else [str(path) for path in definition_files(caller.search).values()]
-    )
+    wanted = list(words) or [caller.file] if words or caller.file else []
+    if not wanted:
+        refuse_closed(caller.search)
+        wanted = [str(path) for path in definition_files(caller.search).values()]
     return tuple(validate_one(caller, word) for word in dict.fromkeys(wanted))
 
 

@@ -1,5 +1,24 @@
-"""A machine for each test of this tier."""
+"""A machine for each test of this tier, and one that an ordinary user shares."""
 
-from tests.sandbox import cache, machine
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.sandbox import ALICE, KVMLAUNCH, Machine, Result, cache, machine, made_machine, require_root
 
 __all__ = ("cache", "machine")
+
+
+@pytest.fixture
+def shared(tmp_path: Path, cache: Path) -> Iterator[Machine]:
+    """Give a machine that alice can use too."""
+    require_root()
+    with made_machine(tmp_path, cache, users=True) as made:
+        yield made
+
+
+def as_alice(machine: Machine, *words: str) -> Result:
+    """Run kvmlaunch as an ordinary user."""
+    ids = ("--reuid", str(ALICE), "--regid", str(ALICE), "--clear-groups")
+    return machine.execute("setpriv", *ids, KVMLAUNCH, *words, env={"HOME": "/srv/alice"}, at="/srv/alice")

@@ -2,7 +2,6 @@
 
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -10,6 +9,7 @@ import pytest
 
 from kvmlaunch.model.image import qcow2_room
 from tests.crashes import Point, describe, killed_at, points, traced
+from tests.qemu.conftest import as_alice
 from tests.qemu.test_run_attach import terminal
 from tests.sandbox import (
     ALICE,
@@ -18,16 +18,10 @@ from tests.sandbox import (
     TINY,
     Machine,
     Process,
-    Result,
-    cache,
     cmdline,
     finish,
-    made_machine,
-    require_root,
     wait_for,
 )
-
-__all__ = ("cache",)
 
 MIB: Final = 1 << 20
 RAW: Final = '[disk.root]\npath = "web.img"\nsize = "8MiB"\n'
@@ -91,20 +85,6 @@ def small(machine: Machine) -> Path:
     path.mkdir()
     machine.execute("mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", path)
     return machine.outside(path)
-
-
-@pytest.fixture
-def shared(tmp_path: Path, cache: Path) -> Iterator[Machine]:
-    """Give a machine that alice can use too."""
-    require_root()
-    with made_machine(tmp_path, cache, users=True) as made:
-        yield made
-
-
-def as_alice(machine: Machine, *words: str) -> Result:
-    """Run kvmlaunch as an ordinary user."""
-    ids = ("--reuid", str(ALICE), "--regid", str(ALICE), "--clear-groups")
-    return machine.execute("setpriv", *ids, KVMLAUNCH, *words, env={"HOME": "/srv/alice"}, at="/srv/alice")
 
 
 def test_a_raw_image_is_fully_allocated_and_its_owners_alone(machine: Machine) -> None:

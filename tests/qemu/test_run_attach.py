@@ -162,9 +162,20 @@ def test_a_console_that_nobody_has_is_no_console(machine: Machine) -> None:
 
     result = machine.run("console", "web")
 
-    assert result.code in {3, 6, 7}
-    assert "internal.bug" not in result.codes
-    assert "console" in result.err
+    assert (result.code, result.codes) == (7, {"vm.state"})
+    assert "console.serial = false" in result.err
+
+
+def test_a_console_whose_socket_was_removed_is_not_said_to_be_none(machine: Machine) -> None:
+    machine.define("web")
+    machine.ok("up", "web", "--paused")
+    (machine.rundir("web") / "console.sock").unlink()
+
+    result = machine.run("console", "web")
+
+    assert (result.code, result.codes) == (7, {"vm.state"})
+    assert "its socket was removed" in result.err
+    assert "console.serial" not in result.err
 
 
 @pytest.mark.parametrize("command", ["console", "logs"])

@@ -6,7 +6,8 @@ import signal
 
 import pytest
 
-from tests.sandbox import KVMLAUNCH, TINY, Machine, Result, finish, wait_for
+from tests.qemu.conftest import as_alice
+from tests.sandbox import ALICE, KVMLAUNCH, TINY, Machine, Result, finish, wait_for
 
 ABOUT_ONE = ("pause", "resume", "reset", "console", "monitor", "logs", "status", "down", "diff")
 
@@ -639,3 +640,14 @@ def test_a_line_for_disks_that_are_not_made_yet_is_not_said_to_be_the_last_word(
 
     assert "web.img is not there yet  [disk.missing]" in before.err
     assert "[disk.missing]" not in after.err
+
+
+def test_definitions_that_a_user_may_not_read_are_not_taken_for_none(shared: Machine) -> None:
+    place = f"install -d -o {ALICE} /srv/alice/vmdefs; install -d -m 0700 -o {ALICE} /run/user/{ALICE}"
+    shared.execute("sh", "-euc", f"{place}; echo 'vcpus = 1' > /srv/alice/vmdefs/web.toml; chmod 0 /srv/alice/vmdefs")
+
+    refused = [as_alice(shared, *words) for words in (("validate",), ("up", "web"), ("up", "--all"), ("preflight",))]
+    listed = as_alice(shared, "ls")
+
+    assert [(each.code, each.codes) for each in refused] == [(5, {"def.path"})] * 4
+    assert (listed.code, "[def.path]" in listed.err) == (0, True)
