@@ -109,7 +109,8 @@ def kvm_problem(host: HostFacts) -> tuple[str, str, str]:
         return (
             "host.kvm.permission",
             f"/dev/kvm may not be opened by {host.user.name or host.user.uid}",
-            f"setfacl -m u:{host.user.name or host.user.uid}:rw /dev/kvm   # until a reboot; lasting: its group",
+            host.by_root(f"setfacl -m u:{host.user.name or host.user.uid}:rw /dev/kvm")
+            + "   # until a reboot; lasting: its group",
         )
     if not host.kvm.runs_guests:
         return (

@@ -152,7 +152,11 @@ def check_network(plan: NetworkPlan, host: HostFacts) -> Iterator[Finding]:
             message="user networking forwards from IPv4 addresses only",
             key=f"{table}.forwards",
             why="QEMU 7.2 and 10.0 refuse an IPv6 address in hostfwd",
-            hint='"tcp:127.0.0.1:8443:443"',
+            hint=", ".join(
+                f'"{each.protocol}:127.0.0.1:{each.host_port}:{each.guest_port}"'
+                for each in network.forwards
+                if ":" in each.address
+            ),
         )
     if network.vhost is True and not host.vhost_net:
         yield error(

@@ -13,7 +13,7 @@ from kvmlaunch.cli.session import (
     standard_input,
     vm_argument,
 )
-from kvmlaunch.cli.show import short_path, show_document, show_table, show_warnings
+from kvmlaunch.cli.show import short_path, show_document, show_table, show_warnings, talk
 from kvmlaunch.errors import Report, UnknownVm
 from kvmlaunch.host.definitions import names_in
 from kvmlaunch.model.value import asdict
@@ -78,22 +78,16 @@ def tell_about(session: Session, resolved: "Resolved") -> None:
     show_warnings(session, resolved.name, resolved.plan.findings)
     user = resolved.host.user
     if resolved.host.caller_uid == 0 and user.uid != 0 and not session.quiet:
-        click.echo(
-            f"up runs this as {user.name}: put before it  setpriv --reuid={user.uid} --regid={user.gid} --init-groups",
-            err=True,
-        )
+        talk(f"up runs this as {user.name}: put before it  setpriv --reuid={user.uid} --regid={user.gid} --init-groups")
     if session.quiet:
         return
     if resolved.plan.vcpu_pins or resolved.plan.iothread_pins:
-        click.echo(
-            f"it waits with -S for its threads to be pinned: kvmlaunch up {resolved.name} does that, and lets it run",
-            err=True,
-        )
+        talk(f"it waits with -S for its threads to be pinned: kvmlaunch up {resolved.name} does that, and lets it run")
     for argv in build_sidecars(resolved.subject.definition, resolved.host, resolved.places).values():
-        click.echo(f"up starts beside it, and first: {shlex.join(argv)}", err=True)
+        talk(f"up starts beside it, and first: {shlex.join(argv)}")
     if lacks_seed(resolved):
         what = "up" if resolved.host.caller_uid else "up, or preflight --apply,"
-        click.echo(f"{what} writes the seed of cloud-init first, which is not there as it should be", err=True)
+        talk(f"{what} writes the seed of cloud-init first, which is not there as it should be")
 
 
 def row_document(row: "Row") -> dict[str, str]:
@@ -258,5 +252,5 @@ def diff(session: Session, vm: str, running: bool) -> int:
     elif lines:
         click.echo("\n".join(lines))
     else:
-        click.echo(f"{name_of(vm)}: no difference", err=True)
+        talk(f"{name_of(vm)}: no difference")
     return 10 if lines else 0

@@ -25,6 +25,7 @@ from kvmlaunch.cli.show import (
     show_error,
     show_failure,
     show_warnings,
+    talk,
 )
 from kvmlaunch.model.finding import errors_of
 from kvmlaunch.steps.load import STANDARD_INPUT_NAME
@@ -112,7 +113,7 @@ def validate(session: Session, vms: tuple[str, ...], together: bool, facts: str 
     if session.json:
         show_document("validate", {"definitions": [document for _, document in done]})
     elif not checked:
-        click.echo("no definition was found; kvmlaunch init NAME writes a first one", err=True)
+        talk("no definition was found; kvmlaunch init NAME writes a first one")
     return common_code(code for code, _ in done)
 
 
@@ -126,6 +127,8 @@ def show(session: Session, what: str, resolved: bool, origin: bool) -> None:
     from kvmlaunch.steps.load import all_sources, first_source, load_subject, profiles, text_of  # noqa: PLC0415 - beside its use
 
     name = what.removeprefix("profile:")
+    if session.overrides and not (resolved or origin):
+        raise click.UsageError("the text as written has nothing of --set; show --resolved has")
     if what.startswith("profile:"):
         if name not in profiles():
             raise click.UsageError(f"no profile {name!r}; there are {', '.join(sorted(profiles()))}")

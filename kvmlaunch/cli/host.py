@@ -101,6 +101,8 @@ def preflight(
     """Check the host for VMs (all that are defined when none is named), and say what `up` would change."""
     if apply + undo + together > 1:
         raise click.UsageError("--apply, --undo and --all exclude each other")
+    if for_user == "":
+        raise click.UsageError("--user names nobody: is a variable of a script unset?")
     caller = session.caller(for_user=for_user)
     if not vms:
         from kvmlaunch.host.definitions import definition_files, refuse_closed  # noqa: PLC0415 - beside its use

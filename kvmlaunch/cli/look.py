@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from kvmlaunch.cli.session import Session, session_command, vm_argument, vms_argument
-from kvmlaunch.cli.show import duration_text, say, short_path, show_document, show_failure, show_table
+from kvmlaunch.cli.show import duration_text, say, short_path, show_document, show_failure, show_table, talk
 from kvmlaunch.errors import DefinitionInvalid, NotRunning, UnknownVm
 from kvmlaunch.facts.console import plain_text
 from kvmlaunch.host.definitions import refuse_closed
@@ -78,7 +78,7 @@ def status(session: Session, vms: tuple[str, ...]) -> int:
         for each in found:
             click.echo("\n".join([each.name, *status_lines(each)]))
         if not found and not vms:
-            click.echo("no VM is running", err=True)
+            talk("no VM is running")
     if not vms:
         return 0
     stopped = [NotRunning.exit_code for each in found if each.pid is None]

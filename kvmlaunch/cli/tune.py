@@ -7,7 +7,7 @@ import click
 
 from kvmlaunch.cli.many import teller
 from kvmlaunch.cli.session import Session, session_command, vms_argument
-from kvmlaunch.cli.show import finding_document, say, show_document, show_error, show_table, show_warnings
+from kvmlaunch.cli.show import finding_document, say, show_document, show_error, show_table, show_warnings, talk
 from kvmlaunch.model.finding import Finding, errors_of
 from kvmlaunch.model.tuning import FileEntry, KeptFile, Setting, SettingEntry
 from kvmlaunch.units import count
@@ -112,9 +112,9 @@ def show_plan(session: Session, planned: "Planned") -> None:
             click.echo("".join(f"    {line}\n" for line in kept.text.splitlines()), nl=False)
     same = len(plan.settings) - len(plan.changes)
     names = count(len(planned.vms), "VM")
-    click.echo(f"{count(planned.changes, 'change')}, {same} as they should be, for {names}", err=True)
+    talk(f"{count(planned.changes, 'change')}, {same} as they should be, for {names}")
     if not planned.vms:
-        click.echo(whom(planned), err=True)
+        talk(whom(planned))
 
 
 def whom(planned: "Planned") -> str:

@@ -40,14 +40,16 @@ def facts_of(host: HostFacts, path: PurePosixPath) -> PathFacts:
     return host.paths.get(path) or PathFacts(path=path, kind="missing")
 
 
-def create_hint(disk: PlannedDisk, vm: str) -> str:
+def create_hint(disk: PlannedDisk, vm: str, host: HostFacts) -> str:
     """Give what makes an image or a volume that is missing; for a CD-ROM, or a device that is no volume, nothing."""
     name = disk.table.removeprefix("disk.")
     if any(re.match(ADDRESS, part) for part in disk.path.parts):
         return "a path is a file's; a disk of the network is made a block device first: qemu-nbd --connect, rbd map"
     if name == disk.table:
         return f"the path of an image that there is, in [{disk.table}]"
-    made = f"kvmlaunch disk create {vm}:{name}   # or: kvmlaunch up {vm} --create" if disk.made else ""
+    preparing = host.privileged and host.caller_uid != 0
+    then = f"as {user_of(host)}, then this command again" if preparing else f"or: kvmlaunch up {vm} --create"
+    made = f"kvmlaunch disk create {vm}:{name}   # {then}" if disk.made else ""
     volume = parse_volume_name(disk.path)
     if volume is not None:
         active = f"lvchange --activate y {volume.text}   # where the volume is there and not active"
@@ -89,7 +91,7 @@ def check_kind(disk: PlannedDisk, facts: PathFacts, host: HostFacts, vm: str) ->
     elif facts.kind == "missing" and facts.moved:
         yield moved_away(path, facts, disk.table)
     elif facts.kind == "missing":
-        hint = create_hint(disk, vm)
+        hint = create_hint(disk, vm, host)
         yield error(code="disk.missing", message=f"{path} does not exist", key=key, why=facts.refusal, hint=hint)
     elif facts.kind == "denied":
         yield error(
@@ -111,9 +113,11 @@ def check_kind(disk: PlannedDisk, facts: PathFacts, host: HostFacts, vm: str) ->
         yield from check_permission(disk, facts, host)
 
 
-def given_by_owner(host: HostFacts, facts: PathFacts, command: str) -> str:
-    """Give the command that changes a file's rights, as the caller pastes it: its owner needs no root."""
-    return command if facts.owner == host.user.name else host.by_root(command)
+def given(host: HostFacts, facts: PathFacts, path: PurePosixPath, rights: str) -> str:
+    """Give the command that gives QEMU's user rights to a file, as the caller pastes it: its owner needs no root."""
+    if facts.owner == user_of(host):
+        return f"chmod u+{rights} {quoted(path)}"
+    return host.by_root(f"setfacl -m u:{user_of(host)}:{rights} {quoted(path)}")
 
 
 def check_permission(disk: PlannedDisk, facts: PathFacts, host: HostFacts) -> Iterator[Finding]:
@@ -129,7 +133,7 @@ def check_permission(disk: PlannedDisk, facts: PathFacts, host: HostFacts) -> It
         )
     elif lacking:
         rights = "r" if disk.readonly else "rw"
-        give = given_by_owner(host, facts, f"setfacl -m u:{user_of(host)}:{rights} {quoted(disk.path)}")
+        give = given(host, facts, disk.path, rights)
         why = f"it belongs to {facts.owner}, mode {facts.mode & 0o7777:04o}"
         if facts.kind == "block":  # it may be the host's own, which an ordinary user cannot be told
             look = f"lsblk -o NAME,TYPE,FSTYPE,MOUNTPOINTS {quoted(disk.path)}"
@@ -482,5 +486,5 @@ def check_files(plan: Plan, host: HostFacts) -> Iterator[Finding]:
                 key=planned.key,
                 why=facts.refusal
                 or f"it is of kind {facts.kind}, belongs to {facts.owner}, mode {facts.mode & 0o7777:04o}",
-                hint=given_by_owner(host, facts, f"setfacl -m u:{user_of(host)}:r {quoted(planned.path)}"),
+                hint=given(host, facts, planned.path, "r"),
             )

@@ -44,12 +44,13 @@ def check_bridge(network: PlannedNetwork, host: HostFacts) -> Iterator[Finding]:
     if network.type == "bridge" and network.bridge and (device is None or device.kind != "bridge"):
         bridges = ", ".join(name for name, each in host.network_devices.items() if each.kind == "bridge") or "none"
         what = "is no bridge" if device else "does not exist"
+        make = host.by_root(f"ip link add {network.bridge} type bridge", f"ip link set {network.bridge} up")
         yield error(
             code="host.bridge.missing",
             message=f"{network.bridge} {what}",
             key=f"{network.table}.bridge",
             why=f"bridges of this host: {bridges}",
-            hint=host.by_root(f"ip link add {network.bridge} type bridge", f"ip link set {network.bridge} up"),
+            hint="ip -br link show type bridge   # lists those there are; or another name" if device else make,
         )
 
 
@@ -62,7 +63,9 @@ def check_tap(network: PlannedNetwork, host: HostFacts) -> Iterator[Finding]:
             message=f"{network.ifname} {'is no tap' if device else 'does not exist'}",
             key=f"{network.table}.ifname",
             why="type tap uses an existing one",
-            hint=host.by_root(f"ip tuntap add {network.ifname} mode tap user {host.user.name or host.user.uid}"),
+            hint="ip tuntap show   # lists those there are; or another name"
+            if device
+            else host.by_root(f"ip tuntap add {network.ifname} mode tap user {host.user.name or host.user.uid}"),
         )
     elif device and device.kind == "tap" and host.user.uid not in {0, device.owner_uid}:
         yield error(

@@ -14,7 +14,7 @@ from kvmlaunch.model.value import frozen
 from kvmlaunch.run.qmp import Target, ask
 from kvmlaunch.steps.caller import Caller
 from kvmlaunch.steps.names import name_of, refuse_unknown
-from kvmlaunch.steps.observe import LEFT, Seen, monitor_path, observe, who_holds
+from kvmlaunch.steps.observe import LEFT, Seen, monitor_path, namesakes, observe, who_holds
 
 # In a URI, in a channel, or in a command of the human monitor.
 RUNS_A_PROGRAM: Final = r'\bexec:|"transport": "exec"'
@@ -55,13 +55,14 @@ def live(caller: Caller, word: str) -> Seen:
         )
     if not seen.lives:
         refuse_unknown(caller, word)
+        others = namesakes(name) if seen.state is VmState.STOPPED else ()
         raise NotRunning(
             Report(
                 code="vm.stopped",
                 message=f"{name} is not running",
                 where=str(seen.places.run),
-                why=seen.state.value,
-                hint=f"kvmlaunch up {name}",
+                why="\n".join((seen.state.value, *others)),
+                hint="the same command as that user" if others else f"kvmlaunch up {name}",
             )
         )
     return seen

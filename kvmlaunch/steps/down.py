@@ -19,7 +19,7 @@ from kvmlaunch.steps.caller import Caller, Tell
 from kvmlaunch.steps.heal import clean_up
 from kvmlaunch.steps.lost import refuse_lost
 from kvmlaunch.steps.names import is_file, name_of, refuse_unknown
-from kvmlaunch.steps.observe import Seen, monitor_path, observe, owner_of, who_holds
+from kvmlaunch.steps.observe import Seen, monitor_path, namesakes, observe, owner_of, who_holds
 from kvmlaunch.units import render_size
 
 if TYPE_CHECKING:
@@ -278,6 +278,8 @@ def down(
         )
     if answer is Answer.ALREADY:
         refuse_unknown(caller, word)
+        for note in namesakes(name) if seen.state is VmState.STOPPED else ():
+            tell("warn", note)
     tell_other_file(caller, word, seen, tell)
     if dry_run:
         return Ended(name=name, already=answer is Answer.ALREADY)

@@ -72,9 +72,10 @@ def first_source(caller: Caller, word: str) -> tuple[str, Source]:
         raise UnknownVm(Report(code="vm.unknown", message=message, why="one of them is meant", hint=hint))
     if word == STANDARD_INPUT:
         return STANDARD_INPUT_NAME, Source(path=caller.here / STANDARD_INPUT_NAME, text=caller.standard_input)
-    if caller.file and not is_file(word) and Path(caller.file).stem != word:
+    misses = caller.file and not is_file(word) and Path(caller.file).stem != word
+    if misses and os.path.lexists(caller.here / caller.file):
         why = f"the name of a VM is its file's, so this file defines {Path(caller.file).stem}"
-        hint = f"{caller.command} -f {shlex.quote(caller.file)} {Path(caller.file).stem}"
+        hint = caller.again(word, Path(caller.file).stem)
         raise UnknownVm(Report(code="vm.unknown", message=f"{caller.file} does not define {word}", why=why, hint=hint))
     if caller.file or is_file(word):
         path = Path(caller.here / (caller.file or word))

@@ -23,7 +23,7 @@ from kvmlaunch.run.process import read_cmdline, read_uid
 from kvmlaunch.steps.caller import Caller
 from kvmlaunch.steps.heal import tend
 from kvmlaunch.steps.lost import lost_notes
-from kvmlaunch.steps.observe import LEFT, Seen, age, monitor_path, observe, owner_of, who_holds
+from kvmlaunch.steps.observe import LEFT, Seen, age, monitor_path, namesakes, observe, owner_of, who_holds
 from kvmlaunch.storage.snapshot import parse_merging
 from kvmlaunch.units import count, render_size
 
@@ -115,8 +115,8 @@ def state_notes(seen: Seen) -> Iterator[str]:
         yield from said_notes(seen)
     if seen.state is VmState.ENDED:
         yield f"what it held is still held: kvmlaunch down {seen.name} gives it back"
-    if seen.state is VmState.STOPPED and os.geteuid() == 0:
-        yield from (f"uid {uid} runs a {seen.name} of its own (pid {pid})" for uid, pid in namesakes(seen.name))
+    if seen.state is VmState.STOPPED:
+        yield from namesakes(seen.name)
 
 
 def said_notes(seen: Seen) -> Iterator[str]:
@@ -140,14 +140,6 @@ def sidecar_notes(seen: Seen) -> Iterator[str]:
             if noted_pid(seen.places.run, socket) is None:
                 what = "the emulator of its TPM" if socket == TPM else f"the daemon of {socket.removesuffix(SOCKET)}"
                 yield f"{what} has ended: what needs it fails until kvmlaunch restart {seen.name}"
-
-
-def namesakes(name: str) -> Iterator[tuple[int, int]]:
-    """Give uid and pid of the QEMUs that run under this name, whosever they are: root looks for his own alone."""
-    for pid in filter(str.isdecimal, os.listdir("/proc")):
-        if f"guest={name},debug-threads=on" in read_cmdline(int(pid)):
-            with contextlib.suppress(OSError):
-                yield os.stat(f"/proc/{pid}").st_uid, int(pid)
 
 
 def merging_notes(name: str, answer: object) -> Iterator[str]:
