@@ -28,7 +28,7 @@ from kvmlaunch.steps.caller import Caller, Tell
 from kvmlaunch.steps.hardware import machine_findings
 from kvmlaunch.steps.heal import heal_host, keep_logs
 from kvmlaunch.steps.host_changes import all_changes, journal_head
-from kvmlaunch.steps.load import load_subject
+from kvmlaunch.steps.load import load_subject, place_findings
 from kvmlaunch.steps.names import name_of, refuse_unknown
 from kvmlaunch.steps.observe import observe, owner_of
 from kvmlaunch.steps.resolve import Resolved, refuse_errors, resolve
@@ -95,7 +95,7 @@ def check_resolved(caller: Caller, resolved: Resolved) -> Checked:
         name=resolved.name,
         findings=(
             *resolved.findings(),
-            *own_findings(resolved),
+            *place_findings(resolved.subject, own_findings(resolved)),
             *machine_findings(resolved),
             *linger_findings(resolved),
         ),

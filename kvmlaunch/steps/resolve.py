@@ -117,8 +117,14 @@ def at_binary(caller: Caller, subject: Subject, failure: PreflightFailed) -> Pre
     report, hint = failure.report, f"{caller.line} --set qemu.binary=auto   # takes the one on PATH"
     if subject.definition.qemu.binary is AUTO:
         return failure
-    named = report._replace(where="", why=f"{report.where}: {report.why}", hint=hint)
-    return PreflightFailed(place_finding(subject, Finding(severity="error", report=named, key="qemu.binary")).report)
+    named = report._replace(why=f"{report.where}: {report.why}", hint=hint)
+    return at_key(subject, named, "qemu.binary")
+
+
+def at_key(subject: Subject, report: Report, key: str) -> PreflightFailed:
+    """Give a refusal at the place where its key is written."""
+    found = Finding(severity="error", report=report._replace(where=""), key=key)
+    return PreflightFailed(place_finding(subject, found).report)
 
 
 def mount_held(host: HostFacts, places: Places) -> HeldByVm:
@@ -233,7 +239,12 @@ def resolve(
     except PreflightFailed as failure:
         raise at_binary(caller, subject, failure) from failure
     places = None if caller.facts else caller.places(definition.name)
-    host = read_host_for(definition, caller, sight)
+    try:
+        host = read_host_for(definition, caller, sight)
+    except PreflightFailed as failure:
+        if failure.report.code != "host.user.unknown" or caller.for_user:
+            raise
+        raise at_key(subject, failure.report, "security.user") from failure
     places = places or facts_places(host, definition)
     if not caller.facts and needs_io_uring(definition, host, caps):
         host = evolve(host, aio=evolve(host.aio, io_uring_refusal=sight.io_uring(host.user)))

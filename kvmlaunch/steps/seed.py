@@ -1,6 +1,7 @@
 """The seed for cloud-init of a VM: its parts are checked before anything changes, its image written at the start."""
 
 from collections.abc import Callable
+from typing import Final
 
 from kvmlaunch.builder.cloud_init import SEED, plan_seed, plan_tweaks
 from kvmlaunch.errors import DefinitionInvalid, HostFailed, PreflightFailed, Report
@@ -19,6 +20,8 @@ from kvmlaunch.model.definition import AUTO
 from kvmlaunch.model.finding import Finding
 from kvmlaunch.steps.resolve import Resolved
 
+CHECKS: Final = {"user_data": check_user_data, "network": check_network, "meta_data": check_meta_data}
+
 
 def read_seed(resolved: Resolved) -> Contents | None:
     """Give the files of a VM's seed, None where it has none.
@@ -30,16 +33,7 @@ def read_seed(resolved: Resolved) -> Contents | None:
         return None
     need_writer()
     tuning = definition.cloud_init
-    user_data = network = more = None
-    if tuning.user_data is not None:
-        user_data = read_part(tuning.user_data, "cloud_init.user_data", LONGEST)
-        refuse(resolved, "user_data", checked(check_user_data, user_data))
-    if tuning.network is not None:
-        network = read_part(tuning.network, "cloud_init.network", LONGEST)
-        refuse(resolved, "network", checked(check_network, network))
-    if tuning.meta_data is not None:
-        more = read_part(tuning.meta_data, "cloud_init.meta_data", LONGEST)
-        refuse(resolved, "meta_data", checked(check_meta_data, more))
+    user_data, network, more = (read_checked(resolved, key) for key in CHECKS)
     hostname = definition.name if tuning.hostname is AUTO else tuning.hostname
     return seed_contents(
         user_data=user_data,
@@ -57,15 +51,16 @@ def checked(check: Callable[[bytes], str], content: bytes) -> str:
         raise missing_extra("PyYAML") from error
 
 
-def refuse(resolved: Resolved, key: str, why: str) -> None:
-    """Refuse a part that cloud-init would not take."""
-    if why:
-        definition = resolved.subject.definition
-        path = getattr(definition.cloud_init, key)
+def read_checked(resolved: Resolved, key: str) -> bytes | None:
+    """Give a part that a definition names, None where it names none; raises what `read_seed` does."""
+    path = getattr(resolved.subject.definition.cloud_init, key)
+    if path is None:
+        return None
+    content = read_part(path, f"cloud_init.{key}", LONGEST)
+    if why := checked(CHECKS[key], content):
         message = f"{path.name} is nothing for cloud-init"
-        raise DefinitionInvalid(
-            Report(code="def.seed", message=message, where=f"{definition.file} cloud_init.{key}", why=why)
-        )
+        raise DefinitionInvalid(Report(code="def.seed", message=message, where=f"cloud_init.{key}", why=why))
+    return content
 
 
 def is_new_seed(resolved: Resolved) -> bool:
@@ -82,9 +77,18 @@ def make_seed(resolved: Resolved) -> None:
 
 
 def check_seed(resolved: Resolved) -> tuple[Finding, ...]:
-    """Give what is wrong with a VM's seed, for preflight."""
+    """Give everything that is wrong with a VM's seed, each part by its key."""
+    found = []
+    for key in CHECKS:
+        try:
+            read_checked(resolved, key)
+        except HostFailed as error:  # a library is missing, for every part
+            return (Finding(severity="error", report=error.report),)
+        except (PreflightFailed, DefinitionInvalid) as error:
+            found.append(Finding(severity="error", report=error.report._replace(where=""), key=f"cloud_init.{key}"))
     try:
-        read_seed(resolved)
-    except (PreflightFailed, DefinitionInvalid, HostFailed) as error:
-        return (Finding(severity="error", report=error.report),)
-    return ()
+        if not found:
+            read_seed(resolved)
+    except (PreflightFailed, HostFailed) as error:
+        found.append(Finding(severity="error", report=error.report))
+    return tuple(found)
