@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from kvmlaunch.define.host_file import load_wishes
 from kvmlaunch.define.positions import locate
+from kvmlaunch.errors import DefinitionInvalid
 from kvmlaunch.facts.boot_files import parse_boot_lines
 from kvmlaunch.facts.sources import Wanted, parse_captured
 from kvmlaunch.facts.tuning import parse_tuning
@@ -95,6 +96,20 @@ def placed(finding: Finding) -> Finding:
     return evolve(finding, report=finding.report._replace(where=where))
 
 
+def load_counted(caller: Caller, name: str, words: Sequence[str]) -> Definition:
+    """Give a definition that counts though nobody named it; raises DefinitionInvalid, which says so."""
+    try:
+        return load_subject(caller, name).definition
+    except DefinitionInvalid as error:
+        if not words:
+            raise
+        message = f"{name} is broken, and what it needs of the host counts beside {', '.join(words)}"
+        first, *_ = error.problems or (error.report,)
+        why = "\n".join(filter(None, (first.message, first.why)))
+        hint = f"kvmlaunch validate {name}   # tells all of it"
+        raise DefinitionInvalid(first._replace(message=message, why=why, hint=hint)) from error
+
+
 def definitions_of(
     caller: Caller, words: Sequence[str], remembered: Sequence[VmEntry], *, every: bool, named_too: bool
 ) -> tuple[Definition, ...]:
@@ -111,7 +126,7 @@ def definitions_of(
     files = definition_files(caller.search)
     for name, path in files.items():
         if name not in found:
-            definition = load_subject(others, name).definition
+            definition = load_counted(others, name, words)
             if every or definition.lifecycle.autostart or os.path.abspath(path) in named_before:
                 found[name] = definition
     for entry in remembered:
