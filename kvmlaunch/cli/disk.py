@@ -178,7 +178,7 @@ def info_rows(each: "Info") -> list[tuple[str, str, str]]:
     if target.disk.size and target.disk.size > size:
         parts.append(f"the definition says {render_rounded(target.disk.size)}")
     pids = dict.fromkeys(holder.pid for holder in facts.lock_holders)
-    parts += [f"in use by pid {pid}" if pid else "in use by a process of another user" for pid in pids]
+    parts += [f"in use by pid {pid}" if pid else "in use by a process that cannot be seen from here" for pid in pids]
     if top and (top.corrupt or top.dirty):
         parts.append("marked corrupt" if top.corrupt else "not closed cleanly")
     if facts.since:

@@ -32,7 +32,7 @@ def user_of(host: HostFacts) -> str:
 def holder_text(holder: Holder) -> str:
     """Give a holder in words."""
     vm = f", VM {holder.vm}" if holder.vm else ""
-    return f"pid {holder.pid} ({holder.command}{vm})" if holder.pid > 0 else "a process of another user"
+    return f"pid {holder.pid} ({holder.command}{vm})" if holder.pid > 0 else "a process that cannot be seen from here"
 
 
 def facts_of(host: HostFacts, path: PurePosixPath) -> PathFacts:

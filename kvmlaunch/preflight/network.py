@@ -27,7 +27,7 @@ def check_ports(plan: Plan, host: HostFacts) -> Iterator[Finding]:
         for there in host.listeners:
             if overlaps(wanted, there) and not is_own(there, host):
                 holder = there.holder
-                who = f"pid {holder.pid} ({holder.command})" if holder else "a process of another user"
+                who = f"pid {holder.pid} ({holder.command})" if holder else "a process that cannot be seen from here"
                 yield error(
                     code="host.port.used",
                     message=f"{wanted.protocol} port {wanted.port} of {wanted.address} is taken",

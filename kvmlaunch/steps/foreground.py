@@ -97,6 +97,7 @@ def watch(resolved: Resolved, vm: "RunningVm", wakeup: int, tell: Tell) -> Endin
                 warn_lost(resolved, vm, tell)
                 notify(os.environ, "STOPPING=1")
                 end = time.monotonic() + limit
+                tell("powerdown", f"the guest has {limit:g} s for it")
             else:
                 left, now = end - time.monotonic(), f"kvmlaunch down {resolved.name} --force --timeout 0"
                 tell("powerdown", f"asked again; QEMU is ended in {left:.0f} s, and at once by: {now}")
