@@ -200,7 +200,7 @@ def check_incoming(value: str) -> Iterator[Mistake]:
         message = "-incoming exec: runs a shell, and the sandbox kills QEMU for it"
         yield Mistake(code="def.raw.option", message=message, hint="-incoming unix:PATH")
     elif (found := re.match(LISTENS, value)) and found[1].strip("[]") in EVERY_ADDRESS:
-        message = "-incoming has no address, so it would listen on all of them"
+        message = "-incoming would listen on all addresses"
         hint = "-incoming tcp:127.0.0.1:PORT with ssh -L, or unix:PATH"
         yield Mistake(code="def.net.exposed", message=message, hint=hint)
 

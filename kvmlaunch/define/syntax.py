@@ -151,7 +151,7 @@ def fault_of_twice(text: str, line: int) -> Fault:
     if shorthand:
         return Fault(code="def.shorthand", line=line, column=column, **shorthand)
     name = faulty.partition("=")[0].strip()
-    return Fault(line=line, column=column, message=f"{name[:LONGEST_NAME]} is written twice")
+    return Fault(line=line, column=column, message=f"{name[:LONGEST_NAME]} is written twice", hint="keep one")
 
 
 def table_in(line: str) -> str:

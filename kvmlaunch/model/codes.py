@@ -234,6 +234,7 @@ REMEDIES: Final[dict[str, str]] = {
     "host.group.missing": "vgs lists the volume groups; vgcreate makes one.",
     "disk.base": "Write readonly=true, use the overlay as the disk, or kvmlaunch disk snapshot commit it.",
     "disk.snapshot": "kvmlaunch disk snapshot list VM:DISK shows them; commit finishes what was begun.",
+    "def.toml.syntax": "Compare it with a file that kvmlaunch init NAME writes.",
     "def.seed": "cloud-init schema --config-file FILE tells what it takes, where it is installed.",
     "seed.file": "Write the path of a file that can be read.",
     "disk.missing": "Write the path of an image that there is, or a size, and let disk create make it.",

@@ -74,6 +74,7 @@ def test_an_overlay_that_a_killed_command_left_unused_is_no_snapshot_to_commit(m
     running(machine)
     make = ("qemu-img", "create", "-q", "-f", "qcow2", "-u", "-F", "raw", "-b", "web.img")
     machine.execute(*make, str(place(machine, S1)), "8M")
+    place(machine, "web.img.taking").write_text("s1 root\n")
 
     machine.ok("disk", "snapshot", "commit", "web:root")
 

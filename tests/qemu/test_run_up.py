@@ -441,7 +441,7 @@ def test_a_name_that_leads_elsewhere_is_no_vm(machine: Machine, name: str) -> No
 
     results = [machine.run(*words) for words in (("down", name), ("pause", name), ("logs", name), ("status", name))]
 
-    assert all(result.code == 4 for result in results), results
+    assert all(result.code == 5 for result in results), results
     assert machine.outside("/run/kvmlaunch").stat().st_mode == before
     assert machine.status("web")["pid"]
 
