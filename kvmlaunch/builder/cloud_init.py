@@ -54,6 +54,18 @@ def plan_haltpoll(definition: Definition, tuning: CloudInit) -> Choice[bool]:
     return Choice(value=pinned, reason=reason, source=source, origin=definition.origin("cpu.pin"))
 
 
+def plan_agent(definition: Definition, tuning: CloudInit) -> Choice[bool]:
+    """Choose whether an agent is installed: not where it would have no channel to be reached by."""
+    source = "QEMU docs, interop/qemu-ga"
+    if definition.guest_agent.enabled is False:
+        reason, origin = (
+            "guest_agent.enabled is false: it would have no channel",
+            definition.origin("guest_agent.enabled"),
+        )
+        return Choice(value=False, reason=reason, source=source, origin=origin)
+    return wanted(definition, "agent", tuning.agent, AGENT_WHY, source)
+
+
 def plan_tweaks(definition: Definition) -> tuple[Tweak, ...]:
     """Give what is to be set within a guest, and what is not, each with its reason."""
     tuning = definition.cloud_init
@@ -72,7 +84,7 @@ def plan_tweaks(definition: Definition) -> tuple[Tweak, ...]:
         ),
         Tweak(
             name="agent",
-            wanted=wanted(definition, "agent", tuning.agent, AGENT_WHY, "QEMU docs, interop/qemu-ga"),
+            wanted=plan_agent(definition, tuning),
             package="qemu-guest-agent",
             unit="qemu-guest-agent.service",
         ),

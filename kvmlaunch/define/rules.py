@@ -437,6 +437,15 @@ def check_keys(definition: Definition) -> Broke:
             yield Broken(("cloud_init", "ssh_keys", index), mistake)
 
 
+def check_agent(definition: Definition) -> Broke:
+    """Give an agent that is to be installed, and has no channel to be reached by."""
+    installed = definition.cloud_init.agent and by_hand(definition, "cloud_init.agent")
+    if installed and definition.guest_agent.enabled is False:
+        message = "cloud_init.agent installs an agent, and guest_agent.enabled = false gives it no channel"
+        needs = (("guest_agent", "enabled"),)
+        yield Broken(("cloud_init", "agent"), choice(message, hint="guest_agent.enabled = true"), needs=needs)
+
+
 RULES: Final[tuple[Callable[[Definition], Broke], ...]] = (
     check_names,
     check_words,
@@ -459,5 +468,6 @@ RULES: Final[tuple[Callable[[Definition], Broke], ...]] = (
     check_secure_boot,
     check_append,
     check_keys,
+    check_agent,
     check_arguments,
 )

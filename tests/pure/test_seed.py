@@ -261,3 +261,10 @@ def test_a_guest_polls_where_its_vcpus_are_pinned(pin: str, *, polls: bool) -> N
     found = {tweak.name: tweak.wanted.value for tweak in plan_tweaks(definition)}
 
     assert found["haltpoll"] is polls
+
+
+def test_an_agent_is_not_installed_where_its_channel_is_switched_off() -> None:
+    (agent,) = (each for each in plan_tweaks(defined("guest_agent.enabled = false")) if each.name == "agent")
+
+    assert not agent.wanted.value
+    assert "no channel" in agent.wanted.reason
