@@ -7,6 +7,7 @@ after the claim is undone in reverse order.
 
 from functools import partial
 
+from kvmlaunch.builder.cloud_init import plan_seed
 from kvmlaunch.builder.render import render_argv
 from kvmlaunch.errors import Busy, NotRunning, Report
 from kvmlaunch.host.definitions import is_same_file
@@ -22,7 +23,7 @@ from kvmlaunch.steps.load import Subject, load, load_subject
 from kvmlaunch.steps.observe import LEFT, Seen, age, monitor_path, observe, who_holds
 from kvmlaunch.steps.resolve import resolve
 from kvmlaunch.steps.start import Keep, Started, Wishes, no_more, start
-from kvmlaunch.steps.start_findings import linger_findings, own_findings
+from kvmlaunch.steps.start_findings import lacks_seed, linger_findings, own_findings
 
 
 def check_running(caller: Caller, seen: Seen, subject: Subject) -> tuple[Finding, ...]:
@@ -50,6 +51,18 @@ def check_running(caller: Caller, seen: Seen, subject: Subject) -> tuple[Finding
             why = "it runs as its file says"
     hint = "\n".join(f"kvmlaunch {verb} {seen.name}{caller.settings}" for verb in ("diff", "restart"))
     return (warning(code="vm.changed", message=message, where=str(definition.file), why=why, hint=hint),)
+
+
+def check_told(caller: Caller, seen: Seen, subject: Subject) -> tuple[Finding, ...]:
+    """Say that a VM which runs already was told something else by its seed for cloud-init than files say now."""
+    if not plan_seed(subject.definition).value:
+        return ()
+    if not lacks_seed(resolve(caller, subject, everything=False, running=seen.pid)):
+        return ()
+    message, why = "the seed of cloud-init changed since the start", "it is written anew when the VM starts"
+    hint = f"kvmlaunch restart {seen.name}   # a guest reads it at its first boot only, unless it is told otherwise"
+    where = str(subject.definition.file)
+    return (warning(code="vm.changed", message=message, where=where, why=why, hint=hint),)
 
 
 def check_paused(seen: Seen) -> tuple[Finding, ...]:
@@ -111,7 +124,8 @@ def settle(caller: Caller, seen: Seen, subject: Subject, wishes: Wishes, tell: T
 
                 as_planned(caller, seen, subject, dry_run=wishes.dry_run)
                 tell("verified", f"pid {seen.pid}, which kvmlaunch did not start, is as planned")
-            findings = (*check_running(caller, seen, subject), *check_paused(seen))
+            changed = check_running(caller, seen, subject) or check_told(caller, seen, subject)
+            findings = (*changed, *check_paused(seen))
             from kvmlaunch.steps.look import sidecar_notes  # noqa: PLC0415 - this path only
             from kvmlaunch.steps.lost import lost_notes  # noqa: PLC0415
 

@@ -326,3 +326,15 @@ def test_a_seed_that_somebody_else_put_a_link_in_the_place_of_is_replaced_and_th
 
     assert target.read_text() == "precious"
     assert not seed(machine).is_symlink()
+
+
+def test_up_of_a_running_vm_tells_that_its_seed_would_be_another(machine: Machine) -> None:
+    define(machine, FULL)
+    machine.ok("up", "web", "--paused")
+
+    same = machine.ok("up", "web", "--paused")
+    (machine.directory / "vmdefs" / "user-data.yaml").write_text("#cloud-config\npackages: [htop]\n")
+    other = machine.ok("up", "web", "--paused")
+
+    assert "[vm.changed]" not in same.err
+    assert "the seed of cloud-init changed since the start  [vm.changed]" in other.err
