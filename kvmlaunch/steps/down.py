@@ -140,7 +140,8 @@ def end_process(seen: Seen, process: Process, timeout: float, tell: Tell, *, for
         tell("resumed", "it slept (ACPI S3), and a sleeping guest hears no power button")
     if met.deed != "in vain":
         asked = ASKED.get(met.deed, "was asked")
-        tell("powerdown", f"pid {process.pid} {asked}, waiting {timeout:g} s")
+        word = "down" if met.deed == "no answer" else "powerdown"
+        tell(word, f"pid {process.pid} {asked}, waiting {timeout:g} s")
         if wait_asking(seen, process, deadline):
             return ""
     if force:
