@@ -5,6 +5,7 @@ import click
 from kvmlaunch.cli.progress import bar
 from kvmlaunch.cli.session import Session, complete_vm, session_command
 from kvmlaunch.cli.show import say, short_path, show_document
+from kvmlaunch.cli.snapshot import settle_first
 
 
 @click.command()
@@ -25,6 +26,7 @@ def clone(session: Session, new: str, base: str, full: bool, dry_run: bool) -> N
     if session.overrides:
         message = "--set is for this one command; what the clone is to have goes into its definition"
         raise click.UsageError(message)
+    settle_first(session, base, dry_run=dry_run)
     with bar(session, f"{new}: cloning {base}") as progress:
         cloned = make(session.caller(), new, base, full=full, dry_run=dry_run, progress=progress)
     if session.json:

@@ -10,7 +10,7 @@ from kvmlaunch.cli.ending import Terminated
 from kvmlaunch.cli.progress import bar
 from kvmlaunch.cli.session import Session, dry_run_option, session_command
 from kvmlaunch.cli.show import error_document, say, short_path, show_document, show_failure, show_table, talk
-from kvmlaunch.cli.snapshot import disk_argument, disks_argument, snapshot, vm_name
+from kvmlaunch.cli.snapshot import disk_argument, disks_argument, settle_first, snapshot, vm_name
 from kvmlaunch.steps.many import common_code
 from kvmlaunch.steps.names import name_of
 from kvmlaunch.units import KIB, count, parse_size, render_rounded, render_size
@@ -204,6 +204,7 @@ def resize(session: Session, disk: str, size: tuple[int, bool] | None, dry_run: 
     """Grow a disk to SIZE, by +SIZE, or to what its definition says; a VM that runs is told."""
     from kvmlaunch.steps.disk_resize import resize as grow  # noqa: PLC0415 - completion wants the options only
 
+    settle_first(session, disk, dry_run=dry_run)
     done = grow(session.caller(), disk, size[0] if size else None, more=bool(size and size[1]), dry_run=dry_run)
     name, target = vm_name(done.target), done.target
     if session.json:
@@ -259,6 +260,7 @@ def convert(
     from kvmlaunch.steps.disk_convert import Conversion  # noqa: PLC0415
     from kvmlaunch.steps.disk_convert import convert as turn  # noqa: PLC0415 - completion wants the options only
 
+    settle_first(session, disk, dry_run=dry_run)
     wanted = Conversion(
         goal=goal, format=format_ or "", overwrite=overwrite, remove_source=remove_source, dry_run=dry_run
     )
@@ -381,6 +383,7 @@ def remove(session: Session, disk: str, yes: bool, dry_run: bool) -> None:
     from kvmlaunch.cli.asking import sure  # noqa: PLC0415 - completion wants the options only
     from kvmlaunch.steps.disk_check import remove as drop  # noqa: PLC0415
 
+    settle_first(session, disk, dry_run=dry_run)
     sure(f"remove {disk} with all that it holds?", yes=yes or dry_run)
     target = drop(session.caller(), disk, dry_run=dry_run)
     if session.json:

@@ -58,7 +58,7 @@ def met_or_unknown(session: Session, caller: Caller, words: Sequence[str]) -> tu
         try:
             refuse_unknown(caller, word)
             names.append(name_of(word))
-        except UnknownVm as error:
+        except (UnknownVm, DefinitionInvalid) as error:
             show_failure(session, error, name_of(word))
             codes.append(error.exit_code)
     return names, codes

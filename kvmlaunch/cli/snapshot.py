@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import click
 
 from kvmlaunch.cli.ending import Terminated
+from kvmlaunch.cli.many import teller
 from kvmlaunch.cli.progress import bar, spinner
 from kvmlaunch.cli.session import Session, complete_vm, dry_run_option, session_command, vm_of_disk
 from kvmlaunch.cli.show import say, short_path, show_document, show_table
@@ -18,6 +19,14 @@ if TYPE_CHECKING:
 disks_argument = click.argument("disk", metavar="VM[:DISK]", shell_complete=complete_vm)
 disk_argument = click.argument("disk", metavar="VM:DISK", shell_complete=complete_vm)
 name_argument = click.argument("name", metavar="NAME")
+
+
+def settle_first(session: Session, word: str, *, dry_run: bool = False) -> None:
+    """Settle what a command that was killed has left of a snapshot, and say what is none."""
+    if not dry_run:
+        from kvmlaunch.steps.disk_settle import settle  # noqa: PLC0415 - completion wants the options only
+
+        settle(session.caller(), word, teller(session, vm_of_disk(word)))
 
 
 @click.group()
@@ -40,6 +49,7 @@ def create(session: Session, disk: str, name: str, no_freeze: bool, dry_run: boo
     """Keep the disks of a VM as they are now, under NAME; a VM that runs goes on, in overlays."""
     from kvmlaunch.steps.disk_snapshot import take  # noqa: PLC0415 - completion wants the options only
 
+    settle_first(session, disk, dry_run=dry_run)
     with spinner(session, f"{disk}: keeping"):
         taken = take(session.caller(), disk, name, freeze=not no_freeze, dry_run=dry_run)
     if session.json:
@@ -122,6 +132,7 @@ def commit(session: Session, disk: str, dry_run: bool) -> None:
     """Merge what was written since the snapshots of a disk into its image, and end them; also while the VM runs."""
     from kvmlaunch.steps.disk_commit import commit as merge  # noqa: PLC0415 - completion wants the options only
 
+    settle_first(session, disk, dry_run=dry_run)
     told: list[float] = []
     try:
         with bar(session, f"{disk}: committing") as progress:
@@ -158,6 +169,7 @@ def revert(session: Session, disk: str, name: str, yes: bool, dry_run: bool) -> 
     from kvmlaunch.steps.disk_snapshot import later_than  # noqa: PLC0415
     from kvmlaunch.steps.disk_snapshot import revert as go_back  # noqa: PLC0415
 
+    settle_first(session, disk, dry_run=dry_run)
     later = later_than(session.caller(), disk, name)
     ending = f", and end the later {', '.join(later)}" if later else ""
     caller = session.caller()

@@ -89,7 +89,7 @@ def refuse_replacing(change: MountChange, vm: str) -> None:
                 code="host.hugetlbfs.busy",
                 message=f"{path} is in use, and another mount is wanted there",
                 where=str(path),
-                why=f"it is used{using}; nothing was changed",
+                why=f"it is used {using}; nothing was changed",
                 hint=f"kvmlaunch down {vm}   # then the command again",
             )
         )
@@ -128,19 +128,19 @@ def release_mount(path: PurePosixPath, uid: int = 0, *, detach: bool = False) ->
                 code="host.hugetlbfs.busy",
                 message=f"{path} is in use",
                 where=str(path),
-                why=f"umount: {error.strerror}{user_text(path)}",
+                why=", ".join(filter(None, (f"umount: {error.strerror}", user_text(path)))),
                 hint="end that process, then run the command again",
             )
         ) from error
 
 
 def user_text(path: PurePosixPath) -> str:
-    """Give who maps files of a mount, as ` by pid N (comm)`; "" when nobody is seen."""
+    """Give who maps files of a mount, as `by pid N (comm)`; "" when nobody is seen."""
     for pid in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(OSError):
             maps = Path(f"/proc/{pid}/maps").read_text(encoding="utf-8", errors="replace")
             if f" {path}/" in maps:
-                return f" by pid {pid} ({Path(f'/proc/{pid}/comm').read_text(encoding='utf-8').strip()})"
+                return f"by pid {pid} ({Path(f'/proc/{pid}/comm').read_text(encoding='utf-8').strip()})"
     return ""
 
 

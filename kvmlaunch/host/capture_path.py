@@ -90,7 +90,7 @@ def capture_snapshots(path: str) -> dict[str, object]:
     seen: dict[str, object] = {"since": [str(each) for each in chain.overlays]} if chain.overlays else {}
     seen |= {"stray": [str(each) for each in chain.stray]} if chain.stray else {}
     seen |= {"unread": unread} if unread else {}
-    seen |= {"taking": True} if snapshot.taking_path(image).name in names else {}
+    seen |= {"taking": True} if os.path.isfile(snapshot.taking_path(image)) else {}
     return seen | ({"committing": True} if snapshot.mark_path(image).name in names else {})
 
 

@@ -48,7 +48,7 @@ def find_definition(name: str, places: tuple[Path, ...], *, otherwise: str = "")
         path = place / f"{name}{SUFFIX}"
         if os.path.lexists(path):  # reading a link to nothing tells why it cannot be read
             return path
-        refuse_closed((place,))
+        refuse_closed((place,), rights=os.X_OK)
     import difflib
 
     near = difflib.get_close_matches(name, sorted(names_in(places)), n=3)
@@ -75,10 +75,10 @@ def refuse_name(name: str, meant: str = "") -> None:
         raise Misnamed(Report(code=mistake.code, message=mistake.message, why=mistake.hint, hint=hint))
 
 
-def refuse_closed(places: Iterable[Path]) -> None:
+def refuse_closed(places: Iterable[Path], *, rights: int = os.R_OK | os.X_OK) -> None:
     """Refuse to take a directory that may not be read for an empty one (`def.path`); the system's own may be root's."""
     for place in places:
-        if os.path.isdir(place) and not os.access(place, os.R_OK | os.X_OK) and place != SYSTEM:
+        if os.path.isdir(place) and not os.access(place, rights) and place != SYSTEM:
             raise DefinitionInvalid(
                 Report(
                     code="def.path",

@@ -262,14 +262,17 @@ def mark_image(mark: PurePosixPath, text: str) -> None:
 
 
 def unmark_image(mark: PurePosixPath) -> None:
-    """Take a mark away; the removals before it are on the disk first."""
-    with suppress(FileNotFoundError), rights_of(owner_of(mark.parent)):
-        directory = os.open(mark.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(directory)
-            os.unlink(mark.name, dir_fd=directory)
-        finally:
-            os.close(directory)
+    """Take a mark away; the removals before it are on the disk first.  Raises HostFailed, PreflightFailed."""
+    try:
+        with suppress(FileNotFoundError), rights_of(owner_of(mark.parent)):
+            directory = os.open(mark.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.fsync(directory)
+                os.unlink(mark.name, dir_fd=directory)
+            finally:
+                os.close(directory)
+    except OSError as error:
+        raise failed(mark, error) from error
 
 
 @contextmanager

@@ -372,20 +372,24 @@ def check_base(path: PurePosixPath, facts: PathFacts, table: str) -> Iterator[Fi
         )
 
 
-def check_snapshots(path: PurePosixPath, facts: PathFacts, table: str, vm: str) -> Iterator[Finding]:
-    """Refuse an image whose snapshots do not lie in a line, or whose commit was not finished (`disk.snapshot`).
-
-    One that cannot be read is `disk.permission`.
-    """
-    name = table.removeprefix("disk.")
+def check_taking(path: PurePosixPath, facts: PathFacts, table: str, vm: str) -> Iterator[Finding]:
+    """Warn of an image of which a snapshot may have been cut off (`disk.snapshot`)."""
     if facts.taking:
         yield warning(
             code="disk.snapshot",
             message=f"a snapshot of {path.name} was cut off, or is being taken",
             key=f"{table}.path",
             why=f"{path.name}.taking is there: its overlay may be none that QEMU writes to",
-            hint=f"kvmlaunch up {vm}   # settles it, as every command of disk snapshot does",
+            hint=f"kvmlaunch up {vm}   # settles it, as do the commands of disk that change something",
         )
+
+
+def check_snapshots(path: PurePosixPath, facts: PathFacts, table: str, vm: str) -> Iterator[Finding]:
+    """Refuse an image whose snapshots do not lie in a line, or whose commit was not finished (`disk.snapshot`).
+
+    One that cannot be read is `disk.permission`.
+    """
+    name = table.removeprefix("disk.")
     if facts.committing:
         yield error(
             code="disk.snapshot",
@@ -424,6 +428,7 @@ def check_disks(plan: Plan, host: HostFacts) -> Iterator[Finding]:
         yield from check_snapshots(image, facts_of(host, image), disk.table, plan.name)
         yield from check_holders(disk, facts, host)
         if not disk.readonly:
+            yield from check_taking(image, facts_of(host, image), disk.table, plan.name)
             yield from check_base(disk.path, facts, disk.table)
             yield from check_claimed(disk.path, facts, disk.table)
 

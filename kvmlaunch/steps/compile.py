@@ -97,19 +97,16 @@ def unmade(resolved: Resolved) -> tuple[Finding, ...]:
 def unsettled(resolved: Resolved) -> tuple[Finding, ...]:
     """Give the disks of which it cannot be told what QEMU is to open: a pasted command would write to a wrong one."""
     paths = resolved.host.paths
-    images = {disk.image or disk.path: disk.table for disk in resolved.plan.disks}
-    doubtful = [
-        each
-        for each in images
-        if (facts := paths.get(each)) and (facts.committing or facts.taking or facts.stray or facts.unread)
-    ]
-    if not doubtful:
-        return ()
-    from kvmlaunch.preflight.disk import check_snapshots  # noqa: PLC0415 - where there is one
+    found: list[Finding] = []
+    for disk in resolved.plan.disks:
+        image = disk.image or disk.path
+        facts = paths.get(image)
+        if facts and (facts.committing or facts.taking or facts.stray or facts.unread):
+            from kvmlaunch.preflight.disk import check_snapshots, check_taking  # noqa: PLC0415 - where there is one
 
-    return tuple(
-        finding for each in doubtful for finding in check_snapshots(each, paths[each], images[each], resolved.name)
-    )
+            found += check_snapshots(image, facts, disk.table, resolved.name)
+            found += () if disk.readonly else check_taking(image, facts, disk.table, resolved.name)
+    return tuple(found)
 
 
 def explain(caller: Caller, word: str) -> tuple[Resolved, tuple[Row, ...]]:

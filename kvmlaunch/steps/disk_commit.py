@@ -19,7 +19,7 @@ from kvmlaunch.model.value import frozen
 from kvmlaunch.steps.caller import Caller
 from kvmlaunch.steps.control import query
 from kvmlaunch.steps.disk_live import file_in_chain, job_of, job_row, top_file
-from kvmlaunch.steps.disk_settle import read_mark, retire, settle
+from kvmlaunch.steps.disk_settle import read_mark, retire
 from kvmlaunch.steps.disk_snapshot import need_image, snapshot_names
 from kvmlaunch.steps.disks import (
     Progress,
@@ -61,8 +61,6 @@ def commit(caller: Caller, word: str, *, dry_run: bool = False, progress: Progre
 
     Raises Busy, PreflightFailed, HostFailed, TimedOut.
     """
-    if not dry_run:
-        settle(caller, word)
     found = find_disk(caller, word)
     need_image(found)
     with held_images([found.image]):

@@ -10,7 +10,6 @@ from kvmlaunch.steps.caller import Caller
 from kvmlaunch.steps.control import query
 from kvmlaunch.steps.disk_check import refuse_unsound
 from kvmlaunch.steps.disk_live import file_in_chain
-from kvmlaunch.steps.disk_settle import settle
 from kvmlaunch.steps.disks import (
     Target,
     at_rest,
@@ -61,8 +60,6 @@ def resize(caller: Caller, word: str, size: int | None, *, more: bool = False, d
 
     Raises PreflightFailed `disk.shrink`, `disk.locked`, `host.space`; Busy; HostFailed.
     """
-    if not dry_run:
-        settle(caller, word)
     found = find_disk(caller, word)
     need_file(found)
     with held_images([found.image]):  # a snapshot takes the size from what it is laid over

@@ -24,9 +24,10 @@ from kvmlaunch.host.images import (
     unmark_image,
 )
 from kvmlaunch.host.rights import rights_of
+from kvmlaunch.host.tree import failed
 from kvmlaunch.preflight.disk import holder_text
-from kvmlaunch.steps.caller import Caller
-from kvmlaunch.steps.disk_live import is_in_chain
+from kvmlaunch.steps.caller import Caller, Tell
+from kvmlaunch.steps.disk_live import file_in_chain, is_in_chain
 from kvmlaunch.steps.disks import Target, at_rest, find_disks, parse_word, qemu_img, seen_of
 from kvmlaunch.steps.observe import Seen
 from kvmlaunch.steps.resolve import look_at_host
@@ -37,13 +38,16 @@ LONGEST_MARK = 1 << 16  # bytes
 
 
 def read_mark(mark: PurePosixPath) -> str:
-    """Give what a mark beside an image says; what is no such file says nothing."""
-    with rights_of(owner_of(mark.parent)):
-        directory = os.open(mark.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            return (read_text_at(directory, mark.name, LONGEST_MARK) or "").strip()
-        finally:
-            os.close(directory)
+    """Give what a mark beside an image says; what is no such file says nothing.  Raises HostFailed, PreflightFailed."""
+    try:
+        with rights_of(owner_of(mark.parent)):
+            directory = os.open(mark.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                return (read_text_at(directory, mark.name, LONGEST_MARK) or "").strip()
+            finally:
+                os.close(directory)
+    except OSError as error:
+        raise failed(mark, error) from error
 
 
 def begin(targets: Sequence[Target], name: str) -> None:
@@ -59,57 +63,94 @@ def end(targets: Iterable[Target]) -> None:
         unmark_image(taking_path(target.image))
 
 
-def settle(caller: Caller, word: str) -> tuple[str, ...]:
-    """Settle what a killed command has left beside the disks of a VM; gives the names of snapshots that are not.
+def is_marked(target: Target) -> bool:
+    """Has the image of a disk that can be written the mark."""
+    return not target.disk.readonly and os.path.isfile(taking_path(target.image))
 
-    Raises PreflightFailed `disk.locked` while a command is at work on them; Busy, TimedOut where QEMU cannot be asked.
+
+def settle(caller: Caller, word: str, tell: Tell) -> None:
+    """Settle what a killed command has left beside the disks of a VM; what is no snapshot is told.
+
+    Raises PreflightFailed `disk.locked` while a command is at work on them, `disk.snapshot` where it cannot be told;
+    Busy, TimedOut where QEMU cannot be asked.
     """
     vm = parse_word(word)[0]
     marks: dict[str, set[str]] = {}
-    for target in find_disks(caller, vm):
-        if os.path.lexists(taking_path(target.image)):
-            name, *disks = read_mark(taking_path(target.image)).split() or [""]
-            marks.setdefault(name, set()).update(disks, {target.name})
-    return tuple(name for name, disks in marks.items() if settle_one(caller, vm, name, disks))
+    for target in filter(is_marked, find_disks(caller, vm)):
+        name, *disks = read_mark(taking_path(target.image)).split() or [""]
+        marks.setdefault(name, set()).update(disks, {target.name})
+    for name, those in marks.items():
+        images = (target for target in filter(is_marked, named(caller, vm, those)) if target.facts.kind == "file")
+        with held_images([target.image for target in images]):
+            if settle_held(caller, vm, name, those):
+                tell("warn", f"the command that took the snapshot {name} was cut off: there is none, nothing is lost")
 
 
-def settle_one(caller: Caller, vm: str, name: str, disks: Collection[str]) -> bool:
-    """Settle a snapshot of some disks; tells whether it is none."""
-    with held_images([target.image for target in named(caller, vm, disks)]):
-        targets = named(caller, vm, disks)
-        if not any(os.path.lexists(taking_path(target.image)) for target in targets):
-            return False  # another command did it
-        if NAME.fullmatch(name):
-            return drop_unused(caller, targets, name)
-        end(targets)  # no mark of ours
+def settle_held(caller: Caller, vm: str, name: str, disks: Collection[str]) -> bool:
+    """Settle a snapshot of disks on which no other command works; tells whether it is none.
+
+    A mark speaks of its own image: an overlay without one was whole, and so was the snapshot.
+    """
+    targets = named(caller, vm, disks)
+    marked = tuple(filter(is_marked, targets))
+    if not marked or not NAME.fullmatch(name):
+        end(marked)
         return False
+    for target in targets:
+        refuse_unseen(target, name)
+    there = tuple(target for target in targets if os.path.lexists(overlay_path(target.image, name)))
+    taken = any(target not in marked or not is_begun(target, name) or has_clones(target) for target in there)
+    seen = seen_of(caller, marked[0])
+    if seen is not None and seen.lives:
+        if taken or is_live(seen, there, name):
+            end(marked)
+            return False
+        drop(caller, marked, name)
+        return True
+    with at_rest(caller, marked[0], "settled"):
+        if taken:
+            end(marked)
+            return False
+        drop(caller, marked, name)
+    return True
 
 
 def named(caller: Caller, vm: str, disks: Collection[str]) -> tuple[Target, ...]:
-    """Give the images of a VM's disks of these names, as they are now."""
-    return tuple(each for each in find_disks(caller, vm) if each.name in disks and each.facts.kind == "file")
+    """Give a VM's disks of these names, as they are now."""
+    return tuple(each for each in find_disks(caller, vm) if each.name in disks)
 
 
-def drop_unused(caller: Caller, targets: Sequence[Target], name: str) -> bool:
-    """Drop the overlays of a snapshot where none of them was ever written to; tells whether that was so."""
-    seen = seen_of(caller, targets[0])
-    if seen is not None and seen.lives:
-        return drop_unused_live(caller, seen, targets, name)
-    with at_rest(caller, targets[0], "settled"):
-        if any(is_written(target, name) for target in targets):
-            end(targets)
-            return False
-        drop(caller, targets, name)
-    return True
+def refuse_unseen(target: Target, name: str) -> None:
+    """Refuse to settle a snapshot of a disk that cannot be looked at (`disk.snapshot`): it may be written to."""
+    if target.facts.kind != "file" or not target.facts.readable:
+        raise PreflightFailed(
+            Report(
+                code="disk.snapshot",
+                message=f"whether the snapshot {name} was taken cannot be told",
+                where=f"{target.disk.path} {target.table}",
+                why=target.facts.refusal or f"it is of kind {target.facts.kind}",
+                hint=f"put it back; or, where it is gone for good: rm {taking_path(target.image)}, and the others",
+            )
+        )
 
 
-def drop_unused_live(caller: Caller, seen: Seen, targets: Sequence[Target], name: str) -> bool:
-    """Drop the overlays of a snapshot where the running QEMU has none of them: it switches to all or to none."""
-    if any(is_in_chain(seen, target, overlay_path(target.image, name)) for target in targets):
-        end(targets)
-        return False
-    drop(caller, targets, name)
-    return True
+def is_live(seen: Seen, there: Sequence[Target], name: str) -> bool:
+    """Has the running QEMU switched to a snapshot: to the overlays of all its disks, or to none.
+
+    Raises Busy `vm.state` for a QEMU that runs with other disks: that tells nothing of these.
+    """
+    for target in there:
+        overlay = overlay_path(target.image, name)
+        if is_in_chain(seen, target, overlay):
+            return True
+        beneath = (target.image, *map(PurePosixPath, target.facts.since))[-2]
+        file_in_chain(seen, target, beneath)
+    return False
+
+
+def has_clones(target: Target) -> bool:
+    """Rests something else on the newest overlay of a disk."""
+    return target.top is not None and bool(target.top.overlays)
 
 
 def drop(caller: Caller, targets: Sequence[Target], name: str) -> None:
@@ -120,13 +161,6 @@ def drop(caller: Caller, targets: Sequence[Target], name: str) -> None:
             retire(caller, overlay)
         forget_making(overlay)
     end(targets)
-
-
-def is_written(target: Target, name: str) -> bool:
-    """Was something written to the overlay of a snapshot, or rests something on it."""
-    overlay = str(overlay_path(target.image, name))
-    above = target.top is not None and bool(target.top.overlays)
-    return overlay in target.facts.since and (above or not is_begun(target, name))
 
 
 def is_begun(target: Target, name: str) -> bool:

@@ -26,7 +26,7 @@ from kvmlaunch.steps.caller import Caller
 from kvmlaunch.steps.control import query
 from kvmlaunch.steps.disk_check import refuse_unsound
 from kvmlaunch.steps.disk_live import file_in_chain, refuse_merging
-from kvmlaunch.steps.disk_settle import begin, drop_unused_live, end, is_begun, retire, settle
+from kvmlaunch.steps.disk_settle import begin, end, is_begun, retire, settle_held
 from kvmlaunch.steps.disks import (
     Target,
     at_rest,
@@ -91,8 +91,6 @@ def take(caller: Caller, word: str, name: str, *, freeze: bool = True, dry_run: 
     Without `freeze` no agent is asked.  Raises DefinitionInvalid for a name that is none, PreflightFailed, Busy,
     TimedOut `agent.timeout`.
     """
-    if not dry_run:
-        settle(caller, word)
     with held_images([target.image for target in takeable(caller, word, name)]):
         return take_held(caller, takeable(caller, word, name), name, freeze=freeze, dry_run=dry_run)
 
@@ -164,8 +162,9 @@ def take_live(
         overlays = [make_overlay(target, name) for target in targets]
         rest = switch(seen, targets, overlays, freeze=freeze)
     except BaseException:
+        definition = targets[0].subject.definition
         with contextlib.suppress(KvmlaunchError):  # where QEMU cannot be asked a later command settles it
-            drop_unused_live(caller, seen, targets, name)
+            settle_held(caller, str(definition.file), name, {target.name for target in targets})
         raise
     end(targets)
     zeroes = tuple(target.name for target in targets if target.disk.detect_zeroes != "off")
@@ -227,8 +226,6 @@ def revert(caller: Caller, word: str, name: str, *, dry_run: bool = False) -> Ta
 
     Raises Busy while the VM runs, PreflightFailed `disk.unknown` for no such snapshot.
     """
-    if not dry_run:
-        settle(caller, word)
     found = find_disk(caller, word)
     need_image(found)
     with held_images([found.image]):

@@ -18,7 +18,7 @@ from kvmlaunch.host.rights import capture_user
 from kvmlaunch.host.rundir import claimed, remove_claimed
 from kvmlaunch.host.volumes import find_volume
 from kvmlaunch.model.definition import AUTO, Definition, Disk
-from kvmlaunch.model.finding import Finding
+from kvmlaunch.model.finding import Finding, errors_of
 from kvmlaunch.model.host import HostFacts, PathFacts, UserFacts
 from kvmlaunch.model.image import MARKED
 from kvmlaunch.model.lifecycle import VmState
@@ -164,7 +164,7 @@ def refuse_led(target: Target) -> None:
 
 def refuse_found(target: Target, findings: Iterable[Finding]) -> None:
     """Raise PreflightFailed for the first thing that a check of a start's finds, at the disk that is worked on."""
-    for finding in findings:
+    for finding in errors_of(tuple(findings)):
         raise PreflightFailed(finding.report._replace(where=finding.report.where or target.table))
 
 

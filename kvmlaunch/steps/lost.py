@@ -49,7 +49,7 @@ def lost_images(seen: Seen) -> tuple[LostImage, ...]:
     homes = {path.parent for path in drives}
     held = {each.identity for each in opened}
     written = (path for path, writes in drives.items() if writes and SINCE not in path.name)
-    found = {path: ("", True) for path in written if identity_at(path) not in held}
+    found = {path: ("", True) for path in written if identity_at(path) not in held and not is_hidden(path)}
     for each in opened:
         overlay = SINCE in each.path.name
         base = not each.written and each.path not in drives and not homes.isdisjoint(each.path.parents[:2])
@@ -114,6 +114,17 @@ def identity_at(path: PurePosixPath | str) -> tuple[int, int] | None:
         return identity(os.stat(path))
     except OSError:
         return None
+
+
+def is_hidden(path: PurePosixPath) -> bool:
+    """Lies a path in a directory that may not be searched, so that what is there cannot be told."""
+    try:
+        os.stat(path)
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def descriptors(pid: int | None) -> list[str]:

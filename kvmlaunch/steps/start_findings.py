@@ -103,7 +103,8 @@ def is_corrupt(path: PurePosixPath) -> bool:
     """Does qemu-img find an image corrupt, or cannot open it though it can be read."""
     from kvmlaunch.steps.disks import qemu_img  # noqa: PLC0415 - of a doubtful image only
 
-    return qemu_img("check", "-q", "-f", "qcow2", str(path), paths=(path,)).status in {1, CORRUPT}
+    done = qemu_img("check", "-q", "-f", "qcow2", str(path), paths=(path,))
+    return done.status == CORRUPT or (done.status == 1 and "Could not open" in done.err and "lock" not in done.err)
 
 
 def cut_off(path: PurePosixPath, disk: PlannedDisk, vm: str) -> Finding:

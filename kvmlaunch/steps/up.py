@@ -5,11 +5,11 @@ host-wide lock heal, look again, change the host · launch · read every promise
 after the claim is undone in reverse order.
 """
 
-from functools import partial
+import os
 
 from kvmlaunch.builder.cloud_init import plan_seed
 from kvmlaunch.builder.render import render_argv
-from kvmlaunch.errors import Busy, NotRunning, Report
+from kvmlaunch.errors import Busy, NotRunning, PreflightFailed, Report
 from kvmlaunch.host.definitions import is_same_file
 from kvmlaunch.model.finding import Finding, warning
 from kvmlaunch.model.lifecycle import Answer, Verb, VmState, plan_transition
@@ -24,6 +24,7 @@ from kvmlaunch.steps.observe import LEFT, Seen, age, monitor_path, observe, who_
 from kvmlaunch.steps.resolve import resolve
 from kvmlaunch.steps.start import Keep, Started, Wishes, no_more, start
 from kvmlaunch.steps.start_findings import lacks_seed, linger_findings, own_findings
+from kvmlaunch.storage.snapshot import TAKING
 
 
 def check_running(caller: Caller, seen: Seen, subject: Subject) -> tuple[Finding, ...]:
@@ -168,6 +169,20 @@ def heal_before(caller: Caller, seen: Seen, subject: Subject, wishes: Wishes, te
     return None
 
 
+def settle_snapshots(caller: Caller, word: str, subject: Subject, tell: Tell) -> None:
+    """Settle first what a command that was killed has left of a snapshot; one that is at work is left alone."""
+    images = (os.path.realpath(disk.path) for disk in subject.definition.disk.values() if not disk.readonly)
+    if not any(os.path.isfile(f"{image}{TAKING}") for image in images):
+        return
+    from kvmlaunch.steps.disk_settle import settle as settle_disks  # noqa: PLC0415 - after a killed command
+
+    try:
+        settle_disks(caller, word, tell)
+    except PreflightFailed as error:
+        if error.report.code != "disk.locked":
+            raise
+
+
 def up(caller: Caller, word: str, wishes: Wishes, tell: Tell, keep: Keep = no_more) -> Started:
     """Start a VM; running already is fine.  Raises KvmlaunchError, after which nothing is left of the try.
 
@@ -176,22 +191,17 @@ def up(caller: Caller, word: str, wishes: Wishes, tell: Tell, keep: Keep = no_mo
     subject = load_subject(caller, word)
     name = subject.definition.name
     tell("definition", str(subject.definition.file))
+    if not wishes.dry_run:
+        settle_snapshots(caller, word, subject, tell)
     seen = observe(caller, name)
     if not wishes.dry_run or seen.lives:
         settled = settle(caller, seen, subject, wishes, tell)
         if settled:
             return settled
     running = seen.pid if wishes.dry_run else None  # what a half started one holds would be free by then
-    look = partial(
-        resolve, caller, subject, everything=True, running=running, boot_from=wishes.boot_from, paused=wishes.paused
+    resolved = resolve(
+        caller, subject, everything=True, running=running, boot_from=wishes.boot_from, paused=wishes.paused
     )
-    resolved = look()
-    if not wishes.dry_run and any(facts.taking for facts in resolved.host.paths.values()):
-        from kvmlaunch.steps.disk_settle import settle as settle_snapshots  # noqa: PLC0415 - after a killed command
-
-        for each in settle_snapshots(caller, word):
-            tell("warn", f"the command that took the snapshot {each} was cut off: there is none, and nothing is lost")
-        resolved = look()
     resolved.refuse(own_findings(resolved))
     for finding in (*machine_findings(resolved), *linger_findings(resolved)):
         tell("warn", f"{finding.report.message}: {finding.report.why}  [{finding.report.code}]")

@@ -21,6 +21,7 @@ from tests.qemu.test_snapshots import (
     holds,
     listed,
     live_images,
+    make_image,
     names,
     opened,
     place,
@@ -426,3 +427,109 @@ def test_a_commit_whose_qemu_img_is_still_at_work_is_not_begun_twice(machine: Ma
     assert answers == [(6, "disk.locked")] * 2
     assert names(machine) == {"web.img", S1}
     assert holds(machine, S1, 2)
+
+
+def cut_off(machine: Machine, *marked: str, text: str = "s1 root data") -> None:
+    """Leave what a command leaves that is killed when both overlays of a snapshot have their names."""
+    for name in marked:
+        place(machine, f"{name}.taking").write_text(f"{text}\n")
+
+
+def both(machine: Machine) -> None:
+    """Define a VM with two disks, and take a snapshot of them."""
+    define(machine, f"{ROOT}{DATA}")
+    snapshot(machine, "s1")
+
+
+def test_a_vm_that_runs_with_other_disks_tells_nothing_of_a_snapshot_that_was_cut_off(machine: Machine) -> None:
+    both(machine)
+    cut_off(machine, "web.img", "data.qcow2")
+    make_image(machine, "other.img")
+    make_image(machine, "other.qcow2")
+    before = names(machine)
+    machine.execute(KVMLAUNCH, "up", "web", "--paused", "-n")
+    moved = ("--set", "disk.root.path=vmdefs/other.img", "--set", "disk.data.path=vmdefs/other.qcow2")
+    machine.ok("up", "web", "--paused", *moved)
+
+    refused_ = machine.run("disk", "snapshot", "create", "web", "s2")
+
+    assert (refused_.code, refused_.codes) == (7, {"vm.state"})
+    assert names(machine) == before
+
+
+def test_what_was_written_to_a_snapshot_that_was_cut_off_stays_whatever_else_is_there(machine: Machine) -> None:
+    both(machine)
+    write(machine, S1, 2)
+    cut_off(machine, "web.img", "data.qcow2")
+    words = ("qemu-img", "create", "-q", "-u", "-f", "qcow2", "-F", "raw", "-b", "web.img")
+    machine.execute(*words, place(machine, "web.img.since-mine.qcow2"), "8M")
+
+    up = machine.run("up", "web", "--paused")
+
+    assert (up.code, up.codes & {"disk.snapshot"}) == (6, {"disk.snapshot"})
+    assert holds(machine, S1, 2)
+    assert place(machine, "data.qcow2.since-s1.qcow2").exists()
+
+
+def test_a_mark_speaks_of_its_own_image_alone(machine: Machine) -> None:
+    both(machine)
+    cut_off(machine, "data.qcow2")
+
+    up = machine.ok("up", "web", "--paused")
+
+    assert "cut off" not in up.err
+    assert listed(machine) == {"root": ["s1"], "data": ["s1"]}
+    assert not place(machine, "data.qcow2.taking").exists()
+
+
+def test_a_snapshot_of_a_disk_that_is_not_there_is_not_settled(machine: Machine) -> None:
+    both(machine)
+    cut_off(machine, "web.img", "data.qcow2")
+    place(machine, "data.qcow2").rename(machine.directory / "away.qcow2")
+    before = names(machine)
+
+    up = machine.run("up", "web", "--paused")
+
+    assert (up.code, up.codes) == (6, {"disk.snapshot"})
+    assert "put it back" in up.err
+    assert names(machine) == before
+
+
+def test_a_directory_is_no_mark_and_a_disk_that_is_read_only_has_none(machine: Machine) -> None:
+    define(machine, f"{ROOT}{DATA}readonly = true\n")
+    place(machine, "web.img.taking").mkdir()
+    cut_off(machine, "data.qcow2")
+
+    up = machine.ok("up", "web", "--paused")
+    create = machine.run("disk", "snapshot", "create", "web", "s1")
+
+    assert "cut off" not in up.err
+    assert (create.code, "internal.bug" in create.codes) == (1, False)
+    assert names(machine) == {"web.img", "data.qcow2", "web.img.taking", "data.qcow2.taking"}
+
+
+def test_every_command_that_settles_a_snapshot_says_so(machine: Machine) -> None:
+    both(machine)
+    for words in (COMMIT, REVERT, CREATE, ("disk", "resize", "web:root", "+1MiB"), ("clone", "new", "--from", "web")):
+        for disk in ("root", "data"):
+            machine.ok("disk", "snapshot", "commit", f"web:{disk}")
+        snapshot(machine, "s1")
+        cut_off(machine, "web.img", "data.qcow2")
+
+        said = machine.run(*words)
+
+        assert "the snapshot s1 was cut off" in said.err, words
+        assert not {"web.img.taking", "data.qcow2.taking"} & names(machine), words
+
+
+def test_up_of_a_running_vm_settles_a_snapshot_as_well(machine: Machine) -> None:
+    running(machine, f"{ROOT}{DATA}")
+    for name, format_, beneath in ((S1, "raw", "web.img"), ("data.qcow2.since-s1.qcow2", "qcow2", "data.qcow2")):
+        words = ("qemu-img", "create", "-q", "-u", "-f", "qcow2", "-F", format_, "-b", beneath, place(machine, name))
+        machine.execute(*words, "8M")
+    cut_off(machine, "web.img", "data.qcow2")
+
+    again = machine.ok("up", "web", "--paused")
+
+    assert "the snapshot s1 was cut off" in again.err
+    assert names(machine) == {"web.img", "data.qcow2"}
