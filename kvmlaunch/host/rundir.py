@@ -22,6 +22,7 @@ from kvmlaunch.model.run_files import (
     AGENT,
     CONSOLE,
     CONSOLE_LOG,
+    CONSOLE_OWN,
     EVENTS,
     EVENTS_LOG,
     LOG,
@@ -48,11 +49,13 @@ OWN_FILES = (
     EVENTS,
     EVENTS_LOG,
     CONSOLE,
+    CONSOLE_OWN,
     f"{CONSOLE}.lock",
     VNC,
     AGENT,
     TPM,
 )
+OWN_NAMES = {QMP: QMP_OWN, CONSOLE: CONSOLE_OWN}
 NODE = "host-nodes="  # as the backend of the memory has it
 
 
@@ -172,10 +175,11 @@ def make_log_directory(claim: Claim, gid: int) -> None:
         os.close(fd)
 
 
-def link_socket(claim: Claim) -> None:
-    """Give the QMP socket a second name, once: a pasted second QEMU replaces the first one and cannot reach this."""
-    with contextlib.suppress(OSError):
-        os.link(QMP, QMP_OWN, src_dir_fd=claim.fd, dst_dir_fd=claim.fd, follow_symlinks=False)
+def link_sockets(claim: Claim) -> None:
+    """Give sockets a second name, once: a pasted second QEMU replaces the first one and cannot reach this."""
+    for name, own in OWN_NAMES.items():
+        with contextlib.suppress(OSError):
+            os.link(name, own, src_dir_fd=claim.fd, dst_dir_fd=claim.fd, follow_symlinks=False)
 
 
 def is_prepared(claim: Claim) -> bool:
@@ -278,10 +282,10 @@ def is_locked(path: PurePosixPath) -> bool:
     return lock_taker(path) is not None
 
 
-def monitor_socket(path: PurePosixPath) -> PurePosixPath:
-    """Give the socket by which a VM of ours is asked: the second name, which a pasted QEMU cannot take over."""
-    own = path / QMP_OWN
-    return own if os.path.exists(own) else path / QMP
+def own_socket(path: PurePosixPath, name: str) -> PurePosixPath:
+    """Give the socket by which a VM of ours is reached: the second name, which a pasted QEMU cannot take over."""
+    own = path / OWN_NAMES[name]
+    return own if os.path.exists(own) else path / name
 
 
 @frozen(kw_only=True)

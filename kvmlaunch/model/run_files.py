@@ -10,6 +10,7 @@ QMP_OWN: Final = "qmp-own.sock"
 EVENTS: Final = "events.sock"
 EVENTS_LOG: Final = "events.log"  # in LOG while the VM runs; beside the record what is kept of it
 CONSOLE: Final = "console.sock"
+CONSOLE_OWN: Final = "tty-own.sock"
 VNC: Final = "vnc.sock"
 AGENT: Final = "qga.sock"
 TPM: Final = "tpm.sock"

@@ -8,7 +8,7 @@ from signal import SIGKILL
 
 from kvmlaunch.builder.render import render_argv
 from kvmlaunch.errors import Busy, KvmlaunchError, NotRunning, Report, Unreachable
-from kvmlaunch.host.rundir import Claim, link_socket, write_record
+from kvmlaunch.host.rundir import Claim, link_sockets, write_record
 from kvmlaunch.host.tree import entered
 from kvmlaunch.preflight.promises import check_promises
 from kvmlaunch.run.pin import pin_and_continue
@@ -96,7 +96,7 @@ def take_over(caller: Caller, seen: Seen, subject: Subject, tell: Tell, *, dry_r
     run, uid = seen.places.run, resolved.host.user.uid
     with entered(run, uid) as fd:
         claim = Claim(path=run, fd=fd, uid=uid)
-        link_socket(claim)
+        link_sockets(claim)
         write_record(claim, record_of(resolved, argv, seen.pid, "running"))
     tell("taken over", f"pid {seen.pid}, whose start was not finished: verified")
     return seen.pid

@@ -20,10 +20,11 @@ from kvmlaunch.host.logs import open_kept
 from kvmlaunch.host.rundir import is_locked
 from kvmlaunch.model.run_files import CONSOLE, CONSOLE_LOG, LOG, QEMU_LOG
 from kvmlaunch.run.process import held, read_cmdline
+from kvmlaunch.run.process import is_alive as process_lives
 from kvmlaunch.steps.caller import Caller
 from kvmlaunch.steps.control import live
 from kvmlaunch.steps.heal import tend
-from kvmlaunch.steps.observe import Seen, observe
+from kvmlaunch.steps.observe import Seen, console_path, observe
 from kvmlaunch.steps.waking import woken_by_signals
 
 CHUNK = 1 << 16
@@ -60,7 +61,8 @@ def no_console(seen: Seen, path: PurePosixPath) -> Busy:
     argv = seen.record.argv if seen.record else read_cmdline(seen.pid) if seen.pid else ()
     removed = any(f"path={path}" in word for word in argv)
     message = f"the console of {seen.name} cannot be reached" if removed else f"{seen.name} has no serial console"
-    why = "its socket was removed; the VM runs on" if removed else "it was started with console.serial = false"
+    gone, never = "its socket was removed or replaced; the VM runs on", "it was started with console.serial = false"
+    why = gone if removed else never
     again = f"kvmlaunch restart {seen.name}"
     hint = (
         f"{again}   # makes it anew; until then: kvmlaunch logs {seen.name} -f"
@@ -74,10 +76,10 @@ def connect_console(caller: Caller, word: str) -> tuple[Seen, socket.socket]:
     """Connect to a VM's serial port; raises NotRunning, UnknownVm, Busy: `vm.console.busy` naming the holder."""
     seen = live(caller, word)
     name = seen.name
-    path = seen.places.run / CONSOLE
+    path = console_path(seen)
     if not os.path.exists(path):
-        raise no_console(seen, path)
-    holder = console_holder(path)
+        raise no_console(seen, seen.places.run / CONSOLE)
+    holder = console_holder(seen.places.run / CONSOLE)
     if holder:
         raise Busy(
             Report(
@@ -93,6 +95,8 @@ def connect_console(caller: Caller, word: str) -> tuple[Seen, socket.socket]:
         connection.connect(str(path))
     except (ConnectionRefusedError, FileNotFoundError) as error:
         connection.close()
+        if seen.pid and process_lives(seen.pid):
+            raise no_console(seen, seen.places.run / CONSOLE) from error
         raise NotRunning(
             Report(
                 code="vm.stopped",

@@ -13,8 +13,9 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Literal
 
 from kvmlaunch.errors import Busy, KvmlaunchError, QemuFailed
-from kvmlaunch.host.rundir import monitor_socket
+from kvmlaunch.host.rundir import own_socket
 from kvmlaunch.model.lifecycle import VmState
+from kvmlaunch.model.run_files import QMP
 from kvmlaunch.steps.caller import Caller, Tell
 from kvmlaunch.steps.heal import clean_up
 from kvmlaunch.steps.lost import lost_notes
@@ -60,7 +61,7 @@ def press_power_button(resolved: Resolved, vm: "RunningVm", tell: Tell) -> None:
     from kvmlaunch.steps import control  # noqa: PLC0415
 
     try:
-        press = control.press_power_button(Target(path=monitor_socket(resolved.places.run), pid=vm.pid))
+        press = control.press_power_button(Target(path=own_socket(resolved.places.run, QMP), pid=vm.pid))
         stands = press.deed == "in vain"
         done = f"stands still ({press.run_state}) and hears no power button" if stands else f"was {press.deed}"
         tell("powerdown", f"pid {vm.pid} {done}")

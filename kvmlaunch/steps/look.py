@@ -23,7 +23,7 @@ from kvmlaunch.run.process import read_cmdline, read_uid
 from kvmlaunch.steps.caller import Caller
 from kvmlaunch.steps.heal import tend
 from kvmlaunch.steps.lost import lost_notes
-from kvmlaunch.steps.observe import LEFT, Seen, age, monitor_path, namesakes, observe, owner_of, who_holds
+from kvmlaunch.steps.observe import LEFT, Seen, age, is_usurped, monitor_path, namesakes, observe, owner_of, who_holds
 from kvmlaunch.storage.snapshot import parse_merging
 from kvmlaunch.units import count, render_size
 
@@ -109,6 +109,8 @@ def state_notes(seen: Seen) -> Iterator[str]:
         yield f"held by {who_holds(seen)}"
     if seen.state is VmState.HALF:
         yield f"its start was not finished: kvmlaunch up {seen.name} takes it over, kvmlaunch down {seen.name} ends it"
+    if seen.lives and is_usurped(seen):
+        yield "its sockets were replaced or removed, as by its command run a second time; kvmlaunch reaches it"
     if seen.lives:
         yield from lost_notes(seen)
         yield from sidecar_notes(seen)

@@ -10,11 +10,11 @@ from shlex import join
 from kvmlaunch.builder.names import vm_uuid
 from kvmlaunch.errors import PreflightFailed
 from kvmlaunch.host.capture import own_machine_id
-from kvmlaunch.host.rundir import Contents, lock_taker, monitor_socket, read_contents
+from kvmlaunch.host.rundir import Contents, lock_taker, own_socket, read_contents
 from kvmlaunch.model.lifecycle import VmState
 from kvmlaunch.model.plan import Places
 from kvmlaunch.model.record import Record
-from kvmlaunch.model.run_files import QMP
+from kvmlaunch.model.run_files import CONSOLE, QMP, QMP_OWN
 from kvmlaunch.model.value import evolve, frozen
 from kvmlaunch.run.process import (
     carries_uuid,
@@ -207,7 +207,22 @@ def observe(caller: Caller, name: str) -> Seen:
 def monitor_path(seen: Seen) -> PurePosixPath:
     """Give the socket by which a live VM is asked: the second name that a pasted QEMU cannot take over."""
     run = seen.places.run
-    return run / QMP if seen.state is VmState.FOREIGN else monitor_socket(run)
+    return run / QMP if seen.state is VmState.FOREIGN else own_socket(run, QMP)
+
+
+def console_path(seen: Seen) -> PurePosixPath:
+    """Give the socket of a live VM's serial port, by the name that a pasted QEMU cannot take over."""
+    run = seen.places.run
+    return run / CONSOLE if seen.state is VmState.FOREIGN else own_socket(run, CONSOLE)
+
+
+def is_usurped(seen: Seen) -> bool:
+    """Leads the first name of a live VM's monitor elsewhere, or nowhere: another QEMU was started by the same line."""
+    run = seen.places.run
+    try:
+        return seen.state is not VmState.FOREIGN and not os.path.samefile(run / QMP, run / QMP_OWN)
+    except OSError:
+        return os.path.exists(run / QMP_OWN)
 
 
 def namesakes(name: str) -> tuple[str, ...]:

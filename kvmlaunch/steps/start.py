@@ -24,10 +24,10 @@ from kvmlaunch.host.logs import open_qemu_log
 from kvmlaunch.host.rundir import (
     Claim,
     claimed,
-    link_socket,
+    link_sockets,
     make_log_directory,
-    monitor_socket,
     note_sidecar,
+    own_socket,
     remove_claimed,
     remove_contents,
     write_record,
@@ -180,7 +180,7 @@ def launch(resolved: Resolved, claim: Claim, argv: tuple[str, ...], deadline: fl
         monitors = [Target(path=claim.path / name, pid=vm.pid) for name in (QMP, EVENTS)]
         wait_for_socket(vm, monitors[-1].path, deadline)  # which is bound last
         wait_for_greeting(vm, deadline, lambda seconds: greet(monitors, seconds=seconds))
-        link_socket(claim)
+        link_sockets(claim)
     except BaseException:
         vm.end()
         vm.let_go()
@@ -197,7 +197,7 @@ def verify(resolved: Resolved, vm: "RunningVm", argv: tuple[str, ...], deadline:
     from kvmlaunch.run.qmp import Target  # noqa: PLC0415
     from kvmlaunch.run.verify import collect_evidence  # noqa: PLC0415
 
-    target = Target(path=monitor_socket(resolved.places.run), pid=vm.pid)
+    target = Target(path=own_socket(resolved.places.run, QMP), pid=vm.pid)
     seconds = max(1.0, deadline - time.monotonic())
     evidence = collect_evidence(vm.pid, target, resolved.plan.memory.size, vm.words(), seconds=seconds)
     broken = check_promises(resolved.plan, argv, evidence)
@@ -216,7 +216,7 @@ def pin_threads(resolved: Resolved, vm: "RunningVm", *, paused: bool) -> None:
         return
     from kvmlaunch.run.pin import pin_and_continue  # noqa: PLC0415 - only where something is pinned
 
-    pin_and_continue(monitor_socket(resolved.places.run), vm.pid, plan.vcpu_pins, plan.thread_pins, go_on=not paused)
+    pin_and_continue(own_socket(resolved.places.run, QMP), vm.pid, plan.vcpu_pins, plan.thread_pins, go_on=not paused)
 
 
 def launch_verified(

@@ -220,8 +220,11 @@ def test_a_printed_command_pasted_while_the_vm_runs_harms_it_not(machine: Machin
     _, err = second.communicate(timeout=60)
     seen = machine.status("web")
     paused = machine.run("pause", "web")
+    console = machine.run("console", "web")
 
     assert second.returncode != 0
+    assert any("its sockets were replaced" in note for note in seen["notes"])
+    assert console.code == 0, console.err
     assert "lock" in err
     assert seen["pid"] == pid
     assert seen["run_state"] == "running"
