@@ -134,10 +134,12 @@ def show(session: Session, what: str, resolved: bool, origin: bool) -> None:
             raise click.UsageError(f"no profile {name!r}; there are {', '.join(sorted(profiles()))}")
         text = profiles()[name]
     elif resolved or origin:
-        from kvmlaunch.define.resolved import render_origin, render_resolved  # noqa: PLC0415 - beside its use
+        from kvmlaunch.define.resolved import render_resolved  # noqa: PLC0415 - beside its use
+        from kvmlaunch.steps.load import origin_text  # noqa: PLC0415
 
         subject = load_subject(session.caller(standard_input=standard_input(what)), what)
-        text = render_resolved(subject.definition, (lambda where: short_path(render_origin(where))) if origin else None)
+        told = (lambda where: short_path(origin_text(subject, where))) if origin else None
+        text = render_resolved(subject.definition, told)
     else:
         caller = session.caller(standard_input=standard_input(what))
         text = text_of(all_sources(caller, first_source(caller, what)[1])[0])

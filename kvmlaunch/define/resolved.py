@@ -20,8 +20,14 @@ def render_resolved(definition: Definition, origin_of: Callable[[Origin], str] |
     `origin_of` turns an origin into the words of a comment behind each line: `render_origin`, or one
     that knows lines.
     """
-    told: Told | None = (lambda key: origin_of(definition.origin(key))) if origin_of else None
+    told: Told | None = (lambda key: origin_of(nearest_origin(definition, key))) if origin_of else None
     return "\n".join(table_lines(definition, (), told)).strip() + "\n"
+
+
+def nearest_origin(definition: Definition, key: str) -> Origin:
+    """Give where a value comes from; of a table of texts, where the first of them does."""
+    beneath = next((each for each in definition.origins if each.startswith(f"{key}.")), key)
+    return definition.origin(key if key in definition.origins else beneath)
 
 
 def render_origin(origin: Origin) -> str:

@@ -149,7 +149,7 @@ def check_memory(definition: Definition) -> Broke:
                 if other == "ksm"
                 else "a balloon gives back 4 KiB pages, no hugepages"
             )
-            hint = f'{other} = "off", or hugepages = "off"'
+            hint = f'{other} = "off"   # or hugepages = "off"'
             yield Broken(("memory", other), choice(message, why=why, hint=hint))
 
 

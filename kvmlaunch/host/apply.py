@@ -14,6 +14,7 @@ from kvmlaunch.host.files import read_number
 from kvmlaunch.host.mount import mount_at, unmount_at
 from kvmlaunch.host.places import RUN
 from kvmlaunch.host.pool import apply_pool, pool_path, undo_pool
+from kvmlaunch.host.readers import link_target, names_in
 from kvmlaunch.host.rights import rights_of
 from kvmlaunch.host.rundir import OWN_FILES, sidecar_files
 from kvmlaunch.host.tap import make_tap, remove_tap
@@ -67,6 +68,7 @@ def apply_mount(change: MountChange) -> None:
     """Mount hugetlbfs for a VM; its own mount already there is fine, another one is replaced unless it is in use."""
     there, path = mounts_on(change.path), PurePosixPath(change.path)
     if len(there) == 1 and is_ours(there[0], change):
+        os.chown(path, change.uid, change.gid, follow_symlinks=False)  # somebody may have given it away
         return
     for _ in there:
         release_mount(path)
@@ -135,11 +137,14 @@ def release_mount(path: PurePosixPath, uid: int = 0, *, detach: bool = False) ->
 
 
 def user_text(path: PurePosixPath) -> str:
-    """Give who maps files of a mount, as `by pid N (comm)`; "" when nobody is seen."""
+    """Give who uses a mount, as `by pid N (comm)`: maps or opened its files, or is in it; "" when nobody is seen."""
     for pid in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(OSError):
             maps = Path(f"/proc/{pid}/maps").read_text(encoding="utf-8", errors="replace")
-            if f" {path}/" in maps:
+            links = (
+                f"/proc/{pid}/{name}" for name in ("cwd", "root", *(f"fd/{n}" for n in names_in(f"/proc/{pid}/fd")))
+            )
+            if f" {path}/" in maps or any(f"{link_target(link)}/".startswith(f"{path}/") for link in links):
                 return f"by pid {pid} ({Path(f'/proc/{pid}/comm').read_text(encoding='utf-8').strip()})"
     return ""
 

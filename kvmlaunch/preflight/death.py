@@ -60,12 +60,12 @@ SIGNALS = {
     7: (
         "qemu.signal.bus",
         "QEMU died of SIGBUS: its memory backing is exhausted",
-        "grep -i huge /proc/meminfo; look for a cgroup limit or a full tmpfs",
+        "grep -i huge /proc/meminfo   # or it is the limit of a cgroup, or a full tmpfs",
     ),
     31: (
         "qemu.signal.sys",
         "QEMU died of SIGSYS: the seccomp filter caught a forbidden call",
-        "--set security.sandbox=false   # tells whether it is the sandbox",
+        "kvmlaunch up {vm} --set security.sandbox=false   # tells whether it is the sandbox",
     ),
     6: (
         "qemu.signal.abrt",

@@ -131,6 +131,8 @@ def control(caller: Caller, word: str, verb: Verb, *, dry_run: bool = False) -> 
     state = VmState.RUNNING if awake else VmState.PAUSED
     if plan_transition(state, verb) is Answer.ALREADY:
         return False
+    if verb is Verb.RESUME and run_state == LEFT:
+        raise has_left(seen)
     if dry_run:
         return True
     wakes = verb is Verb.RESUME and run_state == SLEEPS
@@ -145,6 +147,19 @@ def control(caller: Caller, word: str, verb: Verb, *, dry_run: bool = False) -> 
         await_state(seen, PAUSES)
         query(seen, ("cont", {}))
     return True
+
+
+def has_left(seen: Seen) -> Busy:
+    """Give the refusal to let a guest run on that has powered down, and whose QEMU was told to stay."""
+    return Busy(
+        Report(
+            code="vm.state",
+            message=f"the guest of {seen.name} has powered down",
+            where=f"pid {seen.pid}",
+            why="QEMU was told to stay all the same (-no-shutdown): there is nothing to run on",
+            hint=f"kvmlaunch restart {seen.name}",
+        )
+    )
 
 
 def run_state_of(seen: Seen) -> str:

@@ -14,7 +14,8 @@ from kvmlaunch.host.lock import host_lock
 from kvmlaunch.host.logs import bound_events, keep_events, rotate_logs
 from kvmlaunch.host.places import root_places
 from kvmlaunch.host.rundir import claimed, is_locked, read_contents, remove_claimed
-from kvmlaunch.model.change import Journal, PoolChange, change_word
+from kvmlaunch.host.tree import make_owned
+from kvmlaunch.model.change import DirectoryChange, Journal, PoolChange, change_word
 from kvmlaunch.model.finding import Finding
 from kvmlaunch.model.plan import Places
 from kvmlaunch.model.run_files import NOTE, SOCKET
@@ -142,7 +143,19 @@ def give_back(uid: int, vm: str, tell: Tell) -> bool:
     tell_found(undo_entries(journal, own), tell)
     for entry in own:
         tell(change_word(entry.change), "given back")
+    own_prepared(journal)
     return bool(journal.owned("prepared"))
+
+
+def own_prepared(journal: Journal) -> None:
+    """Give root's VM the directories back that were prepared for it, after it ran as another user.
+
+    They lie in root's tree, and the first of them in a directory that is root's.
+    """
+    for entry in journal.owned("prepared") if journal.uid == 0 else ():
+        change = entry.change
+        if isinstance(change, DirectoryChange) and os.path.isdir(change.path):
+            make_owned(PurePosixPath(change.path), change.uid, change.gid, change.mode)
 
 
 def clean_up(caller: Caller, vm: str, places: Places, tell: Tell) -> bool:

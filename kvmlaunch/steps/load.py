@@ -9,9 +9,11 @@ from pathlib import Path, PurePosixPath
 from kvmlaunch.define.layers import Source, wanted_files
 from kvmlaunch.define.load import Loaded, Surroundings, load_definition
 from kvmlaunch.define.positions import locate
+from kvmlaunch.define.resolved import render_origin
 from kvmlaunch.errors import DefinitionInvalid, KvmlaunchError, Report, UnknownVm
 from kvmlaunch.host.definitions import SUFFIX, definition_files, find_definition, load_profiles, read_file, refuse_name
 from kvmlaunch.host.rundir import read_contents
+from kvmlaunch.model.choice import Origin
 from kvmlaunch.model.definition import SHORTHANDS, Definition
 from kvmlaunch.model.finding import Finding, errors_of
 from kvmlaunch.model.value import evolve, frozen
@@ -172,6 +174,13 @@ def place_finding(subject: Subject, finding: Finding) -> Finding:
     elif origin.kind in {"set", "profile"}:
         where = f"--set {finding.key}" if origin.kind == "set" else f"profile {origin.place}: {finding.key}"
     return evolve(finding, report=finding.report._replace(where=where))
+
+
+def origin_text(subject: Subject, origin: Origin) -> str:
+    """Give where a value comes from, of a file with line and column: `/srv/web01.toml:3:8 disk`."""
+    position = written_key(origin.key, subject.texts.get(origin.place, "")) if origin.kind == "file" else None
+    place = f"{origin.place}:{position[0]}:{position[1]}" if position else origin.place
+    return render_origin(evolve(origin, place=place))
 
 
 def place_findings(subject: Subject, findings: tuple[Finding, ...]) -> tuple[Finding, ...]:

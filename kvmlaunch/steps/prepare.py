@@ -26,7 +26,7 @@ from kvmlaunch.model.run_files import LOG
 from kvmlaunch.model.value import evolve, frozen
 from kvmlaunch.steps.caller import Caller, Tell
 from kvmlaunch.steps.hardware import machine_findings
-from kvmlaunch.steps.heal import heal_host, keep_logs
+from kvmlaunch.steps.heal import heal_host, keep_logs, own_prepared
 from kvmlaunch.steps.host_changes import all_changes, journal_head
 from kvmlaunch.steps.load import load_subject, place_findings
 from kvmlaunch.steps.names import name_of, refuse_unknown
@@ -172,6 +172,7 @@ def undo(caller: Caller, word: str, tell: Tell, *, dry_run: bool = False) -> tup
                 tell("would undo", render_entry(entry))
             return True, ()
         with emptied(caller.places(name), journal.uid, tell):
+            own_prepared(journal)
             found = undo_entries(journal, journal.entries)
         for entry in reversed(journal.entries):
             tell("undone", render_undone(entry))

@@ -141,6 +141,14 @@ def mount_held(host: HostFacts, places: Places) -> HeldByVm:
     )
 
 
+def owner_at(path: PurePosixPath) -> int | None:
+    """Give the uid that a directory belongs to now, None where that cannot be seen."""
+    try:
+        return os.stat(path).st_uid
+    except OSError:
+        return None
+
+
 def is_covered(host: HostFacts, places: Places) -> bool:
     """Is a VM's mount hidden beneath another one, so that QEMU would not reach it."""
     found = [mount for mount in host.mounts if mount.path == places.hugepages]
@@ -249,6 +257,9 @@ def resolve(
     if not caller.facts and needs_io_uring(definition, host, caps):
         host = evolve(host, aio=evolve(host.aio, io_uring_refusal=sight.io_uring(host.user)))
     there = HeldByVm() if not caller.facts and is_covered(host, places) else mount_held(host, places)
+    if there.mount_size is not None and not caller.facts:
+        owner = owner_at(places.hugepages)
+        there = there if owner is None else evolve(there, mount_uid=owner)
     node = read_node(places.run, host.user.uid) if len(host.nodes) > 1 and not caller.facts else None
     held = evolve(there, running=running is not None, pid=running, host_numa_node=node)
     mine = (places.run, places.state, places.logs) if everything and not caller.facts else ()
