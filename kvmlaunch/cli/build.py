@@ -235,6 +235,8 @@ def explain(session: Session, what: str, keys: tuple[str, ...], facts: str | Non
         show_document("explain", {"name": resolved.name, "choices": [row_document(row) for row in rows]})
         return
     show_table([row_cells(session, row) for row in rows])
+    beside = (each for each in resolved.plan.findings if not keys or each.key in {row.key for row in rows})
+    show_warnings(session, resolved.name, beside)
 
 
 @click.command()

@@ -5,6 +5,7 @@ import errno
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
+from shlex import quote
 from typing import assert_never
 
 from kvmlaunch.errors import Busy, HostFailed, KvmlaunchError, PreflightFailed, Report
@@ -38,6 +39,7 @@ from kvmlaunch.model.value import evolve
 from kvmlaunch.units import MIB, count, render_size
 
 Tell = Callable[[str, str], None]
+MOUNTED = "nosuid,nodev,noexec"  # of every mount: host/mount.py
 RUNTIMES = PurePosixPath("/run/user")  # root makes a user's runtime directory there
 
 
@@ -190,13 +192,17 @@ def left_files(path: PurePosixPath, uid: int) -> Iterator[Finding]:
         )
 
 
+def log_options(change: LogMountChange) -> str:
+    """Give the mount options of the place of a VM's logs."""
+    return f"size={change.size},nr_inodes=64,uid={change.uid},gid={change.gid},mode=0700"
+
+
 def apply_log_mount(change: LogMountChange) -> None:
     """Mount a tmpfs for the logs of a VM."""
     if mounts_on(change.path):
         return
-    options = f"size={change.size},nr_inodes=64,uid={change.uid},gid={change.gid},mode=0700"
     try:
-        mount_at(PurePosixPath(change.path), "tmpfs", options, uid=change.uid)
+        mount_at(PurePosixPath(change.path), "tmpfs", log_options(change), uid=change.uid)
     except OSError as error:
         raise HostFailed(
             Report(
@@ -284,6 +290,41 @@ def apply_entry(entry: Entry) -> Entry:
     return entry
 
 
+def command_of(entry: Entry) -> str:
+    """Give the command that makes a change as we make it by system calls; "" of a tap, which ip(8) makes."""
+    change = entry.change
+    match change:
+        case PoolChange():
+            return f"echo {entry.after} > {pool_path(change, 'nr_hugepages')}"
+        case MountChange():
+            return f"mount -t hugetlbfs -o {MOUNTED},{mount_options(change)} none {quote(change.path)}"
+        case LogMountChange():
+            return f"mount -t tmpfs -o {MOUNTED},{log_options(change)} none {quote(change.path)}"
+        case DirectoryChange():
+            return f"install -d -m {change.mode:04o} -o {change.uid} -g {change.gid} {quote(change.path)}"
+        case TapChange():
+            return ""
+        case _:
+            assert_never(change)
+
+
+def undo_command_of(entry: Entry) -> str:
+    """Give the command that takes a change back as we do it by system calls; "" of a tap, which ip(8) removes."""
+    change = entry.change
+    match change:
+        case PoolChange():
+            pool = pool_path(change, "nr_hugepages")
+            return f"echo $(($(cat {pool}) - {change.pages})) > {pool}"
+        case MountChange() | LogMountChange():
+            return f"umount {quote(change.path)}"
+        case DirectoryChange():
+            return f"rmdir {quote(change.path)}"
+        case TapChange():
+            return ""
+        case _:
+            assert_never(change)
+
+
 def undo_entry(entry: Entry) -> Iterator[Finding]:
     """Take one change back; may be repeated, takes back only what is still there and ours, and says what is not."""
     change = entry.change
@@ -346,6 +387,8 @@ def apply_changes(head: Journal, changes: tuple[Change, ...], tell: Tell) -> Jou
                 later = fresh[len(made) :]
                 journals.write_journal(evolve(journal, entries=(*head.entries, *made, *later)))
             tell(change_word(entry.change), render_entry(made[-1]))
+            if command := command_of(made[-1]):
+                tell("exec", command)
         done = evolve(journal, state="done", entries=(*head.entries, *made))
         journals.write_journal(done)
     except BaseException:

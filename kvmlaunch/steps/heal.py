@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 from kvmlaunch.builder.names import vm_uuid
 from kvmlaunch.errors import Busy, KvmlaunchError, Report
 from kvmlaunch.host import journal as journals
-from kvmlaunch.host.apply import mounts_on, undo_entries
+from kvmlaunch.host.apply import mounts_on, undo_command_of, undo_entries
 from kvmlaunch.host.lock import host_lock
 from kvmlaunch.host.logs import bound_events, keep_events, rotate_logs
 from kvmlaunch.host.places import root_places
@@ -141,8 +141,10 @@ def give_back(uid: int, vm: str, tell: Tell) -> bool:
         return False
     own = journal.owned("up")
     tell_found(undo_entries(journal, own), tell)
-    for entry in own:
+    for entry in reversed(own):
         tell(change_word(entry.change), "given back")
+        if command := undo_command_of(entry):
+            tell("exec", command)
     own_prepared(journal)
     return bool(journal.owned("prepared"))
 

@@ -1,6 +1,7 @@
 """A name or a file becomes a definition, with every text that took part."""
 
 import os
+import re
 import shlex
 from collections.abc import Mapping
 from functools import cache
@@ -171,9 +172,19 @@ def place_finding(subject: Subject, finding: Finding) -> Finding:
     if origin.kind == "file":
         position = written_key(finding.key, subject.texts.get(origin.place, ""))
         where = f"{origin.place}{f':{position[0]}:{position[1]}' if position else ''} {finding.key}"
-    elif origin.kind in {"set", "profile"}:
-        where = f"--set {finding.key}" if origin.kind == "set" else f"profile {origin.place}: {finding.key}"
+    elif origin.kind == "profile":
+        where = f"profile {origin.place}: {finding.key}"
+    elif origin.kind == "set":
+        return evolve(finding, report=finding.report._replace(where=f"--set {finding.key}", hint=set_hint(finding)))
     return evolve(finding, report=finding.report._replace(where=where))
+
+
+def set_hint(finding: Finding) -> str:
+    """Give the hint of a value from the command line: a line for the definition would be overruled by it."""
+    line = re.fullmatch(r'([\w.]+) = ("?)([^"#\n]+?)\2( +#.*)?', finding.report.hint)
+    if line is None or not f".{finding.key}".endswith(f".{line[1]}"):
+        return finding.report.hint
+    return f"--set {shlex.quote(f'{finding.key}={line[3]}')}{line[4] or ''}"
 
 
 def origin_text(subject: Subject, origin: Origin) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from kvmlaunch.errors import Busy, PrivilegeMissing, Report
 from kvmlaunch.host import journal as journals
-from kvmlaunch.host.apply import apply_changes, undo_entries
+from kvmlaunch.host.apply import apply_changes, undo_command_of, undo_entries
 from kvmlaunch.host.lock import host_lock
 from kvmlaunch.host.rights import rights_of
 from kvmlaunch.host.rundir import claimed, mark_prepared, remove_claimed, remove_contents, unmark_prepared
@@ -176,6 +176,8 @@ def undo(caller: Caller, word: str, tell: Tell, *, dry_run: bool = False) -> tup
             found = undo_entries(journal, journal.entries)
         for entry in reversed(journal.entries):
             tell("undone", render_undone(entry))
+            if command := undo_command_of(entry):
+                tell("exec", command)
     return True, found
 
 

@@ -18,10 +18,12 @@ def test_a_guest_that_powers_off_leaves_its_qemu_where_that_was_asked_for_and_do
 
     seen = machine.status("web")
     again = machine.ok("up", "web")
+    resumed = machine.run("resume", "web")
     ended = machine.ok("down", "web")
 
     assert (seen["state"], seen["last_end"]) == ("paused", "the guest powered down")
     assert again.codes == {"vm.paused"}
+    assert (resumed.code, resumed.codes, "kvmlaunch restart web" in resumed.err) == (7, {"vm.state"}, True)
     assert "had powered down" in ended.err
     assert machine.leftovers() == []
 

@@ -107,6 +107,53 @@ def test_nothing_is_changed_where_a_running_vm_uses_what_would_be_replaced(machi
     assert pool.settled() == 0
 
 
+def test_a_prepared_vm_that_ran_as_another_user_is_roots_again(machine: Machine, pool: Pool) -> None:
+    machine.define("web", HUGE)
+    machine.ok("preflight", "web", "--apply")
+    other = ("up", "web", "--paused", "--set", f"security.user={HER_NAME}")
+
+    machine.ok(*other)
+    machine.end("web")
+    machine.ok("up", "web", "--paused")
+    machine.end("web")
+    machine.ok(*other)
+    machine.kill(machine.pid("web"))
+    machine.ok("preflight", "web", "--undo")
+
+    assert pool.settled() == 0
+    assert machine.leftovers() == []
+
+
+def test_a_prepared_mount_that_somebody_gave_away_is_given_back(machine: Machine, pool: Pool) -> None:
+    machine.define("web", HUGE)
+    machine.ok("preflight", "web", "--apply")
+    machine.execute("chown", str(ALICE), MOUNT)
+
+    machine.ok("up", "web", "--paused")
+    owner = machine.execute("stat", "-c", "%u", MOUNT).out.strip()
+    machine.end("web")
+    machine.ok("preflight", "web", "--undo")
+
+    assert owner == "0"
+    assert pool.settled() == 0
+
+
+def test_whoever_is_in_a_prepared_mount_is_named(machine: Machine, pool: Pool) -> None:
+    machine.define("web", HUGE)
+    machine.ok("preflight", "web", "--apply")
+    sleeper = machine.start("sh", "-c", f"cd {MOUNT}; exec sleep 60")
+    wait_for("it is there", lambda: machine.execute("readlink", f"/proc/{sleeper.pid}/cwd").out.strip() == MOUNT)
+
+    refused = machine.run("preflight", "web", "--undo")
+    sleeper.kill()
+    sleeper.wait()
+    machine.ok("preflight", "web", "--undo")
+
+    assert (refused.code, refused.codes) == (7, {"host.hugetlbfs.busy"})
+    assert f"by pid {sleeper.pid} (sleep)" in refused.err
+    assert pool.settled() == 0
+
+
 def test_up_uses_what_was_prepared_and_down_returns_to_it(machine: Machine, pool: Pool) -> None:
     machine.define("web", HUGE)
     machine.ok("preflight", "web", "--apply")
