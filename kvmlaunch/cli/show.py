@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -119,8 +120,13 @@ def error_document(error: KvmlaunchError) -> dict[str, Any]:
 def show_failure(session: Session, error: KvmlaunchError, vm: str = "") -> None:
     """Print what stopped us, all problems of it, as text or as one JSON document on stderr.
 
-    `vm` stands before each line of text, where the command is for several VMs.
+    `vm` stands before each line of text, where the command is for several VMs.  Where KVMLAUNCH_DEBUG asks for it, the
+    traceback comes first.
     """
+    if os.environ.get("KVMLAUNCH_DEBUG") and error.__traceback__:
+        import traceback  # noqa: PLC0415 - on a failure only
+
+        talk("".join(traceback.format_exception(error)).rstrip())
     if session.json:
         talk(json.dumps({"error": {**error_document(error), "vm": error.vm or vm}}))
         return

@@ -87,32 +87,39 @@ def settle(caller: Caller, word: str, tell: Tell) -> None:
 
 
 def settle_held(caller: Caller, vm: str, name: str, disks: Collection[str]) -> bool:
-    """Settle a snapshot of disks on which no other command works; tells whether it is none.
-
-    A mark speaks of its own image: an overlay without one was whole, and so was the snapshot.
-    """
-    targets = named(caller, vm, disks)
-    marked = tuple(filter(is_marked, targets))
+    """Settle a snapshot of disks on which no other command works; tells whether it is none."""
+    marked = tuple(filter(is_marked, named(caller, vm, disks)))
     if not marked or not NAME.fullmatch(name):
         end(marked)
         return False
-    for target in targets:
-        refuse_unseen(target, name)
-    there = tuple(target for target in targets if os.path.lexists(overlay_path(target.image, name)))
-    taken = any(target not in marked or not is_begun(target, name) or has_clones(target) for target in there)
     seen = seen_of(caller, marked[0])
     if seen is not None and seen.lives:
-        if taken or is_live(seen, there, name):
-            end(marked)
-            return False
-        drop(caller, marked, name)
-        return True
+        targets = named(caller, vm, disks)
+        return drop_unless(caller, marked, name, taken=is_taken(targets, name) or is_live(seen, targets, name))
     with at_rest(caller, marked[0], "settled"):
-        if taken:
-            end(marked)
-            return False
-        drop(caller, marked, name)
-    return True
+        return drop_unless(caller, marked, name, taken=is_taken(named(caller, vm, disks), name))
+
+
+def drop_unless(caller: Caller, marked: Sequence[Target], name: str, *, taken: bool) -> bool:
+    """Remove the overlays of a snapshot that was not taken, as far as they are there, then the marks."""
+    for target in marked if not taken else ():
+        overlay = overlay_path(target.image, name)
+        if os.path.lexists(overlay):
+            retire(caller, overlay)
+        forget_making(overlay)
+    end(marked)
+    return not taken
+
+
+def is_taken(targets: Sequence[Target], name: str) -> bool:
+    """Was a snapshot taken, as far as the images tell; raises PreflightFailed `disk.snapshot` of one out of sight.
+
+    A mark speaks of its own image: an overlay without one was whole, and so was the snapshot.
+    """
+    for target in targets:
+        refuse_unseen(target, name)
+    there = (target for target in targets if os.path.lexists(overlay_path(target.image, name)))
+    return any(not is_marked(target) or not is_begun(target, name) or has_clones(target) for target in there)
 
 
 def named(caller: Caller, vm: str, disks: Collection[str]) -> tuple[Target, ...]:
@@ -134,13 +141,15 @@ def refuse_unseen(target: Target, name: str) -> None:
         )
 
 
-def is_live(seen: Seen, there: Sequence[Target], name: str) -> bool:
-    """Has the running QEMU switched to a snapshot: to the overlays of all its disks, or to none.
+def is_live(seen: Seen, targets: Sequence[Target], name: str) -> bool:
+    """Has the running QEMU switched to a snapshot, whose overlays are empty: to those of all its disks, or to none.
 
     Raises Busy `vm.state` for a QEMU that runs with other disks: that tells nothing of these.
     """
-    for target in there:
+    for target in targets:
         overlay = overlay_path(target.image, name)
+        if not os.path.lexists(overlay):
+            continue
         if is_in_chain(seen, target, overlay):
             return True
         beneath = (target.image, *map(PurePosixPath, target.facts.since))[-2]
@@ -151,16 +160,6 @@ def is_live(seen: Seen, there: Sequence[Target], name: str) -> bool:
 def has_clones(target: Target) -> bool:
     """Rests something else on the newest overlay of a disk."""
     return target.top is not None and bool(target.top.overlays)
-
-
-def drop(caller: Caller, targets: Sequence[Target], name: str) -> None:
-    """Remove the overlays of a snapshot, as far as they are there, then the marks."""
-    for target in targets:
-        overlay = overlay_path(target.image, name)
-        if os.path.lexists(overlay):
-            retire(caller, overlay)
-        forget_making(overlay)
-    end(targets)
 
 
 def is_begun(target: Target, name: str) -> bool:

@@ -21,7 +21,7 @@ from kvmlaunch.model.lifecycle import VmState
 from kvmlaunch.model.plan import Places
 from kvmlaunch.run.agent import ask_agent
 from kvmlaunch.run.qmp import Target
-from kvmlaunch.steps import agent, disk_snapshot
+from kvmlaunch.steps import agent, disk_settle, disk_snapshot
 from kvmlaunch.steps.agent import Rest, addresses, ask_shutdown, follow, frozen_guest
 from kvmlaunch.steps.disk_snapshot import Taken
 from kvmlaunch.steps.observe import Seen
@@ -156,6 +156,7 @@ def test_a_snapshot_whose_guest_may_be_held_still_has_failed_though_it_is_kept(
 ) -> None:
     kept = Taken(name="s1", targets=(), live=True, rest=Rest(count=3, stuck="the guest's agent does not answer"))
     monkeypatch.setattr(disk_snapshot, "take", lambda *_, **__: kept)
+    monkeypatch.setattr(disk_settle, "settle", lambda *_: None)
 
     with pytest.raises(TimedOut) as failed:
         snapshot.main(["create", "web", "s1"], standalone_mode=False)

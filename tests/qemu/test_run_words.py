@@ -651,3 +651,12 @@ def test_definitions_that_a_user_may_not_read_are_not_taken_for_none(shared: Mac
 
     assert [(each.code, each.codes) for each in refused] == [(5, {"def.path"})] * 4
     assert (listed.code, "[def.path]" in listed.err) == (0, True)
+
+
+def test_an_error_has_its_traceback_where_that_is_asked_for(machine: Machine) -> None:
+    plain = machine.run("up", "nosuch")
+    asked = machine.run("up", "nosuch", env={"KVMLAUNCH_DEBUG": "1"})
+
+    assert "Traceback" not in plain.err
+    assert "Traceback" in asked.err
+    assert asked.err.endswith(plain.err)
