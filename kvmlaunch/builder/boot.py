@@ -184,7 +184,10 @@ def plan_indexes(definition: Definition, *, instead: str) -> dict[str, Choice[in
     by_disk = any(table.startswith("disk.") for table in written)
     first = [] if by_disk else [f"disk.{name}" for name in definition.disk][:1]
     left = [*first, *(table for name in definition.cdrom if (table := f"cdrom.{name}") not in written)]
-    taken = {*written.values(), *map(int, re.findall(r"bootindex\W{1,4}([0-9]{1,7})", " ".join(definition.raw.args)))}
+    by_hand_too = " ".join(definition.raw.args)
+    taken = {*written.values()}
+    if by_hand_too:
+        taken.update(map(int, re.findall(r"bootindex\W{1,4}([0-9]{1,7})", by_hand_too)))
     for table in left:
         disks = [each.value for name, each in chosen.items() if name.startswith("disk.")] if table not in first else []
         index = next(index for index in count(max(disks, default=0) + 1) if index not in taken)

@@ -12,9 +12,9 @@ from kvmlaunch.model.host import HostFacts
 from kvmlaunch.model.plan import AcceleratorPromise, Field, Option
 from kvmlaunch.model.qemu import QemuCaps
 
-Q35 = re.compile(r"pc-q35-(\d+)\.(\d+)(?:\.(\d+))?")
-I440FX = re.compile(r"pc-i440fx-(\d+)\.(\d+)(?:\.(\d+))?")
-PC = re.compile(r"(?:pc-)?(?:q35|i440fx)(?:-.+)?|pc")
+Q35 = r"pc-q35-(\d+)\.(\d+)(?:\.(\d+))?"
+I440FX = r"pc-i440fx-(\d+)\.(\d+)(?:\.(\d+))?"
+PC = r"(?:pc-)?(?:q35|i440fx)(?:-.+)?|pc"
 Accelerator = Literal["kvm", "tcg"]
 
 
@@ -23,19 +23,19 @@ def newest_q35(caps: QemuCaps) -> str:
     return newest(Q35, caps)
 
 
-def newest(kind: re.Pattern[str], caps: QemuCaps) -> str:
+def newest(kind: str, caps: QemuCaps) -> str:
     """Give the newest versioned machine of a kind, "" when this QEMU has none."""
     found = [
         (tuple(int(part or 0) for part in match.groups()), match[0])
         for machine in caps.machines
-        if (match := kind.fullmatch(machine.name))
+        if (match := re.fullmatch(kind, machine.name))
     ]
     return max(found)[1] if found else ""
 
 
 def newest_like(name: str, caps: QemuCaps) -> str:
     """Give the newest machine with the chipset of another: a guest of i440fx finds other devices on a q35."""
-    return (newest(I440FX, caps) if I440FX.match(name) or name == "pc" else "") or newest_q35(caps)
+    return (newest(I440FX, caps) if re.match(I440FX, name) or name == "pc" else "") or newest_q35(caps)
 
 
 def plan_machine(definition: Definition, caps: QemuCaps) -> Choice[str]:
@@ -73,7 +73,7 @@ def check_machine(definition: Definition, caps: QemuCaps) -> tuple[Finding, ...]
                 hint=hint,
             ),
         )
-    if not PC.fullmatch(name):
+    if not re.fullmatch(PC, name):
         return (
             error(
                 code="qemu.machine.unknown",

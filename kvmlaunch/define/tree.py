@@ -17,7 +17,7 @@ SEGMENT = re.compile(r'\[([0-9]+)\]|"((?:[^"\\]|\\.)*)"|([^.\[\]"]+)')
 UNESCAPE = r"(?s)\\(u[0-9a-fA-F]{4}|.)"
 ESCAPES = {"\b": "\\b", "\t": "\\t", "\n": "\\n", "\f": "\\f", "\r": "\\r", '"': '\\"', "\\": "\\\\"}
 UNESCAPES = {escape[1]: character for character, escape in ESCAPES.items()}
-UNSAFE = re.compile('[\x00-\x1f\x7f-\x9f"\\\\\ud800-\udfff\u2028-\u202e\u2066-\u2069\ufeff]')
+UNSAFE = '[\x00-\x1f\x7f-\x9f"\\\\\ud800-\udfff\u2028-\u202e\u2066-\u2069\ufeff]'
 
 
 class Leaf(NamedTuple):
@@ -32,7 +32,7 @@ Tree: TypeAlias = dict[str, "Tree | Leaf"]
 
 def quote(text: str) -> str:
     """Give text as a basic string of TOML; what a terminal could take amiss is escaped."""
-    return '"' + UNSAFE.sub(lambda match: ESCAPES.get(match[0]) or f"\\u{ord(match[0]):04x}", text) + '"'
+    return '"' + re.sub(UNSAFE, lambda match: ESCAPES.get(match[0]) or f"\\u{ord(match[0]):04x}", text) + '"'
 
 
 def unquote(text: str) -> str:

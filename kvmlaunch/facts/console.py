@@ -7,7 +7,7 @@ from kvmlaunch.model.value import frozen
 CONTROL_MASK = 0x1F
 # Control sequences, and strings up to their end, in 7 bits and in 8; then an escape with one more character.
 # One that is cut off loses its introducer and parameters.  Source: ECMA-48, 5.4 to 5.6 and 8.3.
-SEQUENCES = re.compile(
+SEQUENCES = (
     r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]?"
     r"|(?:\x1b[]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x9c\n]*(?:\x07|\x1b\\|\x9c)?"
     r"|\x1b[ -/]*[0-~]?"
@@ -20,7 +20,9 @@ LONGEST_SEQUENCE = 4096
 
 def plain_text(text: str) -> str:
     """Give a guest's text without escape sequences and control characters other than line ends and tabs."""
-    rest = SEQUENCES.sub("", text)
+    if text.isprintable():
+        return text
+    rest = re.sub(SEQUENCES, "", text)
     return "".join(character for character in rest if character in "\n\t" or character.isprintable())
 
 
@@ -42,7 +44,7 @@ class PlainText:
 def unfinished_at(text: str) -> int:
     """Give where a sequence begins that the end of a text cuts off; its length where none does."""
     before = None
-    for found in SEQUENCES.finditer(text):
+    for found in re.finditer(SEQUENCES, text):
         if found.end() == len(text) and re.fullmatch(UNFINISHED, found[0]):
             place = found.start()
             if before and found[0] == "\x1b" and before.end() == place and re.fullmatch(UNFINISHED, before[0]):

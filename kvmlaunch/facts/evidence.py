@@ -1,13 +1,12 @@
 """What the live QEMU and /proc say, read into evidence; pure."""
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from kvmlaunch.model.evidence import DriveEvidence, RamMapping
 
 KIB = 1024
-MAPPING = r"[0-9a-f]{1,16}-[0-9a-f]{1,16} \S+ \S+ \S+ \d+ *(.*)"
+FIELDS = 5  # of a mapping's first line, before the name: addresses, rights, offset, device, inode
 SIZE = "\nSize:"  # the first line beneath that of a mapping
 
 SHARED_RAM = "/memfd:memory-backend-memfd"
@@ -21,8 +20,9 @@ def parse_smaps(text: str, *, least: int = 0) -> Iterator[RamMapping]:
     before, *parts = text.split(SIZE)
     for part in parts:
         size, _, rest = part.partition("\n")
-        if parse_kib(size) >= least and (head := re.fullmatch(MAPPING, before.rpartition("\n")[2])):
-            yield parse_mapping(head[1], parse_kib(size), rest.rpartition("\n")[0])
+        head = before.rpartition("\n")[2].split(None, FIELDS)
+        if parse_kib(size) >= least and len(head) >= FIELDS:
+            yield parse_mapping("".join(head[FIELDS:]), parse_kib(size), rest.rpartition("\n")[0])
         before = part
 
 

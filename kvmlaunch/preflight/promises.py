@@ -22,9 +22,14 @@ from kvmlaunch.units import count, render_size
 O_DIRECT = 0o40000
 ORDINARY_PAGE = 4096  # of ordinary memory, which may be swapped out again, some may be missing
 MOST_LINES = 10
-FELL_BACK = re.compile(r".*(?:falling back|fallback to).*", re.IGNORECASE)
+FELL_BACK = r"(?i).*(?:falling back|fallback to).*"
 # To which a guest that runs can bring itself, within milliseconds too: it sleeps, is off or has panicked.
 OF_GUESTS: Final = frozenset({"running", "suspended", "shutdown", "guest-panicked"})
+
+
+def fell_back(log: str) -> list[str]:
+    """Give the lines in which QEMU says that it took another engine than it was told."""
+    return re.findall(FELL_BACK, log) if "back" in log.lower() else []
 
 
 def broken(what: str, planned: object, seen: object, key: str) -> Finding:
@@ -195,6 +200,6 @@ def check_promises(
     found = [finding for promise in plan.promises for finding in check_promise(promise, evidence)]
     found += check_cmdline(argv, evidence.cmdline)
     found += check_run_state(argv, evidence.run_state, later=later)
-    found += [broken("an engine of QEMU's", "no fallback", line, "") for line in FELL_BACK.findall(evidence.log)]
+    found += [broken("an engine of QEMU's", "no fallback", line, "") for line in fell_back(evidence.log)]
     hint = f"kvmlaunch explain {plan.name}   # shows the plan; please report it when no raw.args interferes"
     return tuple(evolve(each, report=each.report._replace(hint=each.report.hint or hint)) for each in found)

@@ -5,12 +5,14 @@ import time
 from collections.abc import Callable
 from pathlib import PurePosixPath
 from signal import SIGKILL, SIGTERM
+from typing import TypeVar
 
 from kvmlaunch.errors import KvmlaunchError, NotRunning, QemuFailed, Report, TimedOut, Unreachable
 from kvmlaunch.model.value import frozen
 from kvmlaunch.run.process import Process
 from kvmlaunch.run.spawn import Owner, spawn
 
+T = TypeVar("T")
 LOOK_AGAIN = 0.002  # seconds between looks for the socket: QEMU needs about 100 ms
 MOST_WORDS = 1 << 20
 
@@ -99,15 +101,15 @@ def wait_for_socket(vm: RunningVm, path: PurePosixPath, deadline: float) -> None
             raise vm.late("QEMU did not open its monitor")
 
 
-def wait_for_greeting(vm: RunningVm, deadline: float, ask: Callable[[float], object]) -> None:
-    """Wait until the monitor has negotiated: QEMU answers only once it has read its whole argv.
+def wait_for_greeting(vm: RunningVm, deadline: float, ask: Callable[[float], T]) -> T:
+    """Wait until the monitor has negotiated, and give what it was asked: QEMU answers once it has read its whole argv.
 
     `ask` does an exchange within some seconds.  Raises as wait_for_socket does.
     """
     while True:
         left = deadline - time.monotonic()
         try:
-            ask(max(0.05, left))
+            return ask(max(0.05, left))
         except (NotRunning, Unreachable):
             if vm.process.wait(LOOK_AGAIN * 5):
                 raise vm.death() from None
@@ -115,5 +117,3 @@ def wait_for_greeting(vm: RunningVm, deadline: float, ask: Callable[[float], obj
                 raise vm.late("QEMU's monitor refuses connections") from None
         except TimedOut as error:
             raise vm.late("QEMU did not answer on its monitor") from error
-        else:
-            return

@@ -12,7 +12,7 @@ import struct
 import time
 from collections.abc import Sequence
 from pathlib import PurePosixPath
-from typing import Literal
+from typing import Literal, cast
 
 from kvmlaunch.errors import Busy, HostFailed, KvmlaunchError, NotRunning, Report, TimedOut, Unreachable
 from kvmlaunch.facts.qmp import Conversation, NoQmp, Query, QueryRefused
@@ -188,14 +188,19 @@ def converse(links: Sequence[Link], deadline: float) -> None:
 def ask_all(
     targets: Sequence[Target], queries: Sequence[Query], *, seconds: float = 2.0
 ) -> list[Answers | KvmlaunchError]:
+    """Ask many monitors the same at once."""
+    return ask_each([(target, queries) for target in targets], seconds=seconds)
+
+
+def ask_each(asked: Sequence[tuple[Target, Sequence[Query]]], *, seconds: float) -> list[Answers | KvmlaunchError]:
     """Ask many monitors at once; one that does not answer gives its error in its place, and delays no other."""
     deadline = time.monotonic() + seconds
     outcomes: dict[int, Answers | KvmlaunchError] = {}
     links: dict[int, Link] = {}
-    waiting = dict(enumerate(targets))
+    waiting = dict(enumerate(asked))
     try:
         while True:
-            for number, target in tuple(waiting.items()):
+            for number, (target, queries) in tuple(waiting.items()):
                 try:
                     connection = try_socket(target)
                 except KvmlaunchError as error:
@@ -217,8 +222,8 @@ def ask_all(
             link.connection.close()
     for number, link in links.items():
         outcomes[number] = late(link.target, seconds) if link.outcome is None else link.outcome
-    outcomes |= {number: late(target, seconds) for number, target in waiting.items()}
-    return [outcomes[number] for number in range(len(targets))]
+    outcomes |= {number: late(target, seconds) for number, (target, _) in waiting.items()}
+    return [outcomes[number] for number in range(len(asked))]
 
 
 def ask(target: Target, queries: Sequence[Query], *, seconds: float = 5.0) -> Answers:
@@ -229,11 +234,13 @@ def ask(target: Target, queries: Sequence[Query], *, seconds: float = 5.0) -> An
     return outcome
 
 
-def greet(targets: Sequence[Target], *, seconds: float) -> None:
-    """Negotiate with some monitors at once, and ask them nothing; raises as `ask` does."""
-    for outcome in ask_all(targets, (), seconds=seconds):
+def greet(target: Target, queries: Sequence[Query], others: Sequence[Target], *, seconds: float) -> Answers:
+    """Ask one monitor, and negotiate with others at the same time; raises as `ask` does."""
+    answers, *_ = outcomes = ask_each(((target, queries), *((other, ()) for other in others)), seconds=seconds)
+    for outcome in outcomes:
         if isinstance(outcome, KvmlaunchError):
             raise outcome
+    return cast("Answers", answers)
 
 
 def listener_pid(path: PurePosixPath) -> int | None:

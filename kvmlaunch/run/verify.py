@@ -1,10 +1,10 @@
 """Collects evidence from the live QEMU: its monitor, and what the kernel says of it."""
 
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from kvmlaunch.errors import KvmlaunchError, QemuFailed, Report
 from kvmlaunch.facts.evidence import guest_ram, parse_drives, parse_open_flags, parse_smaps, parse_status
@@ -12,7 +12,6 @@ from kvmlaunch.facts.qmp import Query
 from kvmlaunch.model.evidence import DriveEvidence, Evidence
 from kvmlaunch.model.value import evolve
 from kvmlaunch.run.process import read_cmdline
-from kvmlaunch.run.qmp import Target, ask
 
 LEAST_RAM = 1 << 20  # bytes: no mapping of a guest's RAM is smaller
 QUERIES: tuple[Query, ...] = (
@@ -57,13 +56,12 @@ def kernel_view(pid: int) -> Mapping[str, str]:
     return parse_status(Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace"))
 
 
-def collect_evidence(pid: int, target: Target, ram_size: int, log: str, *, seconds: float) -> Evidence:
-    """Read everything that a promise can be held against.
+def collect_evidence(pid: int, answers: Sequence[Any], ram_size: int, log: str) -> Evidence:
+    """Read everything that a promise can be held against; `answers` are QEMU's to QUERIES.
 
     `ram_size` in bytes tells the RAM mapping from others; `log` is what QEMU has printed.  Raises QemuFailed
     `qemu.promise` when the process cannot be looked at.
     """
-    answers = [cast("Any", answer) for answer in ask(target, QUERIES, seconds=seconds)]
     kvm, name, uuid, cpus, blocks, machine, run_state = answers
     try:
         status = kernel_view(pid)

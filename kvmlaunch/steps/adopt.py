@@ -14,7 +14,7 @@ from kvmlaunch.preflight.promises import check_promises
 from kvmlaunch.run.pin import pin_and_continue
 from kvmlaunch.run.process import carries_uuid, held, read_cmdline
 from kvmlaunch.run.qmp import Target, ask
-from kvmlaunch.run.verify import collect_evidence
+from kvmlaunch.run.verify import QUERIES, collect_evidence
 from kvmlaunch.steps.caller import Caller, Tell
 from kvmlaunch.steps.load import Subject
 from kvmlaunch.steps.observe import Seen, monitor_path
@@ -53,7 +53,8 @@ def as_planned(
     argv = render_argv(resolved.plan, resolved.places)
     pid, target = seen.pid or 0, Target(path=monitor_path(seen), pid=seen.pid)
     try:
-        evidence = collect_evidence(pid, target, resolved.plan.memory.size, "", seconds=SECONDS)
+        answers = ask(target, QUERIES, seconds=SECONDS)
+        evidence = collect_evidence(pid, answers, resolved.plan.memory.size, "")
     except KvmlaunchError as error:
         raise otherwise(seen, f"{error.report.message}: {error.report.why}") from error
     broken = check_promises(resolved.plan, argv, evidence, later=True)

@@ -12,6 +12,7 @@ from kvmlaunch.errors import DefinitionInvalid, HostFailed, PreflightFailed, Pri
 from kvmlaunch.facts.sources import Wanted, parse_captured
 from kvmlaunch.host.capture import capture_host, try_io_uring
 from kvmlaunch.host.qemu_probe import load_answers, probe_qemu
+from kvmlaunch.host.readers import names_in
 from kvmlaunch.host.rights import capture_user
 from kvmlaunch.host.rundir import read_node
 from kvmlaunch.host.tree import why_unsafe
@@ -33,15 +34,19 @@ QEMU_ANSWERS = "qemu"  # beneath a saved capture
 NEVER = "host.privilege"
 
 
+Images = tuple[tuple[object, ...], ...]
+
+
 @frozen(kw_only=True)
 class Resolved:
-    """A VM as planned on this host."""
+    """A VM as planned on this host; `images` is by what its files were known just before they were looked at."""
 
     subject: Subject
     host: HostFacts
     caps: QemuCaps
     plan: Plan
     places: Places
+    images: Images = ()
 
     @property
     def name(self) -> str:
@@ -64,6 +69,12 @@ class Resolved:
         if errors_of(found):
             refuse_errors(self.name, place_findings(self.subject, found))
 
+    def holds(self) -> bool:
+        """Is the plan as it would be made now: it takes nothing of the host's, and its files are as they were."""
+        plan, taken = self.plan, {"bridge", "tap"}
+        alone = plan.memory.backing == "ordinary" and not any(each.type in taken for each in plan.networks)
+        return alone and self.images == known_by(self.subject.definition)
+
     def changes(self) -> "tuple[Change, ...]":
         """Give what of the host must change first."""
         from kvmlaunch.preflight.checks import plan_changes  # noqa: PLC0415 - print-cmd changes nothing
@@ -81,6 +92,25 @@ class Sight:
     caps: Callable[[Definition, Caller], QemuCaps]
     host: Callable[[Definition, Caller, UserFacts | None], HostFacts]
     io_uring: Callable[[UserFacts], str]
+
+
+def known_by(definition: Definition) -> Images:
+    """Give by what the files of a VM are known: identity, size, times and rights, and names that begin as theirs do.
+
+    Overlays of snapshots, and marks, lie beside an image under such names.
+    """
+    return tuple(known_file(os.path.realpath(path)) for path in wanted_paths(definition))
+
+
+def known_file(path: str) -> tuple[object, ...]:
+    """Give by what one file is known."""
+    directory, name = os.path.split(path)
+    beside = [each for each in names_in(directory) if each.startswith((f"{name}.", f".{name}"))]
+    try:
+        seen = os.stat(path)
+    except OSError:
+        return (path, beside)
+    return (path, beside, seen.st_dev, seen.st_ino, seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns)
 
 
 def find_binary(definition: Definition, caller: Caller) -> Path:
@@ -242,6 +272,7 @@ def resolve(
     are its own; `refused` is what the kernel said when hugepages were tried for; `sight` what was looked at already.
     """
     definition, sight = subject.definition, sight or sight_of_one(everything=everything)
+    images = known_by(definition) if everything and not caller.facts else ()
     try:
         caps = sight.caps(definition, caller)
     except PreflightFailed as failure:
@@ -265,7 +296,7 @@ def resolve(
     mine = (places.run, places.state, places.logs) if everything and not caller.facts else ()
     host = evolve(host, held=held, hugepages_refused=refused, unsafe=why_unsafe(mine, host.user.uid))
     plan = build_vm(definition, host, caps, boot_from=boot_from, paused=paused)
-    return Resolved(subject=subject, host=host, caps=caps, plan=plan, places=places)
+    return Resolved(subject=subject, host=host, caps=caps, plan=plan, places=places, images=images)
 
 
 def facts_places(facts: HostFacts, definition: Definition) -> Places:

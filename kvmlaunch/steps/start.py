@@ -80,7 +80,12 @@ class Started:
 
 
 def resolve_again(caller: Caller, resolved: Resolved, wishes: Wishes, refused: str) -> Resolved:
-    """Plan again from what is seen under the lock: the same pure functions decide."""
+    """Plan again from what is seen under the lock: the same pure functions decide.
+
+    A plan that takes nothing of the host's rests on the VM's own files, and holds as long as they are as they were.
+    """
+    if not refused and resolved.holds():
+        return resolved
     return resolve(
         caller, resolved.subject, everything=True, refused=refused, boot_from=wishes.boot_from, paused=wishes.paused
     )
@@ -149,8 +154,10 @@ def largest_image(resolved: Resolved) -> int:
     return max((max(facts.size, facts.virtual_size * 9 // 8) for facts in files), default=0)
 
 
-def launch(resolved: Resolved, claim: Claim, argv: tuple[str, ...], deadline: float) -> "RunningVm":
-    """Start QEMU and wait until its monitor has negotiated; what is needed later is imported meanwhile."""
+def launch(
+    resolved: Resolved, claim: Claim, argv: tuple[str, ...], deadline: float
+) -> tuple["RunningVm", list[object]]:
+    """Start QEMU and give what its monitor answers; what is needed later is imported meanwhile."""
     from kvmlaunch.run.launch import launch_qemu, wait_for_greeting, wait_for_socket  # noqa: PLC0415 - late on purpose
     from kvmlaunch.steps.owners import process_owner  # noqa: PLC0415 - late on purpose
 
@@ -172,34 +179,30 @@ def launch(resolved: Resolved, claim: Claim, argv: tuple[str, ...], deadline: fl
     try:
         write_record(claim, record_of(resolved, argv, vm.pid, "intent"))
         # While QEMU initialises: what is asked of it next, what verify() needs then, and where the findings stand.
-        import kvmlaunch.preflight.promises  # noqa: PLC0415
-        import kvmlaunch.run.verify  # noqa: F401, PLC0415
         from kvmlaunch.run.qmp import Target, greet  # noqa: PLC0415
+        from kvmlaunch.run.verify import QUERIES  # noqa: PLC0415
 
         resolved.findings()  # for the places of what is told at the end: define/positions.py keeps what it has read
-        monitors = [Target(path=claim.path / name, pid=vm.pid) for name in (QMP, EVENTS)]
-        wait_for_socket(vm, monitors[-1].path, deadline)  # which is bound last
-        wait_for_greeting(vm, deadline, lambda seconds: greet(monitors, seconds=seconds))
+        monitor, events = (Target(path=claim.path / name, pid=vm.pid) for name in (QMP, EVENTS))
+        wait_for_socket(vm, events.path, deadline)  # which is bound last
+        answers = wait_for_greeting(vm, deadline, lambda seconds: greet(monitor, QUERIES, [events], seconds=seconds))
         link_sockets(claim)
     except BaseException:
         vm.end()
         vm.let_go()
         raise
-    return vm
+    return vm, answers
 
 
-def verify(resolved: Resolved, vm: "RunningVm", argv: tuple[str, ...], deadline: float) -> Resolved:
+def verify(resolved: Resolved, vm: "RunningVm", argv: tuple[str, ...], answers: list[object]) -> Resolved:
     """Read every promise back; gives the plan with what QEMU has to say beside it.
 
     Raises QemuFailed `qemu.promise` with all promises that are broken.
     """
     from kvmlaunch.preflight.promises import check_promises, check_words  # noqa: PLC0415 - imported by launch()
-    from kvmlaunch.run.qmp import Target  # noqa: PLC0415
     from kvmlaunch.run.verify import collect_evidence  # noqa: PLC0415
 
-    target = Target(path=own_socket(resolved.places.run, QMP), pid=vm.pid)
-    seconds = max(1.0, deadline - time.monotonic())
-    evidence = collect_evidence(vm.pid, target, resolved.plan.memory.size, vm.words(), seconds=seconds)
+    evidence = collect_evidence(vm.pid, answers, resolved.plan.memory.size, vm.words())
     broken = check_promises(resolved.plan, argv, evidence)
     if broken:
         reports = tuple(finding.report for finding in broken)
@@ -226,9 +229,9 @@ def launch_verified(
 
     It is kept before the record says that it runs: a signal to whoever supervises it is the VM's from then on.
     """
-    vm = launch(resolved, claim, argv, deadline)
+    vm, answers = launch(resolved, claim, argv, deadline)
     try:
-        resolved = verify(resolved, vm, argv, deadline)
+        resolved = verify(resolved, vm, argv, answers)
         pin_threads(resolved, vm, paused=paused)
         then = keep(resolved, vm)
         write_record(claim, record_of(resolved, argv, vm.pid, "running"))

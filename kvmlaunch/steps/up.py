@@ -1,8 +1,8 @@
 """`up`: a definition becomes a running VM whose every promise was read back, or nothing at all.
 
-In order: load · look whether it runs · capture facts, plan · check · claim the run directory · under the
-host-wide lock heal, look again, change the host · launch · read every promise back.  Whatever fails
-after the claim is undone in reverse order.
+In order: load · look whether it runs · capture facts, plan · check · claim the run directory · under the host-wide
+lock heal, look again where that may differ, change the host · launch · read every promise back.  Whatever fails after
+the claim is undone in reverse order.
 """
 
 import os
