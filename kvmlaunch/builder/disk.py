@@ -154,7 +154,8 @@ def check_image(plan: DiskPlan, definition: Definition) -> Iterator[Finding]:
     size = facts.virtual_size if plan.format.value == "qcow2" else facts.size
     if facts.kind not in {"file", "block"} or disk.path != definition.disk[plan.name].path:  # a snapshot's overlay
         return
-    if disk.size is not None and 0 < size < disk.size:
+    known = size > 0 or (facts.kind == "file" and plan.format.value == "raw")
+    if disk.size is not None and known and size < disk.size:
         yield warning(
             code="disk.size",
             message=f"{disk.path.name} has {render_size(size)}, the definition says {render_size(disk.size)}",

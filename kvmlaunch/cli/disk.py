@@ -226,6 +226,9 @@ def resize(session: Session, disk: str, size: tuple[int, bool] | None, dry_run: 
             "what was added takes its place as it is written: slower at first"
             + (", and aio may differ at the next start" if target.format == "raw" else ""),
         )
+    if done.free is not None and done.after - done.before > done.free:
+        text = f"{render_rounded(done.free)} are free where it lies: a guest that fills them meets an error, or stops"
+        say(session, name, "warn", "", f"{text}  [host.space]")
     if done.target.disk.size is not None and done.after > done.target.disk.size and done.after % KIB == 0:
         say(
             session,

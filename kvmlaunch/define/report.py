@@ -1,5 +1,6 @@
 """A mistake becomes a finding: its place with line and column, and the line to write instead."""
 
+import re
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 from shlex import quote
@@ -11,6 +12,7 @@ from kvmlaunch.define.syntax import parse_toml
 from kvmlaunch.define.tree import join_path, split_path
 from kvmlaunch.model.finding import Finding, error
 
+LINE = r'^(?P<or>or: )?(?P<name>[\w.]+) = ("?)([^"#\n]+?)\3(?P<why> +#.*)?$'
 Texts = Mapping[str, str | bytes]
 
 
@@ -79,7 +81,24 @@ def advice(placed: Placed) -> str:
     mistake, origin = placed.mistake, placed.origin
     above = split_path(origin.key)[:-1] if origin.kind == "set" and mistake.meant else ()
     tables = tuple(part for part in above if isinstance(part, str))
-    return f"--set {join_path((*tables, mistake.meant))}=…" if origin.kind == "set" and mistake.meant else mistake.hint
+    if origin.kind == "set" and mistake.meant:
+        return f"--set {join_path((*tables, mistake.meant))}=…"
+    return as_set(mistake.hint, origin.key) if origin.kind == "set" else mistake.hint
+
+
+def as_set(hint: str, key: str) -> str:
+    """Give a hint whose lines are lines of a definition for the command line, where `key` was set.
+
+    What `--set` says would overrule such a line; a name without dots is that of a key beside this one.
+    """
+    from kvmlaunch.define.meaning import meanings  # noqa: PLC0415 - on a mistake only
+
+    def addressed(line: re.Match[str]) -> str:
+        beside = ".".join((*key.split(".")[:-1], line["name"]))
+        path = line["name"] if "." in line["name"] else beside
+        return f"{line['or'] or ''}--set {quote(f'{path}={line[4]}')}{line['why'] or ''}" if meanings(path) else line[0]
+
+    return re.sub(LINE, addressed, hint, flags=re.MULTILINE)
 
 
 def line_to_write(placed: Placed) -> str:

@@ -227,7 +227,6 @@ REMEDIES: Final[dict[str, str]] = {
     "host.runtime.missing": "Log in by logind, or let root make /run/user/UID with mode 0700 for the user.",
     "host.limit": "Raise it with ulimit, or in /etc/security/limits.conf and log in again.",
     "host.limit.memlock": "Raise memlock in /etc/security/limits.conf and log in again, or leave memory.lock out.",
-    "disk.unknown": "kvmlaunch disk info VM lists the disks of a VM.",
     "disk.exists": "Name another target, or --overwrite for a device whose content may be lost.",
     "disk.shrink": "Make a smaller disk beside it, and copy inside the guest what it holds.",
     "disk.small": "Use a larger device, or lvm:GROUP/VOLUME, which is made as large as it must be.",

@@ -380,7 +380,7 @@ def check_taking(path: PurePosixPath, facts: PathFacts, table: str, vm: str) -> 
             message=f"a snapshot of {path.name} was cut off, or is being taken",
             key=f"{table}.path",
             why=f"{path.name}.taking is there: its overlay may be none that QEMU writes to",
-            hint=f"kvmlaunch up {vm}   # settles it, as do the commands of disk that change something",
+            hint=f"kvmlaunch up {vm}   # settles it",
         )
 
 

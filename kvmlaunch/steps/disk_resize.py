@@ -40,7 +40,8 @@ SECONDS = 60.0  # that QEMU may take
 class Resized:
     """A disk as it was and is, sizes in bytes; `pid` of the QEMU that was told, None where the VM is down.
 
-    `sparse` tells that what was added takes its place as it is written, although the image had all of its own.
+    `sparse` tells that what was added takes its place as it is written, although the image had all of its own; `free`
+    are the bytes that are free where a running VM's image lies, None for another.
     """
 
     target: Target
@@ -48,6 +49,7 @@ class Resized:
     after: int
     pid: int | None = None
     sparse: bool = False
+    free: int | None = None
 
     @property
     def already(self) -> bool:
@@ -122,7 +124,8 @@ def plan_resize(target: Target, size: int | None, *, more: bool, runs: bool) -> 
         wanted = before = refuse_device(target, before, wanted)
     elif wanted > before and volume is None and not runs:  # QEMU gives what it adds its place as it is written
         refuse_room(target, wanted - before)
-    return volume, Resized(target=target, before=before, after=wanted)
+    free = free_space(target.image) if runs and target.facts.kind == "file" else None
+    return volume, Resized(target=target, before=before, after=wanted, free=free)
 
 
 def wanted_size(target: Target, before: int, size: int | None, *, more: bool) -> int:

@@ -50,11 +50,15 @@ def read_mark(mark: PurePosixPath) -> str:
         raise failed(mark, error) from error
 
 
+def mark_text(targets: Iterable[Target], name: str) -> str:
+    """Give what the marks of a snapshot say: its name, and its disks."""
+    return " ".join((name, *(target.name for target in targets)))
+
+
 def begin(targets: Sequence[Target], name: str) -> None:
-    """Lay the marks of a snapshot that is about to be taken: its name, and its disks."""
-    text = " ".join((name, *(target.name for target in targets)))
+    """Lay the marks of a snapshot that is about to be taken."""
     for target in targets:
-        mark_image(taking_path(target.image), text)
+        mark_image(taking_path(target.image), mark_text(targets, name))
 
 
 def end(targets: Iterable[Target]) -> None:
@@ -63,9 +67,10 @@ def end(targets: Iterable[Target]) -> None:
         unmark_image(taking_path(target.image))
 
 
-def is_marked(target: Target) -> bool:
-    """Has the image of a disk that can be written the mark."""
-    return not target.disk.readonly and os.path.isfile(taking_path(target.image))
+def mark_of(target: Target) -> str | None:
+    """Give what the mark beside the image of a disk says, None where there is none; a read-only disk has none."""
+    mark = taking_path(target.image)
+    return read_mark(mark) if not target.disk.readonly and os.path.isfile(mark) else None
 
 
 def settle(caller: Caller, word: str, tell: Tell) -> None:
@@ -75,29 +80,31 @@ def settle(caller: Caller, word: str, tell: Tell) -> None:
     Busy, TimedOut where QEMU cannot be asked.
     """
     vm = parse_word(word)[0]
-    marks: dict[str, set[str]] = {}
-    for target in filter(is_marked, find_disks(caller, vm)):
-        name, *disks = read_mark(taking_path(target.image)).split() or [""]
-        marks.setdefault(name, set()).update(disks, {target.name})
-    for name, those in marks.items():
-        images = (target for target in filter(is_marked, named(caller, vm, those)) if target.facts.kind == "file")
-        with held_images([target.image for target in images]):
-            if settle_held(caller, vm, name, those):
+    marks = {target.name: text for target in find_disks(caller, vm) if (text := mark_of(target)) is not None}
+    for text in dict.fromkeys(marks.values()):
+        disks = {*text.split()[1:], *(name for name, each in marks.items() if each == text)}
+        held = named(caller, vm, disks)
+        for target in held:
+            refuse_unseen(target, text)
+        with held_images([target.image for target in held if mark_of(target) == text]):
+            if settle_held(caller, vm, text, disks):
+                name = text.split()[0]
                 tell("warn", f"the command that took the snapshot {name} was cut off: there is none, nothing is lost")
 
 
-def settle_held(caller: Caller, vm: str, name: str, disks: Collection[str]) -> bool:
-    """Settle a snapshot of disks on which no other command works; tells whether it is none."""
-    marked = tuple(filter(is_marked, named(caller, vm, disks)))
+def settle_held(caller: Caller, vm: str, text: str, disks: Collection[str]) -> bool:
+    """Settle the snapshot of a mark, on whose disks no other command works; tells whether it is none."""
+    marked = tuple(target for target in named(caller, vm, disks) if mark_of(target) == text)
+    name = (text.split() or [""])[0]
     if not marked or not NAME.fullmatch(name):
         end(marked)
         return False
     seen = seen_of(caller, marked[0])
     if seen is not None and seen.lives:
         targets = named(caller, vm, disks)
-        return drop_unless(caller, marked, name, taken=is_taken(targets, name) or is_live(seen, targets, name))
+        return drop_unless(caller, marked, name, taken=is_taken(targets, text) or is_live(seen, targets, name))
     with at_rest(caller, marked[0], "settled"):
-        return drop_unless(caller, marked, name, taken=is_taken(named(caller, vm, disks), name))
+        return drop_unless(caller, marked, name, taken=is_taken(named(caller, vm, disks), text))
 
 
 def drop_unless(caller: Caller, marked: Sequence[Target], name: str, *, taken: bool) -> bool:
@@ -111,15 +118,16 @@ def drop_unless(caller: Caller, marked: Sequence[Target], name: str, *, taken: b
     return not taken
 
 
-def is_taken(targets: Sequence[Target], name: str) -> bool:
+def is_taken(targets: Sequence[Target], text: str) -> bool:
     """Was a snapshot taken, as far as the images tell; raises PreflightFailed `disk.snapshot` of one out of sight.
 
-    A mark speaks of its own image: an overlay without one was whole, and so was the snapshot.
+    A mark speaks of its own image: an overlay without it was whole, and so was the snapshot.
     """
+    name = text.split(maxsplit=1)[0]
     for target in targets:
-        refuse_unseen(target, name)
+        refuse_unseen(target, text)
     there = (target for target in targets if os.path.lexists(overlay_path(target.image, name)))
-    return any(not is_marked(target) or not is_begun(target, name) or has_clones(target) for target in there)
+    return any(mark_of(target) != text or not is_begun(target, name) or has_clones(target) for target in there)
 
 
 def named(caller: Caller, vm: str, disks: Collection[str]) -> tuple[Target, ...]:
@@ -127,16 +135,20 @@ def named(caller: Caller, vm: str, disks: Collection[str]) -> tuple[Target, ...]
     return tuple(each for each in find_disks(caller, vm) if each.name in disks)
 
 
-def refuse_unseen(target: Target, name: str) -> None:
-    """Refuse to settle a snapshot of a disk that cannot be looked at (`disk.snapshot`): it may be written to."""
-    if target.facts.kind != "file" or not target.facts.readable:
+def refuse_unseen(target: Target, text: str) -> None:
+    """Refuse to settle the snapshot of a mark where an image or overlay is out of sight: it may be written to."""
+    name, facts = (text.split() or [""])[0], target.facts
+    overlay = str(overlay_path(target.image, name)) if NAME.fullmatch(name) else ""
+    if facts.kind != "file" or not facts.readable or overlay in facts.unread:
+        gone = f"put it back; or, where it is gone for good: rm {taking_path(target.image)}, and the others"
         raise PreflightFailed(
             Report(
                 code="disk.snapshot",
                 message=f"whether the snapshot {name} was taken cannot be told",
                 where=f"{target.disk.path} {target.table}",
-                why=target.facts.refusal or f"it is of kind {target.facts.kind}",
-                hint=f"put it back; or, where it is gone for good: rm {taking_path(target.image)}, and the others",
+                why=facts.refusal
+                or (f"it is of kind {facts.kind}" if facts.kind != "file" else f"{overlay} is out of reach"),
+                hint=gone if facts.kind == "missing" else f"namei -l {overlay}   # shows what keeps you out",
             )
         )
 

@@ -26,7 +26,7 @@ from kvmlaunch.steps.caller import Caller
 from kvmlaunch.steps.control import query
 from kvmlaunch.steps.disk_check import refuse_unsound
 from kvmlaunch.steps.disk_live import file_in_chain, refuse_merging
-from kvmlaunch.steps.disk_settle import begin, end, is_begun, retire, settle_held
+from kvmlaunch.steps.disk_settle import begin, end, is_begun, mark_text, retire, settle_held
 from kvmlaunch.steps.disks import (
     Target,
     at_rest,
@@ -164,7 +164,8 @@ def take_live(
     except BaseException:
         definition = targets[0].subject.definition
         with contextlib.suppress(KvmlaunchError):  # where QEMU cannot be asked a later command settles it
-            settle_held(caller, str(definition.file), name, {target.name for target in targets})
+            names = {target.name for target in targets}
+            settle_held(caller, str(definition.file), mark_text(targets, name), names)
         raise
     end(targets)
     zeroes = tuple(target.name for target in targets if target.disk.detect_zeroes != "off")

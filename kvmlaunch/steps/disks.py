@@ -104,8 +104,8 @@ def find_disks(caller: Caller, word: str) -> tuple[Target, ...]:
             Report(
                 code="disk.unknown",
                 message=f"{subject.definition.name} has no disk {wanted}",
-                where=str(subject.definition.file),
                 why=f"its disks: {', '.join(disks) or 'none'}",
+                hint=f"kvmlaunch disk info {subject.definition.name}",
             )
         )
     names = (wanted,) if wanted else tuple(disks)

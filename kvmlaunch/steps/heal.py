@@ -145,19 +145,23 @@ def give_back(uid: int, vm: str, tell: Tell) -> bool:
         tell(change_word(entry.change), "given back")
         if command := undo_command_of(entry):
             tell("exec", command)
-    own_prepared(journal)
+    own_prepared(journal, tell)
     return bool(journal.owned("prepared"))
 
 
-def own_prepared(journal: Journal) -> None:
+def own_prepared(journal: Journal, tell: Tell) -> None:
     """Give root's VM the directories back that were prepared for it, after it ran as another user.
 
-    They lie in root's tree, and the first of them in a directory that is root's.
+    They lie in root's tree, and the first of them in a directory that is root's.  That user could plant what is no
+    directory: it is said, and keeps nothing else from being given back.
     """
     for entry in journal.owned("prepared") if journal.uid == 0 else ():
         change = entry.change
         if isinstance(change, DirectoryChange) and os.path.isdir(change.path):
-            make_owned(PurePosixPath(change.path), change.uid, change.gid, change.mode)
+            try:
+                make_owned(PurePosixPath(change.path), change.uid, change.gid, change.mode)
+            except (KvmlaunchError, OSError) as error:
+                tell("warn", f"{change.path} stays as it is: {error}")
 
 
 def clean_up(caller: Caller, vm: str, places: Places, tell: Tell) -> bool:

@@ -1,7 +1,6 @@
 """A name or a file becomes a definition, with every text that took part."""
 
 import os
-import re
 import shlex
 from collections.abc import Mapping
 from functools import cache
@@ -10,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from kvmlaunch.define.layers import Source, wanted_files
 from kvmlaunch.define.load import Loaded, Surroundings, load_definition
 from kvmlaunch.define.positions import locate
+from kvmlaunch.define.report import as_set
 from kvmlaunch.define.resolved import render_origin
 from kvmlaunch.errors import DefinitionInvalid, KvmlaunchError, Report, UnknownVm
 from kvmlaunch.host.definitions import SUFFIX, definition_files, find_definition, load_profiles, read_file, refuse_name
@@ -175,16 +175,9 @@ def place_finding(subject: Subject, finding: Finding) -> Finding:
     elif origin.kind == "profile":
         where = f"profile {origin.place}: {finding.key}"
     elif origin.kind == "set":
-        return evolve(finding, report=finding.report._replace(where=f"--set {finding.key}", hint=set_hint(finding)))
+        hint = as_set(finding.report.hint, finding.key)
+        return evolve(finding, report=finding.report._replace(where=f"--set {finding.key}", hint=hint))
     return evolve(finding, report=finding.report._replace(where=where))
-
-
-def set_hint(finding: Finding) -> str:
-    """Give the hint of a value from the command line: a line for the definition would be overruled by it."""
-    line = re.fullmatch(r'([\w.]+) = ("?)([^"#\n]+?)\2( +#.*)?', finding.report.hint)
-    if line is None or not f".{finding.key}".endswith(f".{line[1]}"):
-        return finding.report.hint
-    return f"--set {shlex.quote(f'{finding.key}={line[3]}')}{line[4] or ''}"
 
 
 def origin_text(subject: Subject, origin: Origin) -> str:

@@ -163,6 +163,8 @@ def undo(caller: Caller, word: str, tell: Tell, *, dry_run: bool = False) -> tup
     if caller.uid != 0:
         raise needs_root(name, (), caller.preflight(name, "--undo"))
     with host_lock():
+        if not dry_run:
+            heal_host(tell)  # what a command took that was killed at preparing it has no other owner yet
         journal: Journal | None = journals.read_journal(caller.owner_uid, name)
         if journal is None or not journal.owned("prepared"):
             return False, ()
@@ -172,7 +174,7 @@ def undo(caller: Caller, word: str, tell: Tell, *, dry_run: bool = False) -> tup
                 tell("would undo", render_entry(entry))
             return True, ()
         with emptied(caller.places(name), journal.uid, tell):
-            own_prepared(journal)
+            own_prepared(journal, tell)
             found = undo_entries(journal, journal.entries)
         for entry in reversed(journal.entries):
             tell("undone", render_undone(entry))

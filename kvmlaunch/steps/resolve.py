@@ -1,6 +1,7 @@
 """A definition meets this host and its QEMU: facts captured, the plan built, everything checked."""
 
 import os
+import stat
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -11,6 +12,7 @@ from kvmlaunch.builder.vm import build_vm, needs_io_uring, wanted_paths
 from kvmlaunch.errors import DefinitionInvalid, HostFailed, PreflightFailed, PrivilegeMissing, Refused, Report
 from kvmlaunch.facts.sources import Wanted, parse_captured
 from kvmlaunch.host.capture import capture_host, try_io_uring
+from kvmlaunch.host.holders import may_be_locked
 from kvmlaunch.host.qemu_probe import load_answers, probe_qemu
 from kvmlaunch.host.readers import names_in
 from kvmlaunch.host.rights import capture_user
@@ -70,10 +72,15 @@ class Resolved:
             refuse_errors(self.name, place_findings(self.subject, found))
 
     def holds(self) -> bool:
-        """Is the plan as it would be made now: it takes nothing of the host's, and its files are as they were."""
-        plan, taken = self.plan, {"bridge", "tap"}
-        alone = plan.memory.backing == "ordinary" and not any(each.type in taken for each in plan.networks)
-        return alone and self.images == known_by(self.subject.definition)
+        """Rests the plan on the VM's files alone, and are they as they were.
+
+        No pages, taps or forwarded ports, and nothing was mounted for it before.
+        """
+        definition, run = self.subject.definition, self.places.run
+        apart = all(each.type not in {"bridge", "tap"} for each in self.plan.networks) and not (
+            forwarded_ports(definition) or any(run in mount.path.parents for mount in self.host.mounts)
+        )
+        return apart and self.plan.memory.backing == "ordinary" and self.images == known_by(definition)
 
     def changes(self) -> "tuple[Change, ...]":
         """Give what of the host must change first."""
@@ -95,22 +102,29 @@ class Sight:
 
 
 def known_by(definition: Definition) -> Images:
-    """Give by what the files of a VM are known: identity, size, times and rights, and names that begin as theirs do.
-
-    Overlays of snapshots, and marks, lie beside an image under such names.
-    """
+    """Give by what the files of a VM are known: each itself, and the directories in which overlays of it may lie."""
     return tuple(known_file(os.path.realpath(path)) for path in wanted_paths(definition))
 
 
 def known_file(path: str) -> tuple[object, ...]:
-    """Give by what one file is known."""
-    directory, name = os.path.split(path)
-    beside = [each for each in names_in(directory) if each.startswith((f"{name}.", f".{name}"))]
+    """Give by what one file is known: identity, size, times, whether somebody locked it; and all names around it."""
+    here = os.path.dirname(path)
+    around = [(place, names_in(place), times_of(place)) for place in dict.fromkeys((here, os.path.dirname(here)))]
     try:
         seen = os.stat(path)
     except OSError:
-        return (path, beside)
-    return (path, beside, seen.st_dev, seen.st_ino, seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns)
+        return (path, around)
+    locked = may_be_locked(path, "block" if stat.S_ISBLK(seen.st_mode) else "file")
+    return (path, around, seen.st_dev, seen.st_ino, seen.st_size, times_of(path), locked)
+
+
+def times_of(path: str) -> tuple[int, int]:
+    """Give when a file, or its rights, were last changed, in nanoseconds; zeros where that cannot be told."""
+    try:
+        seen = os.stat(path)
+    except OSError:
+        return (0, 0)
+    return (seen.st_mtime_ns, seen.st_ctime_ns)
 
 
 def find_binary(definition: Definition, caller: Caller) -> Path:

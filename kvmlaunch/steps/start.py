@@ -18,7 +18,7 @@ from kvmlaunch.builder.memory import plan_prealloc
 from kvmlaunch.builder.render import render_argv
 from kvmlaunch.builder.tpm import STATE
 from kvmlaunch.builder.vm import build_sidecars
-from kvmlaunch.errors import KvmlaunchError, PreflightFailed, QemuFailed
+from kvmlaunch.errors import KvmlaunchError, PreflightFailed, QemuFailed, Report
 from kvmlaunch.host.files import remove_if_there, write_all
 from kvmlaunch.host.logs import open_qemu_log
 from kvmlaunch.host.rundir import (
@@ -86,9 +86,21 @@ def resolve_again(caller: Caller, resolved: Resolved, wishes: Wishes, refused: s
     """
     if not refused and resolved.holds():
         return resolved
-    return resolve(
+    again = resolve(
         caller, resolved.subject, everything=True, refused=refused, boot_from=wishes.boot_from, paused=wishes.paused
     )
+    for disk in again.plan.disks:
+        facts = again.host.paths.get(disk.image or disk.path)
+        if facts and facts.taking and not disk.readonly:
+            report = Report(
+                code="disk.locked",
+                message=f"a snapshot of {facts.path.name} was begun just now",
+                where=str(facts.path),
+                why="it may be one of some of the disks only",
+                hint=f"kvmlaunch up {again.name}   # again: it settles what was cut off",
+            )
+            raise PreflightFailed(report)
+    return again
 
 
 def make_variables(resolved: Resolved) -> None:

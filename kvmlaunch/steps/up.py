@@ -170,7 +170,7 @@ def heal_before(caller: Caller, seen: Seen, subject: Subject, wishes: Wishes, te
 
 
 def settle_snapshots(caller: Caller, word: str, subject: Subject, tell: Tell) -> None:
-    """Settle first what a command that was killed has left of a snapshot; one that is at work is left alone."""
+    """Settle first what a command that was killed has left of a snapshot; beside a running VM one may be at work."""
     images = (os.path.realpath(disk.path) for disk in subject.definition.disk.values() if not disk.readonly)
     if not any(os.path.isfile(f"{image}{TAKING}") for image in images):
         return
@@ -179,7 +179,7 @@ def settle_snapshots(caller: Caller, word: str, subject: Subject, tell: Tell) ->
     try:
         settle_disks(caller, word, tell)
     except PreflightFailed as error:
-        if error.report.code != "disk.locked":
+        if error.report.code != "disk.locked" or not observe(caller, subject.definition.name).lives:
             raise
 
 

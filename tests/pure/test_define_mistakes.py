@@ -483,3 +483,18 @@ def test_a_mistake_without_a_line_to_write_names_the_command_that_tells_what_the
     finding = only(text)
 
     assert finding.report.hint.startswith(f"kvmlaunch explain {key} ")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "hint"),
+    [
+        (("memory.hugepages=2MiB", "memory.ksm=on"), "--set memory.ksm=off"),
+        (("disk.a.path=a.img", "disk.a.cache=writeback", "disk.a.aio=native"), "--set disk.a."),
+    ],
+)
+def test_values_of_the_command_line_that_do_not_go_together_have_their_fix_there(
+    overrides: tuple[str, ...], hint: str
+) -> None:
+    finding = only("", *overrides)
+
+    assert finding.report.hint.startswith(hint)

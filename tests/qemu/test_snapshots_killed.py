@@ -510,7 +510,9 @@ def test_a_directory_is_no_mark_and_a_disk_that_is_read_only_has_none(machine: M
 
 def test_every_command_that_settles_a_snapshot_says_so(machine: Machine) -> None:
     both(machine)
-    for words in (COMMIT, REVERT, CREATE, ("disk", "resize", "web:root", "+1MiB"), ("clone", "new", "--from", "web")):
+    resize, convert = ("disk", "resize", "web:root", "+1MiB"), ("disk", "convert", "web:root", "../n.img")
+    clone = ("clone", "new", "--from", "web")
+    for words in (COMMIT, REVERT, CREATE, resize, convert, clone):
         for disk in ("root", "data"):
             machine.ok("disk", "snapshot", "commit", f"web:{disk}")
         snapshot(machine, "s1")

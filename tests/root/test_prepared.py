@@ -138,6 +138,25 @@ def test_a_prepared_mount_that_somebody_gave_away_is_given_back(machine: Machine
     assert pool.settled() == 0
 
 
+def test_what_a_killed_preflight_left_is_taken_back_by_undo(machine: Machine, pool: Pool) -> None:
+    machine.define("web", HUGE)
+    raised = f"{PAGES} × 2 MiB reserved"
+    for number in range(3):
+        process = machine.start(KVMLAUNCH, "preflight", "web", "--apply")
+        assert process.stderr is not None
+        for line in process.stderr:
+            if raised in line:
+                break
+        process.kill()
+        process.wait()
+        left = pool.gained()
+        undone = machine.ok("preflight", "web", "--undo")
+
+        assert left in {0, PAGES}, number
+        assert pool.settled() == 0, undone.err
+        assert machine.leftovers() == []
+
+
 def test_whoever_is_in_a_prepared_mount_is_named(machine: Machine, pool: Pool) -> None:
     machine.define("web", HUGE)
     machine.ok("preflight", "web", "--apply")
