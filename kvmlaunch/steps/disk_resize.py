@@ -1,8 +1,11 @@
 """`disk resize`: a disk grows, of a VM that is down or that runs; it is never made smaller."""
 
+import errno
+import os
+
 from kvmlaunch.builder.names import drive_id
 from kvmlaunch.builder.qcow2 import is_allocated
-from kvmlaunch.errors import Busy, DefinitionInvalid, PreflightFailed, Report
+from kvmlaunch.errors import Busy, DefinitionInvalid, HostFailed, PreflightFailed, Report
 from kvmlaunch.host.images import free_space, held_images
 from kvmlaunch.host.volumes import grow_volume
 from kvmlaunch.model.value import evolve, frozen
@@ -220,12 +223,24 @@ def grow(target: Target, seen: Seen | None, volume: Volume | None, resized: Resi
     if volume is not None and after > volume.size:
         after = grow_volume(volume, after)
     if seen is not None and seen.pid is not None:
-        query(seen, ("block_resize", {"device": drive_id(target.name), "size": after}), seconds=SECONDS)
+        try:
+            query(seen, ("block_resize", {"device": drive_id(target.name), "size": after}), seconds=SECONDS)
+        except HostFailed as error:
+            raise no_room(target, after, error) from error
         sparse = target.facts.kind == "file" and kept_allocation(target) != "off"
-        return Resized(target=target, before=resized.before, after=after, pid=seen.pid, sparse=sparse)
+        return evolve(resized, after=after, pid=seen.pid, sparse=sparse)
     if target.facts.kind == "file":
         run_resize(target, after)
-    return Resized(target=target, before=resized.before, after=after)
+    return evolve(resized, after=after)
+
+
+def no_room(target: Target, size: int, error: HostFailed) -> HostFailed | PreflightFailed:
+    """Give QEMU's refusal to grow a disk: `host.space` where the file system holds no such file."""
+    said = error.report.message
+    if not any(os.strerror(number) in said for number in (errno.EFBIG, errno.ENOSPC)):
+        return error
+    message = f"{target.word} cannot be grown to {render_size(size)}"
+    return PreflightFailed(Report(code="host.space", message=message, where=str(target.disk.path), why=said))
 
 
 def run_resize(target: Target, size: int) -> None:

@@ -134,6 +134,7 @@ def test_a_running_vms_disk_grows_without_room_as_what_is_added_takes_its_place_
 
     assert (small / "web.img").stat().st_size == 16 * MIB
     assert "as it is written" in grown.err
+    assert "[host.space]" in grown.err
 
 
 def test_what_is_no_size_is_no_size(machine: Machine) -> None:
