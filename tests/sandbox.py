@@ -264,6 +264,17 @@ class Machine:
             process.wait()
 
 
+def alice_words(*words: str | Path) -> tuple[str | Path, ...]:
+    """Give the words that run kvmlaunch as alice."""
+    ids = ("--reuid", str(ALICE), "--regid", str(ALICE), "--clear-groups")
+    return ("setpriv", *ids, KVMLAUNCH, *words)
+
+
+def as_alice(machine: Machine, *words: str | Path) -> Result:
+    """Run kvmlaunch as an ordinary user."""
+    return machine.execute(*alice_words(*words), env={"HOME": "/srv/alice"}, at="/srv/alice")
+
+
 def finish(process: Process, seconds: float = SECONDS) -> Result:
     """Wait for a command; one that does not end is killed and the test fails."""
     try:

@@ -58,11 +58,8 @@ def plan_agent(definition: Definition, tuning: CloudInit) -> Choice[bool]:
     """Choose whether an agent is installed: not where it would have no channel to be reached by."""
     source = "QEMU docs, interop/qemu-ga"
     if definition.guest_agent.enabled is False:
-        reason, origin = (
-            "guest_agent.enabled is false: it would have no channel",
-            definition.origin("guest_agent.enabled"),
-        )
-        return Choice(value=False, reason=reason, source=source, origin=origin)
+        reason = "guest_agent.enabled is false: it would have no channel"
+        return Choice(value=False, reason=reason, source=source, origin=definition.origin("guest_agent.enabled"))
     return wanted(definition, "agent", tuning.agent, AGENT_WHY, source)
 
 
@@ -112,7 +109,7 @@ def seed_rows(definition: Definition) -> Iterator[Field]:
 
 def installs_agent(definition: Definition) -> bool:
     """Does the seed have an agent installed in the guest."""
-    return plan_seed(definition).value and definition.cloud_init.agent
+    return plan_seed(definition).value and plan_agent(definition, definition.cloud_init).value
 
 
 def build_seed(definition: Definition) -> Part:

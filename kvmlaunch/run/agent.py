@@ -76,8 +76,10 @@ def converse(connection: socket.socket, conversation: Conversation, seconds: flo
 
 def late(conversation: Conversation) -> TimedOut:
     """Give the error of an agent that does not answer."""
-    heard = "what it said is no answer" if conversation.heard else "it said nothing"
-    heard = "it began to answer, and went silent" if conversation.synced else heard
+    if conversation.synced:
+        heard = "it began to answer, and went silent"
+    else:
+        heard = "what it said is no answer" if conversation.heard else "it said nothing"
     return TimedOut(
         Report(
             code="agent.timeout",

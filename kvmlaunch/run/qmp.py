@@ -12,7 +12,7 @@ import struct
 import time
 from collections.abc import Sequence
 from pathlib import PurePosixPath
-from typing import Literal, cast
+from typing import Literal
 
 from kvmlaunch.errors import Busy, HostFailed, KvmlaunchError, NotRunning, Report, TimedOut, Unreachable
 from kvmlaunch.facts.qmp import Conversation, NoQmp, Query, QueryRefused
@@ -236,11 +236,13 @@ def ask(target: Target, queries: Sequence[Query], *, seconds: float = 5.0) -> An
 
 def greet(target: Target, queries: Sequence[Query], others: Sequence[Target], *, seconds: float) -> Answers:
     """Ask one monitor, and negotiate with others at the same time; raises as `ask` does."""
-    answers, *_ = outcomes = ask_each(((target, queries), *((other, ()) for other in others)), seconds=seconds)
-    for outcome in outcomes:
+    first, *rest = ask_each(((target, queries), *((other, ()) for other in others)), seconds=seconds)
+    if isinstance(first, KvmlaunchError):
+        raise first
+    for outcome in rest:
         if isinstance(outcome, KvmlaunchError):
             raise outcome
-    return cast("Answers", answers)
+    return first
 
 
 def listener_pid(path: PurePosixPath) -> int | None:

@@ -6,6 +6,7 @@ the claim is undone in reverse order.
 """
 
 import os
+from pathlib import PurePosixPath
 
 from kvmlaunch.builder.cloud_init import plan_seed
 from kvmlaunch.builder.render import render_argv
@@ -24,7 +25,7 @@ from kvmlaunch.steps.observe import LEFT, Seen, age, monitor_path, observe, who_
 from kvmlaunch.steps.resolve import resolve
 from kvmlaunch.steps.start import Keep, Started, Wishes, no_more, start
 from kvmlaunch.steps.start_findings import lacks_seed, linger_findings, own_findings
-from kvmlaunch.storage.snapshot import TAKING
+from kvmlaunch.storage.snapshot import taking_path
 
 
 def check_running(caller: Caller, seen: Seen, subject: Subject) -> tuple[Finding, ...]:
@@ -171,8 +172,8 @@ def heal_before(caller: Caller, seen: Seen, subject: Subject, wishes: Wishes, te
 
 def settle_snapshots(caller: Caller, word: str, subject: Subject, tell: Tell) -> None:
     """Settle first what a command that was killed has left of a snapshot; beside a running VM one may be at work."""
-    images = (os.path.realpath(disk.path) for disk in subject.definition.disk.values() if not disk.readonly)
-    if not any(os.path.isfile(f"{image}{TAKING}") for image in images):
+    disks = (disk for disk in subject.definition.disk.values() if not disk.readonly)
+    if not any(os.path.isfile(taking_path(PurePosixPath(os.path.realpath(disk.path)))) for disk in disks):
         return
     from kvmlaunch.steps.disk_settle import settle as settle_disks  # noqa: PLC0415 - after a killed command
 

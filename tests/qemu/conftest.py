@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.sandbox import ALICE, KVMLAUNCH, Machine, Result, cache, machine, made_machine, require_root
+from tests.sandbox import Machine, cache, machine, made_machine, require_root
 
 __all__ = ("cache", "machine")
 
@@ -16,9 +16,3 @@ def shared(tmp_path: Path, cache: Path) -> Iterator[Machine]:
     require_root()
     with made_machine(tmp_path, cache, users=True) as made:
         yield made
-
-
-def as_alice(machine: Machine, *words: str) -> Result:
-    """Run kvmlaunch as an ordinary user."""
-    ids = ("--reuid", str(ALICE), "--regid", str(ALICE), "--clear-groups")
-    return machine.execute("setpriv", *ids, KVMLAUNCH, *words, env={"HOME": "/srv/alice"}, at="/srv/alice")

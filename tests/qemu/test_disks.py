@@ -9,7 +9,6 @@ import pytest
 
 from kvmlaunch.model.image import qcow2_room
 from tests.crashes import Point, describe, killed_at, points, traced
-from tests.qemu.conftest import as_alice
 from tests.qemu.test_run_attach import terminal
 from tests.sandbox import (
     ALICE,
@@ -18,6 +17,7 @@ from tests.sandbox import (
     TINY,
     Machine,
     Process,
+    as_alice,
     cmdline,
     finish,
     wait_for,

@@ -6,8 +6,7 @@ import signal
 
 import pytest
 
-from tests.qemu.conftest import as_alice
-from tests.sandbox import ALICE, KVMLAUNCH, TINY, Machine, Result, finish, wait_for
+from tests.sandbox import ALICE, KVMLAUNCH, TINY, Machine, Result, as_alice, finish, wait_for
 
 ABOUT_ONE = ("pause", "resume", "reset", "console", "monitor", "logs", "status", "down", "diff")
 

@@ -7,7 +7,18 @@ import pytest
 
 from tests.root.conftest import Pool
 from tests.root.test_hugepages import HUGE, PAGES, huge_kilobytes
-from tests.sandbox import ALICE, HER_NAME, KVMLAUNCH, Machine, Process, Result, is_alive, status_field, wait_for
+from tests.sandbox import (
+    ALICE,
+    HER_NAME,
+    KVMLAUNCH,
+    Machine,
+    Process,
+    Result,
+    as_alice,
+    is_alive,
+    status_field,
+    wait_for,
+)
 
 MOUNT = "/run/kvmlaunch/hugepages/0/web/mount"
 
@@ -211,17 +222,6 @@ def test_a_killed_qemu_does_not_take_what_was_prepared_along(machine: Machine, p
     machine.ok("preflight", "web", "--undo")
     assert pool.settled() == 0
     assert machine.leftovers() == []
-
-
-def as_alice(machine: Machine, *words: str | Path) -> Result:
-    """Run kvmlaunch as an ordinary user."""
-    return machine.execute(*alice_words(*words), env={"HOME": "/srv/alice"}, at="/srv/alice")
-
-
-def alice_words(*words: str | Path) -> tuple[str | Path, ...]:
-    """Give the words that run kvmlaunch as alice."""
-    ids = ("--reuid", str(ALICE), "--regid", str(ALICE), "--clear-groups")
-    return ("setpriv", *ids, KVMLAUNCH, *words)
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ import pytest
 
 from tests.crashes import describe, killed_at, points, sample
 from tests.root.conftest import Pool
-from tests.root.test_prepared import as_alice, hers
-from tests.sandbox import TINY, Machine
+from tests.root.test_prepared import hers
+from tests.sandbox import TINY, Machine, as_alice
 
 __all__ = ("hers",)
 

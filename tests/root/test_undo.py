@@ -6,8 +6,8 @@ import pytest
 
 from tests.root.conftest import Pool
 from tests.root.test_hugepages import HUGE
-from tests.root.test_prepared import MOUNT, as_alice, hers, prepare_for_alice
-from tests.sandbox import ALICE, HER_NAME, KVMLAUNCH, TINY, Machine
+from tests.root.test_prepared import MOUNT, hers, prepare_for_alice
+from tests.sandbox import ALICE, HER_NAME, KVMLAUNCH, TINY, Machine, as_alice
 
 __all__ = ("hers",)
 
