@@ -208,17 +208,22 @@ def check_container(path: PurePosixPath, facts: PathFacts, table: str, *, writte
         )
 
 
+def cut_off(path: PurePosixPath, size: int, least: int, key: str) -> Finding:
+    """Give the refusal of a qcow2 file that ends before its first table does (`disk.corrupt`); sizes in bytes."""
+    return error(
+        code="disk.corrupt",
+        message=f"{path} is cut off",
+        key=key,
+        why=f"it has {count(size, 'byte')}, its header and first table alone have {least}",
+        hint="go back to a backup: what it held is gone",
+    )
+
+
 def check_header(disk: PlannedDisk, facts: PathFacts, vm: str) -> Iterator[Finding]:
     """Refuse a qcow2 image that QEMU does not open (`disk.corrupt`): cut off, or marked as damaged."""
     least = max(SMALLEST_QCOW2, facts.least)
     if facts.kind == "file" and facts.size < least:
-        yield error(
-            code="disk.corrupt",
-            message=f"{disk.path} is cut off",
-            key=f"{disk.table}.path",
-            why=f"it has {count(facts.size, 'byte')}, its header and first table alone have {least}",
-            hint="go back to a backup: what it held is gone",
-        )
+        yield cut_off(disk.path, facts.size, least, f"{disk.table}.path")
     elif facts.damaged and not disk.readonly:
         word = f"{vm}:{disk.table.removeprefix('disk.')}"
         yield error(

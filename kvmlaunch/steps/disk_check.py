@@ -14,7 +14,7 @@ from kvmlaunch.host.rundir import lock_taker
 from kvmlaunch.host.volumes import drop_volume, find_volume
 from kvmlaunch.model.value import evolve, frozen
 from kvmlaunch.model.volume import parse_volume_name
-from kvmlaunch.preflight.disk import check_chain, repair_beneath_hint, repair_hint
+from kvmlaunch.preflight.disk import check_chain, cut_off, repair_beneath_hint, repair_hint
 from kvmlaunch.steps.caller import Caller
 from kvmlaunch.steps.disk_create import refuse_held
 from kvmlaunch.steps.disks import (
@@ -260,11 +260,9 @@ def is_marked(path: PurePosixPath) -> bool:
     except OSError:
         return False
     layout = parse_layout(head)
-    if size < int(str(layout.get("least", 0))):
-        why = f"it has {size} bytes, its header and first table alone have {layout['least']}"
-        hint = "go back to a backup: what it held is gone"
-        report = Report(code="disk.corrupt", message=f"{path} is cut off", where=str(path), why=why, hint=hint)
-        raise PreflightFailed(report)
+    least = int(str(layout.get("least", 0)))
+    if size < least:
+        raise PreflightFailed(cut_off(path, size, least, "").report._replace(where=str(path)))
     return bool(layout.get("damaged"))
 
 
